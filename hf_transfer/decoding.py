@@ -1,0 +1,222 @@
+"""Files to pixels: any image that Pillow reads becomes a square of 8-bit pixels, or is refused."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hf_transfer.recipe import UserError
+
+VERSION = 1  # of the pixels that `decode` returns; a stored pixel depends on it
+ENORMOUS = 50_000_000  # pixels; beyond, a file is named in the audit
+REFUSED = 2 * 89_478_485  # pixels; beyond, a file is taken for a decompression bomb
+DRAFT_MARGIN = 3  # a JPEG is decoded reduced only while it stays this many times the wanted side
+LONGEST = 8  # sides' ratio beyond which only the middle of a picture is resized
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class ImageError(UserError):
+    """A file that gives no pixels; `kind` is the audit's word for why."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What a backbone wants to see; the same in training, prediction and the Space.
+
+    `crop_mode` "center" resizes the shortest side and cuts the middle out; "squash" resizes both
+    sides to the square, as most processors of transformers' vision transformers do.
+    """
+
+    size: int
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash"] = "center"
+
+    def __post_init__(self) -> None:
+        if self.channels not in MODES:
+            raise UserError(f"an image has 1, 3 or 4 channels, not {self.channels}")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise UserError(
+                f"mean and std need one number per channel: {self.channels}, "
+                f"not {len(self.mean)} and {len(self.std)}"
+            )
+        if self.interpolation not in FILTERS:
+            raise UserError(f"interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
+        if self.size < 1 or not 0 < self.crop_pct <= 1:
+            raise UserError(
+                f"size {self.size} and crop_pct {self.crop_pct} must be at least 1 and in (0, 1]"
+            )
+
+    @property
+    def stored(self) -> int:
+        """Side in pixels of the square that is decoded and stored: `floor(size / crop_pct)`."""
+        return math.floor(self.size / self.crop_pct)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image: `pixels` uint8 (S', S', C), the file's own `width` and `height` (as shown),
+    and `notes`: the audit's words for what was unusual and has been handled."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    notes: tuple[str, ...] = ()
+
+
+def decode(source: str | Path | bytes | Image.Image, settings: ImageSettings) -> np.ndarray:
+    """Return uint8 pixels (S', S', C) of a file, its bytes or a PIL image; S' = settings.stored.
+
+    Turned as its EXIF says, in the wanted colour mode (transparency on white), resized and cut as
+    the settings say. Raises ImageError, one line that says why the file gives no pixels.
+    """
+    with warnings.catch_warnings():  # Pillow warns about what the notes already say
+        warnings.simplefilter("ignore")
+        return decode_noted(source, settings).pixels
+
+
+def decode_noted(source: str | Path | bytes | Image.Image, settings: ImageSettings) -> Picture:
+    """Return the decoded image with notes; as `decode`, but Pillow's warnings come through."""
+    if isinstance(source, Image.Image):
+        return _picture(source, settings, "image")
+    name = "image" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError("missing", f"{name}: no such file") from error
+    except OSError as error:
+        raise ImageError("unreadable", f"{name}: {error.strerror or error}") from error
+    if not data:
+        raise ImageError("zero-byte", f"{name}: the file is empty")
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return _picture(image, settings, name)
+    except Image.DecompressionBombError as error:
+        raise ImageError("too-large", f"{name}: more than {REFUSED:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("not-an-image", f"{name}: not an image that Pillow reads") from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError) as error:
+        if isinstance(error, ImageError):
+            raise
+        kind = "truncated" if "truncated" in str(error) else "unreadable"
+        raise ImageError(kind, f"{name}: {' '.join(str(error).split())}") from error
+
+
+def _picture(image: Image.Image, settings: ImageSettings, name: str) -> Picture:
+    if image.width * image.height > REFUSED:
+        raise ImageError("too-large", f"{name}: more than {REFUSED:,} pixels")
+    notes = _notes(image)
+    width, height = image.size
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        _draft(image, settings.stored)
+    image.load()
+    turned = image.getexif().get(0x0112, 1) if image.format else 1
+    if turned in range(2, 9):
+        notes.append("rotated")
+        image = ImageOps.exif_transpose(image)
+        if turned >= 5:
+            width, height = height, width
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bit(image, notes, name)
+    image = _in_mode(image, MODES[settings.channels])
+    pixels = np.asarray(_square(image, settings)).reshape(settings.stored, settings.stored, -1)
+    return Picture(pixels, width, height, tuple(notes))
+
+
+def _notes(image: Image.Image) -> list[str]:
+    rawmodes = [str(tile[3]) for tile in getattr(image, "tile", [])]
+    found = {
+        "animated": getattr(image, "n_frames", 1) > 1,
+        "16-bit": image.mode.startswith("I") or any(";16" in mode for mode in rawmodes),
+        "grayscale": image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"),
+        "palette": image.mode in ("P", "PA"),
+        "alpha": image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+        "cmyk": image.mode == "CMYK",
+        "enormous": image.width * image.height > ENORMOUS,
+    }
+    return [word for word, holds in found.items() if holds]
+
+
+def _draft(image: Image.Image, side: int) -> None:
+    """Let libjpeg reduce by 2, 4 or 8 while it decodes, with a margin that keeps it faithful."""
+    wanted = side * DRAFT_MARGIN
+    image.draft(None, (wanted, wanted))
+
+
+def _to_8_bit(image: Image.Image, notes: list[str], name: str) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "F" or (values.size and (values.min() < 0 or values.max() > 65535)):
+        raise ImageError(
+            "unreadable",
+            f"{name}: pixels of mode {image.mode} have no known range; save it as 8 or 16 bits",
+        )
+    if values.size and values.max() < 65536 // 8:
+        notes.append("dark-16-bit")
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return the image as L, RGB or RGBA; transparency becomes white, but in RGBA."""
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    if transparent and mode != "RGBA":
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        image.alpha_composite(layer)
+    return (
+        image.convert("RGB").convert(mode) if image.mode in ("P", "CMYK") else image.convert(mode)
+    )
+
+
+def _square(image: Image.Image, settings: ImageSettings) -> Image.Image:
+    """Return the square of `settings.stored` pixels from which evaluation cuts its middle.
+
+    Resizing and rounding are torchvision's `Resize` and `CenterCrop`, bit for bit.
+    """
+    side, kind = settings.stored, FILTERS[settings.interpolation]
+    if settings.crop_mode == "squash":
+        return image if image.size == (side, side) else image.resize((side, side), kind)
+    width, height = image.size
+    short = min(width, height)
+    if max(width, height) > LONGEST * short:
+        left, top = max(0, width - LONGEST * short) // 2, max(0, height - LONGEST * short) // 2
+        image = image.crop((left, top, width - left, height - top))
+        width, height = image.size
+    size = (
+        (side, int(side * height / width))
+        if width <= height
+        else (int(side * width / height), side)
+    )
+    if image.size != size:
+        image = image.resize(size, kind)
+    inner = middle(side, settings.size)
+    left, top = middle(size[0], settings.size) - inner, middle(size[1], settings.size) - inner
+    return image if size == (side, side) else image.crop((left, top, left + side, top + side))
+
+
+def middle(side: int, size: int) -> int:
+    """Return where a centred cut of `size` begins in `side` pixels, rounded as torchvision does."""
+    return round((side - size) / 2.0)
