@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -115,26 +114,32 @@ class RunReport:
         return cls.from_dict(values, str(path))
 
 
+def write_html(report: RunReport, path: str | Path, seeds: Sequence[RunReport] = ()) -> Path:
+    """Write one self-contained HTML page on a run, whole or not at all; return its path.
+
+    `seeds` are all runs of the recipe, this one among them, to be shown side by side. The page
+    needs no network, script or font. Raises UserError if it cannot be written.
+    """
+    from hf_transfer.page import report_page
+
+    return write_text(path, report_page(report, seeds))
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file, whole or not at all, and return its path. Raises UserError."""
     path = Path(path)
-    scratch: Path | None = None
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        scratch = Path(name)
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's file is for the owner's eyes alone; a report is an ordinary file.
-        mask = os.umask(0)
-        os.umask(mask)
-        scratch.chmod(0o666 & ~mask)
-        scratch.replace(path)
-    except OSError as error:
-        if scratch is not None:
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        finally:
             scratch.unlink(missing_ok=True)
+    except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; free space or choose another folder"
         ) from None
@@ -221,3 +226,35 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"a report holds plain values, not {type(value).__name__}: {value!r}")
+
+
+def show_count(count: int | None) -> str:
+    """Return a number of scalars as people write it: 962, 15.4K, 4.92M; a dash for None."""
+    if count is None:
+        return "–"
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)
+
+
+def show_rate(rate: float | None) -> str:
+    """Return a rate as recipes write it: 1e-3, 3.2e-5, 0.01; a dash for None."""
+    if rate is None:
+        return "–"
+    if rate == 0 or 0.01 <= rate < 1000:
+        return f"{rate:.3g}"
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a time as people write it: 0.4 s, 12 s, 2 min 5 s, 1 h 4 min."""
+    whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,259 @@
+"""Charts: numbers to inline SVG; the page's style sheet colours them, so they follow its theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+Point = tuple[float, float]
+Scale = Callable[[float], float]
+Show = Callable[[float], str]
+
+# Mean width of a character as a share of the font size: SVG cannot measure its text.
+CHARACTER = 0.58
+MOST_POINTS = 240
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name in the legend, its colour class in page.css, its points in order of x."""
+
+    name: str
+    style: str
+    points: tuple[Point, ...]
+    best: tuple[Point, ...] = ()  # points that get a ring
+    marked: bool = False  # whether each point gets a mark
+
+
+@dataclass(frozen=True)
+class Band:
+    """A span of x with a name: one phase."""
+
+    name: str
+    start: float
+    end: float
+
+
+def line_chart(title: str, lines: Sequence[Line], bands: Sequence[Band], show: Show) -> str:
+    """Return an SVG of curves over epochs with the phases behind them; `show` writes a y value."""
+    width, height, left, right, top, bottom = 520.0, 280.0, 48.0, 12.0, 42.0, 34.0
+    values = [y for line in lines for _, y in line.points]
+    low, high = min(values), max(values)
+    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    low, high = (max(0.0, low - room) if low >= 0 else low - room), high + room
+    end = max([band.end for band in bands] + [x for line in lines for x, _ in line.points]) or 1.0
+
+    def x_of(x: float) -> float:
+        return left + (width - left - right) * x / end
+
+    def y_of(y: float) -> float:
+        return height - bottom - (height - top - bottom) * (y - low) / (high - low)
+
+    parts = _bands(bands, x_of, top, height - bottom)
+    for tick in ticks(low, high, 5):
+        y = y_of(tick)
+        parts.append(mark("line", style="grid", x1=left, x2=width - right, y1=y, y2=y))
+        parts.append(text(show(tick), left - 7, y + 3.5, "tick", "end"))
+    for tick in ticks(0, end, 8):
+        parts.append(text(f"{tick:g}", x_of(tick), height - bottom + 16, "tick", "middle"))
+    parts.append(text("epoch", (left + width - right) / 2, height - 3, "tick", "middle"))
+    for line in lines:
+        parts += _curve(line, x_of, y_of, show)
+    parts += _legend(lines, width - right)
+    parts.append(text(title, 0, 12, "chart-title"))
+    return svg(width, height, parts, title)
+
+
+def heat_map(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Return an SVG of a confusion matrix: rows true, columns predicted, shaded by share of a row.
+
+    Hits and errors differ in colour. Counts are written where they fit, and so are labels: every
+    second, third ... where classes are many. A cell's tooltip says all of it.
+    """
+    count = len(labels)
+    size = max(5.0, min(56.0, 620.0 / count))
+    font = max(8.0, min(12.0, size * 0.92))
+    step = max(1, math.ceil(font * 1.1 / size))
+    longest = max(text_width(shorten(label), font) for label in labels)
+    turn = 0 if longest <= size - 6 else 45 if step == 1 else 90
+    reach = {0: font, 45: longest * 0.72 + font, 90: longest}[turn]
+    left, top = longest + 28, reach + 32
+    width = left + size * count + (longest * 0.72 if turn == 45 else 8)
+    height = top + size * count + 4
+    parts = [
+        text("predicted →", left, 12, "axis"),
+        text(
+            "← true", 0, 0, "axis", transform=f"translate(11,{top:.1f}) rotate(-90)", anchor="end"
+        ),
+    ]
+    for i in range(0, count, step):
+        middle = (i + 0.5) * size
+        parts.append(_name(labels[i], left - 7, top + middle + font * 0.35, font, "end"))
+        parts.append(_column_name(labels[i], left + middle, top - 7, font, turn))
+    for i, row in enumerate(matrix):
+        for j, cell in enumerate(row):
+            if cell:
+                what = "right" if i == j else f"taken for {labels[j]}"
+                title = f"{labels[i]} {what}: {cell} of {sum(row)}"
+                place = (left + j * size, top + i * size)
+                parts.append(_cell(place, size, cell, cell / sum(row), i == j, title))
+    side = size * count
+    parts.append(mark("rect", style="frame", x=left, y=top, width=side, height=side))
+    return svg(width, height, parts, "confusion matrix", natural=width)
+
+
+def interval(value: float, bounds: Sequence[float] | None, low: float, high: float) -> str:
+    """Return a small SVG of a value on the scale low..high, with its interval if there is one."""
+    width, middle = 180.0, 9.0
+
+    def x_of(x: float) -> float:
+        return 6 + (width - 12) * min(1.0, max(0.0, (x - low) / ((high - low) or 1)))
+
+    parts = [mark("line", style="rail", x1=6.0, x2=width - 6, y1=middle, y2=middle)]
+    name = f"{value:.4g}"
+    if bounds:
+        start, span = x_of(bounds[0]), max(2.0, x_of(bounds[1]) - x_of(bounds[0]))
+        parts.append(mark("rect", style="whisker", x=start, y=4.0, width=span, height=10.0, rx=3.0))
+        name += f", 95% interval {bounds[0]:.4g} to {bounds[1]:.4g}"
+    parts.append(mark("circle", style="dot", cx=x_of(value), cy=middle, r=3.4))
+    return svg(width, 2 * middle, parts, name, natural=width)
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Return the round values in low..high, about that many, at steps of 1, 2 or 5 times 10**n."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def thin(points: Sequence[Point], most: int = MOST_POINTS) -> tuple[Point, ...]:
+    """Return at most `most` points, each the mean of neighbours; as they are if there are few."""
+    size = math.ceil(len(points) / most)
+    if size <= 1:
+        return tuple(points)
+    runs = [points[i : i + size] for i in range(0, len(points), size)]
+    return tuple(
+        (sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs
+    )
+
+
+def shorten(label: str, most: int = 22) -> str:
+    """Return the label, cut in the middle to at most `most` characters."""
+    if len(label) <= most:
+        return label
+    head = most // 2
+    return f"{label[:head].rstrip()}…{label[head + 1 - most :].lstrip()}"
+
+
+def text_width(label: str, font: float) -> float:
+    """Return about how wide a text is, in the units of its font size."""
+    return len(label) * font * CHARACTER
+
+
+def mark(name: str, content: str = "", style: str = "", title: str = "", **values: object) -> str:
+    """Return one SVG element around `content`, which is markup; attributes and title are escaped.
+
+    Floats are written to a tenth; `style` is its class, `font_size` becomes `font-size`.
+    """
+    inside = (f"<title>{escape(title)}</title>" if title else "") + content
+    pairs = [("class", style)] if style else []
+    for key, value in values.items():
+        shown = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
+        pairs.append((key.replace("_", "-"), shown))
+    listed = "".join(f' {key}="{escape(value)}"' for key, value in pairs)
+    return f"<{name}{listed}>{inside}</{name}>" if inside else f"<{name}{listed}/>"
+
+
+def text(
+    words: str, x: float, y: float, style: str, anchor: str = "", title: str = "", **values: object
+) -> str:
+    """Return an SVG text element; the words are escaped."""
+    if anchor:
+        values["text_anchor"] = anchor
+    return mark("text", escape(words), style, title, x=float(x), y=float(y), **values)
+
+
+def svg(
+    width: float, height: float, parts: Sequence[str], name: str, natural: float | None = None
+) -> str:
+    """Return the parts as one picture that scales with the page, up to `natural` pixels wide."""
+    size = f' style="max-width:{natural:.0f}px"' if natural else ""
+    box = f'viewBox="0 0 {width:.0f} {height:.0f}"'
+    return f'<svg {box} role="img" aria-label="{escape(name)}"{size}>{"".join(parts)}</svg>'
+
+
+def _bands(bands: Sequence[Band], x_of: Scale, top: float, floor: float) -> list[str]:
+    parts = []
+    for i, band in enumerate(bands):
+        x, width = x_of(band.start), max(0.0, x_of(band.end) - x_of(band.start))
+        box = mark(
+            "rect", style=f"band{i % 2}", x=x, y=top - 18, width=width, height=floor - top + 18
+        )
+        names = (f"{i + 1} {band.name}", str(i + 1))
+        fitting = next((name for name in names if text_width(name, 10) < width - 6), "")
+        label = text(fitting, x + 5, top - 6, "band-name")
+        parts.append(mark("g", box + label, title=f"phase {i + 1}: {band.name}"))
+        if i:
+            parts.append(mark("line", style="edge", x1=x, x2=x, y1=top - 18, y2=floor))
+    return parts
+
+
+def _curve(line: Line, x_of: Scale, y_of: Scale, show: Show) -> list[str]:
+    path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
+    parts = [mark("polyline", style=f"line {line.style}", points=path)]
+    for x, y in line.points if line.marked else ():
+        best = (x, y) in line.best
+        note = f"{line.name} {show(y)} at epoch {x:g}" + (", best of its phase" if best else "")
+        style = f"{'ring' if best else 'spot'} {line.style}"
+        radius = 4.4 if best else 2.6
+        parts.append(mark("circle", style=style, title=note, cx=x_of(x), cy=y_of(y), r=radius))
+    return parts
+
+
+def _legend(lines: Sequence[Line], right: float) -> list[str]:
+    parts, x = [], right
+    for line in reversed(lines):
+        x -= text_width(line.name, 11)
+        parts.append(text(line.name, x, 12, "legend"))
+        parts.append(mark("line", style=f"line {line.style}", x1=x - 22, x2=x - 6, y1=8.0, y2=8.0))
+        x -= 36
+    return parts
+
+
+def _name(label: str, x: float, y: float, font: float, anchor: str) -> str:
+    return text(shorten(label), x, y, "name", anchor, label, font_size=font)
+
+
+def _column_name(label: str, x: float, y: float, font: float, turn: int) -> str:
+    if turn == 0:
+        return _name(label, x, y, font, "middle")
+    place = f"translate({x + font * turn / 260:.1f},{y:.1f}) rotate(-{turn})"
+    return text(shorten(label), 0, 0, "name", "", label, font_size=font, transform=place)
+
+
+def _cell(place: Point, size: float, count: int, share: float, hit: bool, title: str) -> str:
+    x, y = place
+    # Errors are rare: a power below one keeps one in fifty visible.
+    strength = share if hit else share**0.7
+    gap = 1.0 if size > 12 else 0.0
+    side = size - gap
+    box = mark(
+        "rect",
+        style="hit" if hit else "miss",
+        x=x,
+        y=y,
+        width=side,
+        height=side,
+        rx=2 * gap,
+        fill_opacity=f"{max(0.06, strength):.2f}",
+    )
+    if text_width(str(count), 11) <= size - 6:
+        tone = "count strong" if strength > 0.55 else "count"
+        box += text(str(count), x + side / 2, y + side / 2 + 4, tone, "middle")
+    return mark("g", box, title=title)

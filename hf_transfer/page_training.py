@@ -1,0 +1,147 @@
+"""The page's account of the training: what each phase trained, at which rates, and the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from hf_transfer.charts import Band, Line, Point, line_chart, shorten, thin
+from hf_transfer.page_tables import MISSING, label, meter, table
+from hf_transfer.report import (
+    Facts,
+    PhaseReport,
+    RunReport,
+    show_count,
+    show_rate,
+    show_seconds,
+)
+
+PHASE_COLUMNS = (
+    ("Phase", "keep"),
+    ("Trained", "trained"),
+    ("Parameters", "keep"),
+    ("Rate", "num"),
+    ("Epochs", "num"),
+    ("Steps", "num"),
+    ("Time", "num"),
+    ("Ended", ""),
+    ("Proof", ""),
+)
+RATE_COLUMNS = (("Group", "keep"), ("Parameters", "num"), ("Rate", "num"), ("Weight decay", "num"))
+
+
+def phases_section(report: RunReport) -> str:
+    """Return the table of phases, each with a strip of the groups that trained, and the rates."""
+    if not report.phases:
+        return ""
+    # The phase that trains most names the groups in their order; the others may add to it.
+    widest = sorted(report.phases, key=lambda phase: -len(phase.groups))
+    known = list(dict.fromkeys(group for phase in widest for group in phase.groups))
+    rows = [_phase_row(i, phase, known) for i, phase in enumerate(report.phases, 1)]
+    rates = "".join(
+        f"<h3>Phase {i}: {escape(phase.name)}</h3>"
+        + table(RATE_COLUMNS, [_rate_row(row) for row in phase.rates], "tall snug")
+        for i, phase in enumerate(report.phases, 1)
+        if phase.rates
+    )
+    return (
+        '<section><h2>What trained, and when</h2><p class="note">Each phase starts from the weights '
+        "that the one before ended with. A strip shows the groups from input to output, in colour "
+        "where they trained; groups that no phase trained are left out.</p>"
+        + table(PHASE_COLUMNS, rows)
+        + (f"<details><summary>All rates</summary>{rates}</details>" if rates else "")
+        + "</section>"
+    )
+
+
+def curves_section(report: RunReport) -> str:
+    """Return loss and accuracy over the epochs of all phases; nothing without a history."""
+    bands: list[Band] = []
+    train: list[Point] = []
+    loss: list[Point] = []
+    accuracy: list[Point] = []
+    best: list[float] = []
+    for phase in report.phases:
+        start = bands[-1].end if bands else 0.0
+        rows = [row for row in phase.history if row.get("epoch") is not None]
+        bands.append(
+            Band(phase.name, start, start + max([phase.epochs, *(row["epoch"] for row in rows)]))
+        )
+        best += [start + phase.best_epoch] if phase.best_epoch is not None else []
+        for name, points in (("loss", train), ("eval_loss", loss), ("eval_accuracy", accuracy)):
+            points += [
+                (start + row["epoch"], row[name]) for row in rows if row.get(name) is not None
+            ]
+    charts = []
+    for title, curves in (
+        ("Loss", (("training", "train", train), ("validation", "valid", loss))),
+        ("Accuracy", (("validation", "valid", accuracy),)),
+    ):
+        lines = [_line(name, style, points, best) for name, style, points in curves if points]
+        if lines:
+            charts.append(f"<div>{line_chart(title, lines, bands, '{:.3g}'.format)}</div>")
+    if not charts:
+        return ""
+    return (
+        '<section><h2>Training</h2><p class="note">The epochs of all phases, one after the other. '
+        "A ring marks the epoch whose weights a phase ended with.</p>"
+        f'<div class="charts">{"".join(charts)}</div></section>'
+    )
+
+
+def _phase_row(index: int, phase: PhaseReport, known: Sequence[str]) -> list[str]:
+    strip = "".join(
+        f'<i class="{"on" if group in phase.groups else ""}" title="{escape(group)}"></i>'
+        for group in known
+    )
+    rates = [row["lr"] for row in phase.rates if row.get("lr") is not None]
+    rate = show_rate(max(rates)) if rates else MISSING
+    if rates and min(rates) != max(rates):
+        rate += label(f"down to {show_rate(min(rates))}")
+    best = "" if phase.best_epoch is None else f"best epoch {phase.best_epoch:g}"
+    total = phase.total_parameters
+    return [
+        f"<b>{index}</b>&ensp;{escape(phase.name)}",
+        f'{_groups(phase.groups)}<span class="strip">{strip}</span>',
+        f"{show_count(phase.trainable_parameters)} of {show_count(total)}"
+        + meter(phase.trainable_parameters / (total or 1)),
+        rate,
+        f"{phase.epochs:g}",
+        f"{phase.steps:,}",
+        show_seconds(phase.seconds),
+        escape(phase.stopped or "ran to its end") + label(best),
+        _checks(phase.checks) + label("features cached" if phase.features == "cached" else ""),
+    ]
+
+
+def _rate_row(row: Facts) -> list[str]:
+    return [
+        escape(str(row.get("label", ""))),
+        show_count(row.get("parameters")),
+        show_rate(row.get("lr")),
+        show_rate(row.get("weight_decay")),
+    ]
+
+
+def _groups(groups: Sequence[str]) -> str:
+    chips = [f'<span class="chip" title="{escape(g)}">{escape(shorten(g))}</span>' for g in groups]
+    if len(groups) <= 3:
+        return "".join(chips)
+    return f"{chips[0]}… {chips[-1]}{label(f'{len(groups)} groups')}"
+
+
+def _checks(checks: Facts) -> str:
+    """What the check after the phase counted, in words; the JSON names what it lists."""
+    words = []
+    for name, value in checks.items():
+        if isinstance(value, list) and value:
+            words.append(f"{len(value)} {name}")
+        elif isinstance(value, (int, float)) and not (name == "ranks" and value == 1):
+            words.append(f"{value:,} {name}")
+    return escape(", ".join(words)) or MISSING
+
+
+def _line(name: str, style: str, points: Sequence[Point], best: Sequence[float]) -> Line:
+    kept = thin(points)
+    rings = tuple(p for p in kept if any(abs(p[0] - epoch) < 1e-6 for epoch in best))
+    return Line(name, style, kept, rings, marked=style == "valid" and len(kept) <= 80)
