@@ -46,6 +46,7 @@ def to_model_input(pixels: Tensor, settings: ImageSettings) -> Tensor:
 
     Bit for bit what torchvision's CenterCrop, ToTensor and Normalize make of the same pixels.
     """
+    _check(pixels, settings)
     return _normalise(_middle(pixels, settings), settings)
 
 
@@ -57,6 +58,7 @@ def augment(
     A pure function of (seed, epoch, index) and the pixels; `index` is int64 (B,). Crop, flips and
     rotation are one bilinear sampling. With everything off it equals `to_model_input`.
     """
+    _check(pixels, settings)
     index = index.to(pixels.device)
     u = uniforms(index, epoch, seed, _COLUMNS)
     if augment.crop or augment.rotate:
@@ -150,13 +152,21 @@ def _beta(u: Tensor, a: float) -> Tensor:
 def _middle(pixels: Tensor, settings: ImageSettings) -> Tensor:
     """Return float32 (B, C, size, size) in 0..1: the centred cut that evaluation sees."""
     side, size = pixels.shape[1], settings.size
-    if side < size:
-        raise ValueError(f"pixels of side {side} are smaller than the model's input, {size}")
     start = middle(side, size)
     cut = pixels[:, start : start + size, start : start + size]
     return (
         cut.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     )
+
+
+def _check(pixels: Tensor, settings: ImageSettings) -> None:
+    shape, size, channels = tuple(pixels.shape), settings.size, settings.channels
+    fits = len(shape) == 4 and shape[1] == shape[2] >= size and shape[3] == channels
+    if pixels.dtype != torch.uint8 or not fits:
+        raise ValueError(
+            f"pixels are {pixels.dtype} {shape}; the model takes uint8 (B, S, S, {channels}), "
+            f"S at least {size}"
+        )
 
 
 def _flip(x: Tensor, u: Tensor, augment: Augment) -> Tensor:
@@ -211,7 +221,7 @@ def _recolor(x: Tensor, pixels: Tensor, u: Tensor, strength: float) -> Tensor:
         _between(u[:, column], low, high) for column in (_LIGHT, _CONTRAST, _SATURATION)
     )
     area = pixels.shape[1] * pixels.shape[2] * 255
-    means = pixels.sum((1, 2), dtype=torch.int64)[:, : color.shape[1]].double() / area
+    means = pixels.flatten(1, 2).sum(1, dtype=torch.int64)[:, : color.shape[1]].double() / area
     gray = _gray(means[:, :, None, None])
     light, contrast, saturation = (v[:, None, None, None] for v in (light, contrast, saturation))
     color.mul_((light * contrast).float()).add_((light * (1 - contrast) * gray).float())
@@ -244,7 +254,7 @@ def _erase(x: Tensor, u: Tensor, probability: float) -> Tensor:
     aspect = _between(u[:, _ERASE_ASPECT], *map(math.log, _ERASED_ASPECTS)).exp()
     area = torch.where(u[:, _ERASE] < probability, area, torch.zeros_like(area))
     boxes = _box(area, aspect, u[:, _ERASE_LEFT], u[:, _ERASE_TOP], x.shape[-1], clip=False)
-    return x.masked_fill_(_inside(boxes, x.shape[-1]), 0.0)
+    return x.mul_(~_inside(boxes, x.shape[-1]))
 
 
 def _box(
