@@ -38,7 +38,7 @@ from hf_transfer.images import augment, mix, to_model_input
 from hf_transfer.metrics import compute_metrics
 from hf_transfer.phases import Phase, make_phases
 from hf_transfer.rates import param_groups
-from hf_transfer.recipe import PhaseSpec, parse_phase
+from hf_transfer.recipe import PhaseSpec, Recipe, parse_phase
 from hf_transfer.report import PhaseReport
 
 logger = logging.getLogger(__name__)
@@ -560,3 +560,19 @@ def _ranks_agree(after: freezing.Fingerprints, phase: Phase) -> int:
                 f"the first of them {apart[0]}"
             )
     return world
+
+
+def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
+    """Return the arguments that hold for all phases of a run; each phase sets the rest."""
+    return TrainingArguments(
+        output_dir=str(out),
+        seed=recipe.seed,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        dataloader_num_workers=recipe.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        per_device_eval_batch_size=64,
+        save_strategy="no",  # checkpoints are written by time: see checkpoint_seconds
+        report_to="none",
+        disable_tqdm=True,
+    )

@@ -1,0 +1,226 @@
+"""The command line: parse, call one function, print. Imports stand inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_transfer import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for a user's mistake, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    from hf_transfer.recipe import UserError
+
+    try:
+        return int(args.command(args) or 0)
+    except (UserError, OSError) as error:
+        for line in _lines(error):
+            print(f"hf-transfer: error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hf-transfer: interrupted; add --resume to go on", file=sys.stderr)
+        return 130
+
+
+def _lines(error: Exception) -> list[str]:
+    """Return what to print of a mistake: a line each, and none that is empty."""
+    if isinstance(error, OSError) and not isinstance(error, ValueError):
+        where = f"{error.filename}: " if error.filename else ""
+        return [f"{where}{error.strerror or error}"]
+    return [line for line in str(error).splitlines() if line.strip()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-transfer",
+        description="Transfer learning for image models: plan it, run it, prove it, publish it.",
+        epilog="A recipe is a shipped name (hf-transfer recipes) or the path of a YAML file.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = _command(commands, "train", _train, "train a recipe and write a run folder")
+    _recipe_arguments(train)
+    train.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/RECIPE)")
+    train.add_argument("--resume", action="store_true", help="go on where a run in --out stopped")
+
+    plan = _command(commands, "plan", _plan, "print what a recipe would train, and train nothing")
+    _recipe_arguments(plan)
+
+    recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
+    recipes.add_argument("name", nargs="?", help="print this recipe, to copy and change it")
+
+    groups = _command(commands, "groups", _groups, "print the layer groups of a backbone")
+    groups.add_argument("backbone", nargs="?", help="timm/NAME, torchvision/NAME, … or a folder")
+    groups.add_argument("--grain", choices=("blocks", "stages"), default="blocks")
+    groups.add_argument("--all", action="store_true", help="group every known architecture")
+    groups.add_argument("--out", metavar="FILE", help="write the table of --all (.csv or .md)")
+
+    predict = _command(commands, "predict", _predict, "label images with a trained model")
+    predict.add_argument("model", help="a run folder, a model folder or a Hub repository")
+    predict.add_argument("images", nargs="+", help="image files or folders of images")
+    predict.add_argument("--top", type=int, default=3, metavar="N", help="labels to show")
+    predict.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+    push = _command(commands, "push", _push, "send a run's model and card to the Hub")
+    push.add_argument("run", help="a finished run folder")
+    push.add_argument("repo", help="owner/name")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+
+    demo = _command(commands, "demo", _demo, "try a model in the browser")
+    demo.add_argument("model", nargs="?", default=".", help="a run, a model folder or a repository")
+    demo.add_argument("--port", type=int, default=7860)
+    return parser
+
+
+def _command(commands: Any, name: str, call: Callable[..., Any], words: str) -> Any:
+    command = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
+    command.set_defaults(command=call)
+    return command
+
+
+def _recipe_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="a shipped recipe's name, or the path of a YAML file")
+    command.add_argument("--data", metavar="PATH", help="class folders, CSV, JSON Lines, Hub name")
+    command.add_argument("--backbone", metavar="ID", help="timm/…, transformers/…, or a folder")
+    command.add_argument("--seed", type=int, metavar="N")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as phases.0.lr=1e-4"
+    )
+
+
+def _load(args: argparse.Namespace) -> Any:
+    """Return the recipe with what the command line changes in it."""
+    from hf_transfer.recipe import load_recipe
+
+    changes = {"data.path": args.data, "backbone": args.backbone, "seed": args.seed}
+    given = [f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None]
+    return load_recipe(args.recipe, [*given, *args.set])
+
+
+def _train(args: argparse.Namespace) -> None:
+    recipe = _load(args)
+    out = Path(args.out or Path("runs") / recipe.name)
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        logging.getLogger("hf_transfer").setLevel(logging.INFO)
+    if recipe.compare is not None:
+        from hf_transfer.quickstart import format_quickstart, run_quickstart
+
+        print(format_quickstart(run_quickstart(recipe, out, _say)))
+        print(f"\nwritten to {out}")
+        return
+    if main_process and recipe.source is None:
+        print(_planned(recipe), flush=True)
+    from hf_transfer.progress import EpochLines, quiet
+    from hf_transfer.run import run
+
+    quiet()
+    report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(_say)])
+    if main_process:
+        from hf_transfer.report import summary
+
+        print(summary(report))
+        print(f"written to {out}: report.html, report.json, model/")
+
+
+def _say(line: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, flush=True)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    print(_planned(_load(args)))
+
+
+def _planned(recipe: Any) -> str:
+    """Return the printed plan; torch is imported only for a backbone that is not recorded."""
+    from hf_transfer.groups import group_layers
+    from hf_transfer.phases import make_phases
+    from hf_transfer.plan import format_plan, make_plan
+    from hf_transfer.recorded import recorded_layout
+    from hf_transfer.sources import scan
+
+    found = scan(recipe.data, recipe.seed)
+    layout = recorded_layout(recipe.backbone, len(found.labels))
+    if layout is None or recipe.head.replace != 1:
+        from hf_transfer.backbone import planned_layout
+
+        layout = planned_layout(recipe, len(found.labels))
+    groups = group_layers(layout)
+    phases = make_phases(recipe.phases, groups, layout)
+    return format_plan(make_plan(recipe, layout, groups, phases, found))
+
+
+def _recipes(args: argparse.Namespace) -> None:
+    from hf_transfer.recipe import UserError, shipped_recipes
+
+    shipped = shipped_recipes()
+    if args.name is None:
+        width = max(map(len, shipped))
+        for name, path in shipped.items():
+            title = path.read_text(encoding="utf-8").splitlines()[0]
+            print(f"{name:{width}}  {title.partition(': ')[2]}")
+        print("\nhf-transfer recipes NAME prints one, to copy and change.")
+    elif args.name in shipped:
+        print(shipped[args.name].read_text(encoding="utf-8"), end="")
+    else:
+        raise UserError(f"no recipe {args.name!r}; there are {', '.join(shipped)}")
+
+
+def _groups(args: argparse.Namespace) -> int:
+    from hf_transfer.recipe import UserError
+
+    if args.all:
+        from hf_transfer.sweep import sweep_to
+
+        return sweep_to(Path(args.out) if args.out else None, _say)
+    if args.backbone is None:
+        raise UserError("groups needs a backbone, such as timm/resnet50, or --all")
+    from hf_transfer.groups import group_layers, groups_text
+    from hf_transfer.recorded import recorded_layout
+
+    layout = recorded_layout(args.backbone, 1000)
+    if layout is None:
+        from hf_transfer.backbone import layout_of
+
+        layout = layout_of(args.backbone, 1000)
+    groups = group_layers(layout)
+    print(groups_text(layout, groups.grain(args.grain)))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from hf_transfer.predict import find_images, format_predictions, predict
+    from hf_transfer.progress import quiet
+
+    quiet()
+    predictions = predict(args.model, find_images(args.images), top=args.top)
+    if args.json:
+        print(json.dumps([prediction.to_dict() for prediction in predictions], indent=1))
+    else:
+        print(format_predictions(predictions))
+    return 2 if any(prediction.error for prediction in predictions) else 0
+
+
+def _push(args: argparse.Namespace) -> None:
+    from hf_transfer.hub import push
+
+    print(push(args.run, args.repo, private=args.private))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from hf_transfer.demo import launch
+    from hf_transfer.progress import quiet
+
+    quiet()
+    launch(args.model, port=args.port)

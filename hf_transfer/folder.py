@@ -1,0 +1,82 @@
+"""The run's folder: who may write there, and what it holds when a run is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_transfer.card import model_card
+from hf_transfer.recipe import Recipe, UserError, dump_recipe
+from hf_transfer.report import RunReport, aggregate, write_html, write_text
+
+
+class FolderError(UserError):
+    """A run folder that cannot be written, or that holds another run."""
+
+
+def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Make the run's folder and write its recipe.yaml; nothing in use is ever overwritten.
+
+    Raises FolderError where the folder holds a run and `resume` is off, or another recipe.
+    """
+    text = dump_recipe(recipe)
+    written = out / "recipe.yaml"
+    if out.exists() and not out.is_dir():
+        raise FolderError(f"--out {out} is a file; choose another folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not resume:
+            raise FolderError(
+                f"--out {out} is not empty; choose another folder, or add --resume to go on there"
+            )
+        if written.is_file() and written.read_text(encoding="utf-8") != text:
+            changed = _difference(written.read_text(encoding="utf-8"), text)
+            raise FolderError(
+                f"--resume: {written} is another recipe ({changed}); choose another --out"
+            )
+    if is_main():
+        write_text(written, text)
+
+
+def _difference(one: str, two: str) -> str:
+    """Return the first line that differs, as `was … is …`."""
+    lines = [*one.splitlines(), ""], [*two.splitlines(), ""]
+    for old, new in zip(*lines, strict=False):
+        if old != new:
+            return f"was '{old.strip()}', is '{new.strip()}'"
+    return "of another length"
+
+
+def is_main() -> bool:
+    """Return whether this process writes: the first of all that the launcher started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def finish(report: RunReport, out: Path) -> RunReport:
+    """Write report.json, report.html and the model's card, the report last; return it."""
+    if is_main():
+        write_html(report, out / "report.html")
+        write_text(out / "model" / "README.md", model_card(report))
+        report.save(out / "report.json")
+    return report
+
+
+def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:
+    """Write the folder of a repeated run: the seed of median accuracy stands for it."""
+    order = sorted(reports, key=lambda report: report.metrics["accuracy"])
+    median = order[(len(order) - 1) // 2]
+    if is_main():
+        shutil.copytree(out / f"seed-{median.seed}" / "model", out / "model", dirs_exist_ok=True)
+        write_html(median, out / "report.html", seeds=reports)
+        write_text(out / "seeds.json", json.dumps(aggregate(reports), indent=1) + "\n")
+        median.save(out / "report.json")
+    return median
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values, without what was left at its default."""
+    return dataclasses.asdict(recipe)

@@ -1,0 +1,42 @@
+"""What a user sees while a run trains: a line an epoch, and silence from the libraries below."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class EpochLines(TrainerCallback):
+    """Says one line an epoch: losses and the accuracy on validation."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.loss: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs:
+            self.loss = logs["loss"]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        if state.epoch is None or self.loss is None:
+            return
+        words = [f"  epoch {state.epoch:g} of {state.num_train_epochs}", f"loss {self.loss:.4f}"]
+        words.append(f"validation loss {metrics['eval_loss']:.4f}")
+        if "eval_accuracy" in metrics:
+            words.append(f"accuracy {metrics['eval_accuracy']:.4f}")
+        self.say(", ".join(words))
+        self.loss = None
+
+
+def quiet() -> None:
+    """Keep the libraries' own notices and bars from the user's terminal; errors still come."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"torch|transformers|timm|accelerate")

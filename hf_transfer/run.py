@@ -1,0 +1,89 @@
+"""A run: recipe, data, backbone, phases, proof, report, model. Start reading here.
+
+This file has no logic of its own; each line leads to the module that has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from hf_transfer import facts, folder
+from hf_transfer.backbone import load_backbone, save_model
+from hf_transfer.data import load_data
+from hf_transfer.recipe import Recipe
+from hf_transfer.report import RunReport
+from hf_transfer.source import trained_source
+from hf_transfer.sources import scan
+from hf_transfer.trainer import TransferTrainer, training_arguments
+
+
+def run(
+    recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()
+) -> RunReport:
+    """Train a recipe into the folder `out` and return its report; once per seed.
+
+    With `resume`, finished phases and seeds are read back and an interrupted one goes on.
+    """
+    folder.open_folder(out, recipe, resume)
+    if recipe.seeds == 1:
+        return run_seed(recipe, out, resume, callbacks)
+    reports = []
+    for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+        one = dataclasses.replace(recipe, seed=seed, seeds=1)
+        reports.append(run(one, out / f"seed-{seed}", resume=resume, callbacks=callbacks))
+    return folder.finish_seeds(reports, out)
+
+
+def run_seed(
+    recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
+) -> RunReport:
+    """Train a recipe with its seed and write the run's folder; the report is written last."""
+    if resume and (out / "report.json").is_file():
+        return RunReport.load(out)
+    started = time.monotonic()
+    backbone_id = trained_source(recipe, out, resume) if recipe.source else recipe.backbone
+    model = load_backbone(
+        backbone_id,
+        scan(recipe.data, recipe.seed).labels,
+        pretrained=recipe.pretrained,
+        weights=recipe.weights,
+        image_size=recipe.data.image_size,
+        replace_layers=recipe.head.replace,
+        seed=recipe.seed,
+    )
+    data = load_data(recipe.data, model.backbone.image, recipe.seed)
+    trainer = TransferTrainer(
+        model,
+        training_arguments(recipe, out),
+        phases=recipe.phases,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        class_weights=facts.class_weights(data.train) if recipe.loss == "balanced" else None,
+        checkpoint_seconds=60.0,
+        callbacks=list(callbacks),
+    )
+    training = time.monotonic()
+    trainer.train(resume_from_checkpoint=resume)
+    trained = time.monotonic() - training
+    metrics = facts.measure(trainer, data, recipe.metrics)
+    if folder.is_main():
+        save_model(model, out / "model")
+    report = RunReport(
+        name=recipe.name,
+        recipe=dataclasses.asdict(recipe),
+        backbone=facts.backbone_facts(model, backbone_id),
+        data=facts.data_facts(data),
+        phases=tuple(trainer.reports),
+        metrics=metrics,
+        seconds={"wall": time.monotonic() - started, "training": trained},
+        environment=facts.environment(),
+        seed=recipe.seed,
+        warnings=facts.warnings_of(trainer),
+        created=facts.now(),
+    )
+    return folder.finish(report, out)
