@@ -23,7 +23,8 @@ METRICS = (
     ("nll", "Negative log-likelihood (nats)", False),
 )
 MOST_CLASSES_DRAWN = 200
-FEW_CLASSES = 12  # up to here the matrix leaves room for a table beside it
+BESIDE = 6  # up to so many classes the matrix leaves room for a table beside it
+IN_ORDER = 12  # up to so many classes their table keeps their order
 
 
 def report_page(report: RunReport, seeds: Sequence[RunReport] = ()) -> str:
@@ -158,7 +159,7 @@ def _classes(report: RunReport) -> str:
         if len(labels) <= MOST_CLASSES_DRAWN:
             drawn = heat_map(matrix, labels)
         note = "Rows are true classes, shaded by their share: blue is right, orange is wrong."
-        beside = "two" if len(labels) <= FEW_CLASSES else ""
+        beside = "two" if len(labels) <= BESIDE else ""
         parts.append(
             f'<p class="note">{note}</p><div class="{beside}"><div class="scroll">{drawn}</div>'
             f"<div>{_confused(matrix, labels)}</div></div>"
@@ -184,7 +185,7 @@ def _confused(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
 
 def _per_class(rows: Sequence[Facts], trained: Facts) -> str:
     title = "Precision, recall, F1"
-    if len(rows) > FEW_CLASSES:
+    if len(rows) > IN_ORDER:
         title += ", weakest first"
         rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0.0, row["label"]))
     columns = (
@@ -217,7 +218,7 @@ def _counts(report: RunReport) -> Facts:
 
 
 def _data(report: RunReport) -> str:
-    place, audit = report.data.get("path"), report.data.get("audit")
+    place = report.data.get("path")
     rows = [
         [split, *(f"{n:,}" for n in (sum(found), len(found), min(found), max(found)))]
         for split, counts in _counts(report).items()
@@ -229,8 +230,16 @@ def _data(report: RunReport) -> str:
         "<section><h2>Data</h2>"
         + (f'<p class="note">{escape(str(place))}</p>' if place else "")
         + (table(columns, rows, "snug") if rows else "")
-        + f"<h3>Audit</h3>{any_value(audit) if audit else MISSING}</section>"
+        + f"<h3>Audit</h3>{_audit(report.data.get('audit'))}</section>"
     )
+
+
+def _audit(audit: Facts | None) -> str:
+    if audit is None:
+        return f"<p>{MISSING}</p>"
+    if audit == {"findings": []}:
+        return "<p>Nothing was found amiss.</p>"
+    return any_value(audit["findings"] if list(audit) == ["findings"] else audit)
 
 
 def _record(report: RunReport) -> str:

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 MOST_ROWS = 200
+FEW_ROWS = 6  # what a list shows before one opens it
 MISSING = '<span class="missing">not measured</span>'
 
 
@@ -61,11 +62,16 @@ def _any_list(values: Sequence[Any]) -> str:
         return "none"
     shown, more = values[:MOST_ROWS], len(values) - MOST_ROWS
     rest = f'<p class="note">and {more:,} more, in report.json</p>' if more > 0 else ""
-    if all(isinstance(value, Mapping) for value in values):
+    if all(isinstance(value, Mapping) for value in shown):
         keys = list(dict.fromkeys(key for value in shown for key in value))
         rows = [[any_value(value.get(key)) for key in keys] for value in shown]
         return table([(escape(_words(key)), "") for key in keys], rows, "tall") + rest
-    return "<ul>" + "".join(f"<li>{any_value(value)}</li>" for value in shown) + f"</ul>{rest}"
+    items = [f"<li>{any_value(value)}</li>" for value in shown]
+    first, others = "".join(items[:FEW_ROWS]), "".join(items[FEW_ROWS:])
+    if others:
+        count = f"{len(values) - FEW_ROWS:,} more"
+        others = f"<details><summary>{count}</summary><ul>{others}</ul>{rest}</details>"
+    return f"<ul>{first}</ul>{others}"
 
 
 def _words(key: str) -> str:

@@ -22,10 +22,10 @@ PHASE_COLUMNS = (
     ("Parameters", "keep"),
     ("Rate", "num"),
     ("Epochs", "num"),
-    ("Steps", "num"),
     ("Time", "num"),
-    ("Ended", ""),
-    ("Proof", ""),
+    ("Accuracy", "num"),
+    ("Ended", "some"),
+    ("Proof", "some"),
 )
 RATE_COLUMNS = (("Group", "keep"), ("Parameters", "num"), ("Rate", "num"), ("Weight decay", "num"))
 
@@ -45,9 +45,10 @@ def phases_section(report: RunReport) -> str:
         if phase.rates
     )
     return (
-        '<section><h2>What trained, and when</h2><p class="note">Each phase starts from the weights '
-        "that the one before ended with. A strip shows the groups from input to output, in colour "
-        "where they trained; groups that no phase trained are left out.</p>"
+        '<section><h2>What trained, and when</h2><p class="note">Each phase starts from '
+        "what the one before ended with. A strip shows the groups from input to output, in colour "
+        "where they trained; groups that no phase trained are left out. Accuracy is on validation. "
+        "The proof counts the tensors that moved and those still the same, bit for bit.</p>"
         + table(PHASE_COLUMNS, rows)
         + (f"<details><summary>All rates</summary>{rates}</details>" if rates else "")
         + "</section>"
@@ -100,15 +101,16 @@ def _phase_row(index: int, phase: PhaseReport, known: Sequence[str]) -> list[str
         rate += label(f"down to {show_rate(min(rates))}")
     best = "" if phase.best_epoch is None else f"best epoch {phase.best_epoch:g}"
     total = phase.total_parameters
+    accuracy = phase.metrics.get("accuracy", phase.metrics.get("eval_accuracy"))
     return [
         f"<b>{index}</b>&ensp;{escape(phase.name)}",
         f'{_groups(phase.groups)}<span class="strip">{strip}</span>',
         f"{show_count(phase.trainable_parameters)} of {show_count(total)}"
         + meter(phase.trainable_parameters / (total or 1)),
         rate,
-        f"{phase.epochs:g}",
-        f"{phase.steps:,}",
+        f"{phase.epochs:g}" + label(f"{phase.steps:,} steps"),
         show_seconds(phase.seconds),
+        MISSING if accuracy is None else f"{accuracy:.3f}",
         escape(phase.stopped or "ran to its end") + label(best),
         _checks(phase.checks) + label("features cached" if phase.features == "cached" else ""),
     ]

@@ -134,14 +134,20 @@ def sample_report(
             "counts": counts,
             "fingerprint": "9f3b6c1d",
             "audit": {
-                "images": 1503,
-                "left_out": 3,
                 "findings": [
-                    {"file": "rose/a<b>.jpg", "kind": "truncated", "action": "left out"},
-                    {"file": "tulip/17.png", "kind": "alpha", "action": "laid on white"},
-                    {"file": "daisy/5.jpg", "kind": "grayscale", "action": "made RGB"},
-                ],
-                "leaks": [],
+                    {
+                        "kind": "truncated",
+                        "count": 1,
+                        "files": ["rose/a<b>.jpg"],
+                        "done": "left out",
+                    },
+                    {
+                        "kind": "grayscale",
+                        "count": 9,
+                        "files": [f"daisy/{i}.jpg" for i in range(9)],
+                        "done": "made RGB",
+                    },
+                ]
             },
         },
         phases=phases,
