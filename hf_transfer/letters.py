@@ -1,0 +1,228 @@
+"""Letters: a source task whose labels cost nothing, drawn from the fonts that matplotlib carries.
+
+Every letter is rendered once per font and stroke; each image then is one random bending, slant,
+thickness, scan and noise of one of these, all images at once in numpy.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from hf_transfer.recipe import UserError
+
+# Capitals, and the small letters that are not merely smaller capitals.
+LETTERS = string.ascii_uppercase + "abdefghnqrt"
+# All that hold the whole alphabet; matplotlib's other files hold symbols or other scripts.
+FONTS = (
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique",
+    "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic",
+    "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta",
+    "STIXGeneralItalic", "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10",
+)  # fmt: skip
+STROKES = (0, 2, 4)  # pixels that the pen adds on each side of a stroke, at POINTS
+POINTS = 96  # size at which a letter is rendered, before it is fitted into its box
+BOX, FILL = 64, 44  # side of a rendered letter's box, and of the letter in it
+SOFTNESS = 1.0  # blur of a rendered letter, so that a threshold on it moves the stroke's edge
+CHUNK = 1000  # images bent at a time, to stay in the processor's cache
+COARSE_PX = 8  # side of a coarse scan
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LettersSpec:
+    """How many letters, which, and how far from print: the `letters` of a recipe's source."""
+
+    per_class: int = 340
+    letters: str = LETTERS
+    bend: float = 0.08  # standard deviation of the bending, in halves of an image
+    coarse: float = 0.5  # share of the images that were scanned at 8 x 8 pixels
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise UserError(f"letters: per_class is {self.per_class}; it must be at least 1")
+        known = set(string.ascii_letters)
+        if len(set(self.letters)) != len(self.letters) or not set(self.letters) <= known:
+            raise UserError(f"letters: {self.letters!r} must be different letters, A-Z and a-z")
+        if len(self.letters) < 2:
+            raise UserError(f"letters: {self.letters!r} is too few to tell apart; give at least 2")
+        for name, value in (("bend", self.bend), ("coarse", self.coarse)):
+            if not 0 <= value <= 1:
+                raise UserError(f"letters: {name} is {value}; it must be in 0..1")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> LettersSpec:
+        """Return the spec that a recipe's mapping names. Raises UserError for unknown keys."""
+        names = [entry.name for entry in fields(cls)]
+        unknown = [str(key) for key in values if key not in names]
+        if unknown:
+            raise UserError(
+                f"letters: unknown key {', '.join(unknown)}; the keys are {', '.join(names)}"
+            )
+        return cls(**values)
+
+
+def letters_set(
+    spec: LettersSpec, image_px: int = 32, seed: int = 0
+) -> tuple[Bytes, Ints, tuple[str, ...]]:
+    """Return white letters on black: pixels (N, S, S, 3), labels (N,) and the letters' names.
+
+    S is `image_px`. A function of the arguments alone; every letter comes equally often, in turn.
+    """
+    rng = np.random.default_rng(seed)
+    rendered = render(spec.letters)
+    labels = np.tile(np.arange(len(spec.letters)), spec.per_class)
+    which = labels * rendered.shape[1] + rng.integers(0, rendered.shape[1], len(labels))
+    looks = _looks(rng, len(labels), spec)
+    pixels = np.empty((len(labels), image_px, image_px), np.uint8)
+    for start in range(0, len(labels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        look = {name: values[rows] for name, values in looks.items()}
+        x, y = _bent(look, image_px)
+        ink = _sampled(rendered.reshape(-1), which[rows], x, y)
+        pixels[rows] = _photographed(ink, look, rng)
+    return np.repeat(pixels[..., None], 3, axis=3), labels, tuple(spec.letters)
+
+
+def contact_sheet(pixels: Bytes, labels: Ints, rows: int = 12) -> Image.Image:
+    """Return one picture with a column for each label and its first `rows` images below another."""
+    columns = []
+    for label in np.unique(labels):
+        images = list(pixels[labels == label][:rows])
+        images += [np.zeros_like(pixels[0])] * (rows - len(images))
+        columns.append(np.concatenate(images))
+    return Image.fromarray(np.concatenate(columns, axis=1))
+
+
+# --- drawing --------------------------------------------------------------------------------
+
+
+def render(letters: str) -> Bytes:
+    """Return every letter in every font and stroke, uint8 (letters, fonts * strokes, BOX, BOX).
+
+    Each fills FILL pixels of its box in height or width. Raises UserError if a font is missing.
+    """
+    fonts = [ImageFont.truetype(str(path), POINTS) for path in font_files()]
+    return np.array(
+        [
+            [_boxed(letter, font, stroke) for font in fonts for stroke in STROKES]
+            for letter in letters
+        ]
+    )
+
+
+def font_files() -> tuple[Path, ...]:
+    """Return the paths of FONTS in the installed matplotlib. Raises UserError if one is missing."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    paths = tuple(folder / f"{name}.ttf" for name in FONTS)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"matplotlib's fonts lack {', '.join(missing)}; reinstall matplotlib: "
+            "pip install --force-reinstall matplotlib"
+        )
+    return paths
+
+
+def _boxed(letter: str, font: ImageFont.FreeTypeFont, stroke: int) -> Bytes:
+    left, top, right, bottom = font.getbbox(letter, stroke_width=stroke)
+    drawn = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(drawn).text((-left, -top), letter, fill=255, font=font, stroke_width=stroke)
+    scale = FILL / max(drawn.size)
+    width, height = (max(1, round(side * scale)) for side in drawn.size)
+    box = Image.new("L", (BOX, BOX))
+    box.paste(
+        drawn.resize((width, height), Image.Resampling.BOX),
+        ((BOX - width) // 2, (BOX - height) // 2),
+    )
+    return np.asarray(box.filter(ImageFilter.GaussianBlur(SOFTNESS)))
+
+
+# --- deforming ------------------------------------------------------------------------------
+
+
+def _looks(rng: np.random.Generator, n: int, spec: LettersSpec) -> dict[str, Floats]:
+    """Return what is random about each image, float32 (n, 1, 1) but the bending (n, 2, 4, 4)."""
+
+    def between(low: float, high: float) -> Floats:
+        return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+
+    return {
+        "angle": np.deg2rad(between(-15, 15)),
+        "slant": between(-0.4, 0.4),
+        "wide": between(0.65, 1.1),
+        "high": between(0.85, 1.1),
+        "left": between(-0.08, 0.08),
+        "up": between(-0.06, 0.06),
+        "bending": rng.normal(0, spec.bend, (n, 2, 4, 4)).astype(np.float32),
+        "edge": between(0.25, 0.5),
+        "bright": between(0.75, 1.0),
+        "noise": between(0.0, 0.06),
+        "coarse": (between(0, 1) < spec.coarse).astype(np.float32),
+    }
+
+
+def _bent(look: dict[str, Floats], image_px: int) -> tuple[Floats, Floats]:
+    """Return where each pixel looks in its letter's box: x and y (n, S, S), in the box's pixels."""
+    steps = (np.arange(image_px, dtype=np.float32) + 0.5) / image_px * 2 - 1
+    smooth = _resizing(4, image_px, Image.Resampling.BICUBIC)
+    shift = smooth @ look["bending"] @ smooth.T
+    x = steps[None, None, :] - look["left"] + shift[:, 0]
+    y = steps[None, :, None] - look["up"] + shift[:, 1]
+    cos, sin = np.cos(look["angle"]), np.sin(look["angle"])
+    x, y = cos * x + sin * y, cos * y - sin * x
+    x = (x + look["slant"] * y) / look["wide"]
+    y = y / look["high"]
+    return _in_box(x), _in_box(y)
+
+
+def _in_box(place: NDArray[np.floating[Any]]) -> Floats:
+    pixels: Floats = (place * (FILL / 2) + (BOX - 1) / 2).astype(np.float32)
+    return pixels
+
+
+def _sampled(rendered: Bytes, which: Ints, x: Floats, y: Floats) -> Floats:
+    """Return the rendered letters at x and y, in 0..1, bilinear; outside a box is its margin."""
+    x, y = np.clip(x, 0, BOX - 1.001), np.clip(y, 0, BOX - 1.001)
+    column, row = x.astype(np.int64), y.astype(np.int64)
+    right, below = x - column, y - row
+    at = which[:, None, None] * (BOX * BOX) + row * BOX + column
+    upper = rendered[at] * (1 - right) + rendered[at + 1] * right
+    lower = rendered[at + BOX] * (1 - right) + rendered[at + BOX + 1] * right
+    mixed: Floats = ((upper * (1 - below) + lower * below) / 255).astype(np.float32)
+    return mixed
+
+
+def _photographed(ink: Floats, look: dict[str, Floats], rng: np.random.Generator) -> Bytes:
+    """Return pixels of the letters: edges set, some scanned coarsely, lit, with noise."""
+    ink = np.clip((ink - look["edge"]) * 6 + 0.5, 0, 1)
+    image_px = ink.shape[-1]
+    coarse = _resizing(COARSE_PX, image_px, Image.Resampling.BICUBIC) @ _resizing(
+        image_px, COARSE_PX, Image.Resampling.BOX
+    )
+    ink = np.where(look["coarse"] > 0, coarse @ ink @ coarse.T, ink)
+    ink *= look["bright"] / np.maximum(ink.max(axis=(1, 2), keepdims=True), 0.1)
+    ink += rng.standard_normal(ink.shape, dtype=np.float32) * look["noise"]
+    return np.clip(ink * 255, 0, 255).astype(np.uint8)
+
+
+def _resizing(size: int, to: int, kind: Image.Resampling) -> Floats:
+    """Return the matrix (to, size) by which Pillow resizes a row of `size` pixels."""
+    rows = [
+        np.asarray(Image.fromarray(row[None]).resize((to, 1), kind))[0]
+        for row in np.eye(size, dtype=np.float32)
+    ]
+    return np.stack(rows, axis=1)
