@@ -7,8 +7,7 @@ thickness, scan and noise of one of these, all images at once in numpy.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +15,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from hf_transfer.recipe import UserError
+from hf_transfer.recipe import LettersSpec, UserError
 
 # Capitals, and the small letters that are not merely smaller capitals.
 LETTERS = string.ascii_uppercase + "abdefghnqrt"
-# All that hold the whole alphabet; matplotlib's other files hold symbols or other scripts.
+# All that hold the whole alphabet, the most different first; matplotlib's other files hold symbols
+# or other scripts.
 FONTS = (
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique",
-    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique",
-    "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic",
-    "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta",
-    "STIXGeneralItalic", "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10",
+    "DejaVuSans", "STIXGeneral", "cmtt10", "DejaVuSerif-Bold", "STIXGeneralItalic", "cmss10",
+    "DejaVuSansMono-Oblique", "cmr10", "DejaVuSans-BoldOblique", "DejaVuSerif-Italic", "cmti10",
+    "STIXGeneralBol", "DejaVuSansMono", "cmb10", "cmmi10", "DejaVuSerif", "DejaVuSans-Oblique",
+    "STIXGeneralBolIta", "DejaVuSansMono-Bold", "DejaVuSans-Bold", "DejaVuSerif-BoldItalic",
+    "DejaVuSansMono-BoldOblique",
 )  # fmt: skip
 STROKES = (0, 2, 4)  # pixels that the pen adds on each side of a stroke, at POINTS
 POINTS = 96  # size at which a letter is rendered, before it is fitted into its box
 BOX, FILL = 64, 44  # side of a rendered letter's box, and of the letter in it
 SOFTNESS = 1.0  # blur of a rendered letter, so that a threshold on it moves the stroke's edge
 CHUNK = 1000  # images bent at a time, to stay in the processor's cache
-COARSE_PX = 8  # side of a coarse scan
+BEND = 0.08  # standard deviation of the bending, in halves of an image
+COARSE, COARSE_PX = 0.5, 8  # share of the images that are scanned coarsely, and how coarsely
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class LettersSpec:
-    """How many letters, which, and how far from print: the `letters` of a recipe's source."""
-
-    per_class: int = 340
-    letters: str = LETTERS
-    bend: float = 0.08  # standard deviation of the bending, in halves of an image
-    coarse: float = 0.5  # share of the images that were scanned at 8 x 8 pixels
-
-    def __post_init__(self) -> None:
-        if self.per_class < 1:
-            raise UserError(f"letters: per_class is {self.per_class}; it must be at least 1")
-        known = set(string.ascii_letters)
-        if len(set(self.letters)) != len(self.letters) or not set(self.letters) <= known:
-            raise UserError(f"letters: {self.letters!r} must be different letters, A-Z and a-z")
-        if len(self.letters) < 2:
-            raise UserError(f"letters: {self.letters!r} is too few to tell apart; give at least 2")
-        for name, value in (("bend", self.bend), ("coarse", self.coarse)):
-            if not 0 <= value <= 1:
-                raise UserError(f"letters: {name} is {value}; it must be in 0..1")
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> LettersSpec:
-        """Return the spec that a recipe's mapping names. Raises UserError for unknown keys."""
-        names = [entry.name for entry in fields(cls)]
-        unknown = [str(key) for key in values if key not in names]
-        if unknown:
-            raise UserError(
-                f"letters: unknown key {', '.join(unknown)}; the keys are {', '.join(names)}"
-            )
-        return cls(**values)
 
 
 def letters_set(
@@ -78,13 +46,18 @@ def letters_set(
 ) -> tuple[Bytes, Ints, tuple[str, ...]]:
     """Return white letters on black: pixels (N, S, S, 3), labels (N,) and the letters' names.
 
-    S is `image_px`. A function of the arguments alone; every letter comes equally often, in turn.
+    S is `image_px`; N is `spec.images`, or what is left when every letter comes equally often. A
+    function of the arguments alone. Raises UserError for a spec that cannot be drawn.
     """
+    if not 1 <= spec.fonts <= len(FONTS):
+        raise UserError(f"letters: fonts is {spec.fonts}; matplotlib carries 1 to {len(FONTS)}")
+    if spec.images < len(LETTERS):
+        raise UserError(f"letters: images is {spec.images}; one a letter is {len(LETTERS)}")
     rng = np.random.default_rng(seed)
-    rendered = render(spec.letters)
-    labels = np.tile(np.arange(len(spec.letters)), spec.per_class)
+    rendered = render(FONTS[: spec.fonts])
+    labels = np.tile(np.arange(len(LETTERS)), spec.images // len(LETTERS))
     which = labels * rendered.shape[1] + rng.integers(0, rendered.shape[1], len(labels))
-    looks = _looks(rng, len(labels), spec)
+    looks = _looks(rng, len(labels))
     pixels = np.empty((len(labels), image_px, image_px), np.uint8)
     for start in range(0, len(labels), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -92,7 +65,7 @@ def letters_set(
         x, y = _bent(look, image_px)
         ink = _sampled(rendered.reshape(-1), which[rows], x, y)
         pixels[rows] = _photographed(ink, look, rng)
-    return np.repeat(pixels[..., None], 3, axis=3), labels, tuple(spec.letters)
+    return np.repeat(pixels[..., None], 3, axis=3), labels, tuple(LETTERS)
 
 
 def contact_sheet(pixels: Bytes, labels: Ints, rows: int = 12) -> Image.Image:
@@ -108,26 +81,26 @@ def contact_sheet(pixels: Bytes, labels: Ints, rows: int = 12) -> Image.Image:
 # --- drawing --------------------------------------------------------------------------------
 
 
-def render(letters: str) -> Bytes:
-    """Return every letter in every font and stroke, uint8 (letters, fonts * strokes, BOX, BOX).
+def render(fonts: Sequence[str]) -> Bytes:
+    """Return LETTERS in every font and stroke, uint8 (letters, fonts * strokes, BOX, BOX).
 
     Each fills FILL pixels of its box in height or width. Raises UserError if a font is missing.
     """
-    fonts = [ImageFont.truetype(str(path), POINTS) for path in font_files()]
+    opened = [ImageFont.truetype(str(path), POINTS) for path in font_files(fonts)]
     return np.array(
         [
-            [_boxed(letter, font, stroke) for font in fonts for stroke in STROKES]
-            for letter in letters
+            [_boxed(letter, font, stroke) for font in opened for stroke in STROKES]
+            for letter in LETTERS
         ]
     )
 
 
-def font_files() -> tuple[Path, ...]:
-    """Return the paths of FONTS in the installed matplotlib. Raises UserError if one is missing."""
+def font_files(fonts: Sequence[str]) -> tuple[Path, ...]:
+    """Return the fonts' paths in the installed matplotlib. Raises UserError if one is missing."""
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    paths = tuple(folder / f"{name}.ttf" for name in FONTS)
+    paths = tuple(folder / f"{name}.ttf" for name in fonts)
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(
@@ -154,7 +127,7 @@ def _boxed(letter: str, font: ImageFont.FreeTypeFont, stroke: int) -> Bytes:
 # --- deforming ------------------------------------------------------------------------------
 
 
-def _looks(rng: np.random.Generator, n: int, spec: LettersSpec) -> dict[str, Floats]:
+def _looks(rng: np.random.Generator, n: int) -> dict[str, Floats]:
     """Return what is random about each image, float32 (n, 1, 1) but the bending (n, 2, 4, 4)."""
 
     def between(low: float, high: float) -> Floats:
@@ -167,11 +140,11 @@ def _looks(rng: np.random.Generator, n: int, spec: LettersSpec) -> dict[str, Flo
         "high": between(0.85, 1.1),
         "left": between(-0.08, 0.08),
         "up": between(-0.06, 0.06),
-        "bending": rng.normal(0, spec.bend, (n, 2, 4, 4)).astype(np.float32),
+        "bending": rng.normal(0, BEND, (n, 2, 4, 4)).astype(np.float32),
         "edge": between(0.25, 0.5),
         "bright": between(0.75, 1.0),
         "noise": between(0.0, 0.06),
-        "coarse": (between(0, 1) < spec.coarse).astype(np.float32),
+        "coarse": (between(0, 1) < COARSE).astype(np.float32),
     }
 
 

@@ -8,14 +8,14 @@ from hf_transfer.letters import (
     FONTS,
     LETTERS,
     STROKES,
-    LettersSpec,
     contact_sheet,
+    font_files,
     letters_set,
     render,
 )
-from hf_transfer.recipe import UserError
+from hf_transfer.recipe import LettersSpec, UserError
 
-FEW = LettersSpec(per_class=6)
+FEW = LettersSpec(fonts=14, images=6 * len(LETTERS))
 
 
 def test_the_same_seed_draws_the_same_letters_bit_for_bit() -> None:
@@ -30,7 +30,7 @@ def test_another_seed_draws_other_letters() -> None:
 
 
 def test_every_letter_comes_equally_often_whole_chunks_or_not() -> None:
-    pixels, labels, names = letters_set(LettersSpec(per_class=29), 20)
+    pixels, labels, names = letters_set(LettersSpec(images=30 * len(LETTERS) - 1), 20)
     assert pixels.shape == (29 * len(LETTERS), 20, 20, 3)
     assert pixels.dtype == np.uint8
     assert names == tuple(LETTERS)
@@ -38,7 +38,7 @@ def test_every_letter_comes_equally_often_whole_chunks_or_not() -> None:
 
 
 def test_no_letter_is_blank_and_none_fills_its_image() -> None:
-    pixels, _, _ = letters_set(LettersSpec(per_class=40), 32, seed=1)
+    pixels, _, _ = letters_set(LettersSpec(fonts=22, images=1500), 32, seed=1)
     bright = (pixels[..., 0] > 90).mean(axis=(1, 2))
     assert bright.min() > 0.01
     assert bright.max() < 0.95
@@ -52,25 +52,19 @@ def test_the_three_channels_are_equal() -> None:
 
 
 def test_every_font_draws_every_letter_differently_from_every_other_letter() -> None:
-    drawn = render(LETTERS)
+    drawn = render(FONTS)
     assert drawn.shape == (len(LETTERS), len(FONTS) * len(STROKES), BOX, BOX)
     for looks in drawn.swapaxes(0, 1):
         assert len({letter.tobytes() for letter in looks}) == len(LETTERS)
 
 
 def test_letters_can_be_told_apart_by_their_mean_image() -> None:
-    train, labels, names = letters_set(LettersSpec(per_class=60), 16, seed=0)
-    test, truth, _ = letters_set(LettersSpec(per_class=10), 16, seed=1)
+    train, labels, names = letters_set(LettersSpec(images=2200), 16, seed=0)
+    test, truth, _ = letters_set(LettersSpec(images=370), 16, seed=1)
     means = np.stack([train[labels == k].mean(axis=0).ravel() for k in range(len(names))])
     rows = test.reshape(len(test), -1).astype(float)
     nearest = ((rows[:, None] - means[None]) ** 2).sum(axis=2).argmin(axis=1)
     assert (nearest == truth).mean() > 10 / len(names)
-
-
-def test_bend_and_coarse_zero_leave_print_that_is_sharp() -> None:
-    plain = letters_set(LettersSpec(per_class=4, bend=0.0, coarse=0.0), 32)[0].astype(float)
-    coarse = letters_set(LettersSpec(per_class=4, bend=0.0, coarse=1.0), 32)[0].astype(float)
-    assert np.abs(np.diff(plain, axis=2)).max() > 1.5 * np.abs(np.diff(coarse, axis=2)).max()
 
 
 def test_the_contact_sheet_has_a_column_for_each_letter() -> None:
@@ -81,18 +75,19 @@ def test_the_contact_sheet_has_a_column_for_each_letter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("spec", "said"),
     [
-        ({"per_class": 0}, "per_class is 0"),
-        ({"letters": "AA"}, "different letters"),
-        ({"letters": "A1"}, "A-Z and a-z"),
-        ({"letters": "A"}, "at least 2"),
-        ({"bend": 2.0}, "0..1"),
-        ({"coarse": -1.0}, "0..1"),
-        ({"count": 3}, "unknown key count; the keys are per_class"),
+        (LettersSpec(fonts=0), "fonts is 0; matplotlib carries 1 to 22"),
+        (LettersSpec(fonts=23), "fonts is 23"),
+        (LettersSpec(images=36), "images is 36; one a letter is 37"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(values: dict[str, object], said: str) -> None:
+def test_a_mistake_is_one_line_that_names_it(spec: LettersSpec, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        LettersSpec.of(values)
+        letters_set(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_a_font_that_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match=r"lack Nowhere\.ttf; reinstall matplotlib"):
+        font_files(["Nowhere"])
