@@ -12,46 +12,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-from hf_transfer.recipe import DataSpec, UserError
-
-SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pcx",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
+from hf_transfer.recipe import DataSpec
+from hf_transfer.tables import (
+    SPLIT_NAMES,
+    SUFFIXES,
+    DataError,
+    ImageTable,
+    Row,
+    is_datasets,
+    read_datasets,
+    read_table,
 )
 
+__all__ = ["DataError", "Scan", "scan"]
 
-class DataError(UserError):
-    """A data set that cannot be used as it is."""
+SPLITS = ("train", "validation", "test")
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe"),
+        *(".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff"),
+        ".webp",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +42,7 @@ class Scan:
     """The list of labelled images: `files` (relative to `root`, sorted), and for each its place in
     `labels` (`targets`) and its split ("train", "validation" or "test").
 
-    `ignored` are files without an image's suffix. `table` is the `datasets` source, if it is one.
+    `ignored` names what lies there and is no labelled image. `table` is set for `datasets`.
     """
 
     path: str
@@ -69,7 +52,7 @@ class Scan:
     targets: tuple[int, ...]
     splits: tuple[str, ...]
     ignored: tuple[str, ...] = ()
-    table: Any = None
+    table: ImageTable | None = None
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -81,68 +64,85 @@ class Scan:
             if split in self.splits
         }
 
-    def read(self, place: int) -> bytes:
-        """Return the bytes of one file. Raises OSError."""
-        return (self.root / self.files[place]).read_bytes()
+    def read(self, row: int) -> bytes:
+        """Return the bytes of one image's file. Raises OSError."""
+        if self.table is not None:
+            return self.table.read(self.files[row])
+        with open(os.path.join(self.root, self.files[row]), "rb") as file:
+            return file.read()
 
-    def identity(self, place: int) -> str:
-        """Return what changes when the file does: its name, size and time of change."""
-        name = self.files[place]
+    def identity(self, row: int) -> str:
+        """Return what changes when the image does: its name, size and time of change."""
+        name = self.files[row]
+        if self.table is not None:
+            return self.table.identity(name)
         try:
             found = os.stat(os.path.join(self.root, name))
         except OSError:
             return f"{name}\0missing"
         return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
 
+    def take(self, rows: Iterable[int]) -> Scan:
+        """Return the scan of these rows alone, with the same labels."""
+        rows = list(rows)
+        return replace(
+            self,
+            files=tuple(self.files[row] for row in rows),
+            targets=tuple(self.targets[row] for row in rows),
+            splits=tuple(self.splits[row] for row in rows),
+        )
+
 
 def scan(spec: DataSpec, seed: int = 0) -> Scan:
     """Return the labelled images of a source with their splits; nothing is decoded.
 
-    A pure function of the names, the labels and the seed: the order in which a disk lists its
-    files changes nothing. Raises DataError, one line.
+    The source is a folder of class folders, one of train/validation/test folders of such, a .csv,
+    .tsv or .jsonl table, a folder or file of `datasets`, or a data set on the Hub (owner/name).
+    Splits that it lacks are drawn from train, class by class: a pure function of names, labels and
+    seed; the order in which a disk lists files changes nothing. Raises DataError, one line.
     """
     if not spec.path:
         raise DataError("no data: name a folder of class folders with --data or data.path")
     path = Path(spec.path).expanduser()
-    found = _scan_folder(path, spec)
+    try:
+        found = _read(path, spec)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
+    if "train" not in found.splits and "" not in found.splits:
+        raise DataError(
+            f"{path}: no training images; splits: {', '.join(sorted(set(found.splits)))}"
+        )
     return _limit(_split(found, spec, seed), spec, seed)
 
 
-# --- class folders ---------------------------------------------------------------------------
-
-
-def _scan_folder(root: Path, spec: DataSpec) -> Scan:
-    if not root.is_dir():
-        raise DataError(_not_there(root))
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and _shown(entry))
-    named = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
-    rows: list[tuple[str, str, str]] = []
-    ignored: list[str] = []
-    tops = (
-        [(name, named[name] or "") for name in folders] if "train" in named.values() else [("", "")]
-    )
-    for top, split in tops:
-        for name in _walk(root / top if top else root, top):
-            parts = name.split("/")[1 if top else 0 :]
-            if not _looks_like_image(parts[-1]):
-                ignored.append(name)
-            elif len(parts) > 1:
-                rows.append((name, parts[0], split))
-    return _listed(str(spec.path), root, rows, tuple(sorted(ignored)))
+def _read(path: Path, spec: DataSpec) -> Scan:
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return _listed(path, path.parent, read_table(path, spec))
+    if is_datasets(path):
+        table, rows, order, ignored = read_datasets(path, spec)
+        return replace(_listed(path, path, rows, ignored, order), table=table)
+    if not path.is_dir():
+        raise DataError(_not_there(path))
+    return _scan_folder(path)
 
 
 def _listed(
-    path: str, root: Path, rows: Iterable[tuple[str, str, str]], ignored: tuple[str, ...] = ()
+    path: Path,
+    root: Path,
+    rows: Iterable[Row],
+    ignored: tuple[str, ...] = (),
+    order: tuple[str, ...] = (),
 ) -> Scan:
     rows = sorted(rows)
-    if not rows:
-        raise DataError(f"{path}: no images; expected one folder per class, with images in each")
-    labels = in_order({label for _, label, _ in rows})
+    present = {label for _, label, _ in rows}
+    labels = tuple(label for label in order if label in present) or in_order(present)
+    if not labels:
+        raise DataError(f"{path}: no images; expected one folder per class with images in each")
     if len(labels) < 2:
-        raise DataError(f"{path}: only one class, {labels[0]!r}; a classifier needs two at least")
+        raise DataError(f"{path}: only one class, {labels[0]!r}{_nested(root / labels[0])}")
     place = {label: at for at, label in enumerate(labels)}
     return Scan(
-        path=path,
+        path=str(path),
         root=root,
         labels=labels,
         files=tuple(name for name, _, _ in rows),
@@ -155,8 +155,61 @@ def _listed(
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Return labels sorted, as numbers where all are whole numbers."""
     labels = list(labels)
-    numbers = all(label.isdecimal() for label in labels)
-    return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
+    if all(label.isdecimal() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
+
+
+# --- class folders ---------------------------------------------------------------------------
+
+
+def _scan_folder(root: Path) -> Scan:
+    tops = _split_folders(root)
+    rows: list[Row] = []
+    ignored: list[str] = []
+    loose = 0
+    for top, split in tops.items():
+        classes = {f"{top}/{name}" if top else name for name in _folders(root / top)}
+        for name in _walk(root / top, top):
+            parts = name.split("/")[1 if top else 0 :]
+            if len(parts) > 1 and looks_like_image(parts[-1]):
+                rows.append((name, parts[0], split))
+                classes.discard(name[: len(name) - len("/".join(parts[1:])) - 1])
+            else:
+                ignored.append(name)
+                loose += looks_like_image(parts[-1]) and len(parts) == 1
+        ignored += [f"{name}/" for name in classes]  # folders without an image
+    if tops != {"": ""}:
+        ignored += [f"{name}/" for name in _folders(root) if name not in tops]
+    if not rows and loose:
+        raise DataError(
+            f"{root}: {loose:,} images lie in the folder itself; put each in a folder named after "
+            f"its class, or name the table that lists them{_table_in(root)}"
+        )
+    return _listed(root, root, rows, tuple(sorted(ignored)))
+
+
+def _split_folders(root: Path) -> dict[str, str]:
+    """Return {folder: split} where the data comes in split folders, else {"": ""}.
+
+    A folder is a split's if its name says so and it holds folders: `train` may be a class too.
+    """
+    folders = _folders(root)
+    named = {name: SPLIT_NAMES[name.lower()] for name in folders if name.lower() in SPLIT_NAMES}
+    found = {name: split for name, split in named.items() if _folders(root / name)}
+    if "train" in found.values():
+        return found
+    if named and len(named) == len(folders):
+        raise DataError(
+            f"{root}: expected train with one folder per class, and perhaps validation and test; "
+            f"found {', '.join(folders)}" + ("" if found else ", which hold no folders")
+        )
+    return {"": ""}
+
+
+def _folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if shown(entry.name) and entry.is_dir())
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[str]:
@@ -165,33 +218,54 @@ def _walk(folder: Path, prefix: str) -> Iterator[str]:
     while pending:
         here, name = pending.pop()
         real = os.path.realpath(here)
-        if real in seen:  # a link to a folder above
+        if real in seen:  # a link to a folder above, or a second link to one
             continue
         seen.add(real)
         with os.scandir(here) as entries:
             for entry in entries:
-                if not _shown(entry):
-                    continue
                 below = f"{name}/{entry.name}" if name else entry.name
+                if not shown(entry.name):
+                    continue
                 if entry.is_dir():
                     pending.append((entry.path, below))
                 else:
                     yield below
 
 
-def _shown(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith((".", "__MACOSX", "@eaDir"))
+def shown(name: str) -> bool:
+    """Return whether a name is neither hidden nor left behind by an archiver or a file server."""
+    return not name.startswith(".") and name not in ("__MACOSX", "@eaDir", "Thumbs.db")
 
 
-def _looks_like_image(name: str) -> bool:
+def looks_like_image(name: str) -> bool:
+    """Return whether a file is to be decoded: it has an image's suffix, or none."""
     suffix = os.path.splitext(name)[1].lower()
-    return suffix in SUFFIXES or not suffix
+    return suffix in IMAGE_SUFFIXES or not suffix
+
+
+def _nested(folder: Path) -> str:
+    inner = _folders(folder) if folder.is_dir() else []
+    if len(inner) < 2:
+        return "; a classifier needs two at least"
+    few = ", ".join(inner[:3]) + (", ..." if len(inner) > 3 else "")
+    return f"; it holds folders itself ({few}): did you mean {folder}?"
+
+
+def _table_in(root: Path) -> str:
+    tables = [name for name in sorted(os.listdir(root)) if name.lower().endswith(SUFFIXES)]
+    return f": {root / tables[0]}" if tables else ""
 
 
 def _not_there(path: Path) -> str:
     if path.exists():
-        return f"{path}: a file, not a folder of class folders"
-    near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        unpack = (
+            "; unpack it first" if path.suffix in (".zip", ".tar", ".gz", ".tgz", ".7z") else ""
+        )
+        return (
+            f"data {str(path)!r}: a file, not a folder of class folders or a "
+            f"{', '.join(SUFFIXES)} table{unpack}"
+        )
+    near = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
     close = get_close_matches(path.name, near, 3)
     hint = f"; nearest: {', '.join(str(path.parent / name) for name in close)}" if close else ""
     return f"data {str(path)!r}: no such folder{hint}"
@@ -200,54 +274,52 @@ def _not_there(path: Path) -> str:
 # --- splits ----------------------------------------------------------------------------------
 
 
-def _rank(seed: int, name: str) -> bytes:
-    """Return the key by which images are drawn: random by seed and name, and nothing else."""
-    return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
-
-
 def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
-    """Return the scan with validation and test drawn from train where the source has none."""
+    """Return the scan with validation and test drawn from train where the source has none.
+
+    Of every class each gets its share, at least one image, and train keeps at least one.
+    """
     splits = [split or "train" for split in found.splits]
     missing = [
         (split, share)
         for split, share in (("test", spec.test), ("validation", spec.validation))
         if share and split not in splits
     ]
-    for rows in _drawn(found, splits, "train", seed).values():
-        total, start = len(rows), 0
+    if not missing:
+        return replace(found, splits=tuple(splits))
+    for rows in _drawn(found, splits, "train", seed):
+        start = 0
         for split, share in missing:
-            take = min(max(1, round(total * share)), total - start - 1)
-            for row in rows[start : start + max(0, take)]:
+            take = max(0, min(max(1, round(len(rows) * share)), len(rows) - start - 1))
+            for row in rows[start : start + take]:
                 splits[row] = split
-            start += max(0, take)
+            start += take
     return replace(found, splits=tuple(splits))
 
 
 def _limit(found: Scan, spec: DataSpec, seed: int) -> Scan:
-    """Return the scan with at most so many images per class as the recipe says."""
-    dropped: set[int] = set()
-    limits = (("train", spec.train_per_class), ("validation", spec.validation_per_class))
-    for split, limit in limits:
-        if limit is not None:
-            for rows in _drawn(found, found.splits, split, seed).values():
-                dropped.update(rows[limit:])
+    """Return the scan with at most so many images per class as the recipe says.
+
+    They are drawn in an order that the seed decides, so a smaller limit gives a subset.
+    """
+    limits = {"train": spec.train_per_class, "validation": spec.validation_per_class}
+    dropped = {
+        row
+        for split, limit in limits.items()
+        if limit is not None
+        for rows in _drawn(found, found.splits, split, seed)
+        for row in rows[limit:]
+    }
     if not dropped:
         return found
-    kept = [row for row in range(len(found.files)) if row not in dropped]
-    return replace(
-        found,
-        files=tuple(found.files[row] for row in kept),
-        targets=tuple(found.targets[row] for row in kept),
-        splits=tuple(found.splits[row] for row in kept),
-    )
+    return found.take(row for row in range(len(found.files)) if row not in dropped)
 
 
-def _drawn(found: Scan, splits: Iterable[str], split: str, seed: int) -> dict[int, list[int]]:
-    """Return per class the rows of a split in the order in which they are drawn."""
-    rows: dict[int, list[int]] = {}
+def _drawn(found: Scan, splits: Iterable[str], split: str, seed: int) -> list[list[int]]:
+    """Return for each class the rows of a split in the order in which they are drawn."""
+    drawn: list[list[tuple[bytes, int]]] = [[] for _ in found.labels]
     for row, (target, here) in enumerate(zip(found.targets, splits, strict=True)):
         if here == split:
-            rows.setdefault(target, []).append(row)
-    for members in rows.values():
-        members.sort(key=lambda row: (_rank(seed, found.files[row]), found.files[row]))
-    return rows
+            key = f"{seed}\0{found.files[row]}".encode(errors="surrogateescape")
+            drawn[target].append((hashlib.blake2b(key, digest_size=8).digest(), row))
+    return [[row for _, row in sorted(members)] for members in drawn]
