@@ -9,19 +9,25 @@ from typing import Any
 
 import yaml
 
-from hf_transfer.report import Facts, PhaseReport, RunReport, show_count, show_rate, show_seconds
+from hf_transfer.report import (
+    WORDS,
+    Facts,
+    PhaseReport,
+    RunReport,
+    metric_words,
+    show_count,
+    show_rate,
+    show_seconds,
+)
 
 NOT_MEASURED = "not measured"
 NOT_STATED = "not stated"
-# Name in `metrics`, words, and the Hub's name for it, where it has one, with its arguments.
-METRICS: tuple[tuple[str, str, str | None, Facts], ...] = (
-    ("accuracy", "Accuracy", "accuracy", {}),
-    ("balanced_accuracy", "Balanced accuracy", "balanced_accuracy", {}),
-    ("macro_f1", "Macro F1", "f1", {"average": "macro"}),
-    ("top5", "Top-5 accuracy", None, {}),
-    ("auroc", "AUROC, one against the rest", "roc_auc", {"multi_class": "ovr"}),
-    ("ece", "Calibration error (ECE, 15 bins)", None, {}),
-    ("nll", "Negative log-likelihood (nats)", None, {}),
+# The Hub's names for our metrics, with its arguments.
+HUB_METRICS: tuple[tuple[str, str, Facts], ...] = (
+    ("accuracy", "accuracy", {}),
+    ("balanced_accuracy", "balanced_accuracy", {}),
+    ("macro_f1", "f1", {"average": "macro"}),
+    ("auroc", "roc_auc", {"multi_class": "ovr"}),
 )
 MOST_LABELS_NAMED = 30
 MOST_CLASSES_LISTED = 50
@@ -59,10 +65,10 @@ def _front(report: RunReport, repo_id: str | None) -> Facts:
                 "split": split,
             },
             "metrics": [
-                {"type": kind, "name": words, "value": round(values[name], 4)}
+                {"type": kind, "name": WORDS[name], "value": round(values[name], 4)}
                 | ({"args": dict(arguments)} if arguments else {})
-                for name, words, kind, arguments in METRICS
-                if kind and values.get(name) is not None
+                for name, kind, arguments in HUB_METRICS
+                if values.get(name) is not None
             ],
         }
         for split, values in _splits(report)
@@ -134,10 +140,9 @@ def _results(report: RunReport) -> str:
     if not splits:
         return f"Accuracy: {NOT_MEASURED}."
     rows = [
-        [words, split, *_value(values, name), f"{values['n']:,}" if "n" in values else NOT_STATED]
+        [_text(words), split, *_value(values, name), f"{values['n']:,}" if "n" in values else "–"]
         for split, values in splits
-        for name, words, _, _ in METRICS
-        if name in values
+        for name, words in metric_words(values).items()
     ]
     note = (
         f"One run, seed {report.seed}. Intervals are percentile bootstrap over images; they say "

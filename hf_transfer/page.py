@@ -10,18 +10,16 @@ from pathlib import Path
 from hf_transfer.charts import heat_map, interval
 from hf_transfer.page_tables import MISSING, any_value, meter, table
 from hf_transfer.page_training import curves_section, phases_section
-from hf_transfer.report import Facts, RunReport, aggregate, show_count, show_seconds
-
-# Name in `metrics`, words, and whether its scale is 0..1.
-METRICS = (
-    ("accuracy", "Accuracy", True),
-    ("balanced_accuracy", "Balanced accuracy", True),
-    ("macro_f1", "Macro F1", True),
-    ("top5", "Top-5 accuracy", True),
-    ("auroc", "AUROC, one against the rest", True),
-    ("ece", "Calibration error (15 bins)", True),
-    ("nll", "Negative log-likelihood (nats)", False),
+from hf_transfer.report import (
+    WORDS,
+    Facts,
+    RunReport,
+    aggregate,
+    metric_words,
+    show_count,
+    show_seconds,
 )
+
 MOST_CLASSES_DRAWN = 200
 BESIDE = 6  # up to so many classes the matrix leaves room for a table beside it
 IN_ORDER = 12  # up to so many classes their table keeps their order
@@ -88,7 +86,7 @@ def _result(report: RunReport) -> str:
         hint = f"On validation: {other:.1%}." if other is not None else ""
     elif any(phase.best_epoch is not None for phase in report.phases):
         hint = "The best epochs were chosen on the same images, so it flatters a little."
-    rows = [_metric_row(values, *metric) for metric in METRICS if metric[0] in values]
+    rows = [_metric_row(values, name, words) for name, words in metric_words(values).items()]
     columns = (("", "keep"), ("", "num"), ("", "keep label"), ("", ""))
     return (
         f'<section class="hero"><div><div class="label">Accuracy on {split}</div>'
@@ -98,12 +96,13 @@ def _result(report: RunReport) -> str:
     )
 
 
-def _metric_row(values: Facts, name: str, words: str, share: bool) -> list[str]:
-    value, bounds = values[name], values.get("intervals", {}).get(name)
+def _metric_row(values: Facts, name: str, words: str) -> list[str]:
+    value, bounds, words = values[name], values.get("intervals", {}).get(name), escape(words)
     if value is None:
         return [words, MISSING, escape(values.get("reasons", {}).get(name, "")), ""]
     span = f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else ""
-    return [words, f"{value:.3f}", span, interval(value, bounds, 0, 1) if share else ""]
+    picture = interval(value, bounds, 0, 1) if name in WORDS and name != "nll" else ""
+    return [words, f"{value:.3f}", span, picture]
 
 
 def _facts(report: RunReport) -> str:
@@ -134,17 +133,15 @@ def _seeds(seeds: Sequence[RunReport]) -> str:
     spread = aggregate(seeds)
     rows = []
     for split, found in (("validation", spread["metrics"]), ("test", spread["test"])):
-        for name, words, _ in METRICS:
-            if name in found:
-                entry = found[name]
-                rows.append(
-                    [
-                        f"{words}, {split}",
-                        f"<b>{entry['mean']:.3f}</b>",
-                        f"{entry['min']:.3f} to {entry['max']:.3f}",
-                        *(f"{value:.3f}" for value in entry["values"]),
-                    ]
-                )
+        for name, entry in found.items():
+            rows.append(
+                [
+                    f"{escape(WORDS.get(name, name))}, {split}",
+                    f"<b>{entry['mean']:.3f}</b>",
+                    f"{entry['min']:.3f} to {entry['max']:.3f}",
+                    *(f"{value:.3f}" for value in entry["values"]),
+                ]
+            )
     columns = [("", "keep"), ("mean", "num"), ("min to max", "num")]
     columns += [(f"seed {seed}", "num") for seed in spread["seeds"]]
     return f"<section><h2>Over {spread['n']} seeds</h2>{table(columns, rows)}</section>"

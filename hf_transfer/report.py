@@ -14,6 +14,17 @@ from hf_transfer.recipe import UserError
 
 VERSION = 1
 
+# The scalars of `classification_metrics` in the order that reports show them, in words.
+WORDS = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "top5": "Top-5 accuracy",
+    "auroc": "AUROC, one against the rest",
+    "ece": "Calibration error (ECE, 15 bins)",
+    "nll": "Negative log-likelihood (nats)",
+}
+
 Facts = dict[str, Any]
 Record = TypeVar("Record", bound="PhaseReport | RunReport")
 
@@ -172,11 +183,22 @@ def aggregate(reports: Sequence[RunReport]) -> Facts:
     }
 
 
+def metric_words(values: Facts) -> dict[str, str]:
+    """Return name -> words of a split's scalar metrics: ours in order, then a recipe's own."""
+    ours = {name: words for name, words in WORDS.items() if name in values}
+    others = {k: k for k, v in values.items() if k not in (*WORDS, "n") and _is_number(v)}
+    return ours | others
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _spread(rows: Sequence[Facts]) -> Facts:
     result: Facts = {}
     for name in rows[0]:
-        values = [row.get(name) for row in rows]
-        numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        values: list[Any] = [row.get(name) for row in rows]
+        numbers = [value for value in values if _is_number(value)]
         if len(numbers) == len(rows) and name != "n":
             mean = math.fsum(numbers) / len(numbers)
             result[name] = {

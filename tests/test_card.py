@@ -282,6 +282,11 @@ def test_names_cannot_break_the_front_matter_or_a_table() -> None:
     assert all(line.replace("\\|", "").count("|") == 6 for line in rows)
 
 
+def test_further_metrics_of_a_recipe_are_listed_with_their_n() -> None:
+    report = replace(sample_report(), metrics={**METRICS, "mcc": 0.5678})
+    assert "| mcc | validation | 0.568 | not measured | 500 |" in model_card(report)
+
+
 def test_no_path_of_this_machine_is_published() -> None:
     report = sample_report()
     report = replace(
