@@ -1,0 +1,153 @@
+"""A page in the browser: drop an image, read the ranked labels. The Space and `demo` are this."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_transfer.hub import find_report, model_folder
+from hf_transfer.recipe import UserError
+from hf_transfer.report import RunReport
+
+if TYPE_CHECKING:
+    import gradio
+
+logger = logging.getLogger(__name__)
+
+ANSWERS = 5
+LABELS_NAMED = 12
+KEPT_SECONDS = 3600  # how long an uploaded image stays on the server
+STYLE = """
+.gradio-container {max-width: 60rem !important; margin: 0 auto !important}
+#facts * {color: var(--body-text-color-subdued)}
+"""
+
+
+def build_demo(model: str | Path, examples: str | Path | None = None) -> gradio.Blocks:
+    """Return the page for a run folder, a model folder or a Hub repository, not yet served.
+
+    It shows the model's name, its measured accuracy with n, and the images in `examples` (default:
+    the folder examples/ of the model or its run). Raises UserError without gradio or a model.
+    """
+    gr = _gradio()
+    from hf_transfer.backbone import load_model
+    from hf_transfer.predict import find_images, predict
+
+    folder = model_folder(model)
+    report = find_report(folder)
+    network = load_model(folder)
+    run = folder.parent if folder.name == "model" else folder
+    places = [Path(examples)] if examples else [folder / "examples", run / "examples"]
+    shown = next((find_images([place]) for place in places if place.is_dir()), [])
+
+    def answer(image: str | None) -> dict[str, float] | None:
+        if image is None:
+            return None
+        (prediction,) = predict(network, image, top=ANSWERS)
+        if prediction.error:
+            why = prediction.error.removeprefix(f"{prediction.file}: ")
+            text = f"This image cannot be read: {why}. Try a JPEG, PNG or WebP file."
+            raise gr.Error(text, duration=20, print_exception=False)
+        return dict(prediction.labels)
+
+    name = _name(model, folder, report)
+    with gr.Blocks(
+        title=name, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+    ) as demo:
+        gr.Markdown(f"# {_plain(name)}\n\n{_labels(network.backbone.labels)}")
+        gr.Markdown(_measured(report), elem_id="facts")
+        with gr.Row():
+            image = gr.Image(type="filepath", image_mode=None, label="Image", height=360)
+            ranked = gr.Label(num_top_classes=ANSWERS, label="Answer")
+        # The file as it was sent: gradio itself would open it first, and fail without a reason.
+        image.preprocess = lambda sent: sent.path if sent else None
+        asked = image.change(answer, image, ranked, api_name="predict", show_progress="minimal")
+        asked.failure(lambda: None, None, image, api_visibility="private")
+        if shown:
+            gr.Examples([[str(file)] for file in shown], image, cache_examples=False)
+    return demo
+
+
+def launch(
+    model: str | Path,
+    port: int | None = None,
+    *,
+    host: str | None = None,
+    examples: str | Path | None = None,
+    announce: Callable[[str], object] | None = None,
+    wait: bool = True,
+) -> gradio.Blocks:
+    """Serve the page until Ctrl-C, or return it at once without `wait`; `.close()` ends it.
+
+    `announce` is called with the address. Without a port it is the first free one from 7860 on;
+    `host` is this machine alone, or GRADIO_SERVER_NAME. Nothing is sent elsewhere. Raises
+    UserError, also for a port in use.
+    """
+    demo = build_demo(model, examples)
+    try:
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            css=STYLE,
+            footer_links=["api", "gradio"],
+        )
+    except OSError as error:
+        if port is None:
+            raise UserError(f"the demo cannot be served: {error}") from error
+        raise UserError(f"port {port} is not free; choose another, or leave it out") from error
+    logger.info("serving %s at %s", model, demo.local_url)
+    if announce:
+        announce(demo.local_url)
+    if wait:
+        demo.block_thread()
+    return demo
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "the demo needs gradio; install it with: pip install 'hf-transfer-learning[demo]'"
+        ) from error
+    return gradio
+
+
+def _name(model: str | Path, folder: Path, report: RunReport | None) -> str:
+    """Return the repository's id or, for a folder here, the run's or the folder's own name."""
+    if not Path(model).expanduser().exists():
+        return str(model)
+    folder = folder.resolve()
+    return folder.parent.name if report and folder.name == "model" else folder.name
+
+
+def _labels(labels: Sequence[str]) -> str:
+    named = ", ".join(map(_plain, labels[:LABELS_NAMED]))
+    more = f" and {len(labels) - LABELS_NAMED} more" if len(labels) > LABELS_NAMED else ""
+    return f"Tells {len(labels)} classes apart: {named}{more}."
+
+
+def _measured(report: RunReport | None) -> str:
+    """Return the accuracy with its split, n and interval, and what was trained how."""
+    if report is None:
+        return "Accuracy: not measured, for no report came with this model."
+    split = "test" if report.metrics.get("test") else "validation"
+    values = report.metrics["test"] if split == "test" else report.metrics
+    accuracy, bounds = values.get("accuracy"), values.get("intervals", {}).get("accuracy")
+    text = "Accuracy: not measured"
+    if accuracy is not None:
+        interval = f", 95% interval {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else ""
+        text = f"Accuracy {accuracy:.3f} on n = {values['n']:,} {split} images{interval}"
+    backbone = _plain(str(report.backbone.get("id", "not stated")))
+    return f"{text}. Backbone {backbone}, recipe {_plain(report.name)}, seed {report.seed}."
+
+
+def _plain(words: str) -> str:
+    """Words from outside as Markdown text, without markup or line breaks."""
+    return re.sub(r"([\\`*_\[\]<>&|~#!])", r"\\\1", " ".join(words.split()))
