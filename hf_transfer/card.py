@@ -144,11 +144,7 @@ def _results(report: RunReport) -> str:
         for split, values in splits
         for name, words in metric_words(values).items()
     ]
-    note = (
-        f"One run, seed {report.seed}. Intervals are percentile bootstrap over images; they say "
-        "nothing of the spread over seeds."
-    )
-    parts = [_table(("Metric", "Split", "Value", "95% interval", "n"), rows), note]
+    parts = [_table(("Metric", "Split", "Value", "95% interval", "n"), rows), _spread(report)]
     split, values = splits[0]
     classes = [row for row in values.get("per_class", []) if row["f1"] is not None]
     if classes:
@@ -161,6 +157,24 @@ def _results(report: RunReport) -> str:
         )
         parts += [head, table]
     return "\n\n".join(parts)
+
+
+def _spread(report: RunReport) -> str:
+    seeds = report.seeds.get("seeds") or [report.seed]
+    note = (
+        f"This is the run with seed {report.seed}. Intervals are percentile bootstrap over images; "
+        "they say nothing of the spread over seeds"
+    )
+    if len(seeds) < 2:
+        return f"{note}, which was not measured."
+    found = [("validation", report.seeds["metrics"]), ("test", report.seeds["test"])]
+    rows = [
+        [_text(WORDS.get(name, name)), split, *(f"{entry[k]:.3f}" for k in ("mean", "min", "max"))]
+        for split, metrics in found
+        for name, entry in metrics.items()
+    ]
+    head = f"Over {len(seeds)} seeds ({', '.join(map(str, seeds))}):"
+    return f"{note}.\n\n{head}\n\n{_table(('Metric', 'Split', 'Mean', 'Min', 'Max'), rows)}"
 
 
 def _value(values: Facts, name: str) -> list[str]:

@@ -14,7 +14,6 @@ from hf_transfer.report import (
     WORDS,
     Facts,
     RunReport,
-    aggregate,
     metric_words,
     show_count,
     show_seconds,
@@ -25,15 +24,15 @@ BESIDE = 6  # up to so many classes the matrix leaves room for a table beside it
 IN_ORDER = 12  # up to so many classes their table keeps their order
 
 
-def report_page(report: RunReport, seeds: Sequence[RunReport] = ()) -> str:
-    """Return the HTML of a run; `seeds` are all runs of its recipe, to be shown side by side."""
+def report_page(report: RunReport) -> str:
+    """Return the HTML of a run."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     sections = (
         _header(report),
         _result(report),
         _facts(report),
         _warnings(report),
-        _seeds(seeds),
+        _seeds(report.seeds),
         phases_section(report),
         curves_section(report),
         _classes(report),
@@ -127,10 +126,9 @@ def _warnings(report: RunReport) -> str:
     return f'<section class="warnings"><h2>Warnings</h2><ul>{lines}</ul></section>'
 
 
-def _seeds(seeds: Sequence[RunReport]) -> str:
-    if len(seeds) < 2:
+def _seeds(spread: Facts) -> str:
+    if spread.get("n", 0) < 2:
         return ""
-    spread = aggregate(seeds)
     rows = []
     for split, found in (("validation", spread["metrics"]), ("test", spread["test"])):
         for name, entry in found.items():

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,7 @@ class RunReport:
     seed: int
     warnings: tuple[str, ...] = ()
     created: str | None = None  # ISO 8601, with the offset from UTC
+    seeds: Facts = field(default_factory=dict)  # `aggregate` of all seeds, where it was repeated
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -128,12 +129,15 @@ class RunReport:
 def write_html(report: RunReport, path: str | Path, seeds: Sequence[RunReport] = ()) -> Path:
     """Write one self-contained HTML page on a run, whole or not at all; return its path.
 
-    `seeds` are all runs of the recipe, this one among them, to be shown side by side. The page
-    needs no network, script or font. Raises UserError if it cannot be written.
+    `seeds` are all runs of the recipe, this one among them, to be shown side by side; without
+    them it shows the report's own `seeds`. The page needs no network, script or font. Raises
+    UserError if it cannot be written.
     """
     from hf_transfer.page import report_page
 
-    return write_text(path, report_page(report, seeds))
+    return write_text(
+        path, report_page(replace(report, seeds=aggregate(seeds)) if seeds else report)
+    )
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from sample_report import FLOWERS, sample_report
 
 from hf_transfer.card import base_model, model_card
-from hf_transfer.report import PhaseReport, RunReport
+from hf_transfer.report import PhaseReport, RunReport, aggregate
 
 METRICS: dict[str, Any] = {
     "n": 500,
@@ -81,8 +82,8 @@ tulip.
 | Calibration error (ECE, 15 bins) | validation | 0.041 | not measured | 500 |
 | Negative log-likelihood (nats) | validation | 0.812 | 0.750 to 0.880 | 500 |
 
-One run, seed 0. Intervals are percentile bootstrap over images; they say nothing of the spread \
-over seeds.
+This is the run with seed 0. Intervals are percentile bootstrap over images; they say nothing of \
+the spread over seeds, which was not measured.
 
 Class by class, on validation:
 
@@ -285,6 +286,17 @@ def test_names_cannot_break_the_front_matter_or_a_table() -> None:
 def test_further_metrics_of_a_recipe_are_listed_with_their_n() -> None:
     report = replace(sample_report(), metrics={**METRICS, "mcc": 0.5678})
     assert "| mcc | validation | 0.568 | not measured | 500 |" in model_card(report)
+
+
+def test_the_spread_over_seeds_is_told_where_it_was_measured() -> None:
+    runs = [sample_report(seed=seed) for seed in range(3)]
+    report = replace(runs[1], seeds=aggregate(runs))
+    low, high = (f(run.metrics["accuracy"] for run in runs) for f in (min, max))
+    text = model_card(report)
+    assert "This is the run with seed 1." in text
+    assert "Over 3 seeds (0, 1, 2):" in text
+    assert re.search(rf"\| Accuracy \| validation \| 0.\d+ \| {low:.3f} \| {high:.3f} \|", text)
+    assert "not measured." not in text.split("## How it was trained")[0]
 
 
 def test_no_path_of_this_machine_is_published() -> None:

@@ -263,7 +263,8 @@ def test_the_page_shows_result_phases_rates_classes_audit_and_record(tmp_path: P
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    page = report_page(sample_report(test=True), [sample_report(seed=s) for s in range(2)])
+    seeds = aggregate([sample_report(seed=seed) for seed in range(2)])
+    page = report_page(replace(sample_report(test=True), seeds=seeds))
     parsed = Page(page)
     assert parsed.addresses == []
     assert parsed.tags.isdisjoint({"script", "link", "img", "iframe", "object", "base"})
@@ -292,7 +293,7 @@ def test_names_cannot_become_markup() -> None:
         created=nasty,
     )
     report = replace(report, data={**report.data, "path": nasty, "audit": {nasty: [nasty]}})
-    page = report_page(report, [report, report])
+    page = report_page(replace(report, seeds=aggregate([report, report])))
     assert "<script" not in page
     assert "script" not in Page(page).tags
     assert "alert(1)" in Page(page).text
@@ -315,7 +316,7 @@ def test_an_undefined_metric_shows_its_reason() -> None:
 def test_further_metrics_of_a_recipe_are_shown_too() -> None:
     report = sample_report()
     report = replace(report, metrics={**report.metrics, "mcc": 0.5678})
-    text = Page(report_page(report, [report, report])).text
+    text = Page(report_page(replace(report, seeds=aggregate([report, report])))).text
     assert "mcc 0.568" in text
     assert "mcc, validation 0.568" in text
 
@@ -328,13 +329,16 @@ def test_the_page_says_that_validation_flatters_only_where_it_chose() -> None:
     assert "flatters" not in report_page(sample_report(test=True))
 
 
-def test_several_seeds_are_shown_side_by_side() -> None:
-    seeds = [sample_report(seed=seed) for seed in range(3)]
-    text = Page(report_page(seeds[0], seeds)).text
-    mean = np.mean([report.metrics["accuracy"] for report in seeds])
-    assert "Over 3 seeds" in text
-    assert f"Accuracy, validation {mean:.3f}" in text
-    assert "Over" not in Page(report_page(seeds[0], seeds[:1])).text
+def test_several_seeds_are_shown_side_by_side(tmp_path: Path) -> None:
+    runs = [sample_report(seed=seed) for seed in range(3)]
+    page = write_html(runs[0], tmp_path / "r.html", seeds=runs).read_text(encoding="utf-8")
+    mean = np.mean([report.metrics["accuracy"] for report in runs])
+    assert "Over 3 seeds" in Page(page).text
+    assert f"Accuracy, validation {mean:.3f}" in Page(page).text
+    kept = replace(runs[0], seeds=aggregate(runs))
+    assert RunReport.load(kept.save(tmp_path / "r.json")) == kept
+    assert report_page(kept) == page
+    assert "Over" not in Page(report_page(runs[0])).text
 
 
 def test_phases_without_a_history_are_drawn_without_curves() -> None:
