@@ -89,7 +89,7 @@ def multilabel_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
     """Return mAP, micro-F1 and macro-F1 of logits (N, L) against labels (N, L) of 0 and 1.
 
     A label counts as predicted where its logit is above 0. mAP is the mean over the labels that
-    have a positive row; None, with the cause under `reasons`, where none has.
+    have a positive row. What is undefined is None, with the cause under `reasons`.
     """
     scores = _finite(logits)
     truth = np.asarray(labels)
@@ -101,6 +101,9 @@ def multilabel_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
     predicted = scores > 0
     hits = (predicted & truth).sum(axis=0)
     either = predicted.sum(axis=0) + truth.sum(axis=0)
+    reasons = {} if truth.any() else {"map": "no label has a positive row"}
+    if not either.any():
+        reasons |= dict.fromkeys(("micro_f1", "macro_f1"), "no label is positive or predicted")
     precisions = [
         _average_precision(scores[:, i], truth[:, i])
         for i in range(scores.shape[1])
@@ -113,12 +116,12 @@ def multilabel_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
         "macro_f1": float(np.mean(2 * hits[either > 0] / either[either > 0]))
         if (either > 0).any()
         else None,
-        "reasons": {} if precisions else {"map": "no label has a positive row"},
+        "reasons": reasons,
     }
 
 
 def regression_metrics(predictions: ArrayLike, targets: ArrayLike) -> dict[str, Any]:
-    """Return MAE, RMSE (units of the target) and R2 of predictions against targets, same shape.
+    """Return MAE, RMSE (units of the target) and R2 (over all columns) of two arrays of one shape.
 
     R2 is None, with the cause under `reasons`, where the targets are all equal.
     """

@@ -250,6 +250,7 @@ def test_multilabel_metrics_without_a_positive_say_why() -> None:
     found = multilabel_metrics(-np.ones((4, 2)), np.zeros((4, 2), int))
     assert (found["map"], found["micro_f1"], found["macro_f1"]) == (None, None, None)
     assert found["reasons"]["map"] == "no label has a positive row"
+    assert set(found["reasons"]) == {"map", "micro_f1", "macro_f1"}
     with pytest.raises(ValueError, match="0 or 1"):
         multilabel_metrics(np.zeros((2, 2)), np.full((2, 2), 3))
     with pytest.raises(ValueError, match="both must be"):
