@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from hf_transfer.decoding import ImageSettings
+from hf_transfer.recipe import DataSpec
+from hf_transfer.sources import SPLITS, DataError, Scan
+from hf_transfer.store import Facts
+
+NAMED = 50  # files named per kind; the rest are counted
+TINY_PX = 16
+IMBALANCE = 3.0  # largest class to smallest, from which it is a finding
+
+LEFT_OUT = {
+    "missing": "left out: the file is not there",
+    "zero-byte": "left out: the file is empty",
+    "not-an-image": "left out: not an image, whatever its name says",
+    "truncated": "left out: the file ends too early",
+    "unreadable": "left out: damaged, or a kind of file that is not read",
+    "too-large": "left out: so many pixels that it may be a decompression bomb",
+}
+HANDLED = {
+    "animated": "its first frame is used",
+    "16-bit": "scaled to 8 bits by its full range, 0..65535",
+    "dark-16-bit": "uses less than an eighth of 16 bits: looks dark; rescale 10- or 12-bit scans",
+    "grayscale": "its one channel is repeated",
+    "palette": "its palette is resolved to colours",
+    "alpha": "laid on white",
+    "cmyk": "converted to RGB without a colour profile",
+    "rotated": "turned upright, as its EXIF says",
+    "broken-exif": "its EXIF cannot be read: taken as upright",
+    "enormous": "more than 50 million pixels: reduced",
+    "tiny": "much smaller than the model's input: enlarged",
+}
+CONTENT = {
+    "two-labels": "left out everywhere: the same picture with different labels",
+    "leak": "left out of training: the same picture is in validation or test",
+    "leak-test": "left out of validation: the same picture is in test",
+    "repeated": "kept: the same picture several times in training",
+    "repeated-evaluation": "left out: the same picture is there already, and counts once",
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of finding: how many files (`count`), the first of their names, what was done."""
+    """One kind of finding: how many files (or classes), the first files' names, what was done."""
 
     kind: str
     count: int
@@ -18,15 +59,186 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings about a data set, in a fixed order of kinds."""
+    """All findings about a data set of `images` files, of which `bad` gave no pixels.
+
+    `imbalance` is the largest training class over the smallest.
+    """
 
     findings: tuple[Finding, ...] = ()
+    images: int = 0
+    bad: int = 0
+    imbalance: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `report.json` holds: {"findings": [{kind, count, files, done}]}."""
+        """Return what `report.json` holds: {"findings": [{kind, count, files, done}, ...]}."""
         return {
             "findings": [
                 {"kind": f.kind, "count": f.count, "files": list(f.files), "done": f.done}
                 for f in self.findings
             ]
         }
+
+
+def audit(
+    found: Scan, facts: Facts, settings: ImageSettings, spec: DataSpec
+) -> tuple[Audit, np.ndarray]:
+    """Return the findings and the rows of the scan to use, int64, in order.
+
+    Raises DataError, one line, where going on would be careless: more than `max_bad` of the files
+    give no pixels (one is always forgiven, unless it is 0), a class is left with fewer than
+    `min_per_class` images to train on, or validation or test holds a class that train lacks.
+    """
+    findings = _bad(found, facts, spec) + _unusual(found, facts, settings)
+    if found.ignored:
+        done = "not used: no image's suffix, no class folder, or no label"
+        findings.append(_finding("ignored", found.ignored, done))
+    usable = np.ones(len(found.files), bool)
+    usable[list(facts.errors)] = False
+    same = _same_content(found, facts, usable)
+    for kind, rows in same.items():
+        if kind != "repeated":
+            usable[rows] = False
+        findings.append(_finding(kind, [found.files[row] for row in rows], CONTENT[kind]))
+    kept = np.flatnonzero(usable)
+    counts = found.take(kept).counts
+    _check_classes(found, counts, spec, same)
+    findings += _about_classes(counts)
+    train = counts["train"].values()
+    return (
+        Audit(tuple(findings), len(found.files), len(facts.errors), max(train) / min(train)),
+        kept,
+    )
+
+
+def _finding(kind: str, files: Sequence[str], done: str) -> Finding:
+    return Finding(kind, len(files), tuple(files[:NAMED]), done)
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def _bad(found: Scan, facts: Facts, spec: DataSpec) -> list[Finding]:
+    """Return what gave no pixels, by kind. Raises DataError if that is more than is allowed."""
+    allowed = max(1, int(spec.max_bad * len(found.files))) if spec.max_bad else 0
+    rows = sorted(facts.errors)
+    if len(rows) > allowed:
+        few = "; ".join(facts.errors[row][1] for row in rows[:3])
+        raise DataError(
+            f"{found.path}: {len(rows):,} of {len(found.files):,} images are unusable, and "
+            f"data.max_bad allows {allowed:,}: {few}" + ("; ..." if len(rows) > 3 else "")
+        )
+    by_kind = {kind: [row for row in rows if facts.errors[row][0] == kind] for kind in LEFT_OUT}
+    return [
+        _finding(kind, [found.files[row] for row in members], LEFT_OUT[kind])
+        for kind, members in by_kind.items()
+        if members
+    ]
+
+
+def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding]:
+    """Return what was handled while decoding, by kind."""
+    by_kind: dict[str, list[int]] = {kind: [] for kind in HANDLED}
+    for row in sorted(facts.notes):
+        for kind in facts.notes[row]:
+            by_kind[kind].append(row)
+    short = facts.sizes.min(1)
+    by_kind["tiny"] = np.flatnonzero(
+        (short > 0) & (short < max(TINY_PX, settings.size / 4))
+    ).tolist()
+    done = dict(HANDLED)
+    if settings.channels == 1:
+        done["grayscale"] = "as the model wants it"
+    if settings.channels == 4:
+        done["alpha"] = "kept as the fourth channel"
+    return [
+        _finding(kind, [found.files[row] for row in rows], done[kind])
+        for kind, rows in by_kind.items()
+        if rows
+    ]
+
+
+# --- content ---------------------------------------------------------------------------------
+
+
+def _same_content(found: Scan, facts: Facts, usable: np.ndarray) -> dict[str, list[int]]:
+    """Return the rows that show the same picture as another, by what that means."""
+    same: dict[str, list[int]] = {kind: [] for kind in CONTENT}
+    for rows in _groups(facts.pixels, np.flatnonzero(usable)):
+        by_split = {split: [row for row in rows if found.splits[row] == split] for split in SPLITS}
+        train, validation, test = by_split.values()
+        if len({found.targets[row] for row in rows}) > 1:
+            same["two-labels"] += rows
+            continue
+        if validation or test:
+            same["leak"] += train
+        elif len(train) > 1:
+            same["repeated"] += train
+        if test:
+            same["leak-test"] += validation
+        else:
+            same["repeated-evaluation"] += validation[1:]
+        same["repeated-evaluation"] += test[1:]
+    return {kind: sorted(rows) for kind, rows in same.items() if rows}
+
+
+def _groups(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
+    """Yield the rows that share a digest, two at least in each list."""
+    keys = np.ascontiguousarray(digests[rows]).view(f"V{digests.shape[1]}")[:, 0]
+    _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(counts[group] > 1)
+    order = shared[np.argsort(group[shared], kind="stable")]
+    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        if len(members):
+            yield rows[members].tolist()
+
+
+# --- classes ---------------------------------------------------------------------------------
+
+
+def _check_classes(
+    found: Scan, counts: dict[str, dict[str, int]], spec: DataSpec, same: dict[str, list[int]]
+) -> None:
+    train = counts.get("train", dict.fromkeys(found.labels, 0))
+    for split in ("validation", "test"):
+        unknown = [label for label, n in counts.get(split, {}).items() if n and not train[label]]
+        if unknown:
+            raise DataError(
+                f"{found.path}: {split} holds classes without a training image: {_few(unknown)}; "
+                f"add images of them to train, or take them out of {split}{_copies(same)}"
+            )
+    few = [f"{label} ({n})" for label, n in train.items() if n < max(1, spec.min_per_class)]
+    if few:
+        raise DataError(
+            f"{found.path}: fewer than {max(1, spec.min_per_class)} usable training images in: "
+            f"{_few(few)}; add images, remove the class or lower data.min_per_class{_copies(same)}"
+        )
+    if not any(counts.get("validation", {}).values()):
+        raise DataError(f"{found.path}: no validation images; set data.validation above 0")
+
+
+def _copies(same: dict[str, list[int]]) -> str:
+    """Return a hint where pictures that are the same are the reason."""
+    count = sum(len(same.get(kind, ())) for kind in ("two-labels", "leak"))
+    return f" ({count:,} copies of other pictures were left out)" if count else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _about_classes(counts: dict[str, dict[str, int]]) -> list[Finding]:
+    train = counts["train"]
+    findings = []
+    for split in ("validation", "test"):
+        absent = [label for label, n in counts.get(split, {}).items() if not n]
+        if absent:
+            done = f"trained on, but {split} has no image of {_few(absent)}: nothing is measured"
+            findings.append(Finding(f"not-in-{split}", len(absent), (), done))
+    most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
+    if train[most] >= IMBALANCE * train[least]:
+        done = (
+            f"kept: {train[most]:,} images of {most}, {train[least]:,} of {least}; "
+            "`loss: balanced` weighs the classes alike"
+        )
+        findings.append(Finding("imbalance", len(train), (), done))
+    return findings

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,28 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hf_transfer.audit import Audit
-from hf_transfer.decoding import ImageSettings, decode
+from hf_transfer.audit import Audit, audit
+from hf_transfer.decoding import ImageSettings
 from hf_transfer.recipe import DataSpec
-from hf_transfer.sources import scan
+from hf_transfer.sources import SPLITS, Scan, limited, scan
+from hf_transfer.store import Facts, LivePixels, StoredPixels, open_pixels
+
+logger = logging.getLogger(__name__)
+
+SPARE = 2  # images per class decoded beyond a limit, and 2% of it
+Pixels = np.ndarray | StoredPixels | LivePixels
 
 
-class ImageSet(Dataset):
-    """Labelled images in memory or on disk: `pixels` uint8 (N, S', S', C), `labels` int64 (N,).
+class ImageSet(Dataset[dict[str, Any]]):
+    """Labelled images, decoded: `pixels` uint8 (N, S', S', C), `labels` int64 (N,), `names` of the
+    classes, `files` their names relative to the data (empty for images from memory).
 
     An item is {"pixels", "labels", "index"}; a list of indices gives one batch of the same, which
     `collate` hands on unchanged. `index` is the place in this set.
     """
 
     def __init__(
-        self, pixels: Any, labels: np.ndarray, names: Sequence[str], files: Sequence[str] = ()
+        self, pixels: Pixels, labels: np.ndarray, names: Sequence[str], files: Sequence[str] = ()
     ) -> None:
         self.pixels, self.labels = pixels, np.asarray(labels, dtype=np.int64)
         self.names, self.files = tuple(names), tuple(files)
@@ -35,30 +43,58 @@ class ImageSet(Dataset):
     def from_arrays(
         cls, pixels: np.ndarray, labels: Sequence[int] | np.ndarray, names: Sequence[str] = ()
     ) -> ImageSet:
-        """Return a set of images in memory: uint8 (N, S, S, C) or (N, S, S), and N labels."""
-        labels = np.asarray(labels, dtype=np.int64)
-        return cls(pixels, labels, names or [str(n) for n in range(int(labels.max()) + 1)])
+        """Return a set of images in memory: uint8 (N, S, S, C), or (N, S, S) for one channel.
+
+        `labels` are places in `names`; without names, classes are called "0", "1", ...
+        Raises ValueError if shapes, dtypes or labels do not fit.
+        """
+        pixels, labels = np.asarray(pixels), np.asarray(labels)
+        pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2]:
+            raise ValueError(
+                f"pixels are {pixels.dtype} {pixels.shape}; expected uint8 (N, S, S, C)"
+            )
+        if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels are {labels.dtype} {labels.shape}; expected {len(pixels)} whole numbers"
+            )
+        names = tuple(names) or tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+            raise ValueError(
+                f"labels run from {labels.min()} to {labels.max()}, names: {len(names)}"
+            )
+        return cls(pixels, labels, names)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one image: uint8 (S', S', C), its label and its index."""
-        batch = self.__getitems__([index])
+        """Return one image: pixels uint8 (S', S', C), its label and its index."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
+        index = index % len(self)
         return {
-            "pixels": batch["pixels"][0],
-            "labels": int(batch["labels"][0]),
-            "index": int(batch["index"][0]),
+            "pixels": torch.from_numpy(np.array(self.pixels[index])),
+            "labels": int(self.labels[index]),
+            "index": index,
         }
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return one batch: uint8 (B, S', S', C), labels and indices int64 (B,)."""
+        """Return one batch: pixels uint8 (B, S', S', C), labels and indices int64 (B,)."""
         rows = np.asarray(indices, dtype=np.int64)
         return {
-            "pixels": torch.from_numpy(np.ascontiguousarray(self.pixels[rows])),
+            "pixels": torch.from_numpy(self.pixels[rows]),
             "labels": torch.from_numpy(self.labels[rows]),
             "index": torch.from_numpy(rows),
         }
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """Return the set of the images in these places; their indices count from 0 again."""
+        rows = np.asarray(indices, dtype=np.int64)
+        pixels = self.pixels
+        taken = pixels[rows] if isinstance(pixels, np.ndarray) else pixels.take(rows)
+        files = [self.files[row] for row in rows] if self.files else ()
+        return ImageSet(taken, self.labels[rows], self.names, files)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -79,7 +115,11 @@ def collate(batch: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in its splits, with what the audit found and a fingerprint of its content."""
+    """A data set in its splits, with what the audit found.
+
+    `fingerprint` is a sha256 over the names, labels and file contents of all images in use; the
+    same images have the same one, whatever the split, the image size or the folder's place.
+    """
 
     labels: tuple[str, ...]
     train: ImageSet
@@ -89,21 +129,67 @@ class ImageData:
     fingerprint: str
     path: str
 
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images per class of each split that there is."""
+        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            split: dict(zip(self.labels, images.class_counts, strict=True))
+            for split, images in sets.items()
+            if images is not None
+        }
+
 
 def load_data(
-    spec: DataSpec, settings: ImageSettings, seed: int = 0, cache_dir: Path | None = None
+    spec: DataSpec,
+    settings: ImageSettings,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    limit_bytes: int | None = None,
 ) -> ImageData:
-    """Return the images of a recipe's data, decoded and split. Raises DataError, one line."""
-    found = scan(spec, seed)
-    pixels = np.stack([decode(found.root / name, settings) for name in found.files])
+    """Return a recipe's data: found, split, decoded (or read from the store), audited.
+
+    Decoded pixels are kept under `cache_dir` (`store.default_cache_dir()`) unless they take more
+    than `limit_bytes`. Raises DataError, one line.
+    """
+    found = scan(_with_spare(spec), seed)
+    pixels, facts = open_pixels(found, settings, cache_dir, limit_bytes)
+    about, kept = audit(found, facts, settings, spec)
+    kept = kept[limited(found.take(kept), spec, seed)]
+    for finding in about.findings:
+        few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
+        logger.info("%s: %d (%s): %s", finding.kind, finding.count, few, finding.done)
     targets, splits = np.array(found.targets), np.array(found.splits)
     sets = {}
-    for split in ("train", "validation", "test"):
-        rows = np.flatnonzero(splits == split)
+    for split in SPLITS:
+        rows = kept[splits[kept] == split]
         files = [found.files[row] for row in rows]
-        sets[split] = ImageSet(pixels[rows], targets[rows], found.labels, files)
-    fingerprint = hashlib.sha256("\0".join(found.files).encode()).hexdigest()
-    test = sets["test"] if len(sets["test"]) else None
+        sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files)
     return ImageData(
-        found.labels, sets["train"], sets["validation"], test, Audit(), fingerprint, str(spec.path)
+        labels=found.labels,
+        train=sets["train"],
+        validation=sets["validation"],
+        test=sets["test"] if len(sets["test"]) else None,
+        audit=about,
+        fingerprint=_fingerprint(found, facts, kept),
+        path=found.path,
     )
+
+
+def _with_spare(spec: DataSpec) -> DataSpec:
+    """Return the recipe's data with a few images more, to replace those that the audit takes."""
+    spare = {
+        name: limit + SPARE + limit // 50
+        for name in ("train_per_class", "validation_per_class")
+        if (limit := getattr(spec, name)) is not None
+    }
+    return replace(spec, **spare)
+
+
+def _fingerprint(found: Scan, facts: Facts, rows: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        label = found.labels[found.targets[row]]
+        digest.update(f"{found.files[row]}\0{label}\0".encode(errors="surrogateescape"))
+        digest.update(facts.files[row].tobytes())
+    return digest.hexdigest()

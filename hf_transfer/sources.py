@@ -25,7 +25,7 @@ from hf_transfer.tables import (
     read_table,
 )
 
-__all__ = ["DataError", "Scan", "scan"]
+__all__ = ["SPLITS", "DataError", "Scan", "limited", "scan"]
 
 SPLITS = ("train", "validation", "test")
 IMAGE_SUFFIXES = frozenset(
@@ -112,7 +112,8 @@ def scan(spec: DataSpec, seed: int = 0) -> Scan:
         raise DataError(
             f"{path}: no training images; splits: {', '.join(sorted(set(found.splits)))}"
         )
-    return _limit(_split(found, spec, seed), spec, seed)
+    found = _split(found, spec, seed)
+    return found.take(limited(found, spec, seed))
 
 
 def _read(path: Path, spec: DataSpec) -> Scan:
@@ -297,8 +298,8 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     return replace(found, splits=tuple(splits))
 
 
-def _limit(found: Scan, spec: DataSpec, seed: int) -> Scan:
-    """Return the scan with at most so many images per class as the recipe says.
+def limited(found: Scan, spec: DataSpec, seed: int) -> list[int]:
+    """Return the rows left when no class has more images than the recipe says, in order.
 
     They are drawn in an order that the seed decides, so a smaller limit gives a subset.
     """
@@ -310,9 +311,7 @@ def _limit(found: Scan, spec: DataSpec, seed: int) -> Scan:
         for rows in _drawn(found, found.splits, split, seed)
         for row in rows[limit:]
     }
-    if not dropped:
-        return found
-    return found.take(row for row in range(len(found.files)) if row not in dropped)
+    return [row for row in range(len(found.files)) if row not in dropped]
 
 
 def _drawn(found: Scan, splits: Iterable[str], split: str, seed: int) -> list[list[int]]:

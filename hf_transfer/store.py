@@ -1,0 +1,360 @@
+"""Pixels decoded once and kept on disk, keyed by everything they depend on; never stale or torn.
+
+An entry is a folder, `<key>/pixels.npy` and `<key>/facts.npz`, written aside and renamed into
+place as a whole. Reading checks it; what does not hold is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import PIL.features
+
+from hf_transfer import decoding
+from hf_transfer.decoding import ImageError, ImageSettings, decode, decode_noted
+from hf_transfer.sources import DataError, Scan
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # of an entry's layout
+SAMPLED = 64  # stored images whose digest is checked on opening
+WAVE_BYTES = 64 * 2**20  # decoded, then written; what building holds in memory
+MAPPED_BYTES = 256 * 2**20  # read through the map before its pages are given back
+ABANDONED_SECONDS = 24 * 3600  # a build that was killed leaves its folder behind
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decoding found out, a row per file: digests of the pixels and of the file (N, 16),
+    `sizes` (N, 2) width and height, `notes` and `errors` (kind, message) by row."""
+
+    pixels: np.ndarray
+    files: np.ndarray
+    sizes: np.ndarray
+    notes: dict[int, tuple[str, ...]]
+    errors: dict[int, tuple[str, str]]
+
+
+class StoredPixels:
+    """Decoded images on disk: `[rows]` gives uint8 (B, S', S', C), `[row]` one; picklable.
+
+    Memory stays flat: the file is mapped, and its pages are given back as reading goes on.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], rows: np.ndarray | None = None) -> None:
+        self.path, self.stored = path, tuple(shape)
+        self.rows = np.arange(shape[0]) if rows is None else rows
+        self._map: mmap.mmap | None = None
+        self._all: np.ndarray | None = None
+        self._read = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, S', S', C)."""
+        return (len(self.rows), *self.stored[1:])
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if self._map is None or self._all is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            start = len(self._map) - int(np.prod(self.stored))
+            self._all = np.frombuffer(self._map, np.uint8, offset=start).reshape(self.stored)
+        found = np.array(self._all[self.rows[rows]])
+        self._read += found.nbytes
+        if self._read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return found
+
+    def take(self, rows: np.ndarray) -> StoredPixels:
+        """Return the images in these places, without reading any."""
+        return StoredPixels(self.path, self.stored, self.rows[rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None, "_all": None}
+
+
+class LivePixels:
+    """The same, decoded from the files whenever asked: for sets too large to store."""
+
+    def __init__(
+        self, found: Scan, settings: ImageSettings, rows: np.ndarray | None = None
+    ) -> None:
+        self.found, self.settings = found, settings
+        self.rows = np.arange(len(found.files)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, S', S', C)."""
+        return (len(self.rows), *_row_shape(self.settings))
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        places = self.rows[rows]
+        if np.ndim(places) == 0:
+            return decode(self.found.read(int(places)), self.settings)
+        images = [decode(self.found.read(int(place)), self.settings) for place in places]
+        return np.stack(images) if images else np.zeros((0, *_row_shape(self.settings)), np.uint8)
+
+    def take(self, rows: np.ndarray) -> LivePixels:
+        """Return the images in these places, without decoding any."""
+        return LivePixels(self.found, self.settings, self.rows[rows])
+
+
+def open_pixels(
+    found: Scan,
+    settings: ImageSettings,
+    cache_dir: Path | None = None,
+    limit_bytes: int | None = None,
+) -> tuple[StoredPixels | LivePixels, Facts]:
+    """Return the pixels of all files of a scan, a row each, and what decoding found out.
+
+    Taken from the store under `cache_dir` where it holds them, else decoded into it. A set larger
+    than `limit_bytes` (nine tenths of the free disk) is looked through once and decoded live.
+    Files that give no pixels have an entry in `Facts.errors`. Raises DataError, one line.
+    """
+    root = cache_dir or default_cache_dir()
+    shape = (len(found.files), *_row_shape(settings))
+    key = _key(found, settings)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        facts = _open(root / key, shape)
+        if facts is not None:
+            return StoredPixels(root / key / "pixels.npy", shape), facts
+        size = int(np.prod(shape))
+        limit = shutil.disk_usage(root).free * 9 // 10 if limit_bytes is None else limit_bytes
+        stored = size <= limit
+        if not stored:
+            logger.warning(
+                "%s: %d images take %.1f GB decoded, more than the %.1f GB allowed: decoding live",
+                *(found.path, shape[0], size / 1e9, limit / 1e9),
+            )
+            key += "-live"
+        with _locked(root / f"{key}.lock"):
+            facts = _open(root / key, shape) or _build(root, key, found, settings, stored)
+    except OSError as error:
+        raise DataError(
+            f"{root}: {error.strerror or error}; decoded pixels are kept there: make room, or name "
+            "another place in HF_TRANSFER_CACHE"
+        ) from error
+    if stored:
+        return StoredPixels(root / key / "pixels.npy", shape), facts
+    return LivePixels(found, settings), facts
+
+
+def default_cache_dir() -> Path:
+    """Return where decoded pixels are kept: $HF_TRANSFER_CACHE/pixels or ~/.cache/hf_transfer."""
+    root = os.environ.get("HF_TRANSFER_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "hf_transfer") / "pixels"
+
+
+def _row_shape(settings: ImageSettings) -> tuple[int, int, int]:
+    return settings.stored, settings.stored, settings.channels
+
+
+def _key(found: Scan, settings: ImageSettings) -> str:
+    """Return the name of an entry: a digest of all that its pixels depend on."""
+    versions = (VERSION, decoding.VERSION, PIL.__version__, PIL.features.version("jpg"))
+    how = (settings.size, settings.stored, settings.channels, settings.interpolation)
+    digest = hashlib.sha256(repr((versions, how, settings.crop_mode)).encode())
+    digest.update(os.fsencode(found.root.resolve()))
+    for row in range(len(found.files)):
+        digest.update(found.identity(row).encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()[:32]
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def _open(folder: Path, shape: tuple[int, ...]) -> Facts | None:
+    """Return the facts of an entry if all of it holds, else None."""
+    try:
+        with np.load(folder / "facts.npz", allow_pickle=False) as file:  # checks its own CRC
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(arrays["about"].tobytes())
+        facts = Facts(
+            pixels=arrays["pixels"],
+            files=arrays["files"],
+            sizes=arrays["sizes"],
+            notes={int(row): tuple(notes) for row, notes in about["notes"].items()},
+            errors={int(row): tuple(error) for row, error in about["errors"].items()},
+        )
+        if about["shape"] != list(shape) or len(facts.pixels) != shape[0]:
+            return None
+        if about["file"] is not None and not _holds(
+            folder / "pixels.npy", about["file"], facts, shape
+        ):
+            return None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s does not hold and is built again: %s", folder, error)
+        return None
+    return facts
+
+
+def _holds(path: Path, recorded: list[int], facts: Facts, shape: tuple[int, ...]) -> bool:
+    """Return whether the pixels are as they were written: size, time of change, and a sample."""
+    stat = path.stat()
+    sound = [stat.st_size, stat.st_mtime_ns] == recorded
+    pixels = StoredPixels(path, shape)
+    sample = np.unique(np.linspace(0, shape[0] - 1, SAMPLED).astype(int)).tolist()
+    for row in sample if sound else ():
+        if row not in facts.errors and _digest(pixels[row]) != facts.pixels[row].tobytes():
+            sound = False
+    if not sound:
+        logger.warning("%s is not what was written and is built again", path)
+    return sound
+
+
+def _digest(data: np.ndarray | bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+# --- building --------------------------------------------------------------------------------
+
+
+def _build(root: Path, key: str, found: Scan, settings: ImageSettings, stored: bool) -> Facts:
+    """Decode all files into a folder aside, put it in place and return its facts."""
+    _sweep(root)
+    aside = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
+    shape = (len(found.files), *_row_shape(settings))
+    try:
+        recorded = None
+        if stored:
+            with (aside / "pixels.npy").open("wb") as file:
+                layout = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, layout)
+                facts = _decode_all(found, settings, file)
+                _to_disk(file)
+            stat = (aside / "pixels.npy").stat()
+            recorded = [stat.st_size, stat.st_mtime_ns]
+        else:
+            facts = _decode_all(found, settings, None)
+        about = {"shape": shape, "file": recorded, "notes": facts.notes, "errors": facts.errors}
+        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        with (aside / "facts.npz").open("wb") as file:
+            np.savez(file, about=text, pixels=facts.pixels, files=facts.files, sizes=facts.sizes)
+            _to_disk(file)
+        _publish(aside, root / key, shape)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return facts
+
+
+def _decode_all(found: Scan, settings: ImageSettings, file: Any) -> Facts:
+    """Decode in threads, wave by wave, writing pixels in order; return the facts of all rows."""
+    count, shape = len(found.files), _row_shape(settings)
+    facts = Facts(
+        np.zeros((count, 16), np.uint8), np.zeros((count, 16), np.uint8),
+        np.zeros((count, 2), np.int32), {}, {},
+    )  # fmt: skip
+    wave = max(64, WAVE_BYTES // int(np.prod(shape)))
+    black, start, said = np.zeros(shape, np.uint8), time.monotonic(), 0.0
+
+    def decoded(row: int) -> np.ndarray:
+        try:
+            data = found.read(row)
+            facts.files[row] = np.frombuffer(_digest(data), np.uint8)
+            picture = decode_noted(data, settings, found.files[row])
+        except ImageError as error:
+            facts.errors[row] = (error.kind, str(error))
+            return black
+        except OSError as error:
+            kind = "missing" if error.errno == errno.ENOENT else "unreadable"
+            facts.errors[row] = (kind, f"{found.files[row]}: {error.strerror or error}")
+            return black
+        facts.pixels[row] = np.frombuffer(_digest(picture.pixels), np.uint8)
+        facts.sizes[row] = picture.width, picture.height
+        if picture.notes:
+            facts.notes[row] = picture.notes
+        return picture.pixels
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
+        warnings.simplefilter("ignore")  # once for all threads; the notes say what Pillow would
+        for first in range(0, count, wave):
+            for pixels in pool.map(decoded, range(first, min(first + wave, count))):
+                if file is not None:
+                    file.write(pixels)
+            elapsed = time.monotonic() - start
+            if elapsed - said > 5:
+                said = elapsed
+                logger.info("decoded %d of %d images", min(first + wave, count), count)
+    logger.info("decoded %d images in %.1f s", count, time.monotonic() - start)
+    return facts
+
+
+def _threads() -> int:
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _publish(aside: Path, place: Path, shape: Sequence[int]) -> None:
+    """Rename a finished entry into place; one that another process put there first stays."""
+    for _ in range(5):
+        try:
+            os.rename(aside, place)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _open(place, tuple(shape)) is not None:
+            return
+        broken = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(place, broken / "broken")
+        shutil.rmtree(broken, ignore_errors=True)
+    raise OSError(errno.EBUSY, "another process keeps writing there")
+
+
+def _sweep(root: Path) -> None:
+    """Remove what builds that were killed have left behind."""
+    for entry in root.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - entry.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock while building, so that a second process waits and then reads.
+
+    It only saves double work: entries are right without it, where a file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)
