@@ -145,7 +145,8 @@ def _plain(value: Any) -> Any:
     """Return a recipe's part as plain lists and mappings, in the form of a recipe file."""
     if isinstance(value, GradualSpec):
         unit = value.grain.removesuffix("s") if value.count == 1 else value.grain
-        own = {"gradual": f"{value.count} {unit}", "lr_drop": value.lr_drop, "thaws": value.thaws}
+        step = f"{value.count}%" if unit == "%" else f"{value.count} {unit}"
+        own = {"gradual": step, "lr_drop": value.lr_drop, "thaws": value.thaws}
         own = {k: v for k, v in own.items() if v is not None}
         return {**own, **{k: v for k, v in _plain(value.each).items() if k != "train"}}
     if isinstance(value, Augment):

@@ -26,7 +26,7 @@ from hf_transfer.specs import (
 METRICS = ("loss", "accuracy", "top5", "macro_f1", "balanced_accuracy", "auroc", "ece", "nll")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "adagrad", "rmsprop")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
-GRADUAL = re.compile(r"(\d+) (stage|block)s?")
+GRADUAL = re.compile(r"(\d+) ?(stage|block|%)s?")
 
 
 def read_recipe(tree: Node, name: str) -> Recipe:
@@ -178,9 +178,11 @@ def _selector(node: Node) -> str | tuple[str, ...]:
 
 def _gradual(node: Node) -> tuple[int, str]:
     found = GRADUAL.fullmatch(node.value) if isinstance(node.value, str) else None
-    if found is None or int(found[1]) == 0:
-        raise node.wrong(f"gradual must be a step such as 1 stage or 2 blocks, got {node.shown()}")
-    return int(found[1]), found[2] + "s"
+    if found is None or int(found[1]) == 0 or (found[2] == "%" and int(found[1]) > 100):
+        raise node.wrong(
+            f"gradual must be a step such as 1 stage, 2 blocks or 25%, got {node.shown()}"
+        )
+    return int(found[1]), found[2] if found[2] == "%" else found[2] + "s"
 
 
 def _rate(node: Node) -> float | tuple[float, float]:

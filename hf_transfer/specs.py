@@ -75,10 +75,10 @@ class PhaseSpec:
 
 @dataclass(frozen=True)
 class GradualSpec:
-    """Head first, then `count` more stages or blocks from the top in each phase."""
+    """Head first, then `count` more stages, blocks or percent of the blocks in each phase."""
 
     count: int
-    grain: Literal["stages", "blocks"]
+    grain: Literal["stages", "blocks", "%"]
     each: PhaseSpec  # settings of every phase; its `train` is filled in
     lr_drop: float = 1.0  # factor on the rates from one phase to the next
     thaws: int | None = None  # phases after the head's; None = until everything trains

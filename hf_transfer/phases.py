@@ -1,0 +1,243 @@
+"""Phases: what a recipe says, on one backbone; selectors resolved, `gradual` expanded, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from hf_transfer.groups import LayerGroups, Layout
+from hf_transfer.recipe import RecipeError
+from hf_transfer.selection import (
+    SelectorError,
+    head_parameters,
+    select,
+    share_of,
+    units,
+)
+from hf_transfer.specs import GradualSpec, PhaseSpec
+
+__all__ = ["Phase", "SelectorError", "make_phases", "phase_notes", "select", "span"]
+
+SLUG_LENGTH = 40  # of a phase's name, which is part of a folder's
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A span of training in which a fixed set of parameters trains."""
+
+    index: int  # from 1
+    name: str  # unique in its recipe, fit for a folder's name
+    groups: tuple[str, ...]  # groups in which something trains, input to output
+    parameters: tuple[str, ...]  # all that trains, in execution order
+    spec: PhaseSpec
+    frozen_prefix: int  # leading groups in which nothing trains: the index of the cut
+
+    @property
+    def folder(self) -> str:
+        """Return the name of the phase's folder, such as phase-1-head."""
+        return f"phase-{self.index}-{self.name}"
+
+
+def make_phases(
+    specs: Sequence[PhaseSpec | GradualSpec],
+    groups: LayerGroups,
+    layout: Layout,
+    place: str = "recipe",
+) -> tuple[Phase, ...]:
+    """Return the phases of a recipe on a backbone; `place` is the recipe's file, for messages.
+
+    Raises RecipeError with all problems, each with its line: selectors that match nothing, phases
+    that change nothing, a head that never trains, or trains only together with the backbone.
+    """
+    problems: list[str] = []
+    phases: list[Phase] = []
+    warm: set[str] = set()  # what earlier phases trained
+    for number, spec in enumerate(specs, 1):
+        where = f"{place}:{spec.line}" if spec.line else f"{place}: phase {number}"
+        for one in _expanded(spec, groups, layout, warm):
+            try:
+                names = select(one.train, groups, layout)
+            except SelectorError as error:
+                problems.append(f"{where}: train: {error}")
+                continue
+            found = _problems(one, names, groups, layout, warm)
+            if phases and not found:
+                found = _repeats(one, names, phases[-1])
+            problems.extend(f"{where}: {text}" for text in found)
+            warm.update(names)
+            phases.append(_phase(one, names, groups, phases))
+    cold = [name for name in layout.head if name not in warm and name not in layout.unused]
+    if cold and not problems:
+        problems.append(
+            f"{place}: the new head never trains ({cold[0]}); "
+            "add a phase such as {train: head, epochs: 5, lr: 1e-3}"
+        )
+    if problems:
+        raise RecipeError(problems)
+    return tuple(phases)
+
+
+def phase_notes(phases: Sequence[Phase], groups: LayerGroups, layout: Layout) -> tuple[str, ...]:
+    """Return what is allowed but perhaps not meant, a sentence each.
+
+    Groups that never train though lower ones do, and parameters that the network never uses.
+    """
+    trained = {name for phase in phases for name in phase.parameters}
+    rows = [(group.name, not trained.isdisjoint(group.parameters)) for group in groups.groups]
+    lowest = next((i for i, (_, trains) in enumerate(rows) if trains), len(rows))
+    holes = [name for name, trains in rows[lowest:] if not trains]
+    notes = []
+    if holes:
+        verb = "trains" if len(holes) == 1 else "train"
+        notes.append(f"{span(holes, groups)} never {verb}, though {rows[lowest][0]} below does")
+    if layout.unused:
+        first = f"{layout.unused[0]}{', …' * (len(layout.unused) > 1)}"
+        notes.append(f"kept frozen, because the network never uses them: {first}")
+    return tuple(notes)
+
+
+def span(names: Collection[str], groups: LayerGroups) -> str:
+    """Return group names in short: neighbours as "layer4.0 … head", at most three such runs."""
+    runs: list[list[str]] = []
+    before = -2
+    for i, name in enumerate(groups.names):
+        if name not in names:
+            continue
+        if i == before + 1:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+        before = i
+    shown = [f"{run[0]} … {run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs]
+    if len(shown) > 3:
+        left = sum(len(run) for run in runs[2:])
+        shown = [*shown[:2], f"{left} more"]
+    return ", ".join(shown)
+
+
+def _phase(
+    spec: PhaseSpec, names: tuple[str, ...], groups: LayerGroups, before: Sequence[Phase]
+) -> Phase:
+    chosen = set(names)
+    trains = [not chosen.isdisjoint(group.parameters) for group in groups.groups]
+    slug = spec.name or "-".join([spec.train] if isinstance(spec.train, str) else spec.train)
+    slug = re.sub(r"[^a-z0-9]+", "-", slug.lower().replace("%", " percent")).strip("-")
+    slug = slug[:SLUG_LENGTH].rstrip("-") or "phase"
+    taken = {phase.name for phase in before}
+    name = next(n for n in (slug, *(f"{slug}-{i}" for i in range(2, 10_000))) if n not in taken)
+    return Phase(
+        index=len(before) + 1,
+        name=name,
+        groups=tuple(g.name for g, trained in zip(groups.groups, trains, strict=True) if trained),
+        parameters=names,
+        spec=spec,
+        frozen_prefix=trains.index(True),
+    )
+
+
+# --- gradual ---------------------------------------------------------------------------------
+
+
+def _expanded(
+    spec: PhaseSpec | GradualSpec, groups: LayerGroups, layout: Layout, warm: Collection[str]
+) -> list[PhaseSpec]:
+    """Return the phases that a spec stands for; `gradual` leaves out a head that is trained."""
+    if isinstance(spec, PhaseSpec):
+        return [spec]
+    parts = len(units("stages" if spec.grain == "stages" else "blocks", groups, layout))
+    total = 100 if spec.grain == "%" else parts
+    steps = -(-total // spec.count)
+    steps = min(steps, spec.thaws) if spec.thaws else steps
+    thawed: dict[int, str] = {} if head_parameters(groups, layout) <= set(warm) else {0: "head"}
+    for step in range(1, steps + 1):
+        size = min(step * spec.count, total)
+        count = share_of(parts, size) if spec.grain == "%" else size
+        if count not in thawed:  # a small share of few blocks may thaw nothing more
+            thawed[count] = "all" if count == parts else _top(size, spec.grain)
+    trains = thawed.values()
+    return [_slowed(spec.each, spec.lr_drop**i, train, spec.line) for i, train in enumerate(trains)]
+
+
+def _top(size: int, grain: str) -> str:
+    if grain == "%":
+        return f"last {size}%"
+    return f"last {size} {grain.removesuffix('s') if size == 1 else grain}"
+
+
+def _slowed(each: PhaseSpec, factor: float, train: str, line: int) -> PhaseSpec:
+    rates = each.lr_geometric and (each.lr_geometric[0] * factor, each.lr_geometric[1] * factor)
+    name = f"{each.name} {train}" if each.name else None
+    lr = each.lr * factor
+    return replace(each, train=train, lr=lr, lr_geometric=rates, name=name, line=line)
+
+
+# --- checks ----------------------------------------------------------------------------------
+
+
+def _problems(
+    spec: PhaseSpec,
+    names: Collection[str],
+    groups: LayerGroups,
+    layout: Layout,
+    warm: Collection[str],
+) -> list[str]:
+    """Return what is wrong with one phase after those that trained `warm`."""
+    head, new = head_parameters(groups, layout), set(layout.head) - set(layout.unused)
+    below = [name for name in names if name not in head]
+    problems = []
+    if new - set(warm) and below and not spec.cold_head:
+        together = not new.isdisjoint(names)
+        what = (
+            "backbone and new head start to train together, and the head's first steps would "
+            "spoil the backbone"
+            if together
+            else "the backbone trains under a head that is not trained yet"
+        )
+        problems.append(
+            f"{what}; put {{train: head, epochs: 5, lr: 1e-3}} before it, "
+            "or write cold_head: true where that is meant"
+        )
+    problems += _rate_problems(spec, names, groups, layout)
+    if spec.l2_sp and not below:
+        problems.append("l2_sp pulls the backbone, and only the head trains here; remove it")
+    if spec.solve and below:
+        problems.append(f"solve: {spec.solve} is for the head alone; write train: head")
+    elif spec.solve:
+        shapes = dict(layout.parameters)
+        layers = sum(len(shapes[name]) > 1 for name in names)
+        if layers != 1:
+            problems.append(
+                f"solve: {spec.solve} works for a head of one layer, and this one has {layers}; "
+                "remove solve and write epochs: 10"
+            )
+    return problems
+
+
+def _rate_problems(
+    spec: PhaseSpec, names: Collection[str], groups: LayerGroups, layout: Layout
+) -> list[str]:
+    """Return the rules of `lrs` that set nobody's rate; the first rule that matches wins."""
+    left = set(names)
+    problems = []
+    for selector, _ in spec.lrs:
+        try:
+            chosen = set(select(selector, groups, layout))
+        except SelectorError as error:
+            problems.append(f"lrs: {error}")
+            continue
+        if chosen.isdisjoint(left):
+            why = "is covered by the rules before it" if chosen & set(names) else "does not train"
+            problems.append(f"lrs: {selector!r} {why} in this phase; remove it")
+        left -= chosen
+    return problems
+
+
+def _repeats(spec: PhaseSpec, names: Collection[str], before: Phase) -> list[str]:
+    """Return a problem if the phase is the one before it over again."""
+    same = replace(spec, name=None, train="") == replace(before.spec, name=None, train="")
+    if not same or tuple(names) != before.parameters:
+        return []
+    length = f"epochs: {2 * spec.epochs:g}" if spec.epochs else f"steps: {2 * (spec.steps or 0)}"
+    remedy = "remove it" if spec.solve else f"remove it, or write {length} in the one before"
+    return [f"this phase trains the same as the one before, with the same settings; {remedy}"]
