@@ -192,8 +192,8 @@ def _key(found: Scan, settings: ImageSettings) -> str:
 def _open(folder: Path, shape: tuple[int, ...]) -> Facts | None:
     """Return the facts of an entry if all of it holds, else None."""
     try:
-        with np.load(folder / "facts.npz", allow_pickle=False) as file:  # checks its own CRC
-            arrays = {name: file[name] for name in file.files}
+        with (folder / "facts.npz").open("rb") as file, np.load(file, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}  # zipfile checks their CRC
         about = json.loads(arrays["about"].tobytes())
         facts = Facts(
             pixels=arrays["pixels"],
