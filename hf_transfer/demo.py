@@ -20,10 +20,7 @@ logger = logging.getLogger(__name__)
 ANSWERS = 5
 LABELS_NAMED = 12
 KEPT_SECONDS = 3600  # how long an uploaded image stays on the server
-STYLE = """
-.gradio-container {max-width: 60rem !important; margin: 0 auto !important}
-#facts * {color: var(--body-text-color-subdued)}
-"""
+STYLE = ".gradio-container {max-width: 60rem !important; margin: 0 auto !important}"
 
 
 def build_demo(model: str | Path, examples: str | Path | None = None) -> gradio.Blocks:
@@ -33,12 +30,11 @@ def build_demo(model: str | Path, examples: str | Path | None = None) -> gradio.
     the folder examples/ of the model or its run). Raises UserError without gradio or a model.
     """
     gr = _gradio()
-    from hf_transfer.backbone import load_model
-    from hf_transfer.predict import find_images, predict
+    from hf_transfer.predict import find_images, predict, ready
 
     folder = model_folder(model)
     report = find_report(folder)
-    network = load_model(folder)
+    network = ready(folder)
     run = folder.parent if folder.name == "model" else folder
     places = [Path(examples)] if examples else [folder / "examples", run / "examples"]
     shown = next((find_images([place]) for place in places if place.is_dir()), [])
@@ -57,8 +53,8 @@ def build_demo(model: str | Path, examples: str | Path | None = None) -> gradio.
     with gr.Blocks(
         title=name, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
     ) as demo:
-        gr.Markdown(f"# {_plain(name)}\n\n{_labels(network.backbone.labels)}")
-        gr.Markdown(_measured(report), elem_id="facts")
+        labels = _labels(network.backbone.labels)
+        gr.Markdown(f"# {_plain(name)}\n\n{labels}\n\n{_measured(report)}")
         with gr.Row():
             image = gr.Image(type="filepath", image_mode=None, label="Image", height=360)
             ranked = gr.Label(num_top_classes=ANSWERS, label="Answer")

@@ -67,10 +67,16 @@ def iter_predictions(
     if top < 1 or batch_size < 1:
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     if not isinstance(model, PreTrainedModel):
-        model = load_model(model).to(torch.accelerator.current_accelerator() or "cpu")
+        model = ready(model)
     remaining = iter(images)
     while batch := list(islice(remaining, batch_size)):
         yield from _answer(model, batch, top)
+
+
+def ready(where: str | Path) -> PreTrainedModel:
+    """Return what `load_model` finds, on the accelerator where there is one."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return load_model(where).to(device or "cpu")
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hub_server import OWNER, TOKEN, Hub, serve
 from safetensors.numpy import save_file
 from sample_report import FLOWERS, sample_report
+from tiny_model import tiny_run
 
+from hf_transfer.backbone import load_model
 from hf_transfer.hub import gather, model_folder
 from hf_transfer.recipe import UserError
 
@@ -28,6 +31,16 @@ try:
     print(getattr(hub, sys.argv[1])(*json.loads(sys.argv[2]), **json.loads(sys.argv[3])))
 except UserError as error:
     sys.exit(f"error: {error}")
+"""
+
+LOGITS = """
+import sys
+import numpy as np, torch
+from hf_transfer.backbone import load_model
+model = load_model(sys.argv[1])
+x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
+np.save(sys.argv[2], model(pixel_values=x).logits.detach().numpy())
+print(*model.backbone.labels)
 """
 
 
@@ -59,8 +72,8 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def call(hub: Hub, cache: Path, name: str, *args: str, token: str = TOKEN, **kwargs):
-    """Run one function of hf_transfer.hub against the local Hub; return the finished process."""
+def client(hub: Hub, cache: Path, *command: str, token: str = TOKEN):
+    """Run Python code in a process that knows the local Hub; return the finished process."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -68,8 +81,18 @@ def call(hub: Hub, cache: Path, name: str, *args: str, token: str = TOKEN, **kwa
         env["HF_TOKEN"] = token
     # The client's own upload uses a deprecated argument of its HTTP library.
     strict = ["-W", "error", "-W", "ignore:Use 'content=:DeprecationWarning"]
-    command = [sys.executable, *strict, "-c", CALL, name, json.dumps(args), json.dumps(kwargs)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, *strict, "-c", *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def call(hub: Hub, cache: Path, name: str, *args: str, token: str = TOKEN, **kwargs):
+    """Run one function of hf_transfer.hub against the local Hub; return the finished process."""
+    return client(hub, cache, CALL, name, json.dumps(args), json.dumps(kwargs), token=token)
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
@@ -125,6 +148,19 @@ def test_what_went_up_comes_down_byte_for_byte(hub, run, tmp_path):
     assert again.stdout == done.stdout
     downloads = [path for path in hub.paths if path.startswith("GET") and "/resolve/" in path]
     assert len(downloads) == len(there)
+
+
+def test_a_model_from_the_hub_has_the_logits_of_the_one_that_was_pushed(hub, tmp_path):
+    run = tiny_run(tmp_path / "run")
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    there = str(tmp_path / "there.npy")
+    remote = client(hub, tmp_path / "other", LOGITS, REPO, there, token="")
+    assert remote.returncode == 0, remote.stderr
+    assert remote.stdout.split() == list(FLOWERS)
+    x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = load_model(run)(pixel_values=x).logits.numpy()
+    assert np.array_equal(np.load(there), logits)
 
 
 def test_a_changed_run_makes_a_second_commit_and_an_unchanged_one_none(hub, run, tmp_path):
