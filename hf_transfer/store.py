@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 VERSION = 1  # of an entry's layout
 SAMPLED = 64  # stored images whose digest is checked on opening
 WAVE_BYTES = 64 * 2**20  # decoded, then written; what building holds in memory
-MAPPED_BYTES = 256 * 2**20  # read through the map before its pages are given back
+AT_ONCE = 16  # images that a thread decodes before it looks up
+MAPPED_BYTES = 64 * 2**20  # read through the map before its pages are given back
 ABANDONED_SECONDS = 24 * 3600  # a build that was killed leaves its folder behind
 
 
@@ -272,8 +273,11 @@ def _decode_all(found: Scan, settings: ImageSettings, file: Any) -> Facts:
         np.zeros((count, 16), np.uint8), np.zeros((count, 16), np.uint8),
         np.zeros((count, 2), np.int32), {}, {},
     )  # fmt: skip
-    wave = max(64, WAVE_BYTES // int(np.prod(shape)))
+    wave = min(4096, max(64, WAVE_BYTES // int(np.prod(shape))))
     black, start, said = np.zeros(shape, np.uint8), time.monotonic(), 0.0
+
+    def decoded_some(rows: range) -> list[np.ndarray]:
+        return [decoded(row) for row in rows]
 
     def decoded(row: int) -> np.ndarray:
         try:
@@ -296,13 +300,15 @@ def _decode_all(found: Scan, settings: ImageSettings, file: Any) -> Facts:
     with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
         warnings.simplefilter("ignore")  # once for all threads; the notes say what Pillow would
         for first in range(0, count, wave):
-            for pixels in pool.map(decoded, range(first, min(first + wave, count))):
+            last = min(first + wave, count)
+            some = [range(row, min(row + AT_ONCE, last)) for row in range(first, last, AT_ONCE)]
+            for images in pool.map(decoded_some, some):
                 if file is not None:
-                    file.write(pixels)
+                    file.writelines(images)
             elapsed = time.monotonic() - start
             if elapsed - said > 5:
                 said = elapsed
-                logger.info("decoded %d of %d images", min(first + wave, count), count)
+                logger.info("decoded %d of %d images", last, count)
     logger.info("decoded %d images in %.1f s", count, time.monotonic() - start)
     return facts
 
