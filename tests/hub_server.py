@@ -1,7 +1,7 @@
 """A small Hub on this machine: the part of its protocol that pushing and pulling models uses.
 
-`with serve() as hub:` gives `hub.url` for HF_ENDPOINT and `hub.repositories` to look into.
-`hub.paths` and `hub.faults` (path prefix -> status) let a test watch and disturb it.
+`with serve() as hub:` gives `hub.url` for HF_ENDPOINT and `hub.repositories` to look into;
+`hub.paths` and `hub.faults` (address prefix -> status) let a test watch and disturb it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Files = dict[str, bytes]
 
 @dataclass
 class Repository:
-    """One repository: its commits as (id, message, all files), and which files are large."""
+    """One repository; each commit is (id, message, all files)."""
 
     private: bool = False
     commits: list[tuple[str, str, Files]] = field(default_factory=list)
@@ -34,16 +34,16 @@ class Repository:
         return self.commits[-1][2] if self.commits else {}
 
     def commit(self, message: str, files: Files) -> str:
-        sha = hashlib.sha1(repr((len(self.commits), message, sorted(files.items()))).encode())
-        self.commits.append((sha.hexdigest(), message, files))
-        return sha.hexdigest()
+        sha = hashlib.sha1(repr((len(self.commits), message, files)).encode()).hexdigest()
+        self.commits.append((sha, message, files))
+        return sha
 
 
 @dataclass
 class Hub:
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)  # large files by sha256
+    objects: Files = field(default_factory=dict)  # large files by sha256
     paths: list[str] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
 
@@ -54,42 +54,35 @@ def is_large(path: str) -> bool:
 
 def object_id(path: str, data: bytes) -> str:
     """What the client compares to see whether a file has changed."""
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data)
-    return hashlib.sha256(data).hexdigest() if is_large(path) else blob.hexdigest()
+    if is_large(path):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def handle_request(self) -> None:
+    def route(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = self.read_chunks()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.paths.append(f"{self.command} {path}")
-        for prefix, status in self.hub.faults.items():
-            if path.startswith(prefix):
-                return self.reply({"error": "a fault of the test"}, status)
         sent = self.headers.get("Authorization")
         self.known = sent == f"Bearer {TOKEN}"
-        if sent and not self.known:
+        if status := next(
+            (s for prefix, s in self.hub.faults.items() if path.startswith(prefix)), 0
+        ):
+            self.reply({"error": "a fault of the test"}, status)
+        elif sent and not self.known:
             message = "Invalid credentials in Authorization header"
-            return self.reply({"error": message}, 401, {"X-Error-Message": message})
-        for pattern, action in ROUTES:
-            if found := re.fullmatch(pattern, f"{self.command} {path}"):
-                return action(self, body, *found.groups())
-        return self.reply({"error": f"no such address: {path}"}, 404)
+            self.reply({"error": message}, 401, {"X-Error-Message": message})
+        else:
+            for pattern, action in ROUTES:
+                if found := re.fullmatch(pattern, f"{self.command} {path}"):
+                    return action(self, *found.groups())
+            self.reply({"error": f"no such address: {path}"}, 404)
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_request
-
-    def read_chunks(self) -> bytes:
-        data = b""
-        while size := int(self.rfile.readline(), 16):
-            data += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return data
+    do_GET = do_HEAD = do_POST = do_PUT = route
 
     def reply(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -100,110 +93,98 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
     def find(self, name: str, write: bool = False) -> Repository | None:
         """The repository, or None once the refusal has been sent."""
         found = self.hub.repositories.get(name)
         if found is None or (found.private and not self.known):
-            code = {"X-Error-Code": "RepoNotFound"}
-            self.reply({"error": "not found"}, 404 if self.known else 401, code)
-            return None
-        if write and not (self.known and name.startswith(f"{OWNER}/")):
+            status = 404 if self.known else 401
+            self.reply({"error": "not found"}, status, {"X-Error-Code": "RepoNotFound"})
+        elif write and not (self.known and name.startswith(f"{OWNER}/")):
             self.reply({"error": "you have no write access"}, 403)
-            return None
-        return found
+        else:
+            return found
+        return None
 
-    def whoami(self, body: bytes) -> None:
-        known = {"name": OWNER, "orgs": []}
-        self.reply(known if self.known else {"error": "unknown"}, 200 if self.known else 401)
+    def whoami(self) -> None:
+        self.reply({"name": OWNER, "orgs": []} if self.known else {}, 200 if self.known else 401)
 
-    def validate(self, body: bytes) -> None:
+    def validate(self) -> None:
         self.reply({"errors": [], "warnings": []})
 
-    def create(self, body: bytes) -> None:
-        asked = json.loads(body)
+    def create(self) -> None:
+        asked = json.loads(self.body)
         owner = asked.get("organization") or OWNER
         name = f"{owner}/{asked['name']}"
-        if not self.known:
-            return self.reply({"error": "Invalid username or password."}, 401)
-        if owner != OWNER:
-            return self.reply({"error": f"no rights to create a model under {owner}"}, 403)
+        if owner != OWNER or not self.known:
+            return self.reply({"error": "no rights"}, 403 if self.known else 401)
         there = name in self.hub.repositories
         if not there:
-            private = asked.get("visibility") == "private" or bool(asked.get("private"))
-            self.hub.repositories[name] = Repository(private)
+            self.hub.repositories[name] = Repository(asked.get("visibility") == "private")
         return self.reply({"url": f"{self.hub.url}/{name}"}, 409 if there else 200)
 
-    def preupload(self, body: bytes, name: str) -> None:
+    def preupload(self, name: str) -> None:
         if repository := self.find(name, write=True):
             files = []
-            for entry in json.loads(body)["files"]:
-                path, mode = entry["path"], "lfs" if is_large(entry["path"]) else "regular"
-                row = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+            for path in (entry["path"] for entry in json.loads(self.body)["files"]):
+                mode = "lfs" if is_large(path) else "regular"
+                files.append({"path": path, "uploadMode": mode, "shouldIgnore": False})
                 if path in repository.files:
-                    row["oid"] = object_id(path, repository.files[path])
-                files.append(row)
+                    files[-1]["oid"] = object_id(path, repository.files[path])
             self.reply({"files": files})
 
-    def batch(self, body: bytes, name: str) -> None:
+    def batch(self, name: str) -> None:
         if self.find(name, write=True):
-            rows: list[dict[str, Any]] = []
-            for entry in json.loads(body)["objects"]:
-                upload = {"upload": {"href": f"{self.hub.url}/objects/{entry['oid']}"}}
-                missing = entry["oid"] not in self.hub.objects
-                rows.append({**entry, **({"actions": upload} if missing else {})})
+            rows = json.loads(self.body)["objects"]
+            for row in rows:
+                if row["oid"] not in self.hub.objects:
+                    row["actions"] = {"upload": {"href": f"{self.hub.url}/objects/{row['oid']}"}}
             self.reply({"transfer": "basic", "objects": rows})
 
-    def store(self, body: bytes, oid: str) -> None:
-        whole = hashlib.sha256(body).hexdigest() == oid
+    def store(self, oid: str) -> None:
+        whole = hashlib.sha256(self.body).hexdigest() == oid
         if whole:
-            self.hub.objects[oid] = body
+            self.hub.objects[oid] = self.body
         self.reply({}, 200 if whole else 400)
 
-    def commit(self, body: bytes, name: str) -> None:
+    def commit(self, name: str) -> None:
         if repository := self.find(name, write=True):
             files, message = dict(repository.files), ""
-            for line in body.splitlines():
-                row = json.loads(line)
-                key, value = row["key"], row["value"]
-                if key == "header":
+            for row in map(json.loads, self.body.splitlines()):
+                value = row["value"]
+                if row["key"] == "header":
                     message = value["summary"]
-                elif key == "file":
+                elif row["key"] == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
-                elif key == "lfsFile":
+                elif row["key"] == "lfsFile":
                     files[value["path"]] = self.hub.objects[value["oid"]]
-                elif key == "deletedFile":
-                    del files[value["path"]]
             sha = repository.commit(message, files)
             self.reply({"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha})
 
-    def info(self, body: bytes, name: str, revision: str | None = None) -> None:
+    def info(self, name: str, revision: str | None = None) -> None:
         if repository := self.find(name):
             sha = repository.commits[-1][0] if repository.commits else None
-            siblings = [{"rfilename": path} for path in repository.files]
-            known = {"id": name, "sha": sha, "private": repository.private, "siblings": siblings}
-            self.reply({**known, "tags": [], "downloads": 0, "likes": 0})
+            self.reply({"id": name, "sha": sha, "private": repository.private, "tags": []})
 
-    def tree(self, body: bytes, name: str, revision: str) -> None:
+    def tree(self, name: str, revision: str) -> None:
         if repository := self.find(name):
-            rows = []
+            rows: list[dict[str, Any]] = []
             for path, data in repository.files.items():
-                row: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
-                row["oid"] = object_id(path, data)
+                oid, size = object_id(path, data), len(data)
+                rows.append({"type": "file", "path": path, "size": size, "oid": oid})
                 if is_large(path):
-                    row["lfs"] = {"oid": row["oid"], "size": len(data), "pointerSize": 134}
-                rows.append(row)
+                    rows[-1]["lfs"] = {"oid": oid, "size": size, "pointerSize": 134}
             self.reply(rows)
 
-    def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
+    def resolve(self, name: str, revision: str, path: str) -> None:
         if repository := self.find(name):
             for sha, _, files in reversed(repository.commits):
                 if revision in ("main", sha) and path in files:
                     etag = f'"{object_id(path, files[path])}"'
                     return self.reply(files[path], 200, {"ETag": etag, "X-Repo-Commit": sha})
             self.reply({}, 404, {"X-Error-Code": "EntryNotFound"})
-
-    def log_message(self, *args: Any) -> None:
-        """Say nothing."""
 
 
 ID = r"([\w.-]+/[\w.-]+)"
