@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from hf_transfer.audit import Audit, audit
 from hf_transfer.decoding import ImageSettings
+from hf_transfer.pixels import LivePixels, StoredPixels
 from hf_transfer.recipe import DataSpec
 from hf_transfer.sources import SPLITS, Scan, limited, scan
-from hf_transfer.store import Facts, LivePixels, StoredPixels, open_pixels
+from hf_transfer.store import Facts, open_pixels
 
 logger = logging.getLogger(__name__)
 

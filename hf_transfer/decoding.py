@@ -129,6 +129,9 @@ def decode_noted(
     except Image.DecompressionBombError as error:
         raise ImageError("too-large", f"{name}: more than {REFUSED:,} pixels") from error
     except UnidentifiedImageError as error:
+        if name.lower().endswith((".heic", ".heif")):
+            message = f"{name}: HEIC is not read; convert it to JPEG or PNG"
+            raise ImageError("unreadable", message) from error
         raise ImageError("not-an-image", f"{name}: not an image that Pillow reads") from error
     except BROKEN as error:
         kind = "truncated" if "truncated" in str(error).lower() else "unreadable"

@@ -141,7 +141,7 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 
 def _beta(u: Tensor, a: float) -> Tensor:
     """Return the quantiles of Beta(a, a) at u, on u's device."""
-    from scipy.special import betaincinv
+    from scipy.special import betaincinv  # comes with scikit-learn
 
     return torch.from_numpy(betaincinv(a, a, u.cpu().numpy())).to(u.device)
 
@@ -202,7 +202,8 @@ def _warp(pixels: Tensor, u: Tensor, augment: Augment, settings: ImageSettings) 
     across, down = steps[None, None, :], steps[None, :, None]
     grid = torch.stack((across * a + down * b + c, across * d + down * e + f), -1)
     x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    x = F.grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
+    beyond = "reflection" if augment.rotate else "border"  # a crop stays inside: the faster one
+    x = F.grid_sample(x, grid, "bilinear", beyond, align_corners=False)
     return x.div_(255)
 
 

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import logging
-import mmap
 import os
 import shutil
 import tempfile
@@ -29,7 +28,8 @@ import PIL
 import PIL.features
 
 from hf_transfer import decoding
-from hf_transfer.decoding import ImageError, ImageSettings, decode, decode_noted
+from hf_transfer.decoding import ImageError, ImageSettings, decode_noted
+from hf_transfer.pixels import LivePixels, StoredPixels, row_shape
 from hf_transfer.sources import DataError, Scan
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ VERSION = 1  # of an entry's layout
 SAMPLED = 64  # stored images whose digest is checked on opening
 WAVE_BYTES = 64 * 2**20  # decoded, then written; what building holds in memory
 AT_ONCE = 16  # images that a thread decodes before it looks up
-MAPPED_BYTES = 64 * 2**20  # read through the map before its pages are given back
 ABANDONED_SECONDS = 24 * 3600  # a build that was killed leaves its folder behind
 
 
@@ -54,77 +53,6 @@ class Facts:
     errors: dict[int, tuple[str, str]]
 
 
-class StoredPixels:
-    """Decoded images on disk: `[rows]` gives uint8 (B, S', S', C), `[row]` one; picklable.
-
-    Memory stays flat: the file is mapped, and its pages are given back as reading goes on.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...], rows: np.ndarray | None = None) -> None:
-        self.path, self.stored = path, tuple(shape)
-        self.rows = np.arange(shape[0]) if rows is None else rows
-        self._map: mmap.mmap | None = None
-        self._all: np.ndarray | None = None
-        self._read = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, S', S', C)."""
-        return (len(self.rows), *self.stored[1:])
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        if self._map is None or self._all is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            start = len(self._map) - int(np.prod(self.stored))
-            self._all = np.frombuffer(self._map, np.uint8, offset=start).reshape(self.stored)
-        found = np.array(self._all[self.rows[rows]])
-        self._read += found.nbytes
-        if self._read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-        return found
-
-    def take(self, rows: np.ndarray) -> StoredPixels:
-        """Return the images in these places, without reading any."""
-        return StoredPixels(self.path, self.stored, self.rows[rows])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None, "_all": None}
-
-
-class LivePixels:
-    """The same, decoded from the files whenever asked: for sets too large to store."""
-
-    def __init__(
-        self, found: Scan, settings: ImageSettings, rows: np.ndarray | None = None
-    ) -> None:
-        self.found, self.settings = found, settings
-        self.rows = np.arange(len(found.files)) if rows is None else rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, S', S', C)."""
-        return (len(self.rows), *_row_shape(self.settings))
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        places = self.rows[rows]
-        if np.ndim(places) == 0:
-            return decode(self.found.read(int(places)), self.settings)
-        images = [decode(self.found.read(int(place)), self.settings) for place in places]
-        return np.stack(images) if images else np.zeros((0, *_row_shape(self.settings)), np.uint8)
-
-    def take(self, rows: np.ndarray) -> LivePixels:
-        """Return the images in these places, without decoding any."""
-        return LivePixels(self.found, self.settings, self.rows[rows])
-
-
 def open_pixels(
     found: Scan,
     settings: ImageSettings,
@@ -138,7 +66,7 @@ def open_pixels(
     Files that give no pixels have an entry in `Facts.errors`. Raises DataError, one line.
     """
     root = cache_dir or default_cache_dir()
-    shape = (len(found.files), *_row_shape(settings))
+    shape = (len(found.files), *row_shape(settings))
     key = _key(found, settings)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -170,10 +98,6 @@ def default_cache_dir() -> Path:
     """Return where decoded pixels are kept: $HF_TRANSFER_CACHE/pixels or ~/.cache/hf_transfer."""
     root = os.environ.get("HF_TRANSFER_CACHE")
     return (Path(root).expanduser() if root else Path.home() / ".cache" / "hf_transfer") / "pixels"
-
-
-def _row_shape(settings: ImageSettings) -> tuple[int, int, int]:
-    return settings.stored, settings.stored, settings.channels
 
 
 def _key(found: Scan, settings: ImageSettings) -> str:
@@ -242,7 +166,7 @@ def _build(root: Path, key: str, found: Scan, settings: ImageSettings, stored: b
     """Decode all files into a folder aside, put it in place and return its facts."""
     _sweep(root)
     aside = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
-    shape = (len(found.files), *_row_shape(settings))
+    shape = (len(found.files), *row_shape(settings))
     try:
         recorded = None
         if stored:
@@ -268,7 +192,7 @@ def _build(root: Path, key: str, found: Scan, settings: ImageSettings, stored: b
 
 def _decode_all(found: Scan, settings: ImageSettings, file: Any) -> Facts:
     """Decode in threads, wave by wave, writing pixels in order; return the facts of all rows."""
-    count, shape = len(found.files), _row_shape(settings)
+    count, shape = len(found.files), row_shape(settings)
     facts = Facts(
         np.zeros((count, 16), np.uint8), np.zeros((count, 16), np.uint8),
         np.zeros((count, 2), np.int32), {}, {},

@@ -268,6 +268,9 @@ def test_damaged_files_are_refused_with_one_line_that_says_why(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(ImageError, match="no such file"):
         decode(tmp_path / "gone.jpg", FIT)
+    (tmp_path / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" * 9)
+    with pytest.raises(ImageError, match="convert it to JPEG"):
+        decode(tmp_path / "phone.HEIC", FIT)
 
 
 def test_any_damage_is_an_image_error_or_pixels():

@@ -15,9 +15,10 @@ from PIL import Image
 
 from hf_transfer import store
 from hf_transfer.decoding import ImageSettings, decode
+from hf_transfer.pixels import LivePixels, StoredPixels
 from hf_transfer.recipe import DataSpec
 from hf_transfer.sources import DataError, scan
-from hf_transfer.store import LivePixels, StoredPixels, open_pixels
+from hf_transfer.store import open_pixels
 
 SETTINGS = ImageSettings(16, crop_pct=0.8, interpolation="bilinear")
 
@@ -303,7 +304,7 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
         )
         file.truncate(file.tell() + int(np.prod(shape)))
     code = (
-        "import sys; from pathlib import Path; import numpy as np; from hf_transfer import store\n"
+        "from pathlib import Path; import numpy as np; from hf_transfer import pixels as store\n"
         "store.MAPPED_BYTES = 32 * 2**20\n"
         f"pixels = store.StoredPixels(Path({str(path)!r}), {shape})\n"
         "def resident():\n"
