@@ -82,8 +82,11 @@ class ImageSettings:
 
     @property
     def stored(self) -> int:
-        """Side in pixels of the square that is decoded and stored: `floor(size / crop_pct)`."""
-        return math.floor(self.size / self.crop_pct)
+        """Side in pixels of the square that is decoded and stored: `floor(size / crop_pct)`.
+
+        The margin undoes the rounding of a `crop_pct` that was itself computed as size / side.
+        """
+        return math.floor(self.size / self.crop_pct + 1e-6)
 
 
 @dataclass(frozen=True)

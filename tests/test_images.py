@@ -296,6 +296,13 @@ def test_a_very_long_picture_costs_no_more_than_its_middle():
     assert pixels.shape == (224, 224, 3)
 
 
+def test_a_share_computed_from_two_sides_gives_the_side_back():
+    for side in range(32, 600, 7):
+        for size in range(16, side + 1, 5):
+            assert ImageSettings(size, crop_pct=size / side).stored == side
+    assert ImageSettings(224, crop_pct=0.9).stored == 248  # timm rounds down
+
+
 def test_settings_that_make_no_sense_are_refused():
     for wrong in (
         {"size": 0},
