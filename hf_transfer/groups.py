@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isqrt
 from typing import Any
 
 from hf_transfer.recipe import UserError
@@ -31,9 +32,17 @@ class Layout:
     loose: tuple[tuple[str, int], ...] = ()  # dropout and its kin: (path, parameters used before)
     no_decay: tuple[str, ...] = ()  # that the backbone itself exempts from weight decay
     macs: tuple[int, ...] = ()  # multiply-adds of one image, by parameter, as far as counted
-    resolution: tuple[int, ...] = ()  # side of what the parameter's operation gives; 0: no image
+    shared: tuple[tuple[str, ...], ...] = ()  # other names of one parameter, after the one above
     image: dict[str, Any] = field(default_factory=dict)
     labels: int = 0
+
+    @cached_property
+    def sides(self) -> dict[str, int]:
+        """Side, in positions, of what each convolution or product gives; 0 for other parameters."""
+        return {
+            name: isqrt(macs // max(1, self.sizes[name]))
+            for (name, _), macs in zip(self.parameters, self.macs, strict=False)
+        }
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -53,10 +62,10 @@ class Layout:
                     "norms",
                     "no_decay",
                     "macs",
-                    "resolution",
                 )
             },
             "loose": [list(entry) for entry in self.loose],
+            "shared": [list(names) for names in self.shared],
             "image": dict(self.image),
             "labels": self.labels,
         }
@@ -64,11 +73,12 @@ class Layout:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Layout:
         """Return the layout that `to_dict` wrote."""
-        lists = ("unused", "sequences", "head", "norms", "no_decay", "macs", "resolution")
+        lists = ("unused", "sequences", "head", "norms", "no_decay", "macs")
         image = {k: tuple(v) if isinstance(v, list) else v for k, v in values["image"].items()}
         return cls(
             parameters=tuple((name, tuple(shape)) for name, shape in values["parameters"]),
             loose=tuple((path, before) for path, before in values["loose"]),
+            shared=tuple(tuple(names) for names in values["shared"]),
             image=image,
             labels=values["labels"],
             **{key: tuple(values[key]) for key in lists},
@@ -320,7 +330,7 @@ def _joined(one: _Unit, other: _Unit) -> _Unit:
 
 
 def _place_unused(layout: Layout, units: Sequence[_Unit], members: list[list[str]]) -> None:
-    """Put parameters that never run beside their nearest relatives in the tree; they stay frozen."""
+    """Put parameters that never run beside their nearest relatives in the tree."""
     for name in layout.unused:
         if name in layout.head:
             continue
@@ -373,7 +383,6 @@ def _stages(units: Sequence[_Unit], names: Sequence[str], tree: _Tree, layout: L
     blocks = [i for i, unit in enumerate(units) if unit.block]
     outer = {i: _outermost(units[i].path, tree.lists) for i in blocks}
     several = len({row for row, _ in outer.values()}) > 1 and not tree.flat
-    sides = dict(zip((n for n, _ in layout.parameters), layout.resolution, strict=False))
     drop = _common(list(tree.order))
     stages: list[str] = []
     for i, unit in enumerate(units):
@@ -386,7 +395,7 @@ def _stages(units: Sequence[_Unit], names: Sequence[str], tree: _Tree, layout: L
         elif row and several:
             stage = row
         else:
-            side = next((sides[n] for n in reversed(unit.names) if sides.get(n)), 0)
+            side = next((layout.sides[n] for n in reversed(unit.names) if layout.sides.get(n)), 0)
             stage = f"{row}@{side}"
         stages.append(stage.removeprefix(drop))
     flat = {stage for stage in stages if "@" in stage}

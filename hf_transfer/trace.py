@@ -1,11 +1,15 @@
 """A network's layout, seen by running it once: order of use, sequences, norms, cost.
 
-Every operation that touches a parameter is recorded, so position embeddings, class tokens and
-layer scales are seen too, which hooks on modules miss. Nothing of the network is changed.
+Every operation on tensors is watched, so position embeddings, class tokens and layer scales are
+seen too, which hooks on modules miss. Nothing of the network is changed.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
+import logging
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,172 +20,275 @@ from torch.overrides import TorchFunctionMode
 
 from hf_transfer.groups import GroupsError, Layout
 
-# Looking at a parameter is not using it: reads of its shape, type or device are passed over.
-_LOOKS = ("__get__", "size", "dim", "numel", "is_floating_point", "is_complex", "stride", "__len__")
-_LOOSE = ("drop", "stochasticdepth")
+logger = logging.getLogger(__name__)
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+PRODUCTS = ("matmul", "__matmul__", "bmm", "mm")
+# What a forward pass raises when it cannot run where, or on what, it was asked to.
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ImportError,
+)
 
 
 def trace_layout(
-    network: nn.Module,
+    model: nn.Module,
     *,
     image: dict[str, Any],
     head: Collection[str] = (),
+    prefix: str = "",
     labels: int = 0,
 ) -> Layout:
     """Return the layout of a network that maps pixels (B, C, H, W) to logits or an output object.
 
-    `image` holds `size` and `channels` of the input; `head` names what is newly initialised.
-    The forward pass runs on the meta device where the network can, else on its own; modes,
-    weights, statistics and random numbers stay as they are. Raises GroupsError.
+    `image` holds `size` and `channels` of the input; `head` names what is newly initialised;
+    `prefix` is taken off all names. The forward pass runs on the meta device where the network
+    can, else on its own; modes, weights, statistics and random numbers stay as they are.
+    Raises GroupsError if it runs on neither.
     """
-    named = dict(network.named_parameters())
-    seen = _run(network, named, image)
-    order = [*seen.order, *(name for name in named if name not in seen.order)]
+    named = dict(model.named_parameters())
+    seen = _watched(model, image)
+    used = seen.order()
+    order = [*used, *(name for name in named if name not in set(used))]
+    bare = lambda names: tuple(name.removeprefix(prefix) for name in names)  # noqa: E731
+    new, spared = {name.removeprefix(prefix) for name in head}, exempt_from_decay(model)
+    modules = dict(model.named_modules())
     return Layout(
-        parameters=tuple((name, tuple(named[name].shape)) for name in order),
-        unused=tuple(name for name in named if name not in seen.order),
-        sequences=tuple(path for path, module in network.named_modules() if _is_list(module)),
-        head=tuple(name for name in order if name in set(head)),
-        norms=tuple(path for path, module in network.named_modules() if is_norm(module)),
-        loose=tuple((path, seen.called.get(path, 0)) for path in _loose(network)),
-        no_decay=tuple(name for name in order if name in _exempt(network)),
+        parameters=tuple((name.removeprefix(prefix), tuple(named[name].shape)) for name in order),
+        unused=bare(order[len(used) :]),
+        sequences=bare(p for p, m in modules.items() if isinstance(m, CONTAINERS) and len(m)),
+        head=tuple(name for name in bare(order) if name in new),
+        norms=bare(path for path, module in modules.items() if is_norm(module)),
+        loose=tuple((bare([path])[0], seen.before.get(path, 0)) for path in _loose(modules)),
+        no_decay=bare(name for name in order if name in spared),
+        shared=tuple(bare(names) for names in _shared(model)),
         macs=tuple(seen.macs.get(name, 0) for name in order),
-        resolution=tuple(seen.sides.get(name, 0) for name in order),
         image=dict(image),
         labels=labels,
     )
 
 
-def head_names(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
-    """Return what a checkpoint for other labels cannot fill: given the same architecture for two
-    numbers of labels, the parameters whose shapes differ, and the rest of those same layers."""
-    shapes = {name: tuple(p.shape) for name, p in other.named_parameters()}
-    differ = {n for n, p in one.named_parameters() if shapes.get(n) != tuple(p.shape)}
+def head_names(model: nn.Module, other: nn.Module) -> tuple[str, ...]:
+    """Return what a checkpoint for other labels cannot fill: given one architecture for two numbers
+    of labels, the parameters whose shapes differ, and the rest of those same layers."""
+    shapes = {name: p.shape for name, p in other.named_parameters()}
+    differ = {name for name, p in model.named_parameters() if shapes.get(name) != p.shape}
     owners = {name.rpartition(".")[0] for name in differ}
-    return tuple(n for n, _ in one.named_parameters() if n.rpartition(".")[0] in owners and differ)
+    layers = {path for path in owners if not any(model.get_submodule(path).children())}
+    return tuple(
+        name
+        for name, _ in model.named_parameters()
+        if name in differ or name.rpartition(".")[0] in layers
+    )
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether a module normalises: by its class, whoever wrote it."""
+    """Return whether a module itself normalises: by its class, whoever wrote it."""
     name = type(module).__name__.lower()
-    plain = next(module.children(), None) is None or "act" in name
-    return plain and ("norm" in name or "evonorm" in name or "filterresponse" in name)
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        return False  # NormLinear, a convolution with standardised weights
+    holds = any(True for _ in module.parameters(recurse=False)) or any(
+        True for _ in module.buffers(recurse=False)
+    )
+    bare = next(module.children(), None) is None
+    return ("norm" in name or "filterresponse" in name) and (holds or bare)
 
 
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(module) > 0
+def exempt_from_decay(model: nn.Module) -> set[str]:
+    """Return the parameters that the network's own modules say have no weight decay."""
+    names: set[str] = set()
+    for path, module in model.named_modules():
+        own = getattr(module, "no_weight_decay", None)
+        if callable(own):
+            names |= {f"{path}.{name}" if path else name for name in own()}
+    return names
 
 
-def _loose(network: nn.Module) -> list[str]:
+def _loose(modules: dict[str, nn.Module]) -> list[str]:
     """Return dropout, stochastic depth and norms without parameters: modules that training mode
     changes and that no parameter places in a group."""
+    words = ("drop", "stochasticdepth")
     return [
         path
-        for path, module in network.named_modules()
+        for path, module in modules.items()
         if path
         and next(module.parameters(), None) is None
         and next(module.children(), None) is None
-        and (is_norm(module) or any(word in type(module).__name__.lower() for word in _LOOSE))
+        and (is_norm(module) or any(word in type(module).__name__.lower() for word in words))
     ]
 
 
-def _exempt(network: nn.Module) -> set[str]:
-    names = getattr(network, "no_weight_decay", None)
-    return set(names()) if callable(names) else set()
+def _shared(model: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that has several, the one that counts first."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
 
 
-class _Recorder(TorchFunctionMode):
-    """Records the first operation that uses each parameter, and what it costs."""
+# --- watching --------------------------------------------------------------------------------
 
-    def __init__(self, names: dict[int, str]) -> None:
+
+class _Watch(TorchFunctionMode):
+    """Records when each parameter first acts on what comes from the image, and what it costs.
+
+    What is computed from parameters and constants alone (a standardised weight, a table looked up
+    by fixed positions) stands for those parameters until it meets something else.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.names = names
-        self.order: dict[str, None] = {}
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.size = {name: p.numel() for name, p in model.named_parameters()}
+        self.made = {id(b): (b, frozenset[str]()) for b in model.buffers()}
+        self.acted: dict[str, None] = {}
+        self.touched: dict[str, tuple[int, int]] = {}  # how many had acted, been touched, before
         self.macs: dict[str, int] = {}
-        self.sides: dict[str, int] = {}
-        self.called: dict[str, int] = {}
+        self.before: dict[str, int] = {}  # module to how many parameters had acted before it ran
+
+    def order(self) -> list[str]:
+        """Return parameters by first use; those lost from sight by first touch."""
+        lost = [name for name in self.touched if name not in self.acted]
+        rank = {name: (i, 1, 0) for i, name in enumerate(self.acted)}
+        rank |= {name: (self.touched[name][0], 0, self.touched[name][1]) for name in lost}
+        return sorted(rank, key=rank.__getitem__)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") in _LOOKS:
+        name = getattr(func, "__name__", "")
+        made = list(_tensors(args[0] if name == "__setitem__" else result))
+        if not made:
+            return result  # a look at a shape, a type or a device
+        given = list(_tensors((args, kwargs)))
+        origins = [self._origin(tensor) for tensor in given]
+        used = frozenset[str]().union(*(origin for origin in origins if origin))
+        for parameter in sorted(used - self.touched.keys()):
+            self.touched[parameter] = (len(self.acted), len(self.touched))
+        if None not in origins:
+            self.made.update({id(tensor): (tensor, used) for tensor in made})
             return result
-        for tensor in _tensors((*args, *kwargs.values())):
-            name = self.names.get(id(tensor))
-            if name is not None:
-                if name not in self.order:
-                    self.order[name] = None
-                    self.sides[name] = _side(result)
-                self.macs[name] = self.macs.get(name, 0) + _macs(func, tensor, result)
+        for tensor, origin in zip(given, origins, strict=True):
+            if origin:
+                by_touch = sorted(origin, key=lambda parameter: self.touched[parameter][1])
+                self.acted.update(dict.fromkeys(by_touch))
+                main = max(by_touch, key=self.size.__getitem__)
+                self.macs[main] = self.macs.get(main, 0) + _macs(name, tensor, made[0], args)
+        for tensor in made:
+            self.made.pop(id(tensor), None)  # changed in place
         return result
 
-
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+    def _origin(self, tensor: torch.Tensor) -> frozenset[str] | None:
+        """Return the parameters that a tensor is made of alone, None if of anything else."""
+        if id(tensor) in self.names:
+            return frozenset((self.names[id(tensor)],))
+        return self.made[id(tensor)][1] if id(tensor) in self.made else None
 
 
-def _side(result: Any) -> int:
-    return result.shape[-1] if isinstance(result, torch.Tensor) and result.ndim == 4 else 0
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
 
 
-def _macs(func: Any, weight: torch.Tensor, result: Any) -> int:
-    """Return the multiply-adds of a convolution or a matrix product, per image; else 0."""
-    name = getattr(func, "__name__", "")
-    if weight.ndim < 2 or not isinstance(result, torch.Tensor):
+def _macs(name: str, weight: torch.Tensor, result: torch.Tensor, args: Any) -> int:
+    """Return the multiply-adds of a convolution or matrix product with a weight; 0 for others."""
+    if weight.ndim < 2:
         return 0
-    if "conv" in name or name in ("linear", "matmul", "addmm", "bmm"):
-        return result.numel() // max(1, result.shape[0]) * weight[0].numel()
+    if name.startswith("conv"):
+        positions = args[0] if "transpose" in name else result
+        return positions.numel() * weight.numel() // weight.shape[0]
+    if name == "linear":
+        return result.numel() * weight.shape[-1]
+    if name == "multi_head_attention_forward":
+        return args[0].numel() // args[0].shape[-1] * weight.numel()
+    if name in PRODUCTS:
+        return result.numel() * args[0].shape[-1]
+    if name == "addmm":
+        return result.numel() * args[1].shape[-1]
+    if name == "einsum":
+        return result.numel() * _summed(args[0], list(_tensors(args[1:])))
     return 0
 
 
-def _run(network: nn.Module, named: dict[str, nn.Parameter], image: dict[str, Any]) -> _Recorder:
-    """Run the network once and return what was recorded; first on meta, else where it lives."""
-    shape = (2, image.get("channels", 3), image["size"], image["size"])
-    problems = []
-    for device in ("meta", None):
+def _summed(equation: str, operands: list[torch.Tensor]) -> int:
+    """Return over how many elements an einsum sums for each of its results."""
+    terms, _, kept = equation.replace(" ", "").partition("->")
+    sides: dict[str, int] = {}
+    for term, operand in zip(terms.split(","), operands, strict=True):
+        left, _, right = term.partition("...")
+        sides |= dict(zip(left, operand.shape, strict=False))
+        sides |= dict(zip(reversed(right), reversed(operand.shape), strict=False))
+    return math.prod(side for letter, side in sides.items() if letter not in kept)
+
+
+def _watched(model: nn.Module, image: dict[str, Any]) -> _Watch:
+    """Run the network on one image and return what was seen: a copy without weights where that
+    runs, else the network itself."""
+    shape = (1, image.get("channels", 3), image["size"], image["size"])
+    with torch.random.fork_rng(devices=_cuda(model)), torch.no_grad():
         try:
-            with _held(network):
-                return _recorded(network, named, shape, device)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
-            problems.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
-    raise GroupsError(
-        f"{type(network).__name__} does not run on images of {image['size']} px: {problems[-1]}"
-    )
+            return _run(_ghost(model).eval(), shape)
+        except FAILURES as error:
+            logger.debug("%s does not run on meta: %s", type(model).__name__, error)
+        try:
+            with _evaluating(model):
+                return _run(model, shape)
+        except FAILURES as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise GroupsError(
+                f"{type(model).__name__} does not run on images of {shape[1:]}: {reason}"
+            ) from error
 
 
-def _recorded(
-    network: nn.Module, named: dict[str, nn.Parameter], shape: tuple[int, ...], device: str | None
-) -> _Recorder:
-    if device is None:
-        recorder = _Recorder({id(p): name for name, p in named.items()})
-        where = next(iter(named.values())).device
-        with _calls(network, recorder), recorder:
-            network(torch.zeros(shape, device=where))
-        return recorder
-    state = {**named, **dict(network.named_buffers())}
-    ghosts = {name: torch.empty_like(tensor, device=device) for name, tensor in state.items()}
-    recorder = _Recorder({id(ghosts[name]): name for name in named})
-    pixels = torch.zeros(shape, device=device)
-    with _calls(network, recorder), recorder:
-        torch.func.functional_call(network, ghosts, (pixels,))
-    return recorder
+def _ghost(model: nn.Module) -> nn.Module:
+    """Return a copy of the network on the meta device: its structure, none of its numbers."""
+    ghosts: dict[int, Any] = {}
+    for module in model.modules():
+        held = [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]
+        for value in held:
+            if isinstance(value, torch.Tensor) and id(value) not in ghosts:
+                ghost = torch.empty_like(value, device="meta")
+                is_parameter = isinstance(value, nn.Parameter)
+                ghosts[id(value)] = nn.Parameter(ghost) if is_parameter else ghost
+    return copy.deepcopy(model, ghosts)
+
+
+def _run(model: nn.Module, shape: tuple[int, ...]) -> _Watch:
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    pixels = torch.zeros(shape, device=like.device, dtype=like.dtype)
+    named = "pixel_values" in inspect.signature(model.forward).parameters
+    watch = _Watch(model)
+    with _calls(model, watch), watch:
+        model(**{"pixel_values": pixels}) if named else model(pixels)
+    return watch
+
+
+def _cuda(model: nn.Module) -> list[int]:
+    found = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    return sorted(index for index in found if index is not None)
 
 
 @contextmanager
-def _calls(network: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Record at each module's first call how many parameters had been used before it."""
+def _calls(model: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Note at each module's first call how many parameters had acted before it."""
 
     def note(path: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
-            recorder.called.setdefault(path, len(recorder.order))
+            watch.before.setdefault(path, len(watch.acted))
 
         return hook
 
-    hooks = [m.register_forward_pre_hook(note(path)) for path, m in network.named_modules() if path]
+    hooks = [m.register_forward_pre_hook(note(path)) for path, m in model.named_modules() if path]
     try:
         yield
     finally:
@@ -190,13 +297,15 @@ def _calls(network: nn.Module, recorder: _Recorder) -> Iterator[None]:
 
 
 @contextmanager
-def _held(network: nn.Module) -> Iterator[None]:
-    """Keep modes, buffers and random numbers as they were; nothing learns from the run."""
-    modes = [(module, module.training) for module in network.modules()]
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold the network in evaluation mode, then give every module its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            network.eval()
-            yield
+        # Through training mode both times: what some networks keep for evaluation goes with it.
+        model.train()
+        model.eval()
+        yield
     finally:
+        model.train()
         for module, mode in modes:
             module.training = mode
