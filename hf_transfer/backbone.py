@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-from hf_transfer.groups import Layout, LayerGroups, group_layers
+from hf_transfer.groups import LayerGroups, Layout, group_layers
 from hf_transfer.images import ImageSettings
 from hf_transfer.recipe import UserError
 from hf_transfer.trace import head_names, trace_layout
@@ -123,9 +123,8 @@ def _build_timm(origin: Origin, labels: int, pretrained: bool, image_size: int |
     if origin.folder is None:
         architecture = origin.name.partition(".")[0]
         if not timm.is_model(architecture):
-            raise BackboneError(
-                f"timm has no architecture {architecture!r}{_nearest(architecture, timm.list_models())}"
-            )
+            near = _nearest(architecture, timm.list_models())
+            raise BackboneError(f"timm has no architecture {architecture!r}{near}")
         settings = timm.get_pretrained_cfg(origin.name, allow_unregistered=False)
         if settings is None:
             tags = timm.list_pretrained(architecture + ".*")
@@ -248,7 +247,7 @@ class _one_line:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         import httpx
-        from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
         from safetensors import SafetensorError
 
         if isinstance(error, BackboneError):
@@ -483,14 +482,22 @@ def _processor_settings(origin: Origin, network: nn.Module) -> ImageSettings:
     with _one_line(f"the image processor of {origin.name}"):
         processor = AutoImageProcessor.from_pretrained(origin.folder or origin.name)
     resized = dict(processor.size)
-    shortest = resized.get("shortest_edge") or min(resized.get("height", 224), resized.get("width", 224))
-    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+    shortest = resized.get("shortest_edge") or min(
+        resized.get("height", 224), resized.get("width", 224)
+    )
+    crop = (
+        getattr(processor, "crop_size", None)
+        if getattr(processor, "do_center_crop", False)
+        else None
+    )
     size = dict(crop)["height"] if crop else shortest
     return ImageSettings(
         size=size,
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
-        interpolation={0: "nearest", 2: "bilinear", 3: "bicubic"}.get(int(processor.resample), "bicubic"),
+        interpolation={0: "nearest", 2: "bilinear", 3: "bicubic"}.get(
+            int(processor.resample), "bicubic"
+        ),
         crop_pct=size / shortest if crop else getattr(processor, "crop_pct", None) or 1.0,
     )
 
@@ -536,7 +543,15 @@ def _wrap(
 
 def _pretrained_cfg(network: nn.Module, image: ImageSettings) -> dict[str, Any]:
     """Return timm's description of the network, with the pixels as this model was trained."""
-    kept = ("tag", "crop_mode", "fixed_input_size", "pool_size", "first_conv", "classifier", "license")
+    kept = (
+        "tag",
+        "crop_mode",
+        "fixed_input_size",
+        "pool_size",
+        "first_conv",
+        "classifier",
+        "license",
+    )
     cfg = {key: network.pretrained_cfg[key] for key in kept if key in network.pretrained_cfg}
     return cfg | {
         "input_size": [image.channels, image.size, image.size],

@@ -121,14 +121,12 @@ def _train(args: argparse.Namespace) -> None:
         return
     if main_process and recipe.source is None:
         print(_planned(recipe), flush=True)
-    from hf_transfer.progress import EpochLines, quiet
+    from hf_transfer.progress import EpochLines, quiet, summary
     from hf_transfer.run import run
 
     quiet()
     report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(_say)])
     if main_process:
-        from hf_transfer.report import summary
-
         print(summary(report))
         print(f"written to {out}: report.html, report.json, model/")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hf_transfer.evaluation import load_metric
 from hf_transfer.metrics import classification_metrics
 from hf_transfer.trainer import TransferTrainer
 
+Extra = Callable[[Any, Any], dict[str, Any]]
 LIBRARIES = ("torch", "transformers", "timm", "torchvision", "accelerate", "datasets")
 
 
@@ -43,8 +45,10 @@ def backbone_facts(model: torch.nn.Module, backbone_id: str) -> dict[str, Any]:
     """Return what the report says of the backbone; `license` is what its checkpoint states."""
     backbone = model.backbone
     stated = getattr(model.config, "pretrained_cfg", None) or {}
+    hub = backbone.source == "transformers" and not Path(backbone_id).is_dir()
     return {
         "id": backbone_id,
+        **({"repo": backbone_id.removeprefix("transformers/")} if hub else {}),
         "source": backbone.source,
         "weights": backbone.weights,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -90,10 +94,17 @@ def class_weights(images: ImageSet) -> torch.Tensor:
     return counts.sum() / (len(counts) * counts)
 
 
-def measure(trainer: TransferTrainer, data: ImageData, extra: Sequence[str]) -> dict[str, Any]:
+def extra_metrics(names: Sequence[str]) -> tuple[Extra, ...]:
+    """Return the further `evaluate` metrics of a recipe, loaded before anything is trained."""
+    return tuple(load_metric(name) for name in names)
+
+
+def measure(
+    trainer: TransferTrainer, data: ImageData, extra: Sequence[Extra] = ()
+) -> dict[str, Any]:
     """Return the final metrics on validation, and under `test` on test where there is one.
 
-    `extra` names further `evaluate` metrics; they are computed from the same logits.
+    `extra` metrics are computed from the same logits.
     """
     metrics = _measured(trainer, data.validation, data.labels, extra)
     if data.test is not None:
@@ -102,10 +113,10 @@ def measure(trainer: TransferTrainer, data: ImageData, extra: Sequence[str]) -> 
 
 
 def _measured(
-    trainer: TransferTrainer, images: ImageSet, labels: Sequence[str], extra: Sequence[str]
+    trainer: TransferTrainer, images: ImageSet, labels: Sequence[str], extra: Sequence[Extra]
 ) -> dict[str, Any]:
     logits = trainer.predict(images).predictions
     metrics = classification_metrics(logits, images.labels, labels)
-    for name in extra:
-        metrics |= load_metric(name)(logits, images.labels)
+    for metric in extra:
+        metrics |= metric(logits, images.labels)
     return metrics

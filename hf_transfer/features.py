@@ -81,9 +81,7 @@ def head_module(
     hooks = [module.register_forward_pre_hook(lambda _, args: caught.append(args[0]))]
     for other in model.modules():
         if isinstance(other, nn.Dropout) and other.p and other not in still:
-            hooks.append(
-                other.register_forward_hook(lambda m, _, out: dropped.append((m.p, out)))
-            )
+            hooks.append(other.register_forward_hook(lambda m, _, out: dropped.append((m.p, out))))
     try:
         logits = _logits(_evaluated(model, pixel_values=probe.to(device)))
     finally:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hf_transfer.card import model_card
 from hf_transfer.recipe import Recipe, UserError, dump_recipe
@@ -68,15 +66,11 @@ def finish(report: RunReport, out: Path) -> RunReport:
 def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:
     """Write the folder of a repeated run: the seed of median accuracy stands for it."""
     order = sorted(reports, key=lambda report: report.metrics["accuracy"])
-    median = order[(len(order) - 1) // 2]
+    chosen = order[(len(order) - 1) // 2]
+    median = dataclasses.replace(chosen, seeds=aggregate(reports))
     if is_main():
         shutil.copytree(out / f"seed-{median.seed}" / "model", out / "model", dirs_exist_ok=True)
         write_html(median, out / "report.html", seeds=reports)
-        write_text(out / "seeds.json", json.dumps(aggregate(reports), indent=1) + "\n")
+        write_text(out / "model" / "README.md", model_card(median))
         median.save(out / "report.json")
     return median
-
-
-def plain(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain values, without what was left at its default."""
-    return dataclasses.asdict(recipe)

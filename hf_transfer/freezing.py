@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hf_transfer.groups import Layout, LayerGroups
+from hf_transfer.groups import LayerGroups, Layout
 
 
 class FreezingError(RuntimeError):
@@ -59,7 +59,11 @@ def still_modules(
             still.extend(f"{prefix}{path}" if path else bare for path in group.modules)
     for path in layout.norms:
         full = prefix + path
-        own = {f"{path}.{name}" for name, _ in modules[full].named_parameters()} if full in modules else set()
+        own = (
+            {f"{path}.{name}" for name, _ in modules[full].named_parameters()}
+            if full in modules
+            else set()
+        )
         if still_norms or (own and trainable.isdisjoint(own)):
             still.append(full)
     chosen = [name for name in dict.fromkeys(still) if name in modules]
@@ -98,7 +102,7 @@ def _checksum(tensor: torch.Tensor) -> tuple[int, int]:
         return (0, 0)
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()]
     bits = bits.view(width)
-    return (int(torch.hash_tensor(bits)), int(bits.sum(dtype=torch.int64)))
+    return (int(torch.hash_tensor(bits).view(torch.int64)), int(bits.sum(dtype=torch.int64)))
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel
 
 from hf_transfer import facts, folder
+from hf_transfer.arguments import training_arguments
 from hf_transfer.backbone import load_backbone, save_model
 from hf_transfer.data import ImageSet
 from hf_transfer.digits import DIGITS, Digits, load_digits, write_examples
@@ -31,7 +32,7 @@ from hf_transfer.metrics import classification_metrics
 from hf_transfer.phases import Phase, make_phases
 from hf_transfer.recipe import Recipe, UserError
 from hf_transfer.report import PhaseReport, RunReport, write_text
-from hf_transfer.trainer import TransferTrainer, training_arguments
+from hf_transfer.trainer import TransferTrainer
 
 SAVED = 10  # images per class of the model that is saved, where they are among those compared
 FRESH_LETTERS = 20  # per letter, for the accuracy of the source
@@ -237,7 +238,6 @@ def _train(
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(recipe, Path(scratch))
         trainer = TransferTrainer(model, arguments, phases=phases, train_dataset=images)
-        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return tuple(trainer.reports)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from hf_transfer import facts, folder
+from hf_transfer.arguments import training_arguments
 from hf_transfer.backbone import load_backbone, save_model
 from hf_transfer.data import load_data
-from hf_transfer.recipe import Recipe
+from hf_transfer.recipe import Recipe, UserError
 from hf_transfer.report import RunReport
-from hf_transfer.source import trained_source
 from hf_transfer.sources import scan
-from hf_transfer.trainer import TransferTrainer, training_arguments
+from hf_transfer.trainer import TransferTrainer
 
 
 def run(
@@ -46,7 +46,8 @@ def run_seed(
     if resume and (out / "report.json").is_file():
         return RunReport.load(out)
     started = time.monotonic()
-    backbone_id = trained_source(recipe, out, resume) if recipe.source else recipe.backbone
+    extra = facts.extra_metrics(recipe.metrics)
+    backbone_id = train_source(recipe, out, resume) if recipe.source else recipe.backbone
     model = load_backbone(
         backbone_id,
         scan(recipe.data, recipe.seed).labels,
@@ -70,7 +71,7 @@ def run_seed(
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
-    metrics = facts.measure(trainer, data, recipe.metrics)
+    metrics = facts.measure(trainer, data, extra)
     if folder.is_main():
         save_model(model, out / "model")
     report = RunReport(
@@ -87,3 +88,24 @@ def run_seed(
         created=facts.now(),
     )
     return folder.finish(report, out)
+
+
+def train_source(recipe: Recipe, out: Path, resume: bool) -> str:
+    """Train the backbone on its source task first, in `out`/source; return the model's folder."""
+    source = recipe.source
+    if source.data is None:
+        raise UserError(
+            f"recipe {recipe.name}: source.letters goes with compare; give source.data, a folder"
+        )
+    first = dataclasses.replace(
+        recipe,
+        name=f"{recipe.name}, source",
+        backbone=source.backbone,
+        pretrained=False,
+        data=source.data,
+        phases=source.phases,
+        source=None,
+        seeds=1,
+    )
+    run(first, out / "source", resume=resume and (out / "source").is_dir())
+    return str(out / "source" / "model")

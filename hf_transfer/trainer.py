@@ -20,25 +20,28 @@ import torch
 import torch.distributed
 from torch import nn
 from torch.nn import functional as F
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import (
-    IntervalStrategy,
-    SchedulerType,
-    TrainOutput,
-    get_last_checkpoint,
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
 )
-from transformers.training_args import OptimizerNames
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from hf_transfer import freezing, stopping
-from hf_transfer.backbone import Backbone, describe
+from hf_transfer.arguments import phase_arguments, resolved_phases
+from hf_transfer.backbone import describe
 from hf_transfer.checkpoints import read_best, read_phase, write_phase
 from hf_transfer.data import ImageSet, collate
 from hf_transfer.features import Replay, head_module, why_live
 from hf_transfer.images import augment, mix, to_model_input
 from hf_transfer.metrics import compute_metrics
-from hf_transfer.phases import Phase, make_phases
+from hf_transfer.outcome import metric_values, phase_report
+from hf_transfer.phases import Phase
 from hf_transfer.rates import param_groups
-from hf_transfer.recipe import PhaseSpec, Recipe, parse_phase
+from hf_transfer.recipe import PhaseSpec
 from hf_transfer.report import PhaseReport
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ class TransferTrainer(Trainer):
         args = copy.copy(args) if args is not None else TrainingArguments("run")
         args.remove_unused_columns = False  # it would drop the images
         self.backbone = describe(model, head)
-        self.phases = _resolved(phases, args, self.backbone)
+        self.phases = resolved_phases(phases, args, self.backbone)
         self.class_weights = class_weights
         self.checkpoint_seconds = checkpoint_seconds
         self.reports: list[PhaseReport] = []
@@ -81,6 +84,7 @@ class TransferTrainer(Trainer):
         self._best: dict[str, torch.Tensor] | None = None
         self._start: dict[str, torch.Tensor] = {}
         self._saved_at = time.monotonic()
+        self.remove_callback(PrinterCallback)  # a library does not print
         self.add_callback(_PhaseWatch(self))
 
     # --- phases -----------------------------------------------------------------------------
@@ -122,7 +126,10 @@ class TransferTrainer(Trainer):
         self._unwrap()
         self._load_best(phase)
         proof = self._prove(phase, before)
-        report = self._report(phase, proof, time.monotonic() - started, replay is not None)
+        seconds = time.monotonic() - started
+        report = phase_report(
+            phase, self.backbone, self.state, proof, seconds, cached=replay is not None
+        )
         self.reports.append(report)
         self._write_phase(phase, report)
         self.phase = None
@@ -131,7 +138,7 @@ class TransferTrainer(Trainer):
     def _apply(self, phase: Phase) -> None:
         """Make the network and the Trainer ready for a phase; idempotent."""
         self.phase = phase
-        self.args = _phase_arguments(self._run_args, phase, self.eval_dataset is not None)
+        self.args = phase_arguments(self._run_args, phase, self.eval_dataset is not None)
         self._train_batch_size = self.args.train_batch_size
         self._unwrap()
         prefix, spec = self.backbone.prefix, phase.spec
@@ -151,7 +158,9 @@ class TransferTrainer(Trainer):
         set_seed(self.args.seed)
         total = sum(p.numel() for p in self.model.parameters())
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        rates = [group.lr for group in param_groups(phase, self.backbone.groups, self.backbone.layout)]
+        rates = [
+            group.lr for group in param_groups(phase, self.backbone.groups, self.backbone.layout)
+        ]
         logger.info(
             "phase %d %s: %s; %s of %s parameters; rates %.3g to %.3g",
             phase.index,
@@ -266,7 +275,7 @@ class TransferTrainer(Trainer):
         soft = inputs.pop("soft_labels", None)
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.class_weights is None
-        if plain and isinstance(self.model, _has_loss()) and not (spec and spec.l2_sp):
+        if plain and isinstance(self.model, PreTrainedModel) and not (spec and spec.l2_sp):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
@@ -293,7 +302,7 @@ class TransferTrainer(Trainer):
         return 0.5 * torch.stack(terms).sum() if terms else torch.zeros((), device=self.args.device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        """Return 0: Trainer's estimate walks over all parameters in every step and is for tokens."""
+        """Return 0: Trainer's estimate is for tokens and walks over all parameters each step."""
         return 0.0
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -324,18 +333,10 @@ class TransferTrainer(Trainer):
         )
 
     def _values(self, metric: str) -> list[float]:
-        """Return the metric after each evaluation of this phase, from the Trainer's own log."""
-        key = metric if metric.startswith("eval_") else f"eval_{metric}"
-        logged = [entry for entry in self.state.log_history if "eval_loss" in entry]
-        if logged and key not in logged[-1]:
-            known = sorted(k.removeprefix("eval_") for k in logged[-1] if k.startswith("eval_"))
-            raise ValueError(
-                f"phase {self.phase.name}: there is no metric {metric!r}; have {', '.join(known)}"
-            )
-        return [entry[key] for entry in logged]
+        return metric_values(metric, self.state.log_history, self.phase.name)
 
     def _moving(self) -> dict[str, torch.Tensor]:
-        """Return what can change in this phase: trained parameters and statistics not held still."""
+        """Return what may change in this phase: trained parameters, statistics not still."""
         free = freezing.free_buffers(self.model, self.backbone.prefix, self._still_names)
         prefix = self.backbone.prefix
         moving = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -356,57 +357,6 @@ class TransferTrainer(Trainer):
         free = freezing.free_buffers(self.model, self.backbone.prefix, self._still_names)
         ranks = _ranks_agree(after, phase)
         return freezing.prove(before, after, phase.parameters, self.backbone.groups, free, ranks)
-
-    def _report(
-        self, phase: Phase, proof: freezing.Proof, seconds: float, cached: bool
-    ) -> PhaseReport:
-        history = _history(self.state.log_history)
-        evaluated = [row for row in history if "eval_loss" in row]
-        best = None
-        if evaluated:
-            best = evaluated[-1]
-            if phase.spec.best != "last":
-                best = evaluated[stopping.best_index(phase.spec.best, self._values(phase.spec.best))]
-        total = sum(p.numel() for p in self.model.parameters())
-        spec = phase.spec
-        planned = spec.epochs if spec.epochs is not None else None
-        reached = self.state.epoch or 0.0
-        stopped = None
-        if spec.stop and planned and reached < planned - 1e-6:
-            stopped = f"{spec.stop.metric} did not improve for {spec.stop.patience} epochs"
-        return PhaseReport(
-            name=phase.name,
-            groups=phase.groups,
-            trainable_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            total_parameters=total,
-            epochs=reached,
-            steps=self.state.global_step,
-            seconds=seconds,
-            stopped=stopped,
-            best_epoch=best["epoch"] if best else None,
-            metrics={
-                key.removeprefix("eval_"): value
-                for key, value in (best or {}).items()
-                if key.startswith("eval_") and not key.endswith(("_per_second", "_runtime"))
-            },
-            history=tuple(history),
-            rates=tuple(
-                {
-                    "label": group.label,
-                    "parameters": len(group.names),
-                    "lr": group.lr,
-                    "weight_decay": group.weight_decay,
-                }
-                for group in param_groups(phase, self.backbone.groups, self.backbone.layout)
-            ),
-            features="cached" if cached else "live",
-            checks={
-                "moved": proof.moved,
-                "unmoved": list(proof.unmoved),
-                "still": proof.still,
-                "ranks": proof.ranks,
-            },
-        )
 
     def _write_phase(self, phase: Phase, report: PhaseReport) -> None:
         if self.args.should_save:
@@ -465,60 +415,6 @@ class _PhaseWatch(TrainerCallback):
             control.should_save = True
 
 
-def _resolved(
-    phases: Sequence[PhaseSpec | Phase | dict[str, Any]], args: TrainingArguments, backbone: Backbone
-) -> tuple[Phase, ...]:
-    """Return the phases as Phase; what a mapping leaves out comes from the TrainingArguments."""
-    if all(isinstance(phase, Phase) for phase in phases):
-        return tuple(phases)
-    length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
-    defaults = {
-        "lr": args.learning_rate,
-        "weight_decay": args.weight_decay,
-        "optimizer": str(OptimizerNames(args.optim).value),
-        "schedule": str(SchedulerType(args.lr_scheduler_type).value),
-        "warmup": args.warmup_steps,
-        "batch_size": args.per_device_train_batch_size,
-        "accumulate": args.gradient_accumulation_steps,
-        "label_smoothing": args.label_smoothing_factor,
-        "max_grad_norm": args.max_grad_norm,
-    }
-    specs = [
-        parse_phase({**defaults, **({} if {"epochs", "steps"} & set(phase) else length), **phase})
-        if isinstance(phase, dict)
-        else phase
-        for phase in phases
-    ]
-    return make_phases(specs, backbone.groups, backbone.layout)
-
-
-def _phase_arguments(args: TrainingArguments, phase: Phase, evaluates: bool) -> TrainingArguments:
-    """Return a copy of the run's arguments with what this phase sets."""
-    spec, args = phase.spec, copy.copy(args)
-    args.output_dir = os.path.join(args.output_dir, phase.folder)
-    args.seed = args.seed + phase.index - 1  # no phase sees the shuffles of another
-    args.num_train_epochs = spec.epochs if spec.epochs is not None else 1
-    args.max_steps = spec.steps if spec.steps is not None else -1
-    args.learning_rate = spec.lr
-    args.lr_scheduler_type = SchedulerType(spec.schedule)
-    args.warmup_steps = spec.warmup
-    args.weight_decay = spec.weight_decay
-    args.optim = OptimizerNames(OPTIMIZERS.get(spec.optimizer, spec.optimizer))
-    args.optim_args = f"momentum={spec.momentum}" if spec.momentum is not None else args.optim_args
-    args.per_device_train_batch_size = spec.batch_size
-    args.gradient_accumulation_steps = spec.accumulate
-    args.max_grad_norm = spec.max_grad_norm
-    args.label_smoothing_factor = 0.0  # applied in compute_loss, in training only
-    args.eval_strategy = IntervalStrategy.EPOCH if evaluates else IntervalStrategy.NO
-    args.logging_strategy = IntervalStrategy.EPOCH
-    args.logging_nan_inf_filter = False  # it waits for the device in every step
-    args.load_best_model_at_end = False  # ours keeps the best weights in memory
-    return args
-
-
-OPTIMIZERS = {"adamw": "adamw_torch_fused"}
-
-
 def _with_children(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     """Return the names and those of all modules below them."""
     found: dict[str, None] = {}
@@ -526,22 +422,6 @@ def _with_children(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
         for path, _ in model.get_submodule(name).named_modules(prefix=name):
             found[path] = None
     return tuple(found)
-
-
-def _has_loss() -> type:
-    from transformers import PreTrainedModel
-
-    return PreTrainedModel
-
-
-def _history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row an epoch: Trainer's training and evaluation entries of a step merged."""
-    rows: dict[int, dict[str, Any]] = {}
-    for entry in log:
-        if "train_runtime" in entry:
-            continue
-        rows.setdefault(entry["step"], {}).update(entry)
-    return [rows[step] for step in sorted(rows)]
 
 
 def _ranks_agree(after: freezing.Fingerprints, phase: Phase) -> int:
@@ -560,19 +440,3 @@ def _ranks_agree(after: freezing.Fingerprints, phase: Phase) -> int:
                 f"the first of them {apart[0]}"
             )
     return world
-
-
-def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
-    """Return the arguments that hold for all phases of a run; each phase sets the rest."""
-    return TrainingArguments(
-        output_dir=str(out),
-        seed=recipe.seed,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16",
-        dataloader_num_workers=recipe.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        per_device_eval_batch_size=64,
-        save_strategy="no",  # checkpoints are written by time: see checkpoint_seconds
-        report_to="none",
-        disable_tqdm=True,
-    )
