@@ -1,3 +1,70 @@
 """Transfer learning for image models: plan it, run it, prove it, publish it."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_transfer.backbone import load_backbone, load_model, save_model
+    from hf_transfer.data import ImageSet, load_data
+    from hf_transfer.recipe import DataSpec, PhaseSpec, Recipe, UserError, load_recipe
+    from hf_transfer.report import RunReport
+    from hf_transfer.sources import scan
+    from hf_transfer.trainer import LayerwiseTrainer, TransferTrainer
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "DataSpec",
+    "ImageSet",
+    "LayerwiseTrainer",
+    "PhaseSpec",
+    "Recipe",
+    "RunReport",
+    "TransferTrainer",
+    "UserError",
+    "load_backbone",
+    "load_data",
+    "load_model",
+    "load_recipe",
+    "save_model",
+    "scan",
+]
+
+_WHERE = {
+    "DataSpec": "recipe",
+    "ImageSet": "data",
+    "LayerwiseTrainer": "trainer",
+    "PhaseSpec": "recipe",
+    "Recipe": "recipe",
+    "RunReport": "report",
+    "TransferTrainer": "trainer",
+    "UserError": "recipe",
+    "load_backbone": "backbone",
+    "load_data": "data",
+    "load_model": "backbone",
+    "load_recipe": "recipe",
+    "save_model": "backbone",
+    "scan": "sources",
+}
+
+# Another distribution, a Rust downloader, installs a package of the same name over this one.
+if any(Path(__file__).parent.glob("hf_transfer*.so")):
+    raise ImportError(
+        "the distribution 'hf_transfer' (a downloader) is installed over 'hf-transfer-learning'; "
+        "run: pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps "
+        "hf-transfer-learning"
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first asked for: torch is slow to load."""
+    if name in _WHERE:
+        return getattr(import_module(f"hf_transfer.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'hf_transfer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "try a model in the browser")
     demo.add_argument("model", nargs="?", default=".", help="a run, a model folder or a repository")
-    demo.add_argument("--port", type=int, default=7860)
+    demo.add_argument("--port", type=int, metavar="N", help="default: the first that is free")
     return parser
 
 
@@ -221,4 +221,4 @@ def _demo(args: argparse.Namespace) -> None:
     from hf_transfer.progress import quiet
 
     quiet()
-    launch(args.model, port=args.port)
+    launch(args.model, port=args.port, announce=_say)
