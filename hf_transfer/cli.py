@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_transfer import __version__
 
@@ -31,6 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, like every other mistake's."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"hf-transfer: error: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def _lines(error: Exception) -> list[str]:
     """Return what to print of a mistake: a line each, and none that is empty."""
     if isinstance(error, OSError) and not isinstance(error, ValueError):
@@ -40,7 +48,7 @@ def _lines(error: Exception) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hf-transfer",
         description="Transfer learning for image models: plan it, run it, prove it, publish it.",
         epilog="A recipe is a shipped name (hf-transfer recipes) or the path of a YAML file.",

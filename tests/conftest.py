@@ -1,12 +1,17 @@
 """What all tests share: two threads at most, and the real data where it is there."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_TRANSFER_CACHE"] = tempfile.mkdtemp(prefix="hf-transfer-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_TRANSFER_CACHE"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

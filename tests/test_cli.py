@@ -1,0 +1,353 @@
+"""The command line: what a user types, what comes back, and one line for each mistake."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_transfer.cli import main
+
+HEAD = "phases:\n  - {train: head, epochs: 1}\n"
+
+
+def photos(folder: Path, classes=("cat", "dog"), count: int = 8, size: int = 40) -> Path:
+    """Write `count` random images for each class, and return the folder."""
+    random = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return photos(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images) -> Path:
+    """A finished run of a small network with random weights, made through the command line."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = folder / "small.yaml"
+    recipe.write_text(HEAD + "  - {train: all, epochs: 1, lr: 1e-4}\n")
+    out = folder / "out"
+    options = ["--backbone", "timm/test_resnet", "--set", "pretrained=false"]
+    size = ["--set", "data.image_size=32", "--set", "data.validation=0.5"]
+    assert (
+        main(["train", str(recipe), "--data", str(images), "--out", str(out), *options, *size]) == 0
+    )
+    return out
+
+
+def test_help_answers_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys, time\nfrom hf_transfer.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'numpy', 'yaml', 'transformers') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert "commands:" in result.stdout
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_plan_of_a_recorded_backbone_imports_no_torch_and_reads_no_weights(images):
+    code = (
+        "import sys\nfrom hf_transfer.cli import main\n"
+        f"main(['plan', 'gradual', '--data', {str(images)!r}, '--backbone', 'timm/resnet50'])\n"
+        "print([m for m in ('torch', 'transformers', 'timm') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr
+    assert "head" in result.stdout
+
+
+def test_python_m_is_the_same_program():
+    command = [sys.executable, "-m", "hf_transfer", "recipes"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    assert "lp_ft" in result.stdout
+
+
+def test_a_run_leaves_its_folder_as_described(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"recipe.yaml", "report.json", "report.html", "model"} <= names
+    assert {"phase-1-head", "phase-2-all"} <= names
+    model = {path.name for path in (finished / "model").iterdir()}
+    assert model == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    report = json.loads((finished / "report.json").read_text())
+    assert 0 <= report["metrics"]["accuracy"] <= 1
+    assert [phase["name"] for phase in report["phases"]] == ["head", "all"]
+    assert report["phases"][0]["features"] == "cached"
+
+
+def test_predict_ranks_the_labels_of_files_and_folders(finished, images, capsys):
+    assert main(["predict", str(finished), str(images / "cat"), "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert len(answers) == 8
+    assert {row["label"] for row in answers[0]["labels"]} == {"cat", "dog"}
+
+
+def test_recipes_lists_and_prints(capsys):
+    assert main(["recipes"]) == 0
+    assert "small_medical" in capsys.readouterr().out
+    assert main(["recipes", "lp_ft"]) == 0
+    assert "phases:" in capsys.readouterr().out
+
+
+def test_groups_prints_the_groups_of_a_backbone(capsys):
+    assert main(["groups", "timm/resnet50", "--grain", "stages"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[1] for line in printed.splitlines()[1:7]] == [
+        "stem", "layer1", "layer2", "layer3", "layer4", "head",
+    ]  # fmt: skip
+
+
+# --- mistakes --------------------------------------------------------------------------------
+
+
+def mistake(capsys, *argv: object) -> str:
+    """Run a command that must fail, and return its one line."""
+    try:
+        status = main([str(word) for word in argv])
+    except SystemExit as exit_:
+        status = exit_.code
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("hf-transfer: error: ")]
+    assert status == 2, printed
+    assert len(lines) == 1, printed.err
+    assert "Traceback" not in printed.err
+    return lines[0]
+
+
+RECIPES = {
+    "unknown key": (HEAD + "speed: 3\n", "speed"),
+    "unknown key of a phase": ("phases:\n  - {train: head, epochs: 1, rate: 3}\n", "rate"),
+    "duplicate key": (HEAD + "seed: 1\nseed: 2\n", "seed"),
+    "not YAML": ("phases: [", "yaml"),
+    "no phases": ("seed: 1\n", "phases"),
+    "a phase without length": ("phases:\n  - {train: head}\n", "epochs"),
+    "epochs and steps": ("phases:\n  - {train: head, epochs: 1, steps: 3}\n", "steps"),
+    "a rate that is text": ("phases:\n  - {train: head, epochs: 1, lr: fast}\n", "lr"),
+    "a negative rate": ("phases:\n  - {train: head, epochs: 1, lr: -1}\n", "lr"),
+    "an unknown optimizer": (
+        "phases:\n  - {train: head, epochs: 1, optimizer: adamm}\n", "adam"),
+    "an unknown augmentation": ("phases:\n  - {train: head, epochs: 1, augment: wild}\n", "wild"),
+    "a stop without patience": (
+        "phases:\n  - {train: head, epochs: 1, stop: {patience: 0}}\n", "patience"),
+    "a selector that matches nothing": (
+        "phases:\n  - {train: layer9, epochs: 1}\n", "layer9"),
+    "last 0 stages": ("phases:\n  - {train: last 0 stages, epochs: 1}\n", "0"),
+    "more stages than there are": (
+        "phases:\n  - {train: head, epochs: 1}\n  - {train: last 99 stages, epochs: 1}\n", "99"),
+    "from an unknown group": (
+        "phases:\n  - {train: head, epochs: 1}\n  - {train: from layer9, epochs: 1}\n", "layer9"),
+    "head and backbone thawed together": ("phases:\n  - {train: all, epochs: 1}\n", "cold_head"),
+    "a phase that is there twice": (
+        "phases:\n  - {train: head, epochs: 1, lr: 0}\n", "lr"),
+    "an unknown metric": (HEAD + "metrics: [nonsense_score]\n", "nonsense_score"),
+    "a metric that no phase has": (
+        "phases:\n  - {train: head, epochs: 1, best: beauty}\n", "beauty"),
+    "an unknown loss": (HEAD + "loss: hinge\n", "hinge"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_mistake_in_a_recipe_is_one_line(name, tmp_path, images, capsys):
+    text, word = RECIPES[name]
+    recipe, out = tmp_path / "mine.yaml", tmp_path / "out"
+    recipe.write_text(text)
+    line = mistake(
+        capsys, "train", recipe, "--data", images, "--out", out,
+        "--backbone", "timm/test_resnet", "--set", "pretrained=false",
+        "--set", "data.image_size=32",
+    )  # fmt: skip
+    assert word in line
+    assert not (out / "report.json").exists()
+    assert not (out / "model").exists()
+
+
+def small(tmp_path: Path, *extra: object) -> list[object]:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(HEAD)
+    given = {"--backbone": "timm/test_resnet", "--out": tmp_path / "out"}
+    words: list[object] = ["train", recipe]
+    for key, value in given.items():
+        words += [] if key in extra else [key, value]
+    return [*words, "--set", "pretrained=false", "--set", "data.image_size=32", *extra]
+
+
+def test_an_unknown_recipe_names_those_there_are(capsys):
+    assert "lp_ft" in mistake(capsys, "train", "lp_ff")
+
+
+def test_a_recipe_file_that_is_not_there(tmp_path, capsys):
+    assert "gone.yaml" in mistake(capsys, "train", tmp_path / "gone.yaml")
+
+
+def test_a_setting_without_a_value(tmp_path, images, capsys):
+    assert "seed" in mistake(capsys, *small(tmp_path, "--data", images, "--set", "seed"))
+
+
+def test_a_setting_of_an_unknown_key(tmp_path, images, capsys):
+    assert "sed" in mistake(capsys, *small(tmp_path, "--data", images, "--set", "sed=1"))
+
+
+def test_no_data(tmp_path, capsys):
+    assert "data" in mistake(capsys, *small(tmp_path))
+
+
+def test_a_data_folder_that_is_not_there(tmp_path, images, capsys):
+    line = mistake(capsys, *small(tmp_path, "--data", images.with_name("imagse")))
+    assert "imagse" in line
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_a_data_folder_without_images(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in mistake(capsys, *small(tmp_path, "--data", tmp_path / "empty"))
+
+
+def test_data_of_one_class(tmp_path, capsys):
+    data = photos(tmp_path / "one", classes=("cat",))
+    assert "class" in mistake(capsys, *small(tmp_path, "--data", data))
+
+
+def test_a_class_with_too_few_images(tmp_path, capsys):
+    data = photos(tmp_path / "few")
+    for path in sorted((data / "dog").iterdir())[1:]:
+        path.unlink()
+    assert "dog" in mistake(capsys, *small(tmp_path, "--data", data))
+
+
+def test_a_table_without_the_label_column(tmp_path, images, capsys):
+    table = tmp_path / "list.csv"
+    table.write_text(f"image,kind\n{images / 'cat' / '0.png'},cat\n")
+    assert "label" in mistake(capsys, *small(tmp_path, "--data", table))
+
+
+def test_too_many_bad_images(tmp_path, capsys):
+    data = photos(tmp_path / "broken")
+    for name in ("0.png", "1.png", "2.png"):
+        (data / "cat" / name).write_bytes(b"not an image")
+    assert "cat/0.png" in mistake(capsys, *small(tmp_path, "--data", data))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "word"),
+    [
+        ("resnet50", "timm/"),
+        ("timm/resnet5o", "resnet50"),
+        ("torchvision/alexnett", "alexnet"),
+        ("timm/test_resnet.no_such_tag", "no_such_tag"),
+        ("./nowhere", "nowhere"),
+    ],
+)
+def test_a_backbone_that_is_not_there(backbone, word, tmp_path, images, capsys):
+    options = ("--data", images, "--backbone", backbone)
+    assert word in mistake(capsys, *small(tmp_path, *options))
+
+
+def test_a_backbone_folder_without_a_configuration(tmp_path, images, capsys):
+    (tmp_path / "net").mkdir()
+    options = ("--data", images, "--backbone", tmp_path / "net")
+    assert "config.json" in mistake(capsys, *small(tmp_path, *options))
+
+
+def test_weights_that_cannot_be_reached(tmp_path, images, capsys):
+    options = ("--data", images, "--set", "pretrained=true", "--backbone", "timm/resnet18.a1_in1k")
+    assert "pretrained" in mistake(capsys, *small(tmp_path, *options))
+
+
+def test_truncated_weights(tmp_path, images, finished, capsys):
+    folder = tmp_path / "net"
+    shutil.copytree(finished / "model", folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    options = ("--data", images, "--backbone", folder, "--set", "pretrained=true")
+    assert "net" in mistake(capsys, *small(tmp_path, *options))
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_folder_in_use_is_not_overwritten(finished, tmp_path, images, capsys):
+    before = (finished / "report.json").read_bytes()
+    line = mistake(capsys, *small(tmp_path, "--data", images, "--out", finished))
+    assert "--resume" in line
+    assert (finished / "report.json").read_bytes() == before
+
+
+def test_resuming_another_recipe_is_refused(finished, tmp_path, images, capsys):
+    line = mistake(capsys, *small(tmp_path, "--data", images, "--out", finished, "--resume"))
+    assert "another" in line
+
+
+def test_an_output_that_is_a_file(tmp_path, images, capsys):
+    (tmp_path / "file").write_text("")
+    assert "file" in mistake(capsys, *small(tmp_path, "--data", images, "--out", tmp_path / "file"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_an_output_without_permission(tmp_path, images, capsys):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    out = tmp_path / "locked" / "out"
+    assert "locked" in mistake(capsys, *small(tmp_path, "--data", images, "--out", out))
+
+
+def test_a_full_disk_is_one_line(tmp_path, images, capsys, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "phase-1-head")
+
+    monkeypatch.setattr("hf_transfer.trainer.write_phase", full)
+    assert "No space left" in mistake(capsys, *small(tmp_path, "--data", images))
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_predict_with_no_model(tmp_path, images, capsys):
+    assert "nothing" in mistake(capsys, "predict", tmp_path / "nothing", images)
+
+
+def test_predict_of_a_file_that_is_not_there(finished, tmp_path, capsys):
+    assert "gone.png" in mistake(capsys, "predict", finished, tmp_path / "gone.png")
+
+
+def test_predict_of_what_is_not_an_image(finished, tmp_path, capsys):
+    (tmp_path / "note.png").write_text("hello")
+    assert main(["predict", str(finished), str(tmp_path / "note.png")]) == 2
+    assert "note.png" in capsys.readouterr().out
+
+
+def test_pushing_an_unfinished_run(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    assert "run" in mistake(capsys, "push", tmp_path / "run", "me/model")
+
+
+def test_pushing_to_a_bad_name(finished, capsys):
+    assert "my model" in mistake(capsys, "push", finished, "me/my model")
+
+
+def test_groups_of_nothing(capsys):
+    assert "--all" in mistake(capsys, "groups")
+
+
+def test_groups_of_an_unknown_backbone(capsys):
+    assert "nearest" in mistake(capsys, "groups", "timm/resnet5o")
+
+
+def test_an_unknown_command(capsys):
+    assert "trian" in mistake(capsys, "trian")
+
+
+def test_an_unknown_option(capsys):
+    assert "--fast" in mistake(capsys, "train", "lp_ft", "--fast")
