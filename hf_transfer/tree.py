@@ -1,0 +1,192 @@
+"""The tree of modules that hold parameters, and the units into which it falls.
+
+A unit is a path of the tree that stays together. Blocks are the children of lists and sequences;
+where there are none, every layer with weights is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_transfer.layout import Layout
+
+
+@dataclass
+class Unit:
+    """Parameters that stay together: a path of the tree, and whether it is a block."""
+
+    path: str
+    names: list[str]
+    block: bool
+
+
+class Tree:
+    """Modules with parameters below the head, in order of first use."""
+
+    def __init__(self, layout: Layout, body: Sequence[str]) -> None:
+        self.order = {name: i for i, name in enumerate(body)}
+        self.weights = layout.weights
+        self.lists = set(layout.sequences)
+        self.with_head = {path for name in layout.head for path in above(name)}
+        self.flat = False  # no blocks were found: every layer is a unit
+        self.kids: dict[str, dict[str, None]] = {}
+        self._size = layout.sizes
+        self._below: dict[str, list[str]] = {"": list(body)}
+        for name in body:
+            chain = ["", *above(name), name]
+            for path, kid in zip(chain, chain[1:], strict=False):
+                self.kids.setdefault(path, {})[kid] = None
+                if path:
+                    self._below.setdefault(path, []).append(name)
+
+    def names(self, path: str) -> list[str]:
+        """Return the parameters below a path; of a parameter's own path, itself."""
+        return self._below.get(path, [path])
+
+    def scalars(self, path: str) -> int:
+        """Return the number of scalars below a path."""
+        return sum(self._size[name] for name in self.names(path))
+
+    def depth(self, path: str) -> int:
+        """Return how many layers with weights are below a path."""
+        return len({name.rpartition(".")[0] for name in self.names(path) if name in self.weights})
+
+    def units(self) -> list[Unit]:
+        """Return the units of the whole network, by the first use of each module."""
+        found = [unit for kid in self.kids[""] for unit in self._split(kid, in_list=False)]
+        if sum(unit.block for unit in found) < 2:
+            deep = [unit for unit in found if self.depth(unit.path) > 1]
+            held = sum(self.scalars(unit.path) for unit in deep)
+            if len(deep) < 3 or held < self.scalars("") / 2:
+                return self._layers()
+            for unit in deep:
+                unit.block = True
+        return [part for unit in found for part in self._halved(unit)]
+
+    def _split(self, path: str, in_list: bool) -> list[Unit]:
+        """Return a path's units: a list's children, and where those are lists of blocks (stages)
+        or hold one, theirs; else the path itself."""
+        kids = self.kids.get(path, {})
+        worth = self._in_rows(path) > 0.4 * self.scalars(path)
+        if kids and (worth or path in self.with_head or (path in self.lists and not in_list)):
+            listed = path in self.lists
+            return [unit for kid in kids for unit in self._split(kid, in_list=listed)]
+        return [Unit(path, self.names(path), in_list and self.depth(path) > 1)]
+
+    def _in_rows(self, path: str) -> int:
+        """Return the scalars below a path that lie in rows: lists of at least two blocks."""
+        kids = self.kids.get(path, {})
+        if path in self.lists and sum(self.depth(kid) > 1 for kid in kids) > 1:
+            return self.scalars(path)
+        return sum(self._in_rows(kid) for kid in kids)
+
+    def _halved(self, unit: Unit) -> list[Unit]:
+        """Return a unit, or the parts of one that holds over half of a deep network."""
+        if self.scalars(unit.path) <= self.scalars("") / 2 or self.depth(unit.path) < 2:
+            return [unit]
+        parts = [
+            part
+            for kid in self.kids[unit.path]
+            for part in self._halved(Unit(kid, self.names(kid), self.depth(kid) > 1))
+        ]
+        return parts if sum(part.block for part in parts) > 1 else [unit]
+
+    def _layers(self) -> list[Unit]:
+        """Return a unit for each layer with weights; norms and the like go with the one before."""
+        self.flat = True
+        owners: dict[str, list[str]] = {}
+        for name in self.order:
+            owners.setdefault(name.rpartition(".")[0], []).append(name)
+        units: list[Unit] = []
+        for owner, names in owners.items():
+            if units and self.weights.isdisjoint(names):
+                units[-1].names.extend(names)
+            else:
+                units.append(Unit(owner, list(names), True))
+        return units
+
+    def settled(self) -> list[Unit]:
+        """Return units that never run into the next: the stem, blocks, then what follows them."""
+        units = self._disjoint()
+        first, last = self._ends(units)
+        settled = [_joined(units[:first])] if first else []
+        waiting: list[Unit] = []  # layers between blocks
+        for unit in units[first : last + 1]:
+            if not unit.block and self.depth_of(unit) < 2:
+                waiting.append(unit)
+                continue
+            unit.block = True
+            back = max(
+                (i + 1 for i, w in enumerate(waiting) if _nearer(w, settled[-1], unit)), default=0
+            )
+            if back:
+                settled[-1] = _joined([settled[-1], *waiting[:back]])
+            settled.append(_joined([*waiting[back:], unit]))
+            waiting = []
+        tail = len(settled)
+        for unit in units[last + 1 :]:
+            if len(settled) > tail and not self.depth_of(unit):
+                settled[-1] = _joined([settled[-1], unit])
+            else:
+                settled.append(unit)
+        for unit in settled:
+            unit.names.sort(key=self.order.__getitem__)
+        return settled
+
+    def depth_of(self, unit: Unit) -> int:
+        """Return how many layers with weights a unit has."""
+        return len({name.rpartition(".")[0] for name in unit.names if name in self.weights})
+
+    def _disjoint(self) -> list[Unit]:
+        """Return the units by first use; those that run into each other are made one."""
+        disjoint: list[Unit] = []
+        for unit in sorted(self.units(), key=lambda unit: self.span(unit)[0]):
+            disjoint.append(unit)
+            while len(disjoint) > 1 and self.span(disjoint[-2])[1] > self.span(disjoint[-1])[0]:
+                disjoint[-2:] = [_joined(disjoint[-2:])]
+        return disjoint
+
+    def span(self, unit: Unit) -> tuple[int, int]:
+        """Return the places in the order of use of a unit's first and last parameters."""
+        places = [self.order[name] for name in unit.names]
+        return min(places), max(places)
+
+    @staticmethod
+    def _ends(units: Sequence[Unit]) -> tuple[int, int]:
+        blocks = [i for i, unit in enumerate(units) if unit.block]
+        return (blocks[0], blocks[-1]) if blocks else (0, len(units) - 1)
+
+
+def _joined(units: Sequence[Unit]) -> Unit:
+    """Return units as one, named after the first block among them, else after the first."""
+    main = next((unit for unit in units if unit.block), units[0])
+    return Unit(main.path, [name for unit in units for name in unit.names], main.block)
+
+
+def _nearer(unit: Unit, one: Unit, other: Unit) -> bool:
+    """Whether a unit is nearer in the tree to the first of two others."""
+    return shared(unit.path, one.path) > shared(unit.path, other.path)
+
+
+def shared(one: str, other: str) -> int:
+    """Return how many parts two paths have in common from the start."""
+    count = 0
+    for a, b in zip(one.split("."), other.split("."), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def above(name: str) -> list[str]:
+    """Return the modules that a parameter or module is in, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def common(names: Sequence[str]) -> str:
+    """Return the innermost module that holds all of the parameters; "" is the network itself."""
+    held = [above(name) for name in names]
+    inner = [path for path in held[0] if all(path in paths for paths in held)]
+    return inner[-1] if inner else ""
