@@ -15,9 +15,9 @@ from hf_transfer.selection import (
     share_of,
     units,
 )
-from hf_transfer.specs import GradualSpec, PhaseSpec
+from hf_transfer.specs import Augment, GradualSpec, PhaseSpec
 
-__all__ = ["Phase", "SelectorError", "make_phases", "phase_notes", "select", "span"]
+__all__ = ["Phase", "SelectorError", "make_phases", "phase_notes", "select", "span", "why_live"]
 
 SLUG_LENGTH = 40  # of a phase's name, which is part of a folder's
 
@@ -45,7 +45,8 @@ def make_phases(
     layout: Layout,
     place: str = "recipe",
 ) -> tuple[Phase, ...]:
-    """Return the phases of a recipe on a backbone; `place` is the recipe's file, for messages.
+    """Return the phases of a recipe on a backbone; `place` names the recipe in messages
+    about phases that know no line of a file.
 
     Raises RecipeError with all problems, each with its line: selectors that match nothing, phases
     that change nothing, a head that never trains, or trains only together with the backbone.
@@ -54,7 +55,7 @@ def make_phases(
     phases: list[Phase] = []
     warm: set[str] = set()  # what earlier phases trained
     for number, spec in enumerate(specs, 1):
-        where = f"{place}:{spec.line}" if spec.line else f"{place}: phase {number}"
+        where = spec.place or f"{place}: phase {number}"
         for one in _expanded(spec, groups, layout, warm):
             try:
                 names = select(one.train, groups, layout)
@@ -95,6 +96,20 @@ def phase_notes(phases: Sequence[Phase], groups: LayerGroups, layout: Layout) ->
         first = f"{layout.unused[0]}{', …' * (len(layout.unused) > 1)}"
         notes.append(f"kept frozen, because the network never uses them: {first}")
     return tuple(notes)
+
+
+def why_live(phase: Phase, layout: Layout) -> str | None:
+    """Return why what is frozen must run in every epoch of a phase; None where once is enough."""
+    spec = phase.spec
+    if spec.features == "live":
+        return "the recipe says so"
+    if not set(phase.parameters) <= set(layout.head):
+        return "more than the head trains"
+    if len({name.rpartition(".")[0] for name in layout.head}) != 1:
+        return "the head has more than one layer"
+    if spec.augment != Augment() or spec.mixup or spec.cutmix:
+        return "the images vary from epoch to epoch"
+    return None
 
 
 def span(names: Collection[str], groups: LayerGroups) -> str:
@@ -156,7 +171,7 @@ def _expanded(
         if count not in thawed:  # a small share of few blocks may thaw nothing more
             thawed[count] = "all" if count == parts else _top(size, spec.grain)
     trains = thawed.values()
-    return [_slowed(spec.each, spec.lr_drop**i, train, spec.line) for i, train in enumerate(trains)]
+    return [_slowed(spec.each, spec.lr_drop**i, train) for i, train in enumerate(trains)]
 
 
 def _top(size: int, grain: str) -> str:
@@ -165,11 +180,11 @@ def _top(size: int, grain: str) -> str:
     return f"last {size} {grain.removesuffix('s') if size == 1 else grain}"
 
 
-def _slowed(each: PhaseSpec, factor: float, train: str, line: int) -> PhaseSpec:
+def _slowed(each: PhaseSpec, factor: float, train: str) -> PhaseSpec:
     rates = each.lr_geometric and (each.lr_geometric[0] * factor, each.lr_geometric[1] * factor)
     name = f"{each.name} {train}" if each.name else None
     lr = each.lr * factor
-    return replace(each, train=train, lr=lr, lr_geometric=rates, name=name, line=line)
+    return replace(each, train=train, lr=lr, lr_geometric=rates, name=name)
 
 
 # --- checks ----------------------------------------------------------------------------------

@@ -78,7 +78,6 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     shipped = shipped_recipes()
     path = shipped.get(name_or_path) or Path(name_or_path).expanduser()
-    place = path.name if name_or_path in shipped else name_or_path
     if not path.exists():
         found = difflib.get_close_matches(name_or_path, list(shipped), n=1)
         near = f"; nearest: {found[0]}" if found else ""
@@ -89,10 +88,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"recipe {place} is not text in UTF-8; a recipe is a YAML file") from None
+        raise UserError(f"recipe {path} is not text in UTF-8; a recipe is a YAML file") from None
     except OSError as error:
-        raise UserError(f"recipe {place} cannot be read: {error.strerror}") from None
-    return parse_recipe(text, place, overrides)
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
+    return parse_recipe(text, path.name, overrides)
 
 
 def parse_recipe(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -154,7 +154,7 @@ def read_phase(node: Node, any_name: bool = False) -> PhaseSpec | GradualSpec:
         )
         spec = _phase_spec(node, {**values, "train": "head"})
         _check_gradual(node, spec)
-        return GradualSpec(count, grain, spec, lr_drop, thaws, node.line)
+        return GradualSpec(count, grain, spec, lr_drop, thaws, spec.place)
     values = nodes.fields(node, {"train": _selector, **readers}, needs=("train",))
     return _phase_spec(node, values)
 
@@ -162,7 +162,7 @@ def read_phase(node: Node, any_name: bool = False) -> PhaseSpec | GradualSpec:
 def _phase_spec(node: Node, values: dict[str, Any]) -> PhaseSpec:
     if isinstance(values.get("lr"), tuple):
         values["lr_geometric"], values["lr"] = values["lr"], values["lr"][1]
-    spec = PhaseSpec(**values, line=node.line)
+    spec = PhaseSpec(**values, place=node.place if node.line else "")
     _check_phase(node, spec)
     return spec
 

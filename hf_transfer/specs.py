@@ -70,7 +70,7 @@ class PhaseSpec:
     solve: Literal["lbfgs"] | None = None  # logistic regression to convergence, not steps
     still_norms: bool = False  # keep the statistics of normalisation still where it trains, too
     cold_head: bool = False  # allow the backbone to train with a head that is not trained yet
-    line: int = field(default=0, compare=False, repr=False)  # in the recipe; 0 = not from a file
+    place: str = field(default="", compare=False, repr=False)  # "recipe.yaml:14", if from a file
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class GradualSpec:
     each: PhaseSpec  # settings of every phase; its `train` is filled in
     lr_drop: float = 1.0  # factor on the rates from one phase to the next
     thaws: int | None = None  # phases after the head's; None = until everything trains
-    line: int = field(default=0, compare=False, repr=False)
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True)

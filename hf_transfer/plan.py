@@ -1,0 +1,247 @@
+"""The plan: what a recipe comes to on one backbone and one data set, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hf_transfer.groups import LayerGroups, Layout
+from hf_transfer.phases import Phase, phase_notes, span, why_live
+from hf_transfer.rates import ParamGroup, param_groups
+from hf_transfer.selection import head_parameters
+from hf_transfer.specs import PhaseSpec, Recipe
+
+Counts = Mapping[str, Mapping[str, int]]  # images of each class, by split
+
+# Share of this machine's matrix rate that training reaches: 0.3 to 0.5 measured on one core for
+# ResNet-10-T at 96 px, ResNet-50, VGG-16, ConvNeXt-T and ViT-S at 224 px.
+EFFICIENCY = 0.4
+# A layer's output is kept for the backward pass with about two more of its size: after the norm,
+# after the activation.
+KEPT_OUTPUTS = 3
+BYTES = {"fp32": 4, "auto": 4, "bf16": 2, "fp16": 2}  # of an activation
+# Bytes of optimizer state for each scalar that trains.
+STATE_BYTES = {"adamw": 8, "sgd": 0, "adagrad": 4, "rmsprop": 4, "adafactor": 0}
+SMALL_RATE = 1e-3  # of the head's rate: below it a group learns next to nothing
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """What one phase trains and costs. Memory, operations and seconds are estimates."""
+
+    phase: Phase
+    trains: str  # its groups in short
+    parameters: int  # scalars that train
+    rates: tuple[ParamGroup, ...]
+    head_lr: float  # rate of the head; where it does not train, the largest
+    images: int  # seen in training, augmented ones counted each time
+    steps: int
+    live: str | None  # why the frozen part runs in every epoch; None: its features are cached
+    memory_bytes: int
+    operations: float  # multiplications and additions
+    seconds: float | None
+
+    @property
+    def lowest(self) -> float:
+        """Return the smallest rate in the phase."""
+        return min(group.lr for group in self.rates)
+
+    @property
+    def highest(self) -> float:
+        """Return the largest rate in the phase."""
+        return max(group.lr for group in self.rates)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on a backbone and a data set: phases, what they cost, and what to look at again."""
+
+    recipe: Recipe
+    layout: Layout
+    groups: LayerGroups
+    counts: dict[str, int]  # images by split
+    labels: int
+    image_px: int
+    phases: tuple[PlannedPhase, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the estimated time of all phases and seeds; None where speed is not known."""
+        parts = [phase.seconds for phase in self.phases if phase.seconds is not None]
+        return sum(parts) * self.recipe.seeds if len(parts) == len(self.phases) else None
+
+
+def make_plan(
+    recipe: Recipe,
+    layout: Layout,
+    groups: LayerGroups,
+    phases: Sequence[Phase],
+    counts: Counts,
+    speed: float | None = None,
+) -> Plan:
+    """Return the plan of a recipe; nothing is loaded or changed.
+
+    `counts` holds the images of each class by split ("train", "validation", "test"); `speed` is the
+    matrix rate in operations per second, from `measure_speed`; None leaves out the times.
+    """
+    images = {split: sum(classes.values()) for split, classes in counts.items()}
+    size = int(layout.image.get("size", 224))
+    side = recipe.data.image_size or size
+    cost = _Cost(
+        layout, (side / size) ** 2, BYTES[recipe.precision], head_parameters(groups, layout)
+    )
+    planned = tuple(_planned(phase, groups, layout, images, cost, speed) for phase in phases)
+    labels = len({label for classes in counts.values() for label in classes})
+    notes = (*phase_notes(phases, groups, layout), *_rate_notes(planned))
+    return Plan(recipe, layout, groups, images, labels, side, planned, notes)
+
+
+def measure_speed() -> float:
+    """Return this machine's rate of float32 matrix multiplication, in operations per second.
+
+    One core's, by products small enough to stay on it, times the cores that this process may use:
+    several threads wait for each other on a busy machine, and would say nothing of a quiet one.
+    """
+    import numpy as np
+
+    side, count = 64, 200
+    a = np.ones((count, side, side), dtype=np.float32)
+    product = np.empty_like(a)
+    best = math.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        np.matmul(a, a, out=product)
+        best = min(best, time.perf_counter() - started)
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return cores * 2 * side**3 * count / best
+
+
+def optimizer_steps(spec: PhaseSpec, images: int) -> int:
+    """Return how many optimizer steps a phase takes on so many training images; 0 with `solve`."""
+    if spec.steps is not None:
+        return spec.steps
+    batches = math.ceil(images / spec.batch_size)
+    return math.ceil((spec.epochs or 0) * math.ceil(batches / spec.accumulate))
+
+
+# --- one phase -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What running and training a network costs, from its multiply-adds."""
+
+    layout: Layout
+    scale: float  # of the area of the images, against what the layout was recorded at
+    activation_bytes: int
+    head: set[str]
+
+    def operations(self, names: set[str] | None, backward: set[str]) -> tuple[float, float]:
+        """Return operations an image, forward and backward, through the named layers (None: all).
+
+        Backward: the gradient by the input for what lies above the first parameter that trains,
+        and the gradient by the weight for what trains.
+        """
+        forward = gradients = 0.0
+        reached = False
+        for name, macs in self._macs():
+            if names is not None and name not in names:
+                continue
+            forward += 2 * macs
+            gradients += 2 * macs * (reached + (name in backward))
+            reached = reached or name in backward
+        return forward, gradients
+
+    def activations(self, names: set[str] | None, backward: set[str]) -> float:
+        """Return bytes an image of what forward keeps for the backward pass, roughly."""
+        shapes = dict(self.layout.parameters)
+        outputs = 0.0
+        reached = False
+        for name, macs in self._macs():
+            reached = reached or name in backward
+            if reached and len(shapes[name]) > 1 and (names is None or name in names):
+                outputs += macs / math.prod(shapes[name][1:])
+        return KEPT_OUTPUTS * outputs * self.activation_bytes
+
+    def _macs(self) -> list[tuple[str, float]]:
+        names = (name for name, _ in self.layout.parameters)
+        macs = self.layout.macs or (0,) * len(self.layout.parameters)
+        return [
+            (name, count * (1.0 if name in self.head else self.scale))
+            for name, count in zip(names, macs, strict=True)
+        ]
+
+
+def _planned(
+    phase: Phase,
+    groups: LayerGroups,
+    layout: Layout,
+    images: Mapping[str, int],
+    cost: _Cost,
+    speed: float | None,
+) -> PlannedPhase:
+    spec, chosen = phase.spec, set(phase.parameters)
+    sizes = {name: math.prod(shape) for name, shape in layout.parameters}
+    parameters = sum(sizes[name] for name in phase.parameters)
+    rates = param_groups(phase, groups, layout)
+    live = why_live(phase, layout)
+    train, validation = images.get("train", 0), images.get("validation", 0)
+    steps = optimizer_steps(spec, train)
+    seen = round((spec.epochs or 0) * train)
+    if spec.steps is not None:
+        seen = spec.steps * spec.batch_size * spec.accumulate
+    part = None if live else cost.head
+    forward, backward = cost.operations(part, chosen)
+    rounds = math.ceil(seen / train) if train else 0
+    operations = seen * (forward + backward) + rounds * validation * forward
+    if part is not None:  # the frozen part runs once over every image
+        whole = cost.operations(None, set())[0]
+        operations += (train * spec.views + validation) * (whole - forward)
+    total = sum(sizes.values())
+    state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)
+    best = 4 * (spec.best != "last")
+    memory = 4 * total + (4 + state + best) * parameters
+    memory += int(spec.batch_size * cost.activations(part, chosen))
+    return PlannedPhase(
+        phase=phase,
+        trains=span(phase.groups, groups),
+        parameters=parameters,
+        rates=rates,
+        head_lr=_head_rate(rates, cost.head),
+        images=seen,
+        steps=steps,
+        live=live,
+        memory_bytes=memory,
+        operations=operations,
+        seconds=operations / (speed * EFFICIENCY) if speed else None,
+    )
+
+
+def _head_rate(rates: Sequence[ParamGroup], head: set[str]) -> float:
+    of_head = [group.lr for group in rates if not head.isdisjoint(group.names)]
+    return max(of_head or [group.lr for group in rates])
+
+
+def _rate_notes(phases: Sequence[PlannedPhase]) -> list[str]:
+    """Return which rates are so small that what they are for is as good as frozen."""
+    notes = []
+    highest = max((phase.head_lr for phase in phases), default=0.0)
+    for planned in phases:
+        name = planned.phase.name
+        if planned.lowest < SMALL_RATE * planned.head_lr:
+            lowest = min(planned.rates, key=lambda group: group.lr)
+            notes.append(
+                f"phase {name}: {lowest.label} trains at {planned.lowest / planned.head_lr:.1e} of "
+                "the head's rate and will hardly move; raise layer_decay or the rate"
+            )
+        elif planned.highest < SMALL_RATE * highest:
+            notes.append(
+                f"phase {name}: its rate {planned.highest:.1e} is {planned.highest / highest:.1e} "
+                "of the highest in the recipe, and little will move; raise lr or lr_drop"
+            )
+    return notes

@@ -1,0 +1,176 @@
+"""A plan as a table to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hf_transfer.plan import Plan, PlannedPhase
+from hf_transfer.rates import ParamGroup
+
+ROWS = 16  # of a table of rates; what is more is left out in the middle
+
+
+def format_plan(plan: Plan) -> str:
+    """Return a plan as text for a terminal: phases, cost, notes, and rates where they differ."""
+    parts = [
+        "\n".join(_heading(plan)),
+        "\n".join(_table(_phase_rows(plan))),
+        "\n".join(_below(plan)),
+    ]
+    if plan.notes:
+        parts.append("\n".join(f"note: {note}" for note in plan.notes))
+    parts.extend(
+        "\n".join(_rates(planned, plan))
+        for planned in plan.phases
+        if len({group.lr for group in planned.rates}) > 1
+    )
+    return "\n\n".join(parts)
+
+
+def _heading(plan: Plan) -> list[str]:
+    recipe, groups = plan.recipe, plan.groups
+    head = sum(plan.layout.sizes[name] for name in plan.layout.head)
+    weights = "pretrained" if recipe.pretrained else "random weights"
+    where = "" if recipe.backbone else " (trained first, as the recipe's source says)"
+    name = recipe.backbone or (recipe.source.backbone if recipe.source else "a backbone")
+    new = f"new head of {head:,} for {plan.layout.labels} labels" if head else "head kept as it is"
+    counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
+    seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
+    return [
+        f"{recipe.name}: {len(plan.phases)} phase{'s' * (len(plan.phases) > 1)}{seeds}",
+        f"backbone  {name}, {weights}{where}: {groups.total:,} parameters in "
+        f"{len(groups.groups)} groups; {new}",
+        f"data      {recipe.data.path or '(none)'}: {plan.labels} labels, {counts} images "
+        f"at {plan.image_px} px",
+    ]
+
+
+def _phase_rows(plan: Plan) -> list[list[str]]:
+    rows = [
+        [
+            "phase",
+            "trains",
+            ">parameters",
+            ">share",
+            "rates",
+            ">epochs",
+            ">steps",
+            ">batch",
+            "features",
+            ">memory",
+            ">compute",
+            ">time",
+        ]
+    ]
+    for planned in plan.phases:
+        spec = planned.phase.spec
+        accumulated = f"{spec.batch_size} x {spec.accumulate}"
+        length = f"{spec.epochs:g}" if spec.epochs else "" if spec.steps else spec.solve or ""
+        rows.append(
+            [
+                f"{planned.phase.index} {planned.phase.name}",
+                planned.trains,
+                f"{planned.parameters:,}",
+                _share(planned.parameters / plan.groups.total),
+                _rate_range(planned) + " !" * (planned.lowest < 1e-3 * planned.head_lr),
+                length,
+                f"{planned.steps:,}" if planned.steps else "",
+                accumulated if spec.accumulate > 1 else str(spec.batch_size),
+                "live" if planned.live else "cached",
+                format_bytes(planned.memory_bytes),
+                format_operations(planned.operations),
+                format_seconds(planned.seconds),
+            ]
+        )
+    return rows
+
+
+def _below(plan: Plan) -> list[str]:
+    """Return what stands below the table: the sum, what never trains, and how sure this is."""
+    trained = {name for planned in plan.phases for name in planned.phase.parameters}
+    left = sum(size for name, size in plan.layout.sizes.items() if name not in trained)
+    operations = sum(planned.operations for planned in plan.phases) * plan.recipe.seeds
+    lines = []
+    total = f"together {format_operations(operations)}"
+    if plan.seconds is not None:
+        total += f", {format_seconds(plan.seconds)} on this machine's processor"
+    lines.append(total)
+    if left:
+        lines.append(f"never trained: {left:,} parameters ({_share(left / plan.groups.total)})")
+    lines.append(
+        "Memory, compute and time are estimates: weights, gradients, optimizer and best weights, "
+        "rough activations;"
+    )
+    lines.append("without decoding the images. Cached: the frozen part runs once an image.")
+    return lines
+
+
+def _rates(planned: PlannedPhase, plan: Plan) -> list[str]:
+    """Return the table of a phase's rates, the head's first."""
+    merged: dict[float, list[ParamGroup]] = {}
+    for group in planned.rates:
+        merged.setdefault(group.lr, []).append(group)
+    rows = [["rates of " + planned.phase.name, ">parameters", ">rate", ">of the head's"]]
+    for lr, members in merged.items():
+        names = {name for member in members for name in member.names}
+        label = max((member.label for member in members), key=len).replace(" (no decay)", "")
+        size = sum(plan.layout.sizes[name] for name in names)
+        rows.append([label, f"{size:,}", f"{lr:.2g}", f"{lr / planned.head_lr:.3g}"])
+    if len(rows) > ROWS + 1:
+        half = ROWS // 2
+        gap = [f"… {len(rows) - 1 - 2 * half} more", "", "", ""]
+        rows = [*rows[: half + 1], gap, *rows[-half:]]
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as aligned lines; a heading that starts with > is aligned to the right."""
+    right = [heading.startswith(">") for heading in rows[0]]
+    cells = [[cell.removeprefix(">") for cell in rows[0]], *rows[1:]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(right))]
+    return [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _rate_range(planned: PlannedPhase) -> str:
+    low, high = f"{planned.lowest:.2g}", f"{planned.highest:.2g}"
+    return high if low == high else f"{low} to {high}"
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.01 else f"{share:.2%}"
+
+
+def format_bytes(count: float) -> str:
+    """Return bytes as a person reads them, such as 94 MB."""
+    return _scaled(count, 1e6, ("MB", "GB", "TB"))
+
+
+def format_operations(count: float) -> str:
+    """Return a number of operations as a person reads it, such as 28 GFLOP."""
+    return _scaled(count, 1e9, ("GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _scaled(count: float, unit: float, names: Sequence[str]) -> str:
+    value, i = count / unit, 0
+    while value >= 1000 and i + 1 < len(names):
+        value, i = value / 1000, i + 1
+    return f"{value:.0f} {names[i]}" if value >= 10 else f"{value:.1f} {names[i]}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Return an estimated time as a person reads it, such as about 3 min."""
+    if seconds is None:
+        return "not known"
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 100:
+        return f"about {seconds:.0f} s"
+    if seconds < 6000:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.{'0f' if seconds > 36000 else '1f'}} h"
