@@ -152,7 +152,8 @@ def _planned(recipe: Any) -> str:
     """Return the printed plan; torch is imported only for a backbone that is not recorded."""
     from hf_transfer.groups import group_layers
     from hf_transfer.phases import make_phases
-    from hf_transfer.plan import format_plan, make_plan
+    from hf_transfer.plan import make_plan, measure_speed
+    from hf_transfer.plan_text import format_plan
     from hf_transfer.recorded import recorded_layout
     from hf_transfer.sources import scan
 
@@ -164,7 +165,7 @@ def _planned(recipe: Any) -> str:
         layout = planned_layout(recipe, len(found.labels))
     groups = group_layers(layout)
     phases = make_phases(recipe.phases, groups, layout)
-    return format_plan(make_plan(recipe, layout, groups, phases, found))
+    return format_plan(make_plan(recipe, layout, groups, phases, found.counts, measure_speed()))
 
 
 def _recipes(args: argparse.Namespace) -> None:
