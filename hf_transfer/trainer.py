@@ -305,6 +305,11 @@ class TransferTrainer(Trainer):
         """Return 0: Trainer's estimate is for tokens and walks over all parameters each step."""
         return 0.0
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save as Trainer does; safetensors takes no channels-last tensor as it is."""
+        state = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as Trainer does, and with it the best weights of the phase so far."""
         super()._save_checkpoint(model, trial)
@@ -312,7 +317,7 @@ class TransferTrainer(Trainer):
             from safetensors.torch import save_file
 
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            save_file({k: v.cpu() for k, v in self._best.items()}, folder / "best.safetensors")
+            save_file({k: v.cpu().contiguous() for k, v in self._best.items()}, folder / "best.safetensors")
 
     # --- best weights, proof, report ----------------------------------------------------------
 
