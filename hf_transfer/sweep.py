@@ -1,4 +1,4 @@
-"""Every architecture of timm, torchvision and transformers, grouped and judged; and recorded.
+"""Every architecture of timm, torchvision and transformers, grouped and judged.
 
 `hf-transfer groups --all` runs the sweep; `python -m hf_transfer.sweep --record` writes the
 layouts that recorded.py reads. Networks are built on the meta device: no weights, no downloads.
@@ -7,97 +7,21 @@ layouts that recorded.py reads. Networks are built on the meta device: no weight
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.groups import LayerGroups, Layout, group_layers
+from hf_transfer.groups import GroupsError, LayerGroups, Layout, group_layers
 from hf_transfer.recipe import UserError
-from hf_transfer.recorded import FOLDER, LABELS
 
 if TYPE_CHECKING:
     from torch import nn
-
-TIMM = [
-    "convnext_atto",
-    "convnext_base",
-    "convnext_small",
-    "convnext_tiny",
-    "convnextv2_tiny",
-    "deit_small_patch16_224",
-    "deit3_small_patch16_224",
-    "densenet121",
-    "efficientnet_b0",
-    "efficientnet_b2",
-    "efficientnetv2_rw_s",
-    "mobilenetv3_large_100",
-    "mobilenetv3_small_100",
-    "mobilenetv4_conv_small",
-    "regnety_016",
-    "resnet101",
-    "resnet10t",
-    "resnet18",
-    "resnet26d",
-    "resnet34",
-    "resnet50",
-    "resnet50d",
-    "swin_base_patch4_window7_224",
-    "swin_tiny_patch4_window7_224",
-    "test_resnet",
-    "tf_efficientnetv2_s",
-    "vgg16",
-    "vit_base_patch14_dinov2",
-    "vit_base_patch16_224",
-    "vit_base_patch16_clip_224",
-    "vit_small_patch14_dinov2",
-    "vit_small_patch16_224",
-    "vit_tiny_patch16_224",
-]
-TORCHVISION = [
-    "alexnet",
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "mobilenet_v3_large",
-    "mobilenet_v3_small",
-    "resnet18",
-    "resnet50",
-    "swin_t",
-    "vgg16",
-    "vit_b_16",
-]
-HALF, IMAGENET = (0.5, 0.5, 0.5), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Repositories of the Hub, with what their config.json and preprocessor_config.json say.
-TRANSFORMERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "google/vit-base-patch16-224": ("vit", {}, {"mean": HALF, "std": HALF}),
-    "google/vit-base-patch16-224-in21k": ("vit", {}, {"mean": HALF, "std": HALF}),
-    "facebook/dinov2-small": (
-        "dinov2",
-        {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518},
-        {"size": 224, "interpolation": "bicubic", "crop_pct": 224 / 256},
-    ),
-    "facebook/dinov2-base": (
-        "dinov2",
-        {"image_size": 518},
-        {"size": 224, "interpolation": "bicubic", "crop_pct": 224 / 256},
-    ),
-    "microsoft/resnet-50": ("resnet", {}, {"interpolation": "bicubic", "crop_pct": 0.875}),
-    "facebook/convnext-tiny-224": ("convnext", {}, {"interpolation": "bicubic", "crop_pct": 0.875}),
-    "microsoft/swin-tiny-patch4-window7-224": ("swin", {}, {"interpolation": "bicubic"}),
-}
-SIZES = (64, 96, 128, 224)  # recorded besides its own for networks that take any size
-
-
-# --- the sweep -------------------------------------------------------------------------------
 
 ARCHITECTURES = 1493  # in timm 1.0.31, torchvision 0.29 and transformers 5.23
 # Model types in transformers' mapping that cannot be built or run here as classifiers of images
@@ -221,8 +145,14 @@ def _observed(name: str) -> tuple[nn.Module, Layout]:
     """Return a fresh network and its layout at the input size that it is made for."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old names and default arguments; nothing is trained here
-        network, other = _built(name, 10), _built(name, 11)
-        return network, _layout(network, other, _size(network), 10)
+        network, other = build(name, 10), build(name, 11)
+        try:
+            return network, traced(network, other, _size(network), 10)
+        except GroupsError:  # some look at numbers while they run (perceiver)
+            if name in LEFT_OUT:  # with its weights, ShieldGemma would take 17 GB
+                raise
+            network = build(name, 10, device="cpu")
+            return network, traced(network, other, _size(network), 10)
 
 
 def _size(network: nn.Module) -> int:
@@ -306,142 +236,51 @@ def _line(row: Row) -> str:
     )
 
 
-# --- recording -------------------------------------------------------------------------------
+# --- building --------------------------------------------------------------------------------
 
 
-def record(folder: Path = FOLDER) -> Iterator[str]:
-    """Write the layouts of the popular backbones below `folder`; yield each one's id."""
-    names = [
-        *(f"timm/{name}" for name in TIMM),
-        *(f"torchvision/{name}" for name in TORCHVISION),
-        *(f"transformers/{name}" for name in TRANSFORMERS),
-    ]
-    for name in names:
-        path = folder / f"{name}.json.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(recording(name), separators=(",", ":"))
-        path.write_bytes(gzip.compress(text.encode(), mtime=0))
-        yield name
+def build(name: str, labels: int, *, device: str = "meta", **settings: Any) -> nn.Module:
+    """Return a fresh network of `source/NAME` for so many labels, on meta unless told otherwise.
 
-
-def recording(name: str) -> dict[str, Any]:
-    """Return the record of a backbone: layout, cost by input size, pixels' settings by tag."""
-    images = _images(name)
-    own = [image["size"] for image in images.values()]
-    network = _built(name, 10)
-    fixed = _is_fixed(network)
-    traces: dict[int, tuple[Layout, Layout]] = {}
-    for size in dict.fromkeys(own[:1] if fixed else (*own, *SIZES)):
-        traces[size] = (traced(name, 10, size), traced(name, 11, size))
-    one, other = traces[own[0]]
-    layout = one.to_dict()
-    for key in ("macs", "image", "labels"):
-        del layout[key]
-    layout["parameters"] = [
-        [
-            name,
-            [
-                LABELS if side != next_ else side
-                for side, next_ in zip(shape, shape_11, strict=True)
-            ],
-        ]
-        for (name, shape), (_, shape_11) in zip(one.parameters, other.parameters, strict=True)
-    ]
-    layout["image"] = {}
-    sizes = {}
-    for size, (ten, eleven) in traces.items():
-        slope = [b - a for a, b in zip(ten.macs, eleven.macs, strict=True)]
-        sizes[str(size)] = {
-            "macs": [macs - 10 * more for macs, more in zip(ten.macs, slope, strict=True)],
-            "macs_per_label": [[i, more] for i, more in enumerate(slope) if more],
-        }
-    return {
-        "layout": layout,
-        "sizes": sizes,
-        "images": images,
-        "global_pool": getattr(network, "global_pool", None)
-        if isinstance(getattr(network, "global_pool", None), str)
-        else "avg",
-    }
-
-
-def _images(name: str) -> dict[str, dict[str, Any]]:
-    """Return the pixels' settings by tag; the first, "", is what the name alone means."""
-    from hf_transfer.backbone import Origin, _image_settings
-    from hf_transfer.images import ImageSettings
+    Of transformers NAME is a model type, and `settings` go into its config. Raises UserError.
+    """
+    import torch
 
     source, _, rest = name.partition("/")
-    if source == "transformers":
-        _, _, image = TRANSFORMERS[rest]
-        values = {"size": 224, "mean": IMAGENET[0], "std": IMAGENET[1], "interpolation": "bilinear"}
-        return {"": asdict(ImageSettings(**{**values, **image}))}
-    if source == "torchvision":
-        return {"": asdict(_image_settings(Origin(source, rest), None, None))}
-    import timm
-
-    found = {}
-    for tag in ("", *(n.partition(".")[2] for n in timm.list_pretrained(f"{rest}.*"))):
-        network = _Stub(timm.get_pretrained_cfg(f"{rest}.{tag}" if tag else rest).to_dict())
-        found[tag] = asdict(_image_settings(Origin(source, rest), network, None))
-    return found
+    try:
+        with torch.device(device):
+            return (
+                _build_type(rest, labels, settings)
+                if source == "transformers"
+                else _build_named(source, rest, labels)
+            )
+    except UserError:
+        if source != "torchvision" or device == "cpu":
+            raise
+    return build(name, labels, device="cpu")  # torchvision's regnets do not build on meta
 
 
-class _Stub:
-    """Stands for a timm network where only its settings are asked for."""
+def _build_named(source: str, name: str, labels: int) -> nn.Module:
+    from hf_transfer.backbone import Origin, build_network
 
-    def __init__(self, pretrained_cfg: dict[str, Any]) -> None:
-        self.pretrained_cfg = pretrained_cfg
-
-
-def _is_fixed(network: nn.Module) -> bool:
-    """Whether the network takes images of one size only, as far as it says."""
-    settings = getattr(network, "pretrained_cfg", None)
-    if settings:
-        return bool(settings.get("fixed_input_size")) or not settings.get("pool_size")
-    names = {type(module).__name__.lower() for module in network.modules()}
-    return any("attention" in n or "swin" in n or "vit" in n for n in names)
+    return build_network(Origin(source, name), labels)
 
 
-def traced(name: str, labels: int, size: int) -> Layout:
-    """Return the layout of a fresh network, traced at this input size."""
-    return _layout(_built(name, labels), _built(name, labels + 1), size, labels)
+def _build_type(kind: str, labels: int, settings: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    config = AutoConfig.for_model(kind, num_labels=labels, **settings)
+    config.architectures = []  # else types with several heads (deit) are not told apart
+    network: nn.Module = AutoModelForImageClassification.from_config(config)
+    return network
 
 
-def _layout(network: nn.Module, other: nn.Module, size: int, labels: int) -> Layout:
+def traced(network: nn.Module, other: nn.Module, size: int, labels: int) -> Layout:
+    """Return the layout of a network on images of `size`; `other` has another number of labels."""
     from hf_transfer.trace import head_names, trace_layout
 
     image = {"size": size, "channels": 3}
     return trace_layout(network, image=image, head=head_names(network, other), labels=labels)
-
-
-def _built(name: str, labels: int) -> nn.Module:
-    """Return the network with random (on meta: no) weights."""
-    from hf_transfer.backbone import Origin, build_network
-
-    source, _, rest = name.partition("/")
-    if source == "transformers":
-        from transformers import AutoConfig, AutoModelForImageClassification
-
-        kind, values, _ = TRANSFORMERS.get(rest, (rest, {}, {}))
-        config = AutoConfig.for_model(kind, num_labels=labels, **values)
-        config.architectures = []  # else types with several heads (deit) are not told apart
-        with _meta():
-            return AutoModelForImageClassification.from_config(config)
-    with _meta():
-        try:
-            return build_network(Origin(source, rest), labels)
-        except UserError:
-            if source != "torchvision":
-                raise
-    return build_network(Origin(source, rest), labels)  # regnets do not build on meta
-
-
-@contextmanager
-def _meta() -> Iterator[None]:
-    import torch
-
-    with torch.device("meta"):
-        yield
 
 
 def main() -> int:
@@ -449,8 +288,10 @@ def main() -> int:
     if sys.argv[1:] != ["--record"]:
         print("usage: python -m hf_transfer.sweep --record", file=sys.stderr)
         return 2
+    from hf_transfer.record import record
+
     for name in record():
-        print(name)
+        print(name, flush=True)
     return 0
 
 

@@ -25,11 +25,11 @@ FRESH = (  # one of each source, size and kind; the sweep's --record writes them
 
 @pytest.mark.parametrize("name", FRESH)
 def test_a_recorded_layout_equals_a_fresh_trace_but_for_the_pixels_settings(name: str) -> None:
-    from hf_transfer.sweep import traced
+    from hf_transfer.record import fresh_layout
 
     recorded = recorded_layout(name, 7)
     assert recorded is not None
-    fresh = traced(name, 7, recorded.image["size"])
+    fresh = fresh_layout(name, 7, recorded.image["size"])
     assert {**recorded.to_dict(), "image": 0} == {**fresh.to_dict(), "image": 0}
 
 

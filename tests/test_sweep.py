@@ -39,13 +39,13 @@ beit_base_patch16_224 eva02_tiny_patch14_224 cait_xxs24_224 convit_tiny davit_ti
 naflexvit_base_patch16_gap efficientformer_l1 mobilevit_xxs pvt_v2_b0 samvit_base_patch16
 resnetv2_50x1_bit swinv2_cr_tiny_224 vit_base_r50_s16_224 vit_base_patch16_siglip_224
 deit_tiny_distilled_patch16_224 darknet53 legacy_senet154 mixnet_s
-""".split()
+"""
 TORCHVISION = """
 alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3
 maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18
 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_32
 wide_resnet50_2
-""".split()
+"""
 
 
 def _sample() -> list[str]:
@@ -55,8 +55,8 @@ def _sample() -> list[str]:
         files[_registry._model_to_module[name]].append(name)
     firsts = [min(names, key=_weight) for _, names in sorted(files.items())]
     return [
-        *(f"timm/{name}" for name in dict.fromkeys([*firsts, *ODD])),
-        *(f"torchvision/{name}" for name in TORCHVISION),
+        *(f"timm/{name}" for name in dict.fromkeys([*firsts, *ODD.split()])),
+        *(f"torchvision/{name}" for name in TORCHVISION.split()),
         *(name for name in architectures() if name.startswith("transformers/")),
     ]
 
