@@ -194,8 +194,8 @@ def _stages(
 def _told_apart(
     stages: list[str], names: Sequence[str], units: Sequence[Unit], tree: Tree, rows: set[str]
 ) -> list[str]:
-    """Return stages named after their first block where only resolution tells them apart; rows
-    that are most of a deep network come apart into blocks."""
+    """Return stages named after what holds their blocks, else after the first of them, where only
+    resolution tells them apart; rows that are most of a deep network come apart into blocks."""
     own = {stage: [i for i, s in enumerate(stages) if s == stage] for stage in stages}
     alike = len({stage for stage in stages if "@" in stage}) == 1
     result = list(stages)
@@ -207,7 +207,7 @@ def _told_apart(
             if apart or (alike and "@" in stage):
                 result[i] = names[i] if i in blocks else result[i - 1]
             elif "@" in stage:
-                result[i] = names[blocks[0]]
+                result[i] = _holder(blocks, members, names)
     seen: list[str] = []
     for i, stage in enumerate(result):  # a name that comes back after another is a new stage
         if i and stages[i] == stages[i - 1] and result[i] == result[i - 1]:
@@ -216,6 +216,15 @@ def _told_apart(
             result[i] = names[i]
         seen.append(result[i])
     return result
+
+
+def _holder(blocks: Sequence[int], members: Sequence[int], names: Sequence[str]) -> str:
+    """Return the path that a stage's blocks share and no other stage has, else the first's name."""
+    first = names[blocks[0]]
+    depth = min(shared(first, names[i]) for i in blocks)
+    if depth and all(i in members or shared(first, name) < depth for i, name in enumerate(names)):
+        return ".".join(first.split(".")[:depth])
+    return first
 
 
 def _row(path: str, tree: Tree) -> tuple[str, str]:

@@ -6,7 +6,7 @@ where there are none, every layer with weights is one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.layout import Layout
@@ -75,11 +75,22 @@ class Tree:
         return [Unit(path, self.names(path), in_list and self.depth(path) > 1)]
 
     def _in_rows(self, path: str) -> int:
-        """Return the scalars below a path that lie in rows: lists of at least two blocks."""
+        """Return the scalars below a path that lie in rows: lists of at least two blocks.
+
+        What is in a list (block) of a list (stage) is a row only of blocks that are alike: the
+        parts of one block, such as a convolution and two kinds of attention, are not.
+        """
         kids = self.kids.get(path, {})
         if path in self.lists and sum(self.depth(kid) > 1 for kid in kids) > 1:
-            return self.scalars(path)
+            nested = sum(outer in self.lists for outer in above(path))
+            if nested < 2 or self._alike(kids):
+                return self.scalars(path)
         return sum(self._in_rows(kid) for kid in kids)
+
+    def _alike(self, paths: Iterable[str]) -> bool:
+        """Return whether each two neighbours share at least half of their parameters' names."""
+        inner = [{name.removeprefix(path) for name in self.names(path)} for path in paths]
+        return all(len(a & b) * 2 >= len(a | b) for a, b in zip(inner, inner[1:], strict=False))
 
     def _halved(self, unit: Unit) -> list[Unit]:
         """Return a unit, or the parts of one that holds over half of a deep network."""
