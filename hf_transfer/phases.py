@@ -138,7 +138,9 @@ def _phase(
     trains = [not chosen.isdisjoint(group.parameters) for group in groups.groups]
     slug = spec.name or "-".join([spec.train] if isinstance(spec.train, str) else spec.train)
     slug = re.sub(r"[^a-z0-9]+", "-", slug.lower().replace("%", " percent")).strip("-")
-    slug = slug[:SLUG_LENGTH].rstrip("-") or "phase"
+    if len(slug) > SLUG_LENGTH:
+        slug = slug[: SLUG_LENGTH + 1].rpartition("-")[0]
+    slug = slug or "phase"
     taken = {phase.name for phase in before}
     name = next(n for n in (slug, *(f"{slug}-{i}" for i in range(2, 10_000))) if n not in taken)
     return Phase(
@@ -219,8 +221,7 @@ def _problems(
     if spec.solve and below:
         problems.append(f"solve: {spec.solve} is for the head alone; write train: head")
     elif spec.solve:
-        shapes = dict(layout.parameters)
-        layers = sum(len(shapes[name]) > 1 for name in names)
+        layers = len(layout.weights.intersection(names))
         if layers != 1:
             problems.append(
                 f"solve: {spec.solve} works for a head of one layer, and this one has {layers}; "

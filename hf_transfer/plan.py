@@ -54,6 +54,11 @@ class PlannedPhase:
         """Return the largest rate in the phase."""
         return max(group.lr for group in self.rates)
 
+    @property
+    def hardly_moves(self) -> bool:
+        """Return whether a rate is so far below the head's that what it is for is nearly frozen."""
+        return self.lowest < SMALL_RATE * self.head_lr
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -206,7 +211,7 @@ def _planned(
     state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)
     best = 4 * (spec.best != "last")
     memory = 4 * total + (4 + state + best) * parameters
-    memory += int(spec.batch_size * cost.activations(part, chosen))
+    memory += int(min(spec.batch_size, max(train, 1)) * cost.activations(part, chosen))
     return PlannedPhase(
         phase=phase,
         trains=span(phase.groups, groups),
@@ -233,7 +238,7 @@ def _rate_notes(phases: Sequence[PlannedPhase]) -> list[str]:
     highest = max((phase.head_lr for phase in phases), default=0.0)
     for planned in phases:
         name = planned.phase.name
-        if planned.lowest < SMALL_RATE * planned.head_lr:
+        if planned.hardly_moves:
             lowest = min(planned.rates, key=lambda group: group.lr)
             notes.append(
                 f"phase {name}: {lowest.label} trains at {planned.lowest / planned.head_lr:.1e} of "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from hf_transfer.plan import Plan, PlannedPhase
-from hf_transfer.rates import ParamGroup
+from hf_transfer.plan import Plan
 
-ROWS = 16  # of a table of rates; what is more is left out in the middle
+ROWS, COLUMNS = 20, 7  # of the table of rates; what is more is left out in the middle
 
 
 def format_plan(plan: Plan) -> str:
@@ -19,12 +18,8 @@ def format_plan(plan: Plan) -> str:
     ]
     if plan.notes:
         parts.append("\n".join(f"note: {note}" for note in plan.notes))
-    parts.extend(
-        "\n".join(_rates(planned, plan))
-        for planned in plan.phases
-        if len({group.lr for group in planned.rates}) > 1
-    )
-    return "\n\n".join(parts)
+    parts.append("\n".join(_rates(plan)))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _heading(plan: Plan) -> list[str]:
@@ -72,7 +67,7 @@ def _phase_rows(plan: Plan) -> list[list[str]]:
                 planned.trains,
                 f"{planned.parameters:,}",
                 _share(planned.parameters / plan.groups.total),
-                _rate_range(planned) + " !" * (planned.lowest < 1e-3 * planned.head_lr),
+                _range(group.lr for group in planned.rates) + " !" * planned.hardly_moves,
                 length,
                 f"{planned.steps:,}" if planned.steps else "",
                 accumulated if spec.accumulate > 1 else str(spec.batch_size),
@@ -105,22 +100,29 @@ def _below(plan: Plan) -> list[str]:
     return lines
 
 
-def _rates(planned: PlannedPhase, plan: Plan) -> list[str]:
-    """Return the table of a phase's rates, the head's first."""
-    merged: dict[float, list[ParamGroup]] = {}
-    for group in planned.rates:
-        merged.setdefault(group.lr, []).append(group)
-    rows = [["rates of " + planned.phase.name, ">parameters", ">rate", ">of the head's"]]
-    for lr, members in merged.items():
-        names = {name for member in members for name in member.names}
-        label = max((member.label for member in members), key=len).replace(" (no decay)", "")
-        size = sum(plan.layout.sizes[name] for name in names)
-        rows.append([label, f"{size:,}", f"{lr:.2g}", f"{lr / planned.head_lr:.3g}"])
+def _rates(plan: Plan) -> list[str]:
+    """Return the table of rates: a row for each group, the head first, a column for each phase.
+
+    Empty where every phase has one rate. What a group has several of is shown as a range.
+    """
+    several = [planned for planned in plan.phases if planned.lowest < planned.highest]
+    if not several:
+        return []
+    shown = several if len(several) <= COLUMNS else [*several[: COLUMNS - 1], several[-1]]
+    by_name = [
+        {name: group.lr for group in planned.rates for name in group.names} for planned in shown
+    ]
+    rows = [["rates", ">parameters", *(f">{planned.phase.name}" for planned in shown)]]
+    for group in reversed(plan.groups.groups):
+        cells = [_range(rates[n] for n in group.parameters if n in rates) for rates in by_name]
+        if any(cells):
+            rows.append([group.name, f"{group.size:,}", *cells])
     if len(rows) > ROWS + 1:
         half = ROWS // 2
-        gap = [f"… {len(rows) - 1 - 2 * half} more", "", "", ""]
+        gap = [f"… {len(rows) - 1 - 2 * half} more", *("" for _ in rows[0][1:])]
         rows = [*rows[: half + 1], gap, *rows[-half:]]
-    return _table(rows)
+    left = len(several) - len(shown)
+    return [*_table(rows), *([f"… and {left} phases more"] if left else [])]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -137,12 +139,16 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _rate_range(planned: PlannedPhase) -> str:
-    low, high = f"{planned.lowest:.2g}", f"{planned.highest:.2g}"
-    return high if low == high else f"{low} to {high}"
+def _range(rates: Iterable[float]) -> str:
+    """Return the smallest and largest rate, as one where they look the same; nothing of none."""
+    found = list(rates)
+    ends = [f"{rate:.2g}" for rate in (min(found), max(found))] if found else []
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _share(share: float) -> str:
+    if 0 < share < 5e-5:
+        return "<0.01%"
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.01 else f"{share:.2%}"
 
 

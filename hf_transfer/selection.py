@@ -71,7 +71,6 @@ def units(grain: str, groups: LayerGroups, layout: Layout) -> tuple[tuple[str, .
 
     What is nothing but normalisation goes with the unit before it (the first: with the next).
     """
-    shapes = dict(layout.parameters)
     found: list[list[str]] = []
     keys: list[str] = []
     for group in body(groups, layout):
@@ -83,9 +82,8 @@ def units(grain: str, groups: LayerGroups, layout: Layout) -> tuple[tuple[str, .
             found.append(list(group.parameters))
     merged: list[list[str]] = []
     for names in found:
-        weights = any(len(shapes[name]) > 1 for name in names)
-        light = bool(merged) and not any(len(shapes[name]) > 1 for name in merged[-1])
-        if merged and (light or not weights):
+        light = layout.weights.isdisjoint(names)
+        if merged and (light or layout.weights.isdisjoint(merged[-1])):
             merged[-1].extend(names)
         else:
             merged.append(names)
