@@ -165,12 +165,12 @@ def test_geometric_rates_run_over_what_trains_only():
 
 
 def test_the_first_rule_that_matches_gives_the_rate_and_the_rest_keep_theirs():
-    rules = (("norms", 1e-6), ("last 1 block", 1e-4), ("head", 1e-2))
+    rules = (("norms", 1e-6), ("head", 1e-2), ("last 1 block", 1e-4))
     one, groups, layout = phase(3, lr=1.0, layer_decay=0.5, lrs=rules)
     rates = parameter_rates(one, groups, layout)
     assert rates["b2.norm.weight"] == 1e-6
     assert rates["b2.weight"] == 1e-4
-    assert rates["fc0.weight"] == 1e-4  # `last 1 block` includes the head and comes first
+    assert rates["fc0.weight"] == 1e-2  # `last 1 block` includes the head, and comes later
     assert rates["b1.weight"] == 0.25
 
 

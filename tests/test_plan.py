@@ -1,0 +1,222 @@
+"""The plan: it counts right, warns where little will move, and changes nothing."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+
+from hf_transfer.groups import Group, LayerGroups
+from hf_transfer.layout import Layout
+from hf_transfer.phases import make_phases
+from hf_transfer.plan import make_plan, measure_speed, optimizer_steps
+from hf_transfer.plan_text import format_bytes, format_operations, format_plan, format_seconds
+from hf_transfer.recipe import DataSpec, GradualSpec, PhaseSpec, Recipe
+
+COUNTS = {"train": {"rose": 60, "tulip": 40}, "validation": {"rose": 12, "tulip": 8}}
+MACS = 1000  # of each convolution below
+
+
+def network(depth: int = 3, macs: bool = True) -> tuple[LayerGroups, Layout]:
+    """Return `depth` groups of one convolution (4, 4, 1, 1) with a norm, and a dense head."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    groups = []
+    for i in range(depth):
+        own = {f"b{i}.weight": (4, 4, 1, 1), f"b{i}.norm.weight": (4,)}
+        shapes |= own
+        groups.append(Group(f"b{i}", f"b{i}", tuple(own), 20))
+    shapes |= {"fc.weight": (2, 4), "fc.bias": (2,)}
+    groups.append(Group("head", "head", ("fc.weight", "fc.bias"), 10))
+    cost = {"fc.weight": 8, **{f"b{i}.weight": MACS for i in range(depth)}}
+    layout = Layout(
+        parameters=tuple(shapes.items()),
+        head=("fc.weight", "fc.bias"),
+        norms=tuple(f"b{i}.norm" for i in range(depth)),
+        macs=tuple(cost.get(name, 0) for name in shapes) if macs else (),
+        image={"size": 32, "channels": 3},
+        labels=2,
+    )
+    return LayerGroups(tuple(groups)), layout
+
+
+def planned(*specs, depth: int = 3, speed: float | None = 1e9, macs: bool = True, **settings):
+    groups, layout = network(depth, macs)
+    recipe = Recipe("mine", tuple(specs), backbone="timm/tiny", **settings)
+    phases = make_phases(recipe.phases, groups, layout)
+    return make_plan(recipe, layout, groups, phases, COUNTS, speed)
+
+
+PROBE = PhaseSpec("head", epochs=5, batch_size=30)
+WHOLE = PhaseSpec("all", epochs=2, batch_size=30)
+
+
+def test_parameters_are_counted():
+    plan = planned(PROBE, PhaseSpec("last 1 stage", epochs=1), WHOLE)
+    assert [phase.parameters for phase in plan.phases] == [10, 30, 70]
+    assert plan.counts == {"train": 100, "validation": 20}
+    assert plan.labels == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        (PhaseSpec("head", epochs=5, batch_size=30), 20),
+        (PhaseSpec("head", epochs=0.5, batch_size=30), 2),
+        (PhaseSpec("head", epochs=5, batch_size=30, accumulate=3), 10),
+        (PhaseSpec("head", epochs=1, batch_size=1000), 1),
+        (PhaseSpec("head", steps=7), 7),
+        (PhaseSpec("head", solve="lbfgs"), 0),
+    ],
+)
+def test_steps_are_those_that_the_trainer_takes(spec, steps):
+    assert optimizer_steps(spec, 100) == steps
+
+
+def test_operations_of_a_live_phase_are_forward_and_backward_of_what_trains_and_above():
+    (_, top) = planned(PROBE, PhaseSpec("last 1 stage", epochs=1)).phases
+    forward = 2 * (3 * MACS + 8)
+    # the block's gradient by its weights; the head's by its weights and its input
+    backward = 2 * MACS + 2 * 2 * 8
+    assert top.operations == 100 * (forward + backward) + 20 * forward
+
+
+def test_operations_of_a_cached_phase_run_the_frozen_part_once_an_image():
+    (head,) = planned(PROBE).phases
+    frozen, forward, backward = 2 * 3 * MACS, 2 * 8, 2 * 8
+    assert head.live is None
+    assert head.operations == 120 * frozen + 500 * (forward + backward) + 5 * 20 * forward
+    (live,) = planned(replace(PROBE, features="live")).phases
+    assert live.live is not None
+    assert live.operations > head.operations
+
+
+def test_steps_count_as_the_images_that_they_see():
+    steps = planned(PhaseSpec("head", steps=20, batch_size=10, accumulate=2)).phases[0]
+    epochs = planned(PhaseSpec("head", epochs=4, batch_size=10, accumulate=2)).phases[0]
+    assert steps.images == epochs.images == 400
+    assert steps.operations == epochs.operations
+
+
+def test_cost_grows_with_the_area_of_the_images():
+    small = planned(PROBE, WHOLE).phases[1]
+    large = planned(PROBE, WHOLE, data=DataSpec(image_size=64)).phases[1]
+    assert large.operations / small.operations == pytest.approx(4, rel=0.01)
+    assert large.memory_bytes > small.memory_bytes
+
+
+def test_memory_grows_with_what_trains_and_with_the_optimizer_state():
+    memory = [
+        phase.memory_bytes for phase in planned(PROBE, PhaseSpec("b2", epochs=1), WHOLE).phases
+    ]
+    assert memory == sorted(memory)
+    assert memory[0] >= 4 * 70
+    # without activations: weights, and for what trains gradient, two of Adam, best weights
+    plan = planned(PROBE, WHOLE, macs=False)
+    assert plan.phases[1].memory_bytes == 4 * 70 + (4 + 8 + 4) * 70
+    sgd = PhaseSpec("all", epochs=1, optimizer="sgd", best="last")
+    assert planned(PROBE, sgd, macs=False).phases[1].memory_bytes == 4 * 70 + 4 * 70
+
+
+def test_seeds_multiply_the_time_and_without_speed_none_is_stated():
+    assert planned(PROBE, seeds=3).seconds == pytest.approx(3 * planned(PROBE).seconds)
+    assert planned(PROBE, speed=None).seconds is None
+    assert "not known" in format_plan(planned(PROBE, speed=None))
+
+
+def test_this_machine_has_a_speed():
+    assert 1e8 < measure_speed() < 1e16
+
+
+def test_planning_changes_nothing_and_says_the_same_twice():
+    groups, layout = network()
+    recipe = Recipe("mine", (PROBE, WHOLE))
+    before = copy.deepcopy((recipe, layout, groups))
+    phases = make_phases(recipe.phases, groups, layout)
+    one, two = (make_plan(recipe, layout, groups, phases, COUNTS, 1e9) for _ in range(2))
+    assert one == two
+    assert (recipe, layout, groups) == before
+
+
+# --- notes -----------------------------------------------------------------------------------
+
+
+def test_a_rate_far_below_the_heads_is_noted():
+    plan = planned(PROBE, PhaseSpec("all", epochs=1, layer_decay=0.05))
+    (note,) = plan.notes
+    assert "phase all: b0" in note
+    assert "1.3e-04 of the head's rate" in note
+    assert plan.phases[1].hardly_moves
+    assert " !" in format_plan(plan)
+    assert planned(PROBE, PhaseSpec("all", epochs=1, layer_decay=0.5)).notes == ()
+
+
+def test_a_phase_far_below_the_highest_rate_is_noted():
+    plan = planned(GradualSpec(1, "stages", PhaseSpec("head", epochs=1), lr_drop=0.05))
+    assert [note.split(":")[0] for note in plan.notes] == ["phase all"]
+
+
+def test_a_hole_is_noted():
+    assert "b1, b2 never train" in planned(PROBE, PhaseSpec(["head", "b0"], epochs=1)).notes[0]
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+def test_the_text_shows_what_a_person_asks():
+    specs = (PROBE, PhaseSpec("last 1 stage", epochs=1), replace(WHOLE, layer_decay=0.75))
+    text = format_plan(planned(*specs, data=DataSpec(path="flowers"), seeds=2))
+    lines = text.splitlines()
+    assert (
+        "timm/tiny, pretrained: 70 parameters in 4 groups; new head of 10 for 2 labels" in lines[1]
+    )
+    assert "flowers: 2 labels, 100 train, 20 validation images at 32 px" in lines[2]
+    row = next(line for line in lines if line.startswith("1 head"))
+    assert row.split()[2:9] == ["head", "10", "14%", "0.001", "5", "20", "30"]
+    assert "cached" in row
+    assert "b2, head" in next(line for line in lines if line.startswith("2 last-1-stage"))
+    row = next(line for line in lines if line.startswith("3 all"))
+    assert "b0 … head" in row
+    assert "100%" in row
+    assert "live" in row
+    assert "estimates" in text
+    table = text[text.index("\nrates  ") + 1 :].splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["head", "b2", "b1", "b0"]
+    assert all(len(line) <= 140 and line == line.rstrip() for line in lines)
+
+
+def test_rates_are_a_table_only_where_they_differ():
+    assert "\nrates  " not in format_plan(planned(PROBE, WHOLE))
+
+
+def test_a_table_of_many_groups_or_phases_is_cut_in_the_middle():
+    deep = format_plan(planned(PROBE, replace(WHOLE, layer_decay=0.9), depth=70))
+    assert "… 51 more" in deep
+    assert deep.count("\n") < 40
+    long = planned(GradualSpec(1, "stages", replace(WHOLE, layer_decay=0.9)), depth=20)
+    assert "… and 13 phases more" in format_plan(long)
+
+
+def test_what_never_trains_is_counted():
+    assert "never trained: 60 parameters (86%)" in format_plan(planned(PROBE))
+    assert "never trained" not in format_plan(planned(PROBE, WHOLE))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "not known"),
+        (0.2, "under 1 s"),
+        (41.4, "about 41 s"),
+        (150, "about 2 min"),
+        (9000, "about 2.5 h"),
+        (1e6, "about 278 h"),
+    ],
+)
+def test_times_are_said_roughly(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_numbers_are_scaled():
+    assert format_bytes(94e6) == "94 MB"
+    assert format_bytes(4.7e9) == "4.7 GB"
+    assert format_operations(2.8e12) == "2.8 TFLOP"
+    assert format_operations(1e25) == "10000000 EFLOP"
