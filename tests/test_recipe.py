@@ -185,7 +185,7 @@ BAD = {
     "seed: !!python/name:os.system 1\n" + HEAD: (1, "a tag (!)"),
     HEAD + "---\n" + HEAD: (2, "a document mark"),
     HEAD + "[a]: 1\n": (2, "a key must be a single word"),
-    "[" * 5000: (1, "nested too deeply"),
+    "[" * 800: (1, "nested too deeply"),
     "seed: 1\n": (1, "the recipe has no phases; add it"),
     "phases: []\n": (1, "phases must be a list of phases such as {train: head"),
     "phases: {train: head, epochs: 1}\n": (1, "must be a list of phases"),
