@@ -216,6 +216,8 @@ def _problems(
             "or write cold_head: true where that is meant"
         )
     problems += _rate_problems(spec, names, groups, layout)
+    unbuilt = {"solve": spec.solve is not None, "views": spec.views > 1}  # no trainer heeds them
+    problems += [f"{key} is not built yet; remove it" for key, used in unbuilt.items() if used]
     if spec.l2_sp and not below:
         problems.append("l2_sp pulls the backbone, and only the head trains here; remove it")
     if spec.solve and below:

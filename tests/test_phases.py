@@ -338,7 +338,12 @@ def test_settings_that_have_no_effect_on_what_trains_are_refused():
     assert "write train: head" in refused(PROBE, PhaseSpec("all", solve="lbfgs"))
     solved = PhaseSpec("head", solve="lbfgs")
     assert "a head of one layer, and this one has 2" in refused(solved, head=("fc1", "fc2"))
-    assert made(solved)
+
+
+def test_settings_that_no_trainer_heeds_are_refused_not_passed_over():
+    assert "solve is not built yet" in refused(PhaseSpec("head", solve="lbfgs"))
+    light = Augment(flip=True)
+    assert "views is not built yet" in refused(PhaseSpec("head", epochs=1, views=4, augment=light))
 
 
 def test_all_problems_of_all_phases_are_named_at_once():
