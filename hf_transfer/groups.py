@@ -140,8 +140,9 @@ def _names(units: Sequence[Unit], tree: Tree, drop: str) -> list[str]:
             names.append("stem")
             continue
         path = unit.path if unit.block and not tree.flat else _path(unit, tree)
-        short = path.removeprefix(drop)
-        names.append(short if short not in ("", "stem", "head", *names) else path)
+        taken = ("", "stem", "head", *names)
+        options = (path.removeprefix(drop), path, "neck", f"neck.{i}")
+        names.append(next(name for name in options if name not in taken))
     return names
 
 

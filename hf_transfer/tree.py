@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from hf_transfer.layout import Layout
 
+LONG = 16  # layers; a unit of more is split where it holds a third of the network, else half
+
 
 @dataclass
 class Unit:
@@ -68,14 +70,19 @@ class Tree:
         """Return a path's units: a list's children, and where those are lists of blocks (stages)
         or hold one, theirs; else the path itself."""
         kids = self.kids.get(path, {})
-        worth = self._in_rows(path) > 0.4 * self.scalars(path)
+        rows = self._rows(path)
+        plain = [row for row in rows if sum(outer in self.lists for outer in above(row)) < 2]
+        worth = sum(map(self.scalars, rows)) > 0.4 * self.scalars(path) or sum(
+            map(self.depth, plain)
+        ) > 0.5 * self.depth(path)
         if kids and (worth or path in self.with_head or (path in self.lists and not in_list)):
             listed = path in self.lists
             return [unit for kid in kids for unit in self._split(kid, in_list=listed)]
-        return [Unit(path, self.names(path), in_list and self.depth(path) > 1)]
+        is_stem = any(part == "stem" for part in path.split("."))
+        return [Unit(path, self.names(path), in_list and self.depth(path) > 1 and not is_stem)]
 
-    def _in_rows(self, path: str) -> int:
-        """Return the scalars below a path that lie in rows: lists of at least two blocks.
+    def _rows(self, path: str) -> list[str]:
+        """Return the outermost rows in a path: lists of at least two blocks.
 
         What is in a list (block) of a list (stage) is a row only of blocks that are alike: the
         parts of one block, such as a convolution and two kinds of attention, are not.
@@ -84,8 +91,8 @@ class Tree:
         if path in self.lists and sum(self.depth(kid) > 1 for kid in kids) > 1:
             nested = sum(outer in self.lists for outer in above(path))
             if nested < 2 or self._alike(kids):
-                return self.scalars(path)
-        return sum(self._in_rows(kid) for kid in kids)
+                return [path]
+        return [row for kid in kids for row in self._rows(kid)]
 
     def _alike(self, paths: Iterable[str]) -> bool:
         """Return whether each two neighbours share at least half of their parameters' names."""
@@ -93,15 +100,20 @@ class Tree:
         return all(len(a & b) * 2 >= len(a | b) for a, b in zip(inner, inner[1:], strict=False))
 
     def _halved(self, unit: Unit) -> list[Unit]:
-        """Return a unit, or the parts of one that holds over half of a deep network."""
-        if self.scalars(unit.path) <= self.scalars("") / 2 or self.depth(unit.path) < 2:
+        """Return a unit, or the parts of one that holds too much of a deep network."""
+        total, depth = self.scalars(""), self.depth(unit.path)
+        if depth < 2 or self.scalars(unit.path) <= total / (3 if depth > LONG else 2):
             return [unit]
-        parts = [
-            part
-            for kid in self.kids[unit.path]
-            for part in self._halved(Unit(kid, self.names(kid), self.depth(kid) > 1))
-        ]
+        parts = []
+        for kid in self._inside(unit.path):
+            block = self.depth(kid) > 1 or self.scalars(kid) > total / LONG
+            parts += self._halved(Unit(kid, self.names(kid), block))
         return parts if sum(part.block for part in parts) > 1 else [unit]
+
+    def _inside(self, path: str) -> list[str]:
+        """Return what is right below a path, a list's children in place of the list."""
+        kids = [[*self.kids[kid]] if kid in self.lists else [kid] for kid in self.kids[path]]
+        return [path for paths in kids for path in paths]
 
     def _layers(self) -> list[Unit]:
         """Return a unit for each layer with weights; norms and the like go with the one before."""
