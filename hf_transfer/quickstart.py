@@ -7,12 +7,14 @@ then fine-tune. What is printed is measured, and the conclusion follows from the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,40 +32,15 @@ from hf_transfer.images import to_model_input
 from hf_transfer.letters import LETTERS, contact_sheet, letters_set
 from hf_transfer.metrics import classification_metrics
 from hf_transfer.phases import Phase, make_phases
+from hf_transfer.quickstart_text import QuickstartResult, Row, format_quickstart
 from hf_transfer.recipe import Recipe, UserError
 from hf_transfer.report import PhaseReport, RunReport, write_text
 from hf_transfer.trainer import TransferTrainer
 
+__all__ = ["QuickstartResult", "format_quickstart", "run_quickstart"]
+
 SAVED = 10  # images per class of the model that is saved, where they are among those compared
-FRESH_LETTERS = 20  # per letter, for the accuracy of the source
-
-
-@dataclass(frozen=True)
-class Row:
-    """Accuracies on the test images, one per seed, of the three ways at one number of images."""
-
-    per_class: int
-    scratch: tuple[float, ...]
-    frozen: tuple[float, ...]
-    tuned: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class QuickstartResult:
-    """What the comparison measured; `source_accuracy` is on letters that were not trained on."""
-
-    rows: tuple[Row, ...]
-    seeds: tuple[int, ...]
-    test_images: int
-    source_images: int
-    source_accuracy: float
-    seconds: float
-    out: Path
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as plain JSON values, and its conclusion."""
-        values = dataclasses.asdict(self)
-        return {**values, "out": str(self.out), "conclusion": conclusion(self.rows)}
+HELD_OUT = 20  # images of each letter, for the accuracy of the source
 
 
 def run_quickstart(
@@ -77,24 +54,19 @@ def run_quickstart(
     """
     started, say = time.monotonic(), on_progress or (lambda _: None)
     _check(recipe)
-    model, letters = _source(recipe)
+    model, letters, held_out = _source(recipe)
     digits = load_digits(model.backbone.image)
     digits.draw(max(recipe.compare.per_class), recipe.seed)
     folder.open_folder(out, recipe, resume=False)
     contact_sheet(letters.pixels, letters.labels).save(out / "letters.png")
-    source_accuracy = _train_source(recipe, model, letters)
-    save_model(model, out / "source")
-    say(f"{len(letters):,} letters: {source_accuracy:.3f} of new ones right")
-    seeds = tuple(range(recipe.seed, recipe.seed + recipe.compare.seeds))
-    found: dict[int, list[Trial]] = {count: [] for count in recipe.compare.per_class}
-    for seed in seeds:
-        starts = _Starts.load(dataclasses.replace(recipe, seed=seed), out / "source")
-        for count, trials in found.items():
-            trials.append(_trial(starts, digits, count))
-            say(f"digits, {count} per class, seed {seed}: {trials[-1]}")
+    with _nothing_to_collect():
+        source_accuracy = _train_source(recipe, model, letters, held_out)
+        save_model(model, out / "source")
+        say(f"{len(letters):,} letters: {source_accuracy:.3f} of new ones right")
+        found = _trials(recipe, out / "source", digits, say)
     result = QuickstartResult(
         rows=tuple(_row(count, trials) for count, trials in found.items()),
-        seeds=seeds,
+        seeds=_seeds(recipe),
         test_images=len(digits.test),
         source_images=len(letters),
         source_accuracy=source_accuracy,
@@ -170,6 +142,23 @@ class _Starts:
         return cls(recipe, random, trained, scratch, transfer)
 
 
+def _seeds(recipe: Recipe) -> tuple[int, ...]:
+    return tuple(range(recipe.seed, recipe.seed + recipe.compare.seeds))
+
+
+def _trials(
+    recipe: Recipe, source: Path, digits: Digits, say: Callable[[str], None]
+) -> dict[int, list[Trial]]:
+    """Return, for each number of images per class, one trial per seed."""
+    found: dict[int, list[Trial]] = {count: [] for count in recipe.compare.per_class}
+    for seed in _seeds(recipe):
+        starts = _Starts.load(dataclasses.replace(recipe, seed=seed), source)
+        for count, trials in found.items():
+            trials.append(_trial(starts, digits, count))
+            say(f"digits, {count} per class, seed {seed}: {trials[-1]}")
+    return found
+
+
 def _trial(starts: _Starts, digits: Digits, count: int) -> Trial:
     """Train the three ways on `count` digits per class, drawn with the recipe's seed."""
     images = digits.draw(count, starts.recipe.seed)
@@ -195,8 +184,8 @@ def _trial(starts: _Starts, digits: Digits, count: int) -> Trial:
     )
 
 
-def _source(recipe: Recipe) -> tuple[PreTrainedModel, ImageSet]:
-    """Return the untrained backbone and its letters, the recipe's phases having been checked."""
+def _source(recipe: Recipe) -> tuple[PreTrainedModel, ImageSet, ImageSet]:
+    """Return the untrained backbone, its letters and some to test it on; checks all phases."""
     model = load_backbone(
         recipe.source.backbone,
         tuple(LETTERS),
@@ -205,18 +194,30 @@ def _source(recipe: Recipe) -> tuple[PreTrainedModel, ImageSet]:
         seed=recipe.seed,
     )
     _transfer(recipe, model)
-    stored = model.backbone.image.stored
-    return model, ImageSet.from_arrays(*letters_set(recipe.source.letters, stored, recipe.seed))
+    _source_phases(recipe, model)
+    wanted, more = recipe.source.letters, HELD_OUT * len(LETTERS)
+    pixels, labels, names = letters_set(
+        dataclasses.replace(wanted, images=wanted.images + more),
+        model.backbone.image.stored,
+        recipe.seed,
+    )
+    return (
+        model,
+        ImageSet.from_arrays(pixels[:-more], labels[:-more], names),
+        ImageSet.from_arrays(pixels[-more:], labels[-more:], names),
+    )
 
 
-def _train_source(recipe: Recipe, model: PreTrainedModel, letters: ImageSet) -> float:
-    """Train the backbone on letters; return its accuracy on letters that it has not seen."""
-    backbone = model.backbone
-    phases = make_phases(recipe.source.phases, backbone.groups, backbone.layout)
-    _train(model, phases, letters, recipe)
-    fewer = dataclasses.replace(recipe.source.letters, images=FRESH_LETTERS * len(LETTERS))
-    fresh = ImageSet.from_arrays(*letters_set(fewer, backbone.image.stored, recipe.seed + 1))
-    return float((logits_of(model, fresh).argmax(axis=1) == fresh.labels).mean())
+def _train_source(
+    recipe: Recipe, model: PreTrainedModel, letters: ImageSet, held_out: ImageSet
+) -> float:
+    """Train the backbone on letters; return its accuracy on those held out."""
+    _train(model, _source_phases(recipe, model), letters, recipe)
+    return float((logits_of(model, held_out).argmax(axis=1) == held_out.labels).mean())
+
+
+def _source_phases(recipe: Recipe, model: PreTrainedModel) -> tuple[Phase, ...]:
+    return make_phases(recipe.source.phases, model.backbone.groups, model.backbone.layout)
 
 
 def _transfer(recipe: Recipe, model: PreTrainedModel) -> tuple[Phase, ...]:
@@ -242,6 +243,18 @@ def _train(
     return tuple(trainer.reports)
 
 
+@contextlib.contextmanager
+def _nothing_to_collect() -> Iterator[None]:
+    """Keep what is loaded out of garbage collections: each phase's Trainer asks for several, and
+    going through the modules in memory takes 0.3 s, as much as a third of such a phase."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, images: ImageSet, batch_size: int = 250) -> np.ndarray:
     """Return float32 logits (N, labels) of all images, in order, in evaluation mode."""
@@ -254,7 +267,7 @@ def logits_of(model: PreTrainedModel, images: ImageSet, batch_size: int = 250) -
     return np.concatenate(rows)
 
 
-# --- what is written and printed ------------------------------------------------------------
+# --- what is written ------------------------------------------------------------
 
 
 def _row(count: int, trials: Sequence[Trial]) -> Row:
@@ -295,72 +308,3 @@ def _write_run(recipe: Recipe, result: QuickstartResult, digits: Digits, kept: T
         created=facts.now(),
     )
     folder.finish(report, result.out)
-
-
-def format_quickstart(result: QuickstartResult) -> str:
-    """Return the printed table, the conclusion and what to try next."""
-    seeds = len(result.seeds)
-    heads = ("images per class", "from scratch", "frozen features", "probe, then fine-tune")
-    lines = [
-        f"Accuracy on the same {result.test_images:,} handwritten digits: mean and range of "
-        f"{seeds} seed{'s' * (seeds > 1)}.",
-        f"The backbone of the last two columns has seen {result.source_images:,} drawn letters "
-        f"({result.source_accuracy:.0%} of new ones right), and no digit.",
-        "",
-        "  ".join([f"{heads[0]:>16}", *(f"{head:<22}" for head in heads[1:])]).rstrip(),
-    ]
-    for row in result.rows:
-        cells = [f"{_spread(values):<22}" for values in (row.scratch, row.frozen, row.tuned)]
-        lines.append("  ".join([f"{row.per_class:>16}", *cells]).rstrip())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            conclusion(result.rows),
-            f"{result.seconds:.0f} s in all.",
-            "",
-            f"Try it: hf-transfer predict {result.out / 'model'} {result.out / 'examples'}",
-        ]
-    )
-
-
-def conclusion(rows: Sequence[Row]) -> str:
-    """Return one to three sentences that follow from the numbers.
-
-    One way is ahead of another where its worst seed beats the other's best; else they meet.
-    """
-    ahead = [row for row in rows if min(row.tuned) > max(row.scratch)]
-    behind = [row for row in rows if max(row.tuned) < min(row.scratch)]
-    level = [row for row in rows if row not in ahead and row not in behind]
-    below = [row for row in rows if max(row.frozen) < min(row.tuned)]
-    said = []
-    if ahead:
-        said.append(
-            f"Transfer pays at {_counts(ahead)} per class, where its worst seed beats the best "
-            f"from scratch ({_gains(ahead)})"
-        )
-    if level:
-        said.append(f"at {_counts(level)} the two meet within the spread ({_gains(level)})")
-    if behind:
-        said.append(f"at {_counts(behind)} training from scratch is ahead ({_gains(behind)})")
-    sentences = ["; ".join(said) + "."]
-    if below:
-        sentences.append(f"Frozen features fall behind fine-tuning at {_counts(below)}.")
-    else:
-        sentences.append("Frozen features keep up with fine-tuning everywhere.")
-    if len(rows[0].tuned) == 1:
-        sentences.append("One seed shows no spread: take more before trusting small differences.")
-    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} ({min(values):.3f}..{max(values):.3f})"
-
-
-def _counts(rows: Sequence[Row]) -> str:
-    words = [str(row.per_class) for row in rows]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _gains(rows: Sequence[Row]) -> str:
-    return ", ".join(f"{np.mean(row.tuned) - np.mean(row.scratch):+.3f}" for row in rows)
