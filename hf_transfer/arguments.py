@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -14,11 +16,14 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from hf_transfer.backbone import Backbone
+from hf_transfer.data import ImageSet
 from hf_transfer.phases import Phase, make_phases
-from hf_transfer.recipe import PhaseSpec, Recipe, parse_phase
+from hf_transfer.recipe import Augment, PhaseSpec, Recipe, UserError, parse_phase
 
 # A recipe's short words; any other name of Trainer's `optim` goes through as it is.
 OPTIMIZERS = {"adamw": "adamw_torch_fused"}
+SEED_STEP = 1_000_003  # from one phase's seed to the next; repeats of a run use seed, seed + 1, …
+Name = TypeVar("Name", bound=Enum)
 
 
 def resolved_phases(
@@ -26,9 +31,26 @@ def resolved_phases(
     args: TrainingArguments,
     backbone: Backbone,
 ) -> tuple[Phase, ...]:
-    """Return the phases as Phase; what a mapping leaves out comes from the TrainingArguments."""
-    if all(isinstance(phase, Phase) for phase in phases):
-        return tuple(phases)
+    """Return the phases as Phase; what a mapping leaves out comes from the TrainingArguments.
+
+    Raises UserError for an optimizer or a schedule that transformers does not have.
+    """
+    if not all(isinstance(phase, Phase) for phase in phases):
+        phases = make_phases(
+            [_spec(phase, args) for phase in phases], backbone.groups, backbone.layout
+        )
+    for phase in phases:
+        place = f"phase {phase.name}"
+        _named(OptimizerNames, OPTIMIZERS.get(phase.spec.optimizer, phase.spec.optimizer), place)
+        _named(SchedulerType, phase.spec.schedule, place)
+    return tuple(phases)
+
+
+def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) -> Any:
+    if isinstance(phase, Phase):
+        return phase.spec
+    if not isinstance(phase, dict):
+        return phase
     length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
     defaults = {
         "lr": args.learning_rate,
@@ -41,20 +63,28 @@ def resolved_phases(
         "label_smoothing": args.label_smoothing_factor,
         "max_grad_norm": args.max_grad_norm,
     }
-    specs = [
-        parse_phase({**defaults, **({} if {"epochs", "steps"} & set(phase) else length), **phase})
-        if isinstance(phase, dict)
-        else phase
-        for phase in phases
-    ]
-    return make_phases(specs, backbone.groups, backbone.layout)
+    given = {"epochs", "steps"} & set(phase)
+    return parse_phase({**defaults, **({} if given else length), **phase})
+
+
+def _named(names: type[Name], name: str, place: str) -> Name:
+    """Return the member of transformers' enumeration, or raise UserError with the nearest."""
+    known = [str(member.value) for member in names]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        what = "optimizer" if names is OptimizerNames else "schedule"
+        raise UserError(
+            f"{place}: transformers knows no {what} {name!r}; nearest: "
+            f"{', '.join(near) or ', '.join(known[:5])}"
+        )
+    return names(name)
 
 
 def phase_arguments(args: TrainingArguments, phase: Phase, evaluates: bool) -> TrainingArguments:
     """Return a copy of the run's arguments with what this phase sets."""
     spec, args = phase.spec, copy.copy(args)
     args.output_dir = os.path.join(args.output_dir, phase.folder)
-    args.seed = args.seed + phase.index - 1  # no phase sees the shuffles of another
+    args.seed = (args.seed + SEED_STEP * (phase.index - 1)) % 2**32  # numpy takes 32 bits
     args.num_train_epochs = spec.epochs if spec.epochs is not None else 1
     args.max_steps = spec.steps if spec.steps is not None else -1
     args.learning_rate = spec.lr
@@ -67,20 +97,29 @@ def phase_arguments(args: TrainingArguments, phase: Phase, evaluates: bool) -> T
     args.gradient_accumulation_steps = spec.accumulate
     args.max_grad_norm = spec.max_grad_norm
     args.label_smoothing_factor = 0.0  # applied in compute_loss, in training only
-    args.eval_strategy = IntervalStrategy.EPOCH if evaluates else IntervalStrategy.NO
-    args.logging_strategy = IntervalStrategy.EPOCH
-    args.logging_nan_inf_filter = False  # it waits for the device in every step
+    if not (evaluates and args.eval_strategy == IntervalStrategy.STEPS):
+        args.eval_strategy = IntervalStrategy.EPOCH if evaluates else IntervalStrategy.NO
+    if args.logging_strategy == IntervalStrategy.STEPS and args.logging_steps == 500:  # defaults
+        args.logging_strategy = IntervalStrategy.EPOCH
+    args.logging_nan_inf_filter = False  # it waits for the device in every step, and hides
     args.load_best_model_at_end = False  # ours keeps the best weights in memory
     return args
 
 
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
-    """Return the arguments that hold for all phases of a run; each phase sets the rest."""
+    """Return the arguments that hold for all phases of a run; each phase sets the rest.
+
+    Raises UserError for a precision that this machine does not have.
+    """
+    if recipe.precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("precision: fp16 needs an accelerator; write fp32 or bf16")
+    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return TrainingArguments(
         output_dir=str(out),
         seed=recipe.seed,
-        bf16=recipe.precision == "bf16",
+        bf16=recipe.precision == "bf16" or (recipe.precision == "auto" and fast),
         fp16=recipe.precision == "fp16",
+        use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         per_device_eval_batch_size=64,
@@ -88,3 +127,72 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
     )
+
+
+# --- what cannot be trained ------------------------------------------------------------------
+
+
+def check_phases(
+    phases: Sequence[Phase],
+    train: Any,
+    evaluation: Any,
+    metrics: Collection[str] | None,
+    own_loss: bool,
+) -> None:
+    """Raise UserError with everything that would fail or have no effect, before any training.
+
+    `metrics` are the names that an evaluation gives, None where that is not known yet;
+    `own_loss` says that the user's own function computes the loss.
+    """
+    if not phases:
+        raise UserError("there are no phases to train; pass phases=[{'train': 'head', …}]")
+    if train is None:
+        raise UserError("there is nothing to train on; pass train_dataset=")
+    problems = [
+        f"phase {phase.name}: {problem}"
+        for phase in phases
+        for problem in (
+            *_data_problems(phase.spec, train, own_loss),
+            *_metric_problems(phase.spec, evaluation, metrics),
+        )
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _data_problems(spec: PhaseSpec, train: Any, own_loss: bool) -> list[str]:
+    varied = {"augment": spec.augment != Augment(), "mixup": spec.mixup, "cutmix": spec.cutmix}
+    named = [key for key, used in varied.items() if used]
+    problems = []
+    if named and not isinstance(train, ImageSet):
+        problems.append(
+            f"{', '.join(named)} vary the pixels of an ImageSet, and this data set is a "
+            f"{type(train).__name__}; vary them there, or make it with load_data"
+        )
+    changed = {"label_smoothing": spec.label_smoothing, "mixup": spec.mixup, "cutmix": spec.cutmix}
+    named = [key for key, used in changed.items() if used]
+    if named and own_loss:
+        problems.append(f"{', '.join(named)} would change the loss that compute_loss_func gives")
+    return problems
+
+
+def _metric_problems(
+    spec: PhaseSpec, evaluation: Any, metrics: Collection[str] | None
+) -> list[str]:
+    asked = {} if spec.best in ("last", "loss") else {"best": spec.best}
+    asked |= {"stop": spec.stop.metric} if spec.stop else {}
+    if evaluation is None:
+        return [f"{key} needs validation images; pass eval_dataset=" for key in asked]
+    if isinstance(evaluation, dict):
+        known = sorted(f"{name}_loss" for name in evaluation)
+        asked |= {"best": spec.best} if spec.best == "loss" else {}
+        return [
+            f"{key}: several validation sets have no {metric!r} in common; have {', '.join(known)}"
+            for key, metric in asked.items()
+            if not any(metric.startswith(f"{name}_") for name in evaluation)
+        ]
+    return [
+        f"{key}: there is no metric {metric!r}; have {', '.join(sorted(metrics))}"
+        for key, metric in asked.items()
+        if metrics is not None and metric not in metrics
+    ]

@@ -10,12 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import hf_transfer
 from hf_transfer.data import ImageData, ImageSet
 from hf_transfer.evaluation import load_metric
-from hf_transfer.metrics import classification_metrics
+from hf_transfer.freezing import fingerprint
+from hf_transfer.metrics import classification_metrics, compute_metrics
+from hf_transfer.schema import METRICS
 from hf_transfer.trainer import TransferTrainer
 
 Extra = Callable[[Any, Any], dict[str, Any]]
@@ -69,6 +72,16 @@ def data_facts(data: ImageData) -> dict[str, Any]:
     }
 
 
+def inputs(model: torch.nn.Module, data: ImageData) -> dict[str, Any]:
+    """Return what a run starts from, by name: a resumed run must start from the same."""
+    first = fingerprint(model, model.backbone.prefix)
+    return {
+        "images": sum(map(len, (data.train, data.validation, data.test or ()))),
+        "data": data.fingerprint,
+        "weights": first.digest(),
+    }
+
+
 def _counts(images: ImageSet | None) -> dict[str, int]:
     if images is None:
         return {}
@@ -97,6 +110,29 @@ def class_weights(images: ImageSet) -> torch.Tensor:
 def extra_metrics(names: Sequence[str]) -> tuple[Extra, ...]:
     """Return the further `evaluate` metrics of a recipe, loaded before anything is trained."""
     return tuple(load_metric(name) for name in names)
+
+
+class EpochMetrics:
+    """`compute_metrics` for a Trainer: ours and those of `extra`; `names` are what it gives.
+
+    Each of `extra` is tried on random logits, so that its names are known, and its failures come,
+    before anything is trained. Raises UserError.
+    """
+
+    def __init__(self, extra: Sequence[Extra], classes: int) -> None:
+        self.extra = tuple(extra)
+        random = np.random.default_rng(0)
+        labels = np.arange(4 * classes) % classes
+        found = self._extras(random.normal(size=(len(labels), classes)), labels)
+        self.names = frozenset({*METRICS, *found})
+
+    def _extras(self, logits: Any, labels: Any) -> dict[str, Any]:
+        return {key: value for one in self.extra for key, value in one(logits, labels).items()}
+
+    def __call__(self, prediction: Any) -> dict[str, Any]:
+        """Return the scalars of an EvalPrediction."""
+        logits, labels = prediction.predictions, prediction.label_ids
+        return {**self._extras(logits, labels), **compute_metrics((logits, labels))}
 
 
 def measure(

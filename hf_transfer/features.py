@@ -8,7 +8,8 @@ the model's own forward, so that wrappers and losses stay what they are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from hf_transfer import phases
 from hf_transfer.backbone import Backbone
 from hf_transfer.data import ImageSet
 from hf_transfer.images import to_model_input
+from hf_transfer.objective import logits_of
 from hf_transfer.phases import Phase
+from hf_transfer.recipe import UserError
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of the logits' scale: replayed and live logits differ by float rounding only
+BATCH = 64
+MEMORY_BYTES = 4 * 2**30  # features that take more are not held: the prefix runs live
 
 
 class FeatureSet(Dataset):
@@ -52,109 +58,175 @@ class HeadModule:
     dropout: float
 
 
-def why_live(phase: Phase, head: Collection[str], *datasets: Any) -> str | None:
-    """Return why a phase's prefix must run in every epoch, or None where once is enough."""
-    spec = phase.spec
-    if not set(phase.parameters) <= set(head):
-        return "more than the head trains"
-    if len({name.rpartition(".")[0] for name in head}) != 1:
-        return "the head has more than one layer"
-    if spec.augment != type(spec.augment)() or spec.mixup or spec.cutmix:
-        return "the images vary from epoch to epoch"
-    if not all(dataset is None or isinstance(dataset, ImageSet) for dataset in datasets):
+def why_live(phase: Phase, backbone: Backbone, train: Any, evaluation: Any) -> str | None:
+    """Return why a phase's prefix must run in every epoch, or None where once may be enough."""
+    reason = phases.why_live(phase, backbone.layout)
+    if reason is None and not isinstance(train, ImageSet):
         return "the data set gives no stored pixels"
+    if reason is None and not (evaluation is None or isinstance(evaluation, ImageSet)):
+        return "the validation set gives no stored pixels"
+    return reason
+
+
+# --- the head, found and tried ---------------------------------------------------------------
+
+
+def head_to_replay(
+    model: nn.Module,
+    backbone: Backbone,
+    phase: Phase,
+    still: Sequence[nn.Module],
+    train: Any,
+    evaluation: Any,
+) -> HeadModule | None:
+    """Return the head whose inputs a phase can train on; None where its prefix runs live.
+
+    Raises UserError where the phase insists on cached features and cannot have them.
+    """
+    found: HeadModule | str | None = why_live(phase, backbone, train, evaluation)
+    if found is None:
+        found = head_module(model, backbone, still, len(train) + len(evaluation or ()))
+    if isinstance(found, HeadModule):
+        return found
+    if phase.spec.features == "cached":
+        raise UserError(
+            f"phase {phase.name}: features: cached is not possible, because {found}; "
+            "write auto or live"
+        )
     return None
 
 
 @torch.no_grad()
 def head_module(
-    model: nn.Module, backbone: Backbone, still: Sequence[nn.Module]
-) -> HeadModule | None:
-    """Return the head's module if its output on its own input is the model's logits, else None."""
+    model: nn.Module, backbone: Backbone, still: Sequence[nn.Module], images: int
+) -> HeadModule | str:
+    """Return the head's module, or why its inputs cannot be replayed.
+
+    Tried on random pixels, with dropout and without: what the head makes of its own input is to
+    be what the model says, and `images` such inputs are to fit into memory.
+    """
     path = backbone.prefix + backbone.layout.head[0].rpartition(".")[0]
-    module = model.get_submodule(path)
-    size, channels = backbone.image.size, backbone.image.channels
-    device = next(model.parameters()).device
-    probe = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-    caught: list[torch.Tensor] = []
-    dropped: list[tuple[float, torch.Tensor]] = []
-    hooks = [module.register_forward_pre_hook(lambda _, args: caught.append(args[0]))]
-    for other in model.modules():
-        if isinstance(other, nn.Dropout) and other.p and other not in still:
-            hooks.append(other.register_forward_hook(lambda m, _, out: dropped.append((m.p, out))))
+    head = dict(model.named_modules()).get(path)
+    if head is None or head is model:
+        return "the head is no module of its own"
+    image = backbone.image
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, image.channels, image.size, image.size, generator=random)
+    pixels = pixels.to(next(model.parameters()).device)
+    with _put_back(model):
+        model.eval()
+        seen = _seen(model, head, pixels)
+        if isinstance(seen, str):
+            return seen
+        inputs = seen.inputs
+        if not _close(head(inputs), seen.logits):
+            return "the head does not replay to the same logits"
+        model.train()
+        for module in still:
+            module.training = False
+        seen = _seen(model, head, pixels)
+        if isinstance(seen, str):
+            return seen
+        dropout = seen.dropout[0] if seen.dropout else 0.0
+        torch.manual_seed(0)
+        if not _close(head(F.dropout(inputs, dropout, training=True)), seen.logits):
+            return "more than dropout on the head's input varies while it trains"
+    size = inputs[0].numel() * inputs.element_size()
+    if size * images > MEMORY_BYTES:
+        return f"its inputs would take {size * images / 1e9:.1f} GB of memory"
+    return HeadModule(path, dropout)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    inputs: torch.Tensor  # of the head
+    logits: torch.Tensor
+    dropout: list[float]  # probabilities of the dropout that acted
+
+
+def _seen(model: nn.Module, head: nn.Module, pixels: torch.Tensor) -> _Seen | str:
+    """Run the model once, from a fixed seed, and return what was seen of its head."""
+    caught: list[Any] = []
+    dropout: list[float] = []
+    hooks = [head.register_forward_pre_hook(_catch(caught), with_kwargs=True)]
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p and module.training:
+            hooks.append(module.register_forward_hook(lambda m, *_: dropout.append(m.p)))
+    torch.manual_seed(0)
     try:
-        logits = _logits(_evaluated(model, pixel_values=probe.to(device)))
+        logits = logits_of(model(pixel_values=pixels))
     finally:
         for hook in hooks:
             hook.remove()
-    if len(caught) != 1:
-        return None
-    replayed = module(caught[0])
-    if replayed.shape != logits.shape:
-        return None
-    if (replayed - logits).abs().max() > TOLERANCE * logits.abs().max().clamp(min=1e-6):
-        return None
-    on_input = [p for p, out in dropped if out is caught[0]]
-    if len(on_input) != len(dropped):
-        return None  # dropout that acts elsewhere in what trains cannot be applied again
-    return HeadModule(path, on_input[0] if on_input else 0.0)
+    if len(caught) != 1 or not isinstance(caught[0], torch.Tensor):
+        return "the head is not called once, with one tensor"
+    return _Seen(caught[0], logits, dropout)
 
 
-@torch.no_grad()
-def head_inputs(model: nn.Module, path: str, images: ImageSet, backbone: Backbone) -> FeatureSet:
-    """Return what reaches the head for every image of a set, in evaluation mode, in order."""
-    module = model.get_submodule(path)
-    device = next(model.parameters()).device
-    rows: list[torch.Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, args: rows.append(args[0].cpu()))
-    try:
-        for start in range(0, len(images), 64):
-            batch = images.__getitems__(range(start, min(start + 64, len(images))))
-            pixels = to_model_input(batch["pixels"].to(device), backbone.image)
-            _evaluated(model, pixel_values=pixels)
-    finally:
-        hook.remove()
-    return FeatureSet(torch.cat(rows), torch.as_tensor(images.labels))
+def _catch(found: list[Any]) -> Callable[..., None]:
+    """Return a hook that notes every argument of a module's call."""
+
+    def hook(module: nn.Module, args: Sequence[Any], named: Mapping[str, Any]) -> None:
+        found.extend([*args, *named.values()])
+
+    return hook
 
 
-class Replay:
-    """Makes the model's forward take stored features, until `close` gives the data sets back."""
-
-    def __init__(self, model: nn.Module, head: HeadModule, train: Any, evaluation: Any) -> None:
-        self.model, self.head = model, head
-        self.kept = (train, evaluation)
-        backbone = model.backbone
-        self.train = head_inputs(model, head.path, train, backbone)
-        self.evaluation = (
-            None if evaluation is None else head_inputs(model, head.path, evaluation, backbone)
-        )
-        module = model.get_submodule(head.path)
-
-        def forward(
-            features: torch.Tensor, labels: torch.Tensor | None = None, **_: Any
-        ) -> dict[str, torch.Tensor]:
-            logits = module(F.dropout(features, head.dropout, training=model.training))
-            if labels is None:
-                return {"logits": logits}
-            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
-
-        model.forward = forward
-
-    def close(self) -> tuple[Any, Any]:
-        """Give the model its own forward back and return the data sets of images."""
-        self.model.__dict__.pop("forward", None)
-        return self.kept
-
-
-def _evaluated(model: nn.Module, **inputs: torch.Tensor) -> Any:
-    """Return the model's output in evaluation mode; every module's mode is put back."""
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Undo what happens to modes, buffers and random numbers inside."""
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
     try:
-        return model.eval()(**inputs)
+        with torch.random.fork_rng(devices):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for buffer, value in buffers:
+            buffer.copy_(value)
 
 
-def _logits(outputs: Any) -> torch.Tensor:
-    return outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    scale = other.abs().max().clamp(min=1e-6)
+    return bool((one - other).abs().max() <= TOLERANCE * scale)
+
+
+# --- replay ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def head_inputs(
+    model: nn.Module, path: str, images: ImageSet, backbone: Backbone, autocast: Any = nullcontext
+) -> FeatureSet:
+    """Return what reaches the head for every image of a set, in evaluation mode, in order."""
+    device = next(model.parameters()).device
+    rows: list[torch.Tensor] = []
+    with _put_back(model):
+        model.eval()
+        for start in range(0, len(images), BATCH):
+            batch = images.__getitems__(range(start, min(start + BATCH, len(images))))
+            caught: list[torch.Tensor] = []
+            hook = model.get_submodule(path).register_forward_pre_hook(
+                _catch(caught), with_kwargs=True
+            )
+            try:
+                with autocast():
+                    model(pixel_values=to_model_input(batch["pixels"].to(device), backbone.image))
+            finally:
+                hook.remove()
+            rows.append(caught[0].cpu())
+    return FeatureSet(torch.cat(rows), torch.as_tensor(images.labels))
+
+
+def replay(model: nn.Module, head: HeadModule) -> None:
+    """Have the model's forward take the head's inputs, until its `forward` is put back."""
+    module = model.get_submodule(head.path)
+
+    def forward(features: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
+        return {"logits": module(F.dropout(features, head.dropout, training=model.training))}
+
+    model.forward = forward

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_transfer.card import model_card
 from hf_transfer.recipe import Recipe, UserError, dump_recipe
@@ -22,6 +24,8 @@ def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
 
     Raises FolderError where the folder holds a run and `resume` is off, or another recipe.
     """
+    if not is_main():  # whose own recipe.yaml would be in the way; the launcher ends all as one
+        return
     text = dump_recipe(recipe)
     written = out / "recipe.yaml"
     if out.exists() and not out.is_dir():
@@ -36,8 +40,32 @@ def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
             raise FolderError(
                 f"--resume: {written} is another recipe ({changed}); choose another --out"
             )
-    if is_main():
-        write_text(written, text)
+    write_text(written, text)
+
+
+def keep_inputs(out: Path, inputs: dict[str, Any]) -> None:
+    """Write what the run is made from to inputs.json, or compare with what is there.
+
+    Raises FolderError, naming the first thing that is not as it was.
+    """
+    path = out / "inputs.json"
+    if not is_main():
+        return
+    if not path.is_file():
+        write_text(path, json.dumps(inputs, indent=1) + "\n")
+        return
+    was = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in inputs.items():
+        if was.get(name) != value:
+            raise FolderError(
+                f"--resume: the {name} differ from those that the run in {out} began with "
+                f"(was {_short(was.get(name))}, is {_short(value)}); choose another --out"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) > 40 else text
 
 
 def _difference(one: str, two: str) -> str:

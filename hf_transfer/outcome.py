@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hf_transfer import stopping
+from hf_transfer import metrics, stopping
 from hf_transfer.backbone import Backbone
 from hf_transfer.freezing import Proof
 from hf_transfer.phases import Phase
 from hf_transfer.rates import param_groups
+from hf_transfer.recipe import UserError
 from hf_transfer.report import PhaseReport
+from hf_transfer.schema import METRICS
 
 _SPEED = ("_per_second", "_runtime")
 
@@ -21,7 +23,7 @@ def phase_report(
 ) -> PhaseReport:
     """Return the report of a finished phase; its metrics are those of the epoch it ended with."""
     history = history_of(state.log_history)
-    best = _best(phase, [row for row in history if "eval_loss" in row])
+    best = best_row(phase, history)
     sizes = backbone.layout.sizes
     return PhaseReport(
         name=phase.name,
@@ -54,7 +56,7 @@ def phase_report(
 
 
 def history_of(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row an epoch: Trainer's training and evaluation entries of a step merged."""
+    """Return one row a step that was logged: training and evaluation entries of it merged."""
     rows: dict[int, dict[str, Any]] = {}
     for entry in log:
         if "train_runtime" not in entry:
@@ -62,28 +64,50 @@ def history_of(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def metric_values(metric: str, log: Sequence[dict[str, Any]], phase: str) -> list[float]:
-    """Return a metric after each evaluation in Trainer's log. Raises ValueError where it lacks."""
-    key = metric if metric.startswith("eval_") else f"eval_{metric}"
-    logged = [entry for entry in log if "eval_loss" in entry]
-    if logged and key not in logged[-1]:
-        known = sorted(k.removeprefix("eval_") for k in logged[-1] if k.startswith("eval_"))
-        raise ValueError(f"phase {phase}: there is no metric {metric!r}; have {', '.join(known)}")
-    return [entry[key] for entry in logged]
+def metric_values(metric: str, log: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the values of a metric in Trainer's log, one for each evaluation that had it."""
+    return [entry[_key(metric)] for entry in log if _key(metric) in entry]
 
 
-def _best(phase: Phase, evaluated: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    if not evaluated:
-        return {}
+def check_metric(metric: str, found: dict[str, Any], phase: str) -> None:
+    """Raise UserError unless the metric is among those that an evaluation gave."""
+    if _key(metric) not in found:
+        known = sorted(key.removeprefix("eval_") for key in found if not key.endswith(_SPEED))
+        raise UserError(f"phase {phase}: there is no metric {metric!r}; have {', '.join(known)}")
+
+
+def metric_names(compute_metrics: Any) -> set[str] | None:
+    """Return the names of what an evaluation gives; None for a function that does not tell."""
+    if compute_metrics is None:
+        return {"loss"}
+    if compute_metrics is metrics.compute_metrics:
+        return set(METRICS)
+    names = getattr(compute_metrics, "names", None)
+    return None if names is None else {"loss", *names}
+
+
+def best_row(phase: Phase, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the evaluation whose weights a phase ends with; empty without any."""
+    evaluated = [row for row in history if any(key.startswith("eval_") for key in row)]
     if phase.spec.best == "last":
-        return evaluated[-1]
-    values = metric_values(phase.spec.best, evaluated, phase.name)
-    return evaluated[stopping.best_index(phase.spec.best, values)]
+        return evaluated[-1] if evaluated else {}
+    having = [row for row in evaluated if _key(phase.spec.best) in row]
+    best = stopping.best_index(phase.spec.best, metric_values(phase.spec.best, having))
+    return having[best] if having else {}
+
+
+def _key(metric: str) -> str:
+    return metric if metric.startswith("eval_") else f"eval_{metric}"
 
 
 def _stopped(phase: Phase, state: Any) -> str | None:
     """Return why the phase ended before its planned end, or None."""
-    stop = phase.spec.stop
-    if stop is None or state.global_step >= state.max_steps:
+    if state.global_step >= state.max_steps:
         return None
-    return f"{stop.metric} did not improve for {stop.patience} evaluations"
+    stop = phase.spec.stop
+    if stop is not None:
+        values = metric_values(stop.metric, state.log_history)
+        if stopping.should_stop(stop.metric, values, stop.patience, stop.min_change):
+            times = "evaluation" if stop.patience == 1 else f"{stop.patience} evaluations"
+            return f"{stop.metric} did not improve for {times}"
+    return "a callback ended it"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from hf_transfer import facts, folder
+from hf_transfer import facts, folder, processes
 from hf_transfer.arguments import training_arguments
 from hf_transfer.backbone import load_backbone, save_model
 from hf_transfer.data import load_data
@@ -21,6 +21,8 @@ from hf_transfer.recipe import Recipe, UserError
 from hf_transfer.report import RunReport
 from hf_transfer.sources import scan
 from hf_transfer.trainer import TransferTrainer
+
+CHECKPOINT_SECONDS = 60.0  # what an interruption costs at most
 
 
 def run(
@@ -30,13 +32,23 @@ def run(
 
     With `resume`, finished phases and seeds are read back and an interrupted one goes on.
     """
+    try:
+        return run_seeds(recipe, out, resume, callbacks)
+    finally:
+        processes.leave()
+
+
+def run_seeds(
+    recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
+) -> RunReport:
+    """Train a recipe as often as it says, each time into its own folder where it is repeated."""
     folder.open_folder(out, recipe, resume)
     if recipe.seeds == 1:
         return run_seed(recipe, out, resume, callbacks)
     reports = []
     for seed in range(recipe.seed, recipe.seed + recipe.seeds):
         one = dataclasses.replace(recipe, seed=seed, seeds=1)
-        reports.append(run(one, out / f"seed-{seed}", resume=resume, callbacks=callbacks))
+        reports.append(run_seeds(one, out / f"seed-{seed}", resume, callbacks))
     return folder.finish_seeds(reports, out)
 
 
@@ -60,6 +72,7 @@ def run_seed(
     )
     model.to(memory_format=torch.channels_last)  # ResNet-10-T: 1.2 times as fast on a CPU
     data = load_data(recipe.data, model.backbone.image, recipe.seed)
+    folder.keep_inputs(out, facts.inputs(model, data))
     trainer = TransferTrainer(
         model,
         training_arguments(recipe, out),
@@ -67,7 +80,8 @@ def run_seed(
         train_dataset=data.train,
         eval_dataset=data.validation,
         class_weights=facts.class_weights(data.train) if recipe.loss == "balanced" else None,
-        checkpoint_seconds=60.0,
+        compute_metrics=facts.EpochMetrics(extra, len(data.labels)),
+        checkpoint_seconds=CHECKPOINT_SECONDS,
         callbacks=list(callbacks),
     )
     training = time.monotonic()
@@ -109,5 +123,5 @@ def train_source(recipe: Recipe, out: Path, resume: bool) -> str:
         source=None,
         seeds=1,
     )
-    run(first, out / "source", resume=resume and (out / "source").is_dir())
+    run_seeds(first, out / "source", resume and (out / "source").is_dir(), ())
     return str(out / "source" / "model")

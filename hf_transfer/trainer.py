@@ -9,40 +9,38 @@ come in as data.
 from __future__ import annotations
 
 import copy
+import json
 import logging
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import nn
-from torch.nn import functional as F
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
-from hf_transfer import freezing, stopping
-from hf_transfer.arguments import phase_arguments, resolved_phases
+from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming
+from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import describe
-from hf_transfer.checkpoints import read_best, read_phase, write_phase
+from hf_transfer.checkpoints import Checkpoint, publish, write_phase
 from hf_transfer.data import ImageSet, collate
-from hf_transfer.features import Replay, head_module, why_live
-from hf_transfer.images import augment, mix, to_model_input
 from hf_transfer.metrics import compute_metrics
-from hf_transfer.outcome import metric_values, phase_report
+from hf_transfer.outcome import metric_names, phase_report
 from hf_transfer.phases import Phase
+from hf_transfer.processes import Processes
 from hf_transfer.rates import param_groups
-from hf_transfer.recipe import PhaseSpec
+from hf_transfer.recipe import PhaseSpec, UserError
 from hf_transfer.report import PhaseReport
+from hf_transfer.watch import PhaseWatch, running_loss
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +51,8 @@ class TransferTrainer(Trainer):
     `phases` is a sequence of PhaseSpec, of mappings with the keys of a recipe's phase (what is
     absent comes from `args`), or of Phase. The model is one that `load_backbone` made, or any
     transformers classifier, or a module that maps pixel_values to logits together with `head`:
-    names or patterns of its newly initialised parameters. All else is as for a Trainer.
+    names or patterns of its newly initialised parameters. With `checkpoint_seconds` a checkpoint
+    is written whenever that many seconds have passed. All else is as for a Trainer.
     """
 
     def __init__(
@@ -69,71 +68,117 @@ class TransferTrainer(Trainer):
     ) -> None:
         args = copy.copy(args) if args is not None else TrainingArguments("run")
         args.remove_unused_columns = False  # it would drop the images
+        args.label_names = args.label_names or ["labels"]  # a bare module's forward names none
+        if args.n_gpu > 1:
+            logger.info("one of %d GPUs is used; accelerate launch uses all", args.n_gpu)
+            args._n_gpu = 1  # DataParallel copies the network in every step
         self.backbone = describe(model, head)
         self.phases = resolved_phases(phases, args, self.backbone)
         self.class_weights = class_weights
-        self.checkpoint_seconds = checkpoint_seconds
         self.reports: list[PhaseReport] = []
         self.phase: Phase | None = None
         if isinstance(kwargs.get("train_dataset", kwargs.get("eval_dataset")), ImageSet):
             kwargs.setdefault("data_collator", collate)
         kwargs.setdefault("compute_metrics", compute_metrics)
         super().__init__(model=model, args=args, **kwargs)
+        self.label_smoother = None  # smoothing is a phase's, and for training only
+        self.processes = Processes.here()
         self._run_args = self.args
+        self._own_forward = self.model.__dict__.get("forward")
         self._still: list[nn.Module] = []
         self._best: dict[str, torch.Tensor] | None = None
         self._start: dict[str, torch.Tensor] = {}
-        self._saved_at = time.monotonic()
+        self._about: dict[str, Any] = {}
+        self._replays = self._saving = False
         self.remove_callback(PrinterCallback)  # a library does not print
-        self.add_callback(_PhaseWatch(self))
+        self.watch = PhaseWatch(self, checkpoint_seconds)
+        self.add_callback(self.watch)
 
     # --- phases -----------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run every phase in order, each from the best weights of the one before.
 
         With `resume_from_checkpoint=True` finished phases are read from `args.output_dir`, and an
         interrupted one goes on from its last checkpoint. Returns the last phase's TrainOutput.
+        Raises UserError for what cannot be trained, before anything is.
         """
-        if not self.phases:
-            raise ValueError("there are no phases to train; pass phases=[{'train': 'head', …}]")
-        self.reports = []
+        if not isinstance(resume_from_checkpoint, bool | None):
+            raise UserError(
+                "resume_from_checkpoint is True or False: phases and checkpoints are found in "
+                f"args.output_dir, {self.args.output_dir}"
+            )
+        known, own_loss = metric_names(self.compute_metrics), self.compute_loss_func is not None
+        check_phases(self.phases, self.train_dataset, self.eval_dataset, known, own_loss)
+        self.reports, output = [], TrainOutput(0, 0.0, {})
         if any(phase.spec.l2_sp for phase in self.phases):
             named = freezing.bare_names(self.model, self.backbone.prefix)
             self._start = {name: p.detach().clone() for name, p in named.items()}
-        output = TrainOutput(0, 0.0, {})
-        for phase in self.phases:
-            done = self._read_phase(phase) if resume_from_checkpoint else None
-            if done is not None:
-                self.reports.append(done)
-                continue
-            output = self._train_phase(phase, bool(resume_from_checkpoint), **kwargs)
-        self.args = self._run_args
+        at_first = freezing.fingerprint(self.model, self.backbone.prefix)
+        of = {"backbone": at_first.digest(without=self.backbone.layout.head)}
+        if hasattr(self.train_dataset, "__len__"):
+            of["images"] = len(self.train_dataset)
+        try:
+            for phase in self.phases:
+                before = freezing.fingerprint(self.model, self.backbone.prefix)
+                self._about = resuming.about_phase(phase, before.digest(), of)
+                folder = Path(self._run_args.output_dir) / phase.folder
+                done = None
+                if resume_from_checkpoint:
+                    done = resuming.finished(folder, self.model, self._about)
+                if done is None:
+                    output = self._train_phase(
+                        phase, before, bool(resume_from_checkpoint), **kwargs
+                    )
+                else:
+                    self.reports.append(done)
+        finally:
+            self.args, self.phase, self.is_in_train = self._run_args, None, False
         return output
 
-    def _train_phase(self, phase: Phase, resume: bool, **kwargs: Any) -> TrainOutput:
+    def _train_phase(
+        self, phase: Phase, before: freezing.Fingerprints, resume: bool, **kwargs: Any
+    ) -> TrainOutput:
         """Apply a phase, train it, end with its best weights, prove it and write it down."""
-        started = time.monotonic()
+        began = time.monotonic()
         self._apply(phase)
-        before = freezing.fingerprint(self.model, self.backbone.prefix)
-        replay = self._replay(phase)
-        try:
-            checkpoint = self._last_checkpoint() if resume else None
-            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        finally:
-            if replay is not None:
-                self.train_dataset, self.eval_dataset = replay.close()
-        self._unwrap()
-        self._load_best(phase)
-        proof = self._prove(phase, before)
-        seconds = time.monotonic() - started
-        report = phase_report(
-            phase, self.backbone, self.state, proof, seconds, cached=replay is not None
-        )
-        self.reports.append(report)
-        self._write_phase(phase, report)
-        self.phase = None
+        folder = Path(self.args.output_dir)
+        with self._features(phase), self.watch.listening():
+            checkpoint = self._take_up(folder) if resume else None
+            if checkpoint is None and self.watch.saves and self.processes.main:
+                checkpoints.drop(folder, end=True)  # of another run, which this one replaces
+            self._began = began - (checkpoint.about["seconds"] if checkpoint else 0.0)
+            try:
+                output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
+            except RuntimeError as error:
+                if "DataLoader worker" in str(error):
+                    raise UserError(f"phase {phase.name}: {error}") from error
+                raise
+            self._unwrap()
+            self._load_best()
+            proof = self._prove(phase, before)
+            seconds = time.monotonic() - self._began
+            report = phase_report(
+                phase, self.backbone, self.state, proof, seconds, cached=self._replays
+            )
+            self.reports.append(report)
+            if self.watch.saves:
+                write_phase(folder, self.model, report, self._about, self.processes)
+                if self.processes.main and self.args.save_strategy == "no":
+                    checkpoints.drop(folder)  # those written by time; a user's own are kept
+                self.processes.wait()
+                if self.watch.left():
+                    self.watch.leave("the phase is done")
         return output
+
+    def _take_up(self, folder: Path) -> Checkpoint | None:
+        """Return the checkpoint from which the current phase goes on, if there is one."""
+        checkpoint = resuming.interrupted(folder, self._about, self.processes)
+        if checkpoint is not None:
+            self._best = checkpoints.load_best(checkpoint.folder, self.args.device)
+            loss = checkpoint.folder / f"loss_{self.processes.rank}.json"
+            self.watch.running = json.loads(loss.read_text())
+        return checkpoint
 
     def _apply(self, phase: Phase) -> None:
         """Make the network and the Trainer ready for a phase; idempotent."""
@@ -141,63 +186,68 @@ class TransferTrainer(Trainer):
         self.args = phase_arguments(self._run_args, phase, self.eval_dataset is not None)
         self._train_batch_size = self.args.train_batch_size
         self._unwrap()
-        prefix, spec = self.backbone.prefix, phase.spec
+        prefix, layout, groups = self.backbone.prefix, self.backbone.layout, self.backbone.groups
         freezing.freeze_all_but(self.model, prefix, phase.parameters)
-        names = freezing.still_modules(
-            self.model,
-            prefix,
-            self.backbone.layout,
-            self.backbone.groups,
-            phase.parameters,
-            spec.still_norms,
+        self._still_names = freezing.still_modules(
+            self.model, prefix, layout, groups, phase.parameters, phase.spec.still_norms
         )
-        self._still_names = _with_children(self.model, names)
         self._still = [self.model.get_submodule(name) for name in self._still_names]
         self._best = None
-        self._saved_at = time.monotonic()
         set_seed(self.args.seed)
-        total = sum(p.numel() for p in self.model.parameters())
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        rates = [
-            group.lr for group in param_groups(phase, self.backbone.groups, self.backbone.layout)
-        ]
+        if self.args.torch_compile:
+            torch._dynamo.reset()  # a frame compiled for other requires_grad may be reused
+        sizes, rates = layout.sizes, [g.lr for g in param_groups(phase, groups, layout)]
         logger.info(
             "phase %d %s: %s; %s of %s parameters; rates %.3g to %.3g",
             phase.index,
             phase.name,
             ", ".join(phase.groups),
-            f"{trained:,}",
-            f"{total:,}",
+            f"{sum(sizes[name] for name in phase.parameters):,}",
+            f"{sum(sizes.values()):,}",
             min(rates),
             max(rates),
         )
 
     def _unwrap(self) -> None:
         """Drop wrapper, optimizer and scheduler, so that the next `train()` builds them anew."""
-        self.model = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+        self.model = self.accelerator.unwrap_model(
+            self.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
+        )
         self.model.__dict__.pop("_original_forward", None)
-        self.model.__dict__.pop("forward", None)
+        self._forward_back()
         self.model_wrapped = self.model
         self.optimizer = self.lr_scheduler = None
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.callback_handler.train_dataloader = self.callback_handler.eval_dataloader = None
+        self.__dict__.pop("_eval_dataloaders", None)  # persistent ones, of other data perhaps
         self.accelerator.free_memory()
 
-    def _replay(self, phase: Phase) -> Replay | None:
-        """Compute what leaves the frozen prefix, once, and train on it; None where it runs live."""
-        spec = phase.spec
-        if spec.features == "live":
-            return None
-        reason = why_live(phase, self.backbone.layout.head, self.train_dataset, self.eval_dataset)
-        found = None if reason else head_module(self.model, self.backbone, self._still)
-        if found is None:
-            if spec.features == "cached":
-                raise ValueError(
-                    f"phase {phase.name}: features: cached is not possible, because "
-                    f"{reason or 'the head does not replay to the same logits'}; use auto or live"
+    def _forward_back(self) -> None:
+        """Give the model the forward that it came with."""
+        self.model.__dict__.pop("forward", None)
+        if self._own_forward is not None:
+            self.model.forward = self._own_forward
+
+    @contextmanager
+    def _features(self, phase: Phase) -> Iterator[None]:
+        """Train on what leaves the frozen prefix, computed once; where not possible, on images."""
+        images = self.train_dataset, self.eval_dataset
+        head = features.head_to_replay(self.model, self.backbone, phase, self._still, *images)
+        try:
+            if head is not None:
+                autocast = self.accelerator.autocast
+                self.train_dataset, self.eval_dataset = (
+                    one
+                    and features.head_inputs(self.model, head.path, one, self.backbone, autocast)
+                    for one in images
                 )
-            return None
-        replay = Replay(self.model, found, self.train_dataset, self.eval_dataset)
-        self.train_dataset, self.eval_dataset = replay.train, replay.evaluation
-        return replay
+                features.replay(self.model, head)
+                self._replays = True
+            yield
+        finally:
+            self.train_dataset, self.eval_dataset = images
+            self._replays = False
+            self._forward_back()
 
     # --- what Trainer calls -------------------------------------------------------------------
 
@@ -219,45 +269,18 @@ class TransferTrainer(Trainer):
         self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
         return super().create_optimizer(model)
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Turn a batch of stored pixels into the model's input, augmented while training."""
-        inputs = super()._prepare_inputs(inputs)
-        index = inputs.pop("index", None)
-        if "pixels" not in inputs:
-            return inputs
-        pixels, image = inputs.pop("pixels"), self.backbone.image
+    def _prepare_inputs(self, inputs_: dict[str, Any]) -> dict[str, Any]:
+        """Turn a batch of stored pixels into the model's input, varied while training."""
+        batch = super()._prepare_inputs(inputs_)
+        if "pixels" not in batch:
+            return batch
+        image = self.backbone.image
         if not (self.model.training and self.phase):
-            return {**inputs, "pixel_values": to_model_input(pixels, image)}
-        spec, seed, epoch = self.phase.spec, self.args.seed, int((self.state.epoch or 0) + 1e-6)
-        inputs["pixel_values"] = augment(pixels, index, epoch, seed, spec.augment, image)
-        if spec.mixup or spec.cutmix:
-            inputs["pixel_values"], inputs["soft_labels"] = mix(
-                inputs["pixel_values"],
-                inputs["labels"],
-                index,
-                epoch,
-                seed,
-                mixup=spec.mixup,
-                cutmix=spec.cutmix,
-                classes=len(self.backbone.labels),
-                images=len(self.train_dataset),
-                partner=self._partner,
-            )
-        return inputs
-
-    def _partner(self, index: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return augmented pixels and labels of the images with these indices, for mixing."""
-        batch = self.train_dataset.__getitems__(index.tolist())
-        device = self.args.device
-        pixels = augment(
-            batch["pixels"].to(device),
-            index,
-            epoch,
-            self.args.seed,
-            self.phase.spec.augment,
-            self.backbone.image,
+            return inputs.evaluation_inputs(batch, image)
+        epoch = int(self.state.epoch or 0)
+        return inputs.training_inputs(
+            batch, self.phase.spec, image, self.train_dataset, epoch, self.args.seed
         )
-        return pixels, batch["labels"].to(device)
 
     def compute_loss(
         self,
@@ -275,121 +298,120 @@ class TransferTrainer(Trainer):
         soft = inputs.pop("soft_labels", None)
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.class_weights is None
-        if plain and isinstance(self.model, PreTrainedModel) and not (spec and spec.l2_sp):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        logits = outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
-        weights = self.class_weights.to(logits) if self.class_weights is not None else None
-        target = labels if soft is None else soft
-        loss = F.cross_entropy(logits, target, weight=weights, label_smoothing=smoothing)
+        plain = plain and not self._replays and isinstance(self.model, PreTrainedModel)
+        if plain or self.compute_loss_func is not None:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = loss if return_outputs else (loss, None)
+        else:
+            labels = inputs.pop("labels")
+            logits = objective.logits_of(model(**inputs))
+            target = labels if soft is None else soft
+            loss = objective.cross_entropy_sum(logits, target, self.class_weights, smoothing)
+            shared = num_items_in_batch is not None and self.args.average_tokens_across_devices
+            loss = loss * (self.processes.count if shared else 1)  # DDP divides by it again
+            loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+            outputs = {"loss": loss, "logits": logits}
         if spec and spec.l2_sp:
-            loss = loss + spec.l2_sp * self._distance_from_start()
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
-
-    def _distance_from_start(self) -> torch.Tensor:
-        """Return half the squared distance of the trained backbone from its pretrained weights.
-
-        Source: L2-SP, arXiv:1802.01483, equation 3; the head is new and has no start to keep to.
-        """
-        head = set(self.backbone.layout.head)
-        named = freezing.bare_names(self.model, self.backbone.prefix)
-        terms = [
-            (parameter - self._start[name].to(parameter)).pow(2).sum()
-            for name, parameter in named.items()
-            if parameter.requires_grad and name not in head
-        ]
-        return 0.5 * torch.stack(terms).sum() if terms else torch.zeros((), device=self.args.device)
+            named = freezing.bare_names(self.model, self.backbone.prefix)
+            head = self.backbone.layout.head
+            pull = spec.l2_sp * objective.distance_from_start(named, self._start, head)
+            whole = num_items_in_batch is not None  # or else Trainer divides by the batches
+            loss = loss + pull / (self.current_gradient_accumulation_steps if whole else 1)
+        return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Return 0: Trainer's estimate is for tokens and walks over all parameters each step."""
         return 0.0
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save as Trainer does; safetensors takes no channels-last tensor as it is."""
-        state = self.model.state_dict() if state_dict is None else state_dict
-        super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the folder that is published, for a model that `load_backbone` made.
+
+        Any other model is saved as Trainer does; a checkpoint gets the weights by their own names.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self._saving:
+            if self.args.should_save:
+                path = Path(output_dir) / checkpoints.WEIGHTS
+                checkpoints.save_tensors(self.model.state_dict(), path)
+        elif getattr(self.model, "backbone", None) is self.backbone:
+            if self.args.should_save:
+                publish(self.model, Path(output_dir or self.args.output_dir))
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as Trainer does, and with it the best weights of the phase so far."""
-        super()._save_checkpoint(model, trial)
-        if self._best is not None and self.args.should_save:
-            from safetensors.torch import save_file
+        """Save what Trainer saves and what it forgets, whole or not at all."""
+        self.watch.check_finite()
+        place, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
 
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            save_file({k: v.cpu().contiguous() for k, v in self._best.items()}, folder / "best.safetensors")
+        def fill(aside: Path) -> None:
+            self.args.output_dir = str(aside.parent)
+            super(TransferTrainer, self)._save_checkpoint(model, trial)
+            loss = aside / f"loss_{self.processes.rank}.json"
+            loss.write_text(json.dumps(running_loss(self)))
+            if self._best is not None and self.processes.main:
+                checkpoints.save_tensors(self._best, aside / checkpoints.BEST)
 
-    # --- best weights, proof, report ----------------------------------------------------------
+        seconds = time.monotonic() - self._began
+        about = {**self._about, "processes": self.processes.count, "seconds": seconds}
+        self._saving = True
+        try:
+            checkpoints.write(place, name, fill, about, self.processes)
+        finally:
+            self._saving, self.args.output_dir = False, str(place)
+        limit = self.args.save_total_limit if self.args.save_strategy != "no" else checkpoints.KEPT
+        if self.processes.main and limit:
+            checkpoints.drop(place, keep=limit)
 
-    def judge(self) -> bool:
-        """Keep the weights if this evaluation is the best of the phase; return whether to stop."""
-        spec = self.phase.spec
-        if spec.best != "last":
-            values = self._values(spec.best)
-            if stopping.best_index(spec.best, values) == len(values) - 1:
-                self._best = {
-                    name: tensor.detach().clone() for name, tensor in self._moving().items()
-                }
-        if spec.stop is None:
-            return False
-        values = self._values(spec.stop.metric)
-        return stopping.should_stop(
-            spec.stop.metric, values, spec.stop.patience, spec.stop.min_change
-        )
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint, every name of them."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            checkpoints.load_weights(self.model, Path(resume_from_checkpoint))
 
-    def _values(self, metric: str) -> list[float]:
-        return metric_values(metric, self.state.log_history, self.phase.name)
+    # --- best weights, proof --------------------------------------------------------------------
 
-    def _moving(self) -> dict[str, torch.Tensor]:
-        """Return what may change in this phase: trained parameters, statistics not still."""
-        free = freezing.free_buffers(self.model, self.backbone.prefix, self._still_names)
-        prefix = self.backbone.prefix
-        moving = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        moving |= {n: b for n, b in self.model.named_buffers() if n.removeprefix(prefix) in free}
-        return moving
+    def keep_best(self) -> None:
+        """Keep the weights there are now as the best of the phase so far."""
+        self._best = {name: tensor.detach().clone() for name, tensor in self._moving().items()}
 
     @torch.no_grad()
-    def _load_best(self, phase: Phase) -> None:
-        if self._best is None:
-            return
-        moving = self._moving()
-        for name, value in self._best.items():
+    def _load_best(self) -> None:
+        moving = self._moving() if self._best else {}
+        for name, value in (self._best or {}).items():
             moving[name].copy_(value)
         self._best = None
 
+    def _moving(self) -> dict[str, torch.Tensor]:
+        """Return what may change in this phase: trained parameters, statistics not still."""
+        return freezing.moving(self.model, self.backbone.prefix, self._still_names)
+
+    def share_statistics(self) -> None:
+        """Give all processes the first one's statistics; DDP leaves each with its last batch's."""
+        self.processes.take_first(
+            tensor for tensor in self._moving().values() if not isinstance(tensor, nn.Parameter)
+        )
+
     def _prove(self, phase: Phase, before: freezing.Fingerprints) -> freezing.Proof:
-        after = freezing.fingerprint(self.model, self.backbone.prefix)
-        free = freezing.free_buffers(self.model, self.backbone.prefix, self._still_names)
-        ranks = _ranks_agree(after, phase)
-        return freezing.prove(before, after, phase.parameters, self.backbone.groups, free, ranks)
-
-    def _write_phase(self, phase: Phase, report: PhaseReport) -> None:
-        if self.args.should_save:
-            state = {"log_history": self.state.log_history, "global_step": self.state.global_step}
-            write_phase(Path(self.args.output_dir), self.model, report, state, repr(phase))
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-
-    def _read_phase(self, phase: Phase) -> PhaseReport | None:
-        folder = Path(self._run_args.output_dir) / phase.folder
-        return read_phase(folder, self.model, repr(phase))
-
-    def _last_checkpoint(self) -> str | None:
-        """Return the last checkpoint of the current phase, and take up its best weights."""
-        if not os.path.isdir(self.args.output_dir):
-            return None
-        checkpoint = get_last_checkpoint(self.args.output_dir)
-        if checkpoint is not None:
-            best = read_best(Path(checkpoint))
-            self._best = best and {k: v.to(self.args.device) for k, v in best.items()}
-        return checkpoint
+        prefix = self.backbone.prefix
+        after = freezing.fingerprint(self.model, prefix)
+        freezing.check_agreement(self.processes.all(after))
+        free = freezing.free_buffers(self.model, prefix, self._still_names)
+        return freezing.prove(
+            before, after, phase.parameters, self.backbone.groups, free, self.processes.count
+        )
 
 
 class LayerwiseTrainer(TransferTrainer):
     """A Trainer with one phase in which everything trains, each layer at its own rate.
 
     `layer_decay` multiplies the rate from group to group below the head (normalised for depth);
-    all else comes from `args`. Source: BEiT, arXiv:2106.08254.
+    all else comes from `args`, and the last weights are kept unless `load_best_model_at_end` asks
+    for the best. Source: BEiT, arXiv:2106.08254.
     """
 
     def __init__(
@@ -399,49 +421,13 @@ class LayerwiseTrainer(TransferTrainer):
         layer_decay: float = 0.75,
         **kwargs: Any,
     ) -> None:
-        phase = {"train": "all", "layer_decay": layer_decay, "cold_head": True}
+        best = (
+            (args.metric_for_best_model or "loss") if args and args.load_best_model_at_end else ""
+        )
+        phase = {
+            "train": "all",
+            "layer_decay": layer_decay,
+            "cold_head": True,
+            "best": best.removeprefix("eval_") or "last",
+        }
         super().__init__(model, args, phases=[phase], **kwargs)
-
-
-class _PhaseWatch(TrainerCallback):
-    """Judges each evaluation, and asks for a checkpoint when the last one is old enough."""
-
-    def __init__(self, trainer: TransferTrainer) -> None:
-        self.trainer = trainer
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.is_in_train and self.trainer.phase and self.trainer.judge():
-            control.should_training_stop = True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        every = self.trainer.checkpoint_seconds
-        if every is not None and time.monotonic() - self.trainer._saved_at >= every:
-            self.trainer._saved_at = time.monotonic()
-            control.should_save = True
-
-
-def _with_children(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names and those of all modules below them."""
-    found: dict[str, None] = {}
-    for name in names:
-        for path, _ in model.get_submodule(name).named_modules(prefix=name):
-            found[path] = None
-    return tuple(found)
-
-
-def _ranks_agree(after: freezing.Fingerprints, phase: Phase) -> int:
-    """Return the number of processes; raise FreezingError with the names where they differ."""
-    if not torch.distributed.is_initialized():
-        return 1
-    world = torch.distributed.get_world_size()
-    everyone: list[Any] = [None] * world
-    torch.distributed.all_gather_object(everyone, after.values)
-    names = set(phase.parameters)
-    for rank, values in enumerate(everyone):
-        apart = sorted(n for n in names if values[n] != after.values[n])
-        if apart:
-            raise freezing.FreezingError(
-                f"after phase {phase.name} process {rank} differs in {len(apart)} parameters, "
-                f"the first of them {apart[0]}"
-            )
-    return world

@@ -1,0 +1,86 @@
+"""The processes that train together: who this one is, and what all of them agree on.
+
+With one process every function here returns at once. What is agreed on goes through a CPU group
+of its own, so that no accelerator has to be waited for.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hf_transfer.recipe import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, as this one sees them."""
+
+    count: int = 1
+    rank: int = 0
+    group: Any = None  # of gloo, for numbers that live on the CPU
+
+    @classmethod
+    def here(cls) -> Processes:
+        """Return the processes that the launcher started; all of them call this together.
+
+        Raises UserError where the launcher started more than have found each other.
+        """
+        joined = dist.is_available() and dist.is_initialized()
+        count = dist.get_world_size() if joined else 1
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != count:
+            raise UserError(
+                f"the launcher started {started} processes and {count} found each other; start "
+                "with torchrun or accelerate launch --multi_gpu, on a CPU too"
+            )
+        if count == 1:
+            return cls()
+        own = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        return cls(count, dist.get_rank(), own)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def most(self, value: int) -> int:
+        """Return the largest of the values that the processes give."""
+        if self.count == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
+        return int(found)
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self.count > 1:
+            dist.barrier(group=self.group)
+
+    def all(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank."""
+        if self.count == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.count
+        dist.all_gather_object(everyone, value, group=self.group)
+        return everyone
+
+    @torch.no_grad()
+    def take_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give every process the first one's values of these tensors, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.data, src=0)
+
+
+def leave() -> None:
+    """Part from the other processes, at the very end: a wrapper that outlives this aborts."""
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
