@@ -17,7 +17,7 @@ from hf_transfer.tree import Tree, Unit, above, common, shared
 __all__ = ["Group", "GroupsError", "LayerGroups", "Layout", "group_layers", "groups_text"]
 
 DEEP = 8  # blocks from which on a row that is most of the network is no single stage
-MOST = 0.75  # share of the network that is most of it
+MOST = 0.7  # share of the network, in linear layers, that makes a row most of it
 
 
 @dataclass(frozen=True)
@@ -196,14 +196,16 @@ def _told_apart(
     stages: list[str], names: Sequence[str], units: Sequence[Unit], tree: Tree, rows: set[str]
 ) -> list[str]:
     """Return stages named after what holds their blocks, else after the first of them, where only
-    resolution tells them apart; rows that are most of a deep network come apart into blocks."""
+    resolution tells them apart; rows of transformer blocks that are most of a deep network come
+    apart into blocks."""
     own = {stage: [i for i, s in enumerate(stages) if s == stage] for stage in stages}
     alike = len({stage for stage in stages if "@" in stage}) == 1
     result = list(stages)
     for stage, members in own.items():
         blocks = [i for i in members if units[i].block]
-        size = sum(sum(tree.scalars(n) for n in units[i].names) for i in members)
-        apart = stage in rows and len(blocks) >= DEEP and size > MOST * tree.scalars("")
+        inside = [name for i in blocks for name in units[i].names]
+        linear = sum(tree.scalars(name) for name in inside if len(tree.shapes[name]) == 2)
+        apart = stage in rows and len(blocks) >= DEEP and linear > MOST * tree.scalars("")
         for i in members:
             if apart or (alike and "@" in stage):
                 result[i] = names[i] if i in blocks else result[i - 1]

@@ -29,6 +29,7 @@ class Tree:
     def __init__(self, layout: Layout, body: Sequence[str]) -> None:
         self.order = {name: i for i, name in enumerate(body)}
         self.weights = layout.weights
+        self.shapes = dict(layout.parameters)
         self.lists = set(layout.sequences)
         self.with_head = {path for name in layout.head for path in above(name)}
         self.flat = False  # no blocks were found: every layer is a unit
@@ -100,9 +101,15 @@ class Tree:
         return all(len(a & b) * 2 >= len(a | b) for a, b in zip(inner, inner[1:], strict=False))
 
     def _halved(self, unit: Unit) -> list[Unit]:
-        """Return a unit, or the parts of one that holds too much of a deep network."""
+        """Return a unit, or the parts of one that holds too much of a deep network.
+
+        A plain residual block stays whole; what has a list of blocks or several parts does not.
+        """
         total, depth = self.scalars(""), self.depth(unit.path)
         if depth < 2 or self.scalars(unit.path) <= total / (3 if depth > LONG else 2):
+            return [unit]
+        deep = [path for path in self._inside(unit.path) if self.depth(path) > 1]
+        if len(deep) < 2 and self.kids[unit.path].keys() >= set(deep):
             return [unit]
         parts = []
         for kid in self._inside(unit.path):
