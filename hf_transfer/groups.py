@@ -125,7 +125,7 @@ def _wrapper(units: Sequence[Unit], tree: Tree) -> str:
     """Return the first part of all blocks' paths where it says nothing (`vit.`), else ""."""
     paths = [unit.path for unit in units if unit.block]
     first = paths[0].partition(".")[0]
-    if first in tree.lists or any(not path.startswith(f"{first}.") for path in paths):
+    if first in tree.sequences or any(not path.startswith(f"{first}.") for path in paths):
         return ""
     holds_all = len(tree.names(first)) == len(tree.order)
     nested = all(".".join(path.split(".")[:2]) not in tree.lists for path in paths)
@@ -168,12 +168,12 @@ def _stages(
     row the blocks of equal resolution, and where all are equal, as in a ViT, each block alone.
     """
     blocks = [i for i, unit in enumerate(units) if unit.block]
-    rows = {i: _row(units[i].path, tree) for i in blocks}
-    several = len({row for row, _ in rows.values() if row}) > 1 and not tree.flat
+    rows = {i: tree.row(units[i].path) for i in blocks}
+    several = len({row for row, _ in rows.values() if row is not None}) > 1 and not tree.flat
     stages: list[str | None] = [None] * len(units)
     for i in blocks:
         row, child = rows[i]
-        if row and child != units[i].path and not tree.flat:
+        if row is not None and child != units[i].path and not tree.flat:
             stages[i] = child.removeprefix(drop)
         elif row and several:
             stages[i] = row.removeprefix(drop)
@@ -188,7 +188,7 @@ def _stages(
     for stage in stages:  # what comes after the blocks goes with the last
         previous = stage or previous
         filled.append(previous)
-    lists = {row.removeprefix(drop) for row, _ in rows.values()}
+    lists = {row.removeprefix(drop) for row, _ in rows.values() if row}
     return _told_apart(filled, names, units, tree, lists)
 
 
@@ -228,15 +228,6 @@ def _holder(blocks: Sequence[int], members: Sequence[int], names: Sequence[str])
     if depth and all(i in members or shared(first, name) < depth for i, name in enumerate(names)):
         return ".".join(first.split(".")[:depth])
     return first
-
-
-def _row(path: str, tree: Tree) -> tuple[str, str]:
-    """Return the outermost list above a path, and that list's child on the way to the path."""
-    chain = [*above(path), path]
-    for outer, child in zip(chain, chain[1:], strict=False):
-        if outer in tree.lists:
-            return outer, child
-    return "", path
 
 
 # --- modules ---------------------------------------------------------------------------------

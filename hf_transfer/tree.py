@@ -6,11 +6,14 @@ where there are none, every layer with weights is one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.layout import Layout
 
+# Children that run one after the other though no list holds them: RegNet's b1, b2, DLA's tree1.
+NUMBERED = re.compile(r"(.*\.)?(s|b|block|cell|layer|level|stage|tree|unit)_?\d+")
 LONG = 16  # layers; a unit of more is split where it holds a third of the network, else half
 
 
@@ -30,7 +33,7 @@ class Tree:
         self.order = {name: i for i, name in enumerate(body)}
         self.weights = layout.weights
         self.shapes = dict(layout.parameters)
-        self.lists = set(layout.sequences)
+        self.sequences = set(layout.sequences)
         self.with_head = {path for name in layout.head for path in above(name)}
         self.flat = False  # no blocks were found: every layer is a unit
         self.kids: dict[str, dict[str, None]] = {}
@@ -42,6 +45,12 @@ class Tree:
                 self.kids.setdefault(path, {})[kid] = None
                 if path:
                     self._below.setdefault(path, []).append(name)
+        self.lists = self.sequences | {path for path in self.kids if self._is_numbered(path)}
+
+    def _is_numbered(self, path: str) -> bool:
+        """Whether blocks or stages make up a module, by their names."""
+        kids = [kid for kid in self.kids[path] if NUMBERED.fullmatch(kid)]
+        return sum(self.depth(kid) > 1 for kid in kids) > 1
 
     def names(self, path: str) -> list[str]:
         """Return the parameters below a path; of a parameter's own path, itself."""
@@ -79,8 +88,9 @@ class Tree:
         if kids and (worth or path in self.with_head or (path in self.lists and not in_list)):
             listed = path in self.lists
             return [unit for kid in kids for unit in self._split(kid, in_list=listed)]
-        is_stem = any(part == "stem" for part in path.split("."))
-        return [Unit(path, self.names(path), in_list and self.depth(path) > 1 and not is_stem)]
+        listed = in_list or ("" in self.lists and NUMBERED.fullmatch(path) is not None)
+        is_block = listed and self.depth(path) > 1 and "stem" not in path.split(".")
+        return [Unit(path, self.names(path), is_block)]
 
     def _rows(self, path: str) -> list[str]:
         """Return the outermost rows in a path: lists of at least two blocks.
@@ -88,12 +98,29 @@ class Tree:
         What is in a list (block) of a list (stage) is a row only of blocks that are alike: the
         parts of one block, such as a convolution and two kinds of attention, are not.
         """
-        kids = self.kids.get(path, {})
-        if path in self.lists and sum(self.depth(kid) > 1 for kid in kids) > 1:
+        kids = [kid for kid in self.kids.get(path, {}) if self.depth(kid) > 1]
+        if path in self.lists and len(kids) > 1:
+            if self._is_fork(path, kids):
+                return []
             nested = sum(outer in self.lists for outer in above(path))
             if nested < 2 or self._alike(kids):
                 return [path]
         return [row for kid in kids for row in self._rows(kid)]
+
+    def _is_fork(self, path: str, kids: Sequence[str]) -> bool:
+        """Whether a list in a small part of a list holds lists: branches that run side by side."""
+        outer = next((outer for outer in above(path) if outer in self.lists), path)
+        part = next((p for p in above(path) if p.startswith(f"{outer}.")), path)
+        small = part != path and self.scalars(part) < self.scalars("") / 4
+        return small and all(kid in self.lists for kid in kids)
+
+    def row(self, path: str) -> tuple[str | None, str]:
+        """Return the outermost list above a path, and that list's child on the way to the path."""
+        chain = ["", *above(path), path]
+        for outer, child in zip(chain, chain[1:], strict=False):
+            if outer in self.lists:
+                return outer, child
+        return None, path
 
     def _alike(self, paths: Iterable[str]) -> bool:
         """Return whether each two neighbours share at least half of their parameters' names."""

@@ -176,6 +176,30 @@ def test_the_parts_of_one_block_are_no_blocks() -> None:
     assert groups.names == (*paths, "head")
 
 
+def test_children_named_in_a_row_are_blocks_though_no_list_holds_them() -> None:
+    regnet = layout(
+        linear("stem.conv"),
+        *(block(f"s{stage}.b{i}") for stage in (1, 2) for i in (1, 2)),
+        block("s3"),
+        linear("head.fc"),
+    )
+    groups = checked(regnet)
+    assert groups.names == ("stem", "s1.b1", "s1.b2", "s2.b1", "s2.b2", "s3", "head")
+    assert groups.stages == ("stem", "s1", "s2", "s3", "head")
+
+
+def test_branches_that_run_side_by_side_are_one_block() -> None:
+    paths = [f"stage{s}.{i}" for s in (1, 2, 3) for i in range(3)]
+    forks = [
+        [p for branch in range(2) for i in range(2) for p in block(f"{path}.branches.{branch}.{i}")]
+        for path in paths
+    ]
+    lists = [f"{path}.branches" for path in paths]
+    lists += [f"{path}.{branch}" for path in lists for branch in range(2)]
+    net = layout(*forks, linear("head"), sequences=("stage1", "stage2", "stage3", *lists))
+    assert checked(net).names == (*paths, "head")
+
+
 def test_a_stage_that_is_most_of_the_network_is_split() -> None:
     heavy = layout(
         block("stages.0.blocks.0"),
