@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hf_transfer.groups import GroupsError, LayerGroups, Layout, group_layers
 from hf_transfer.recipe import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 ARCHITECTURES = 1493  # in timm 1.0.31, torchvision 0.29 and transformers 5.23
 # Model types in transformers' mapping that cannot be built or run here as classifiers of images
@@ -32,6 +33,10 @@ LEFT_OUT = {
     "transformers/shieldgemma2": "judges an image against a written policy: it needs text as well",
     "transformers/siglip2": "reads a sequence of patches with their positions, not pixels",
 }
+
+FILLS = """
+add_ clamp_ copy_ div_ erfinv_ exponential_ fill_ mul_ normal_ sub_ uniform_ zero_
+"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def examine(name: str) -> Row:
         largest=largest(layout, groups),
         violations=out_of_order(layout, groups),
         outside=outside(layout, groups),
-        head=" ".join(dict.fromkeys(n.rpartition(".")[0] or n for n in layout.head)),
+        head=" ".join(dict.fromkeys(n.rpartition(".")[0] or n for n in layout.head)) or "none",
         norms=" ".join(kind for kind, _ in kinds.most_common()),
         seconds=time.perf_counter() - start,
     )
@@ -244,11 +249,9 @@ def build(name: str, labels: int, *, device: str = "meta", **settings: Any) -> n
 
     Of transformers NAME is a model type, and `settings` go into its config. Raises UserError.
     """
-    import torch
-
     source, _, rest = name.partition("/")
     try:
-        with torch.device(device):
+        with torch.device(device), _Unfilled():
             return (
                 _build_type(rest, labels, settings)
                 if source == "transformers"
@@ -258,6 +261,20 @@ def build(name: str, labels: int, *, device: str = "meta", **settings: Any) -> n
         if source != "torchvision" or device == "cpu":
             raise
     return build(name, labels, device="cpu")  # torchvision's regnets do not build on meta
+
+
+class _Unfilled(TorchFunctionMode):
+    """Passes over the filling of tensors on meta: half of the time, and nothing is filled."""
+
+    fills = frozenset(FILLS.split())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        passed = getattr(func, "__name__", "") in self.fills
+        if passed and isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
 def _build_named(source: str, name: str, labels: int) -> nn.Module:
