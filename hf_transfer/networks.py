@@ -4,22 +4,63 @@ This file travels with every model that is saved from a torchvision backbone (as
 so it needs nothing but torch, torchvision and transformers.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torchvision
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 
+def network_of(architecture, labels, arguments, channels=3):
+    """Return torchvision's network with random weights for so many labels and input channels."""
+    # Regnets compute their widths with tensors, which have no values on the meta device.
+    device = torch.device("cpu") if architecture.startswith("regnet") else nullcontext()
+    with device:
+        network = torchvision.models.get_model(
+            architecture, weights=None, num_classes=labels, **arguments
+        )
+        if channels != 3:
+            _set_channels(network, channels)
+    return network
+
+
+def _set_channels(network, channels):
+    """Put a first convolution for so many input channels in the place of the network's own."""
+    path, old = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,
+        old.stride,
+        old.padding,
+        old.dilation,
+        bias=old.bias is not None,
+        padding_mode=old.padding_mode,
+    )
+    outer, _, name = path.rpartition(".")
+    setattr(network.get_submodule(outer), name, new)
+
+
 class TorchvisionConfig(PretrainedConfig):
-    """Which torchvision network, and for how many labels."""
+    """Which torchvision network, for what images, and for how many labels."""
 
     model_type = "hf_transfer_torchvision"
 
-    def __init__(self, architecture="resnet18", network_args=None, image_size=224, **kwargs):
+    def __init__(
+        self,
+        architecture="resnet18",
+        network_args=None,
+        image_size=224,
+        num_channels=3,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.architecture = architecture
         self.network_args = network_args or {}
         self.image_size = image_size
+        self.num_channels = num_channels
 
 
 class TorchvisionForImageClassification(PreTrainedModel):
@@ -30,25 +71,23 @@ class TorchvisionForImageClassification(PreTrainedModel):
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
 
-    def __init__(self, config):
+    def __init__(self, config, network=None):
         super().__init__(config)
-        self.network = torchvision.models.get_model(
-            config.architecture,
-            weights=None,
-            num_classes=config.num_labels,
-            **config.network_args,
-        )
+        if network is None:
+            network = network_of(
+                config.architecture, config.num_labels, config.network_args, config.num_channels
+            )
+        self.network = network
         self.num_labels = config.num_labels
+        for module in network.modules():
+            # torchvision has initialised what it made; from_pretrained does what is then missing.
+            own = next(module.parameters(recurse=False), None)
+            module._is_hf_initialized = own is None or not own.is_meta
         self.post_init()
-
-    def _init_weights(self, module):
-        """torchvision has initialised its network already; from_pretrained fills it."""
 
     def forward(self, pixel_values, labels=None, **kwargs):
         """Return loss (where labels (B,) are given) and logits (B, labels) of (B, C, H, W)."""
         logits = self.network(pixel_values)
-        if not isinstance(logits, torch.Tensor):  # googlenet, inception: (logits, auxiliary…)
-            logits = logits[0]
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
