@@ -68,6 +68,7 @@ class TransferTrainer(Trainer):
     ) -> None:
         args = copy.copy(args) if args is not None else TrainingArguments("run")
         args.remove_unused_columns = False  # it would drop the images
+        args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
         args.label_names = args.label_names or ["labels"]  # a bare module's forward names none
         if args.n_gpu > 1:
             logger.info("one of %d GPUs is used; accelerate launch uses all", args.n_gpu)
