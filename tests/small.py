@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbone import load_backbone
 from hf_transfer.data import ImageSet
+from hf_transfer.images import to_model_input
 from hf_transfer.trainer import TransferTrainer
+
+torch.set_num_threads(1)
 
 NAMES = ("cat", "dog", "fox")
 RESNET, VIT, CONVNEXT = "timm/test_resnet", "timm/test_vit", "timm/test_convnext"
 HEAD = {"train": "head", "epochs": 2, "lr": 1e-2, "batch_size": 8}
 ALL = {"train": "all", "epochs": 1, "lr": 1e-3, "batch_size": 8}
+COLD = {**ALL, "cold_head": True}
 
 
-def images(
-    count: int = 24, size: int = 40, seed: int = 0, names: tuple[str, ...] = NAMES
-) -> ImageSet:
+def images(count: int = 24, size: int = 40, seed: int = 0) -> ImageSet:
     """Return images whose class shows in their colour, under noise."""
     random = np.random.default_rng(seed)
-    labels = np.arange(count) % len(names)
+    labels = np.arange(count) % len(NAMES)
     pixels = random.integers(0, 256, (count, size, size, 3))
     pixels[np.arange(count), :, :, labels % 3] += 60
-    return ImageSet.from_arrays(pixels.clip(0, 255).astype(np.uint8), labels, names)
+    return ImageSet.from_arrays(pixels.clip(0, 255).astype(np.uint8), labels, NAMES)
 
 
-def network(backbone: str = RESNET, size: int = 32, **options: Any) -> PreTrainedModel:
+class Pixels(torch.utils.data.Dataset):
+    """The same images as a user's own data set of pixel_values and labels."""
+
+    def __init__(self, stored: ImageSet, model: PreTrainedModel) -> None:
+        batch = stored.__getitems__(range(len(stored)))
+        self.pixels = to_model_input(batch["pixels"], model.backbone.image)
+        self.labels = batch["labels"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
+
+
+@functools.cache
+def _network(backbone: str, size: int, dropout: float) -> PreTrainedModel:
+    model = load_backbone(backbone, NAMES, pretrained=False, image_size=size)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and dropout:
+            module.p = dropout
+    return model
+
+
+def network(backbone: str = RESNET, size: int = 32, dropout: float = 0.0) -> PreTrainedModel:
     """Return a small network with random weights, the same each time."""
-    options = {"pretrained": False, "image_size": size, **options}
-    return load_backbone(backbone, NAMES, **options)
+    return copy.deepcopy(_network(backbone, size, dropout))
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
@@ -43,31 +71,41 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **{**quiet, **options})
 
 
-def trainer(folder: Path, phases: Any, model: Any = None, **options: Any) -> TransferTrainer:
-    """Return a trainer of a small network on a few images; `options` of arguments go to them."""
-    model = network() if model is None else model
-    sets = {"train_dataset": images(), "eval_dataset": images(12, seed=1)}
-    own = {k: options.pop(k) for k in list(options) if k in OWN}
-    return TransferTrainer(model, arguments(folder, **options), phases=phases, **{**sets, **own})
-
-
 OWN = (
     "train_dataset", "eval_dataset", "head", "class_weights", "checkpoint_seconds", "callbacks",
     "compute_metrics", "compute_loss_func", "data_collator",
 )  # fmt: skip
 
 
-def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def trainer(folder: Path, phases: Any, model: Any = None, **options: Any) -> TransferTrainer:
+    """Return a trainer of a small network on a few images; the rest of the options go to its
+    arguments."""
+    model = network() if model is None else model
+    own = {"train_dataset": images(), "eval_dataset": images(12, seed=1)}
+    own |= {key: options.pop(key) for key in OWN if key in options}
+    return TransferTrainer(model, arguments(folder, **options), phases=phases, **own)
+
+
+def trained(folder: Path, phases: Any, model: Any = None, **options: Any) -> TransferTrainer:
+    """Return the same after training."""
+    made = trainer(folder, phases, model, **options)
+    made.train()
+    return made
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a copy of every parameter and buffer."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     """Return the names of tensors that differ in any bit."""
+    assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 def untimed(history: Any) -> list[dict[str, Any]]:
-    """Return a report's history without what a clock says."""
+    """Return a Trainer's log or a report's history without what a clock says."""
     timed = ("_runtime", "_per_second")
-    return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in history]
+    rows = [{k: v for k, v in row.items() if not k.endswith(timed)} for row in history]
+    return [row for row in rows if "train_loss" not in row]
