@@ -33,7 +33,7 @@ POINTS = 96  # size at which a letter is rendered, before it is fitted into its 
 BOX, FILL = 64, 44  # side of a rendered letter's box, and of the letter in it
 SOFTNESS = 1.0  # blur of a rendered letter, so that a threshold on it moves the stroke's edge
 CHUNK = 1000  # images bent at a time, to stay in the processor's cache
-BEND = 0.08  # standard deviation of the bending, in halves of an image
+BEND = 0.1  # standard deviation of the bending, in halves of an image
 COARSE, COARSE_PX = 0.5, 8  # share of the images that are scanned coarsely, and how coarsely
 
 Floats = NDArray[np.float32]

@@ -137,6 +137,7 @@ class _Starts:
             lrs=(),
             lr_geometric=None,
             l2_sp=0.0,
+            still_norms=False,
         )
         scratch = make_phases([whole], random.backbone.groups, random.backbone.layout)
         return cls(recipe, random, trained, scratch, transfer)
