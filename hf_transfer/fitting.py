@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_transfer.origins import BackboneError, one_line
 
+FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 FEW = 0.1  # share of a network's scalars that a checkpoint of its architecture may lack
 
 
@@ -35,14 +36,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def weights_in(folder: Path) -> Path:
-    """Return the safetensors file of a saved model. Raises BackboneError."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise BackboneError(
-            f"{folder} has no model.safetensors; save the model again, or set pretrained: false "
-            "for random weights"
-        )
-    return path
+    """Return the file with a saved model's weights, safetensors first. Raises BackboneError."""
+    for name in FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise BackboneError(
+        f"{folder} has no model.safetensors; save the model again, or set pretrained: false for "
+        "random weights"
+    )
 
 
 def bare(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:

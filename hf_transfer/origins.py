@@ -168,8 +168,8 @@ def _reason(what: str, error: BaseException, remedy: str) -> str:
     )  # fmt: skip
     if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in chain):
         return (
-            f"cannot read {what}: it does not exist, or you may not read it; check the name, log in "
-            f"with `hf auth login`, or {remedy}"
+            f"cannot read {what}: it does not exist, or you may not read it; check the name, log "
+            f"in with `hf auth login`, or {remedy}"
         )
     if any(isinstance(cause, unreachable) for cause in chain):
         return f"cannot reach {what}: no connection; {remedy}"

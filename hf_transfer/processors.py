@@ -61,7 +61,9 @@ def _sides(processor: Any) -> tuple[int, int, Any]:
         pct = getattr(processor, "crop_pct", None)
         if pct:  # PoolFormer's
             return cut, int(side / pct), "center"
-        return min(cut, side), side, "center" if short else "squash"
+        if type(processor).__name__.startswith("Levit"):
+            side = int(side * 256 / 224)
+        return cut, max(cut, side), "center" if short else "squash"
     pct = getattr(processor, "crop_pct", None)
     if pct and side < WARPED:  # ConvNext's
         return side, int(side / pct), "center"

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_transfer.building import Backbone, Blueprint
 from hf_transfer.images import ImageSettings
+from hf_transfer.origins import BackboneError
 from hf_transfer.processors import processor_config
 
 KEPT = (  # of timm's pretrained_cfg; where weights came from and old labels are not
@@ -83,6 +84,11 @@ def save_model(model: PreTrainedModel, folder: str | Path) -> None:
 
     The folder appears whole or not at all, and takes the place of one that is there.
     """
+    if not isinstance(getattr(model, "backbone", None), Backbone):
+        raise BackboneError(
+            f"this {type(model).__name__} is not from load_backbone, which knows how it is saved; "
+            "save it with its own save_pretrained"
+        )
     folder = Path(folder)
     beside, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
     for left_over in (beside, old):

@@ -11,13 +11,11 @@ from torch import nn
 
 from hf_transfer.building import Blueprint
 from hf_transfer.decoding import ImageSettings
-from hf_transfer.fitting import fill, read_weights, weights_in
+from hf_transfer.fitting import bare, fill, read_weights, weights_in
 from hf_transfer.networks import network_of
 from hf_transfer.origins import BackboneError, Origin, local_folder, nearest
 from hf_transfer.processors import read_processor, with_input
 from hf_transfer.trace import head_names
-
-AUXILIARY = ("aux", "AuxLogits")  # heads for training from scratch; left out
 
 
 def draw(origin: Origin, image_size: int | None, channels: int | None) -> Blueprint:
@@ -105,10 +103,11 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
     else:
         folder = local_folder(origin)
         state = read_weights(weights or weights_in(folder))
-    state = {key: v for key, v in state.items() if not key.startswith(AUXILIARY)}
     arguments = _arguments(name, own.size)
     with torch.device("meta"):
-        head = head_names(*(network_of(name, n, arguments, own.channels) for n in (2, 3)))
+        pair = [network_of(name, labels, arguments, own.channels) for labels in (2, 3)]
+    head = head_names(*pair)
+    state = bare(state, pair[0].state_dict())
     classes = next((len(state[key]) for key in reversed(head) if key in state), blueprint.classes)
     network = network_of(name, classes, arguments, own.channels)
     fill(network, state, head, str(weights or origin))
