@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.groups import Layout
@@ -100,25 +99,22 @@ def _cost(ten: Layout, eleven: Layout) -> dict[str, Any]:
 
 def _images(name: str) -> dict[str, dict[str, Any]]:
     """Return the pixels' settings by tag; the first, "", is what the name alone means."""
-    from hf_transfer.backbone import Origin, _image_settings
+    from hf_transfer.building import draw
     from hf_transfer.images import ImageSettings
+    from hf_transfer.origins import Origin
 
     source, _, rest = name.partition("/")
     if source == "transformers":
         _, _, image = TRANSFORMERS[rest]
         values = {"size": 224, "mean": IMAGENET[0], "std": IMAGENET[1], "interpolation": "bilinear"}
         return {"": asdict(ImageSettings(**{**values, **image}))}
-    if source == "torchvision":
-        return {"": asdict(_image_settings(Origin(source, rest), None, None))}
-    import timm
+    tags = [""]  # torchvision's weights but for its defaults are seldom named, and not recorded
+    if source == "timm":
+        import timm
 
-    found = {}
-    for tag in ("", *(n.partition(".")[2] for n in timm.list_pretrained(f"{rest}.*"))):
-        settings = timm.get_pretrained_cfg(f"{rest}.{tag}" if tag else rest)
-        assert settings is not None  # timm listed it
-        network = SimpleNamespace(pretrained_cfg=settings.to_dict())
-        found[tag] = asdict(_image_settings(Origin(source, rest), network, None))
-    return found
+        tags += [full.partition(".")[2] for full in timm.list_pretrained(f"{rest}.*")]
+    names = {tag: f"{rest}.{tag}" if tag else rest for tag in tags}
+    return {tag: asdict(draw(Origin(source, full)).image) for tag, full in names.items()}
 
 
 def _is_fixed(network: nn.Module) -> bool:

@@ -27,15 +27,15 @@ def recorded_names() -> tuple[str, ...]:
 def recorded_layout(backbone_id: str, labels: int, image_size: int | None = None) -> Layout | None:
     """Return the layout of a recorded backbone with a head for `labels`, or None.
 
-    `backbone_id` is `timm/NAME[.tag]`, `torchvision/NAME`, `transformers/OWNER/NAME` or a folder
-    whose config.json names a recorded timm architecture. `image_size` is that of the backbone's
-    own weights where it is None.
+    `backbone_id` is `timm/NAME[.tag]`, `torchvision/NAME[.tag]`, `transformers/OWNER/NAME` or a
+    folder whose config.json names a recorded timm architecture. `image_size` None is the size that
+    the backbone's own weights were trained at.
     """
     folder = Path(backbone_id).expanduser()
     if folder.is_dir():
         return _of_folder(folder, labels, image_size)
     name, tag = backbone_id, ""
-    if backbone_id.startswith("timm/"):
+    if not backbone_id.startswith("transformers/"):
         name, _, tag = backbone_id.partition(".")
     record = _read(name)
     image = record["images"].get(tag) if record else None

@@ -152,21 +152,23 @@ def _observed(name: str) -> tuple[nn.Module, Layout]:
         warnings.simplefilter("ignore")  # old names and default arguments; nothing is trained here
         network, other = build(name, 10), build(name, 11)
         try:
-            return network, traced(network, other, _size(network), 10)
+            return network, traced(network, other, _size(name, network), 10)
         except GroupsError:  # some look at numbers while they run (perceiver)
             if name in LEFT_OUT:  # with its weights, ShieldGemma would take 17 GB
                 raise
             network = build(name, 10, device="cpu")
-            return network, traced(network, other, _size(network), 10)
+            return network, traced(network, other, _size(name, network), 10)
 
 
-def _size(network: nn.Module) -> int:
-    """Return the side of the images that a network is made for: 224 where it does not say."""
-    settings = getattr(network, "pretrained_cfg", None)
-    if settings:
-        return int(settings["input_size"][-1])
-    config = getattr(network, "config", None)
-    config = getattr(config, "vision_config", config)
+def _size(name: str, network: nn.Module) -> int:
+    """Return the side of the images that a network is made for: 224 where nobody says."""
+    from hf_transfer.building import draw
+    from hf_transfer.origins import Origin
+
+    source, _, rest = name.partition("/")
+    if source != "transformers":
+        return draw(Origin(source, rest)).image.size
+    config = getattr(network.config, "vision_config", network.config)
     size = getattr(config, "image_size", None) or 224
     return int(size[-1] if isinstance(size, (list, tuple)) else size)
 
@@ -278,7 +280,8 @@ class _Unfilled(TorchFunctionMode):
 
 
 def _build_named(source: str, name: str, labels: int) -> nn.Module:
-    from hf_transfer.backbone import Origin, build_network
+    from hf_transfer.building import build_network
+    from hf_transfer.origins import Origin
 
     return build_network(Origin(source, name), labels)
 

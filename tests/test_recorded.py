@@ -55,13 +55,41 @@ def test_a_tag_brings_its_own_pixels() -> None:
     assert sum(augreg.macs) > 2 * sum(recorded_layout("timm/convnext_base", 3).macs)  # type: ignore[union-attr]
 
 
+def test_a_recorded_layout_is_what_planning_would_trace() -> None:
+    from hf_transfer.backbone import layout_of
+
+    for name in ("timm/resnet10t.c3_in1k", "torchvision/alexnet", "torchvision/resnet18"):
+        assert recorded_layout(name, 5) == layout_of(name, 5), name
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("timm/resnet50", ["layer1", "layer2", "layer3", "layer4"]),
+        ("torchvision/resnet18", ["layer1", "layer2", "layer3", "layer4"]),
+        ("timm/convnext_tiny", [f"stages.{i}" for i in range(4)]),
+        ("timm/swin_tiny_patch4_window7_224", [f"layers.{i}" for i in range(4)]),
+        ("timm/densenet121", [f"features.denseblock{i}" for i in range(1, 5)]),
+        ("timm/regnety_016", [f"s{i}" for i in range(1, 5)]),
+        ("timm/vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)]),
+        ("timm/mobilenetv3_small_100", [f"blocks.{i}" for i in range(5)]),
+        ("timm/efficientnet_b0", [f"blocks.{i}" for i in range(7)]),
+        ("transformers/microsoft/resnet-50", [f"encoder.stages.{i}" for i in range(4)]),
+    ],
+)
+def test_stages_are_called_as_people_call_them(name: str, stages: list[str]) -> None:
+    layout = recorded_layout(name, 5)
+    assert layout is not None
+    assert list(group_layers(layout).stages) == ["stem", *stages, "head"]
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "timm/resnet50.no_such_tag",
         "timm/no_such_network",
         "resnet50",
-        "torchvision/resnet50.a1_in1k",
+        "torchvision/resnet50.NO_SUCH_TAG",
         "../recorded/timm/resnet50",
         "transformers/someone/else",
     ],
