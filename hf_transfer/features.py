@@ -1,232 +1,286 @@
-"""What leaves the frozen prefix: computed once, replayed in every epoch.
+"""What leaves the frozen prefix: computed once, kept on disk, replayed in every epoch.
 
-In a phase that trains nothing but the head, on images that do not vary, everything below the head
-gives the same output in every epoch. It is computed once, and the head is trained on it through
-the model's own forward, so that wrappers and losses stay what they are.
+The model's own forward runs on, from the cut; wrappers, losses and metrics stay what they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hf_transfer import phases
 from hf_transfer.backbone import Backbone
+from hf_transfer.cuts import Crossing, Cut, Player, crossing_values, digest, find_cut
 from hf_transfer.data import ImageSet
-from hf_transfer.images import to_model_input
-from hf_transfer.objective import logits_of
+from hf_transfer.featurestore import Column, StoredFeatures, build_features, open_features
+from hf_transfer.images import augment, to_model_input
 from hf_transfer.phases import Phase
-from hf_transfer.recipe import UserError
+from hf_transfer.pixels import LivePixels, StoredPixels
+from hf_transfer.prefix import view_count, why_live
+from hf_transfer.recipe import Augment, UserError
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-4  # of the logits' scale: replayed and live logits differ by float rounding only
-BATCH = 64
-MEMORY_BYTES = 4 * 2**30  # features that take more are not held: the prefix runs live
+VERSION = 1  # of what a key means
+BATCH = 64  # images computed at once
+SECONDS = 5.0  # between two lines of progress
+LIBRARIES = ("torch", "transformers", "timm", "torchvision")
 
 
-class FeatureSet(Dataset):
-    """Inputs of the head (N, …) with labels (N,); batches like an ImageSet's."""
+class FeaturesError(UserError):
+    """Features that cannot be computed once, where a recipe asks for it."""
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        self.features, self.labels = features, labels
+
+class IndexSet(Dataset[dict[str, Any]]):
+    """The places of images in a set, with their labels (N,); batches like an ImageSet's."""
+
+    def __init__(self, labels: np.ndarray, first: int = 0) -> None:
+        self.labels, self.first = np.asarray(labels, np.int64), first
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        rows = torch.as_tensor(indices)
-        return {"features": self.features[rows], "labels": self.labels[rows]}
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        rows = np.asarray(indices, np.int64)
+        # An array, not a tensor: it stays on the host, where the features are.
+        return {"rows": rows + self.first, "labels": torch.from_numpy(self.labels[rows])}
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {key: value[0] for key, value in self.__getitems__([index]).items()}
-
-
-@dataclass(frozen=True)
-class HeadModule:
-    """The one module that holds the head, and the dropout that acts on its input."""
-
-    path: str
-    dropout: float
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"rows": index + self.first, "labels": int(self.labels[index])}
 
 
-def why_live(phase: Phase, backbone: Backbone, train: Any, evaluation: Any) -> str | None:
-    """Return why a phase's prefix must run in every epoch, or None where once may be enough."""
-    reason = phases.why_live(phase, backbone.layout)
-    if reason is None and not isinstance(train, ImageSet):
-        return "the data set gives no stored pixels"
-    if reason is None and not (evaluation is None or isinstance(evaluation, ImageSet)):
-        return "the validation set gives no stored pixels"
-    return reason
-
-
-# --- the head, found and tried ---------------------------------------------------------------
-
-
-def head_to_replay(
+def cut_phase(
     model: nn.Module,
     backbone: Backbone,
     phase: Phase,
     still: Sequence[nn.Module],
-    train: Any,
-    evaluation: Any,
-) -> HeadModule | None:
-    """Return the head whose inputs a phase can train on; None where its prefix runs live.
+    *datasets: Any,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Cut | str:
+    """Return where a phase's network is cut, or why its frozen prefix runs live."""
+    images = len(datasets[0]) if datasets and hasattr(datasets[0], "__len__") else None
+    reason = why_live(phase, backbone.groups, backbone.layout, images)
+    if reason:
+        return reason
+    if not all(dataset is None or isinstance(dataset, ImageSet) for dataset in datasets):
+        return "the data set gives no stored pixels"
+    size, channels = backbone.image.size, backbone.image.channels
+    device = next(model.parameters()).device
 
-    Raises UserError where the phase insists on cached features and cannot have them.
+    def probe(count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(count)
+        return torch.randn(count, channels, size, size, generator=generator).to(device)
+
+    return find_cut(model, still, probe, context)
+
+
+class Replay:
+    """Stored features of the images of a phase, and the model's forward that takes them.
+
+    `prepare` computes what is not stored; `start` puts `train`, `evaluation` and the forward in
+    place, and `close` puts the model's own back. View v of a training image is varied as in epoch v
+    and serves epochs v, v + views, …
     """
-    found: HeadModule | str | None = why_live(phase, backbone, train, evaluation)
-    if found is None:
-        found = head_module(model, backbone, still, len(train) + len(evaluation or ()))
-    if isinstance(found, HeadModule):
-        return found
-    if phase.spec.features == "cached":
-        raise UserError(
-            f"phase {phase.name}: features: cached is not possible, because {found}; "
-            "write auto or live"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        backbone: Backbone,
+        cut: Cut,
+        phase: Phase,
+        train: ImageSet,
+        evaluation: ImageSet | None,
+        *,
+        seed: int,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        half: bool = False,
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.backbone, self.cut, self.context = model, backbone, cut, context
+        self.augment, self.seed = phase.spec.augment, seed
+        self.half, self.folder = half, folder
+        self.images = [(train, view) for view in range(view_count(phase))]
+        self.images += [] if evaluation is None else [(evaluation, None)]
+        if self.augment == Augment():
+            self.images = [(images, None) for images, _ in self.images]
+        self.train = IndexSet(train.labels)
+        self.evaluation = (
+            None if evaluation is None else IndexSet(evaluation.labels, len(self.train))
         )
-    return None
+        self.views: list[StoredFeatures] = []
+        self.device = next(model.parameters()).device
+
+    def prepare(self, share: tuple[int, int] = (0, 1)) -> None:
+        """Compute and store the features that are missing, of this process's share.
+
+        Raises OSError where they cannot be kept.
+        """
+        weights = self._weights()
+        entries = [self._entry(images, view, weights) for images, view in self.images]
+        if share != (0, 1):
+            for entry in entries:
+                build_features(**entry, share=share)
+        self.entries = entries
+
+    def start(self) -> None:
+        """Open the features and let the model's forward take them."""
+        opened = [open_features(**entry) for entry in self.entries]
+        self.views = opened[: len(opened) - (self.evaluation is not None)]
+        self.held_out = opened[-1]
+        self.player = Player(self.model, self.cut)
+        self.model.forward = self.player.forward
+
+    def close(self) -> None:
+        """Give the model its own forward back."""
+        self.model.__dict__.pop("forward", None)
+
+    def batch(self, inputs: dict[str, Any], epoch: int) -> dict[str, Any]:
+        """Return a batch with features in place of the rows that an IndexSet gave."""
+        rows = np.asarray(inputs.pop("rows"))
+        count = len(self.train)
+        if len(rows) and rows[0] >= count:
+            found = self.held_out[rows - count]
+        else:
+            found = self.views[epoch % len(self.views)][rows]
+        return {**inputs, "features": [value.to(self.device) for value in self._tensors(found)]}
+
+    def training_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return all training features (views * N, D), their labels, and the images they show.
+
+        Raises FeaturesError where an image's features are not one vector.
+        """
+        stored = self.cut.stored
+        if len(stored) != 1 or len(stored[0].shape) != 1:
+            raise FeaturesError("what reaches the head is not one vector for each image")
+        rows = np.arange(len(self.train))
+        parts = [self._tensors(view[rows])[0].float().numpy() for view in self.views]
+        labels = np.tile(self.train.labels, len(parts))
+        return np.concatenate(parts), labels, np.tile(rows, len(parts))
+
+    # --- computing ---------------------------------------------------------------------------
+
+    def _entry(self, images: ImageSet, view: int | None, weights: str) -> dict[str, Any]:
+        """Return the arguments that open one entry of the store."""
+        variation = (repr(self.augment), self.seed, view) if view is not None else ()
+        how = (
+            VERSION, [version(name) for name in LIBRARIES], self.cut.program, weights,
+            repr(self.backbone.image), variation, self.device.type, str(_columns(self.cut, self.half)),
+            str(torch.get_autocast_dtype(self.device.type)) if self._autocasts() else "",
+        )  # fmt: skip
+        key = hashlib.blake2b(repr(how).encode(), digest_size=16)
+        key.update(_identity(images))
+        what = f"{self.backbone.id}, {len(images)} images of {self.backbone.image.size} px"
+        what += f", variation {view}" if view is not None else ""
+        return {
+            "key": key.hexdigest(),
+            "columns": _columns(self.cut, self.half),
+            "rows": len(images),
+            "compute": lambda span: self._computed(images, view, span),
+            "about": what,
+            "root": self.folder,
+        }
+
+    def _weights(self) -> str:
+        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return digest([named[name] for name in self.cut.uses])
+
+    def _autocasts(self) -> bool:
+        with self.context():
+            return torch.is_autocast_enabled(self.device.type)
+
+    def _computed(self, images: ImageSet, view: int | None, span: range) -> list[np.ndarray]:
+        """Return the features of some rows of a set, each column's in one array."""
+        columns = _columns(self.cut, self.half)
+        found = [np.empty((len(span), *column.shape), column.dtype) for column in columns]
+        started = said = time.monotonic()
+        with _evaluating(self.model), torch.no_grad(), self.context():
+            for first in range(0, len(span), BATCH):
+                rows = span[first : first + BATCH]
+                batch = images.__getitems__(rows)
+                pixels = batch["pixels"].to(self.device)
+                if view is None:
+                    values = to_model_input(pixels, self.backbone.image)
+                else:
+                    index = batch["index"].to(self.device)
+                    values = augment(
+                        pixels, index, view, self.seed, self.augment, self.backbone.image
+                    )
+                crossed = crossing_values(self.model, self.cut, values)
+                for array, crossing, value in zip(found, self.cut.stored, crossed, strict=True):
+                    array[first : first + len(rows)] = _array(crossing, value, self.half)
+                if time.monotonic() - said > SECONDS:
+                    said = time.monotonic()
+                    logger.info("features of %d of %d images", rows[-1] + 1, len(images))
+        seconds = time.monotonic() - started
+        logger.info("computed features of %d images in %.1f s", len(span), seconds)
+        return found
+
+    def _tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """Return stored arrays as the tensors that crossed the cut."""
+        found = []
+        for array, crossing in zip(arrays, self.cut.stored, strict=True):
+            tensor = torch.from_numpy(array)
+            if crossing.dtype == torch.bfloat16 and tensor.dtype == torch.int16:
+                tensor = tensor.view(torch.bfloat16)
+            found.append(tensor.to(crossing.dtype))
+        return found
 
 
-@torch.no_grad()
-def head_module(
-    model: nn.Module, backbone: Backbone, still: Sequence[nn.Module], images: int
-) -> HeadModule | str:
-    """Return the head's module, or why its inputs cannot be replayed.
-
-    Tried on random pixels, with dropout and without: what the head makes of its own input is to
-    be what the model says, and `images` such inputs are to fit into memory.
-    """
-    path = backbone.prefix + backbone.layout.head[0].rpartition(".")[0]
-    head = dict(model.named_modules()).get(path)
-    if head is None or head is model:
-        return "the head is no module of its own"
-    image = backbone.image
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, image.channels, image.size, image.size, generator=random)
-    pixels = pixels.to(next(model.parameters()).device)
-    with _put_back(model):
-        model.eval()
-        seen = _seen(model, head, pixels)
-        if isinstance(seen, str):
-            return seen
-        inputs = seen.inputs
-        if not _close(head(inputs), seen.logits):
-            return "the head does not replay to the same logits"
-        model.train()
-        for module in still:
-            module.training = False
-        seen = _seen(model, head, pixels)
-        if isinstance(seen, str):
-            return seen
-        dropout = seen.dropout[0] if seen.dropout else 0.0
-        torch.manual_seed(0)
-        if not _close(head(F.dropout(inputs, dropout, training=True)), seen.logits):
-            return "more than dropout on the head's input varies while it trains"
-    size = inputs[0].numel() * inputs.element_size()
-    if size * images > MEMORY_BYTES:
-        return f"its inputs would take {size * images / 1e9:.1f} GB of memory"
-    return HeadModule(path, dropout)
+def _columns(cut: Cut, half: bool) -> list[Column]:
+    found = []
+    for crossing in cut.stored:
+        dtype = str(crossing.dtype).removeprefix("torch.")
+        if half and dtype == "float32":
+            dtype = "float16"
+        found.append(Column(crossing.shape, "int16" if dtype == "bfloat16" else dtype))
+    return found
 
 
-@dataclass(frozen=True)
-class _Seen:
-    inputs: torch.Tensor  # of the head
-    logits: torch.Tensor
-    dropout: list[float]  # probabilities of the dropout that acted
+def _array(crossing: Crossing, value: Tensor, half: bool) -> np.ndarray:
+    """Return values as they are stored; numpy has no bfloat16, so its bits go as integers."""
+    if value.dtype == torch.bfloat16:
+        return value.view(torch.int16).cpu().numpy()
+    if half and value.dtype == torch.float32:
+        value = value.half()
+        if not torch.isfinite(value).all():
+            raise FeaturesError("features are too large for float16; store them in float32")
+    return value.cpu().numpy()
 
 
-def _seen(model: nn.Module, head: nn.Module, pixels: torch.Tensor) -> _Seen | str:
-    """Run the model once, from a fixed seed, and return what was seen of its head."""
-    caught: list[Any] = []
-    dropout: list[float] = []
-    hooks = [head.register_forward_pre_hook(_catch(caught), with_kwargs=True)]
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and module.p and module.training:
-            hooks.append(module.register_forward_hook(lambda m, *_: dropout.append(m.p)))
-    torch.manual_seed(0)
-    try:
-        logits = logits_of(model(pixel_values=pixels))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(caught) != 1 or not isinstance(caught[0], torch.Tensor):
-        return "the head is not called once, with one tensor"
-    return _Seen(caught[0], logits, dropout)
-
-
-def _catch(found: list[Any]) -> Callable[..., None]:
-    """Return a hook that notes every argument of a module's call."""
-
-    def hook(module: nn.Module, args: Sequence[Any], named: Mapping[str, Any]) -> None:
-        found.extend([*args, *named.values()])
-
-    return hook
+def _identity(images: ImageSet) -> bytes:
+    """Return a digest of the pixels that a set shows, from their store's key where there is one."""
+    found = hashlib.blake2b(digest_size=16)
+    pixels = images.pixels
+    if isinstance(pixels, StoredPixels):
+        found.update(f"{pixels.path.parent.name}{pixels.stored}".encode())
+        found.update(np.ascontiguousarray(pixels.rows, np.int64))
+    elif isinstance(pixels, LivePixels):
+        for row in pixels.rows:
+            found.update(pixels.found.identity(int(row)).encode(errors="surrogateescape") + b"\n")
+    else:
+        found.update(repr(pixels.shape).encode())
+        for first in range(0, len(pixels), BATCH):
+            found.update(np.ascontiguousarray(pixels[first : first + BATCH]))
+    return found.digest()
 
 
 @contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    """Undo what happens to modes, buffers and random numbers inside."""
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold the model in evaluation mode, then give every module its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices):
-            yield
+        model.eval()
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for buffer, value in buffers:
-            buffer.copy_(value)
-
-
-def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    scale = other.abs().max().clamp(min=1e-6)
-    return bool((one - other).abs().max() <= TOLERANCE * scale)
-
-
-# --- replay ----------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def head_inputs(
-    model: nn.Module, path: str, images: ImageSet, backbone: Backbone, autocast: Any = nullcontext
-) -> FeatureSet:
-    """Return what reaches the head for every image of a set, in evaluation mode, in order."""
-    device = next(model.parameters()).device
-    rows: list[torch.Tensor] = []
-    with _put_back(model):
-        model.eval()
-        for start in range(0, len(images), BATCH):
-            batch = images.__getitems__(range(start, min(start + BATCH, len(images))))
-            caught: list[torch.Tensor] = []
-            hook = model.get_submodule(path).register_forward_pre_hook(
-                _catch(caught), with_kwargs=True
-            )
-            try:
-                with autocast():
-                    model(pixel_values=to_model_input(batch["pixels"].to(device), backbone.image))
-            finally:
-                hook.remove()
-            rows.append(caught[0].cpu())
-    return FeatureSet(torch.cat(rows), torch.as_tensor(images.labels))
-
-
-def replay(model: nn.Module, head: HeadModule) -> None:
-    """Have the model's forward take the head's inputs, until its `forward` is put back."""
-    module = model.get_submodule(head.path)
-
-    def forward(features: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
-        return {"logits": module(F.dropout(features, head.dropout, training=model.training))}
-
-    model.forward = forward

@@ -211,6 +211,7 @@ class TransferTrainer(Trainer):
 
     def _unwrap(self) -> None:
         """Drop wrapper, optimizer and scheduler, so that the next `train()` builds them anew."""
+        wrapped = self.model_wrapped is not self.model
         self.model = self.accelerator.unwrap_model(
             self.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
         )
@@ -221,7 +222,9 @@ class TransferTrainer(Trainer):
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.callback_handler.train_dataloader = self.callback_handler.eval_dataloader = None
         self.__dict__.pop("_eval_dataloaders", None)  # persistent ones, of other data perhaps
-        self.accelerator.free_memory()
+        self.accelerator._models.clear()  # evaluation then prepares the model as training does
+        if wrapped:
+            self.accelerator.free_memory()  # collects garbage, which takes half a second
 
     def _forward_back(self) -> None:
         """Give the model the forward that it came with."""

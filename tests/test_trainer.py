@@ -256,6 +256,7 @@ def test_every_method_that_is_overridden_is_still_called_upstream():
         "self._eval_dataloaders",
         "self.current_gradient_accumulation_steps",
         "run_dir = self.args.output_dir",
+        "len(self.accelerator._models) == 0",
         "self.label_smoother is not None",
     ):
         assert text in source, text
@@ -397,8 +398,7 @@ def test_gradual_thaws_from_the_top_and_each_phase_moves_just_its_own(tmp_path):
 
     done = trained(tmp_path, [gradual], model, callbacks=[Note()])
     names = [report.name for report in done.reports]
-    assert names == ["head", "last-1-stage", "last-2-stages", "last-3-stages", "all"][: len(names)]
-    assert len(names) >= 4
+    assert names == ["head", "last-1-stage", *(f"last-{i}-stages" for i in (2, 3, 4)), "all"]
     for i, (phase, (rate, moved)) in enumerate(zip(done.phases, seen, strict=True)):
         assert rate == pytest.approx(1e-3 * 0.5**i)
         assert moved == {model.backbone.prefix + name for name in phase.parameters}
@@ -459,13 +459,13 @@ def test_each_optimizer_and_schedule_of_a_recipe_trains(tmp_path):
 
     ends = []
     for optimizer in OPTIMIZERS:
-        done = trained(tmp_path, [{**HEAD, "optimizer": optimizer, "lr": 1e-3}])
-        ends.append(state(done.model))
+        phase = {**HEAD, "optimizer": optimizer, "lr": 1e-3}
+        ends.append(state(trained(tmp_path, [phase], eval_dataset=None).model))
     for schedule in SCHEDULES:
         warmup = 0.3 if schedule == "constant_with_warmup" else 0.0
         phase = {**HEAD, "schedule": schedule, "warmup": warmup, "lr": 1e-3}
-        ends.append(state(trained(tmp_path, [phase]).model))
-    ends = [end for i, end in enumerate(ends) if i != len(OPTIMIZERS) + SCHEDULES.index("cosine")]
+        ends.append(state(trained(tmp_path, [phase], eval_dataset=None).model))
+    del ends[len(OPTIMIZERS) + SCHEDULES.index("linear")]  # what TrainingArguments take
     for i, one in enumerate(ends):
         assert all(changed(one, other) for other in ends[i + 1 :]), i
 
@@ -496,10 +496,11 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path, extra, weights):
     for batch_size, accumulate in ((12, 1), (4, 3)):
         model = network(VIT)
         phase = {**COLD, **extra, "batch_size": batch_size, "accumulate": accumulate}
+        phase |= {"optimizer": "sgd", "lr": 0.1}  # Adam makes much of rounding near zero
         trained(tmp_path, [phase], model, class_weights=weights, eval_dataset=None)
         ends.append(state(model))
     for name, value in ends[0].items():
-        assert torch.allclose(value, ends[1][name], rtol=1e-5, atol=2e-5), name
+        assert torch.allclose(value, ends[1][name], rtol=1e-5, atol=1e-6), name
 
 
 def test_a_loss_function_of_the_users_is_used_with_the_pull_of_l2_sp(tmp_path):
@@ -668,5 +669,5 @@ def test_one_line_a_phase_says_what_trains_and_at_which_rates(tmp_path, caplog):
         trained(tmp_path, [HEAD])
     lines = [r.getMessage() for r in caplog.records if r.name == "hf_transfer.trainer"]
     assert len(lines) == 1
-    assert lines[0].startswith("phase 1 head: head; 1,")
+    assert lines[0].startswith("phase 1 head: head; 291 of 372,979 parameters")
     assert "rates 0.01 to 0.01" in lines[0]
