@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
-from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming
+from hf_transfer import checkpoints, freezing, inputs, objective, replay, resuming
 from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import describe
 from hf_transfer.checkpoints import Checkpoint, publish, write_phase
@@ -236,16 +236,15 @@ class TransferTrainer(Trainer):
     def _features(self, phase: Phase) -> Iterator[None]:
         """Train on what leaves the frozen prefix, computed once; where not possible, on images."""
         images = self.train_dataset, self.eval_dataset
-        head = features.head_to_replay(self.model, self.backbone, phase, self._still, *images)
+        head = replay.head_to_replay(self.model, self.backbone, phase, self._still, *images)
         try:
             if head is not None:
                 autocast = self.accelerator.autocast
                 self.train_dataset, self.eval_dataset = (
-                    one
-                    and features.head_inputs(self.model, head.path, one, self.backbone, autocast)
+                    one and replay.head_inputs(self.model, head.path, one, self.backbone, autocast)
                     for one in images
                 )
-                features.replay(self.model, head)
+                replay.replay(self.model, head)
                 self._replays = True
             yield
         finally:
