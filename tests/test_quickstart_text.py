@@ -26,7 +26,8 @@ def test_each_verdict_follows_from_the_gains_of_the_seeds() -> None:
     said = conclusion([PAYS, MEETS, COSTS])
     assert said.startswith(
         "Transfer pays at 2 per class: fine-tuning beats from scratch (+0.110); "
-        "at 10 fine-tuning and from scratch meet (+0.005); at 50 from scratch beats fine-tuning (-0.020). "
+        "at 10 fine-tuning and from scratch meet (+0.005); "
+        "at 50 from scratch beats fine-tuning (-0.020). "
     )
     assert said.endswith("Frozen features fall behind fine-tuning at 10 and 50.")
 
