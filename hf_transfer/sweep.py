@@ -152,15 +152,15 @@ def _observed(name: str) -> tuple[nn.Module, Layout]:
         warnings.simplefilter("ignore")  # old names and default arguments; nothing is trained here
         network, other = build(name, 10), build(name, 11)
         try:
-            return network, traced(network, other, _size(name, network), 10)
+            return network, traced(network, other, size_of(name, network), 10)
         except GroupsError:  # some look at numbers while they run (perceiver)
             if name in LEFT_OUT:  # with its weights, ShieldGemma would take 17 GB
                 raise
             network = build(name, 10, device="cpu")
-            return network, traced(network, other, _size(name, network), 10)
+            return network, traced(network, other, size_of(name, network), 10)
 
 
-def _size(name: str, network: nn.Module) -> int:
+def size_of(name: str, network: nn.Module) -> int:
     """Return the side of the images that a network is made for: 224 where nobody says."""
     from hf_transfer.building import draw
     from hf_transfer.origins import Origin

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from hf_transfer.groups import GroupsError, Layout
+from hf_transfer.groups import GroupsError, Layout, group_layers
 from hf_transfer.trace import head_names, is_norm, trace_layout
 
 
@@ -197,3 +198,62 @@ def test_norms_of_every_library_are_known() -> None:
     layout = traced(network, size=64)
     held = {path for path, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
     assert held <= set(layout.norms)
+
+
+class _FirstTouch(TorchFunctionMode):
+    """Another way to see the order: the first operation of any kind that is given a parameter."""
+
+    looks = ("__get__", "size", "dim", "numel", "is_floating_point", "is_complex", "stride")
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(p): name for name, p in network.named_parameters()}
+        self.order: dict[str, int] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if getattr(func, "__name__", "") not in self.looks:
+            self._note([*args, *(kwargs or {}).values()])
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, values: list[object]) -> None:
+        for value in values:
+            if isinstance(value, (list, tuple)):
+                self._note([*value])
+            elif id(value) in self.names:
+                self.order.setdefault(self.names[id(value)], len(self.order))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/volo_d1_224",
+        "timm/levit_128",
+        "timm/beit_base_patch16_224",
+        "timm/swinv2_tiny_window8_256",
+        "timm/cspresnext50",
+        "timm/dla60",
+        "timm/crossvit_9_240",
+        "timm/hrnet_w18_small",
+        "timm/coat_tiny",
+        "timm/eva02_tiny_patch14_224",
+        "torchvision/maxvit_t",
+        "transformers/swinv2",
+        "transformers/cvt",
+    ],
+)
+def test_groups_are_in_order_by_another_way_of_seeing_it(name: str) -> None:
+    from hf_transfer.sweep import build, size_of, traced
+
+    network = build(name, 5).eval()
+    size = size_of(name, network)
+    layout = traced(network, build(name, 6), size, 5)
+    touch = _FirstTouch(network)
+    with torch.no_grad(), touch:
+        network(torch.zeros(1, 3, size, size, device="meta"))
+    assert {n for n, _ in layout.parameters} - set(layout.unused) == set(touch.order)
+    last = -1
+    for group in group_layers(layout).groups:
+        aside = {*layout.head, *layout.unused}
+        places = [touch.order[n] for n in group.parameters if n not in aside]
+        assert min(places, default=last) >= last, group.name
+        last = max(places, default=last)
