@@ -63,7 +63,7 @@ def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) ->
         "label_smoothing": args.label_smoothing_factor,
         "max_grad_norm": args.max_grad_norm,
     }
-    given = {"epochs", "steps"} & set(phase)
+    given = {"epochs", "steps", "solve"} & set(phase)
     return parse_phase({**defaults, **({} if given else length), **phase})
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hf_transfer.backbone import Backbone
-from hf_transfer.cuts import Crossing, Cut, Player, crossing_values, digest, find_cut
+from hf_transfer.cuts import Context, Crossing, Cut, Player, crossing_values, digest, find_cut
 from hf_transfer.data import ImageSet
 from hf_transfer.featurestore import Column, StoredFeatures, build_features, open_features
 from hf_transfer.images import augment, to_model_input
 from hf_transfer.phases import Phase
 from hf_transfer.pixels import LivePixels, StoredPixels
 from hf_transfer.prefix import view_count, why_live
+from hf_transfer.processes import Processes
 from hf_transfer.recipe import Augment, UserError
 
 logger = logging.getLogger(__name__)
@@ -59,21 +60,61 @@ class IndexSet(Dataset[dict[str, Any]]):
         return {"rows": index + self.first, "labels": int(self.labels[index])}
 
 
-def cut_phase(
+def replay_of(
     model: nn.Module,
     backbone: Backbone,
     phase: Phase,
     still: Sequence[nn.Module],
-    *datasets: Any,
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    train: Any,
+    evaluation: Any,
+    *,
+    seed: int,
+    context: Context = nullcontext,
+    processes: Processes | None = None,
+) -> Replay | None:
+    """Return what a phase trains on in place of images, computed; None where it runs live.
+
+    All processes call this together and get the same answer. Raises FeaturesError where the phase
+    insists on cached features, or on an exact head, and cannot have them.
+    """
+    processes = processes or Processes()
+    cut = _cut(model, backbone, phase, still, train, evaluation, context)
+    reason = cut if isinstance(cut, str) else ""
+    replay = None
+    if isinstance(cut, Cut):
+        replay = Replay(model, backbone, cut, phase, train, evaluation, seed=seed, context=context)
+        try:
+            replay.compute((processes.rank, processes.count))
+        except OSError as error:
+            reason = error.strerror or str(error)
+    if processes.most(int(bool(reason))):
+        reason = reason or "another process cannot keep its features"
+        wanted = "solve: lbfgs" if phase.spec.solve else "features: cached"
+        if phase.spec.features == "cached" or phase.spec.solve:
+            raise FeaturesError(f"phase {phase.name}: {wanted} is not possible, because {reason}")
+        logger.info("phase %s: what is frozen runs in every epoch: %s", phase.name, reason)
+        return None
+    return replay
+
+
+def _cut(
+    model: nn.Module,
+    backbone: Backbone,
+    phase: Phase,
+    still: Sequence[nn.Module],
+    train: Any,
+    evaluation: Any,
+    context: Context,
 ) -> Cut | str:
     """Return where a phase's network is cut, or why its frozen prefix runs live."""
-    images = len(datasets[0]) if datasets and hasattr(datasets[0], "__len__") else None
+    images = len(train) if hasattr(train, "__len__") else None
     reason = why_live(phase, backbone.groups, backbone.layout, images)
     if reason:
         return reason
-    if not all(dataset is None or isinstance(dataset, ImageSet) for dataset in datasets):
+    if not isinstance(train, ImageSet):
         return "the data set gives no stored pixels"
+    if not (evaluation is None or isinstance(evaluation, ImageSet)):
+        return "the validation set gives no stored pixels"
     size, channels = backbone.image.size, backbone.image.channels
     device = next(model.parameters()).device
 
@@ -85,11 +126,11 @@ def cut_phase(
 
 
 class Replay:
-    """Stored features of the images of a phase, and the model's forward that takes them.
+    """Features of the images of a phase, and the model's forward that takes them.
 
-    `prepare` computes what is not stored; `start` puts `train`, `evaluation` and the forward in
-    place, and `close` puts the model's own back. View v of a training image is varied as in epoch v
-    and serves epochs v, v + views, …
+    `train` and `evaluation` stand for the sets of images; `batch` puts features in place of the
+    rows that they give. View v of a training image is varied as in epoch v, and serves the epochs
+    v, v + views, v + 2 views, …
     """
 
     def __init__(
@@ -102,68 +143,74 @@ class Replay:
         evaluation: ImageSet | None,
         *,
         seed: int,
-        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        context: Context = nullcontext,
         half: bool = False,
         folder: Path | None = None,
     ) -> None:
         self.model, self.backbone, self.cut, self.context = model, backbone, cut, context
-        self.augment, self.seed = phase.spec.augment, seed
-        self.half, self.folder = half, folder
-        self.images = [(train, view) for view in range(view_count(phase))]
-        self.images += [] if evaluation is None else [(evaluation, None)]
-        if self.augment == Augment():
-            self.images = [(images, None) for images, _ in self.images]
-        self.train = IndexSet(train.labels)
-        self.evaluation = (
-            None if evaluation is None else IndexSet(evaluation.labels, len(self.train))
-        )
+        self.augment, self.seed, self.half, self.folder = phase.spec.augment, seed, half, folder
+        varied = self.augment != Augment()
+        self.images: list[tuple[ImageSet, int | None]] = [
+            (train, view if varied else None) for view in range(view_count(phase))
+        ]
         self.views: list[StoredFeatures] = []
+        self.held_out: StoredFeatures | None = None
+        self.train = IndexSet(train.labels)
+        self.evaluation = None
+        if evaluation is not None:
+            self.images.append((evaluation, None))
+            self.evaluation = IndexSet(evaluation.labels, len(self.train))
         self.device = next(model.parameters()).device
 
-    def prepare(self, share: tuple[int, int] = (0, 1)) -> None:
-        """Compute and store the features that are missing, of this process's share.
+    def compute(self, share: tuple[int, int] = (0, 1)) -> None:
+        """Compute and store the features of this process's share that are not stored yet.
 
-        Raises OSError where they cannot be kept.
+        Raises StoreError where they cannot be kept.
         """
         weights = self._weights()
-        entries = [self._entry(images, view, weights) for images, view in self.images]
-        if share != (0, 1):
-            for entry in entries:
-                build_features(**entry, share=share)
-        self.entries = entries
+        self.entries = [self._entry(images, view, weights) for images, view in self.images]
+        for entry in self.entries if share[1] > 1 else ():
+            build_features(**entry, share=share)
+        if share[1] == 1:
+            self._open()
 
     def start(self) -> None:
-        """Open the features and let the model's forward take them."""
-        opened = [open_features(**entry) for entry in self.entries]
-        self.views = opened[: len(opened) - (self.evaluation is not None)]
-        self.held_out = opened[-1]
-        self.player = Player(self.model, self.cut)
-        self.model.forward = self.player.forward
+        """Let the model's forward take features; until it is put back, images no more."""
+        if not self.views:
+            self._open()
+        player = Player(self.model, self.cut)
 
-    def close(self) -> None:
-        """Give the model its own forward back."""
-        self.model.__dict__.pop("forward", None)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return player.forward(*args, **kwargs)
+
+        self.model.forward = forward  # a bound method would be bound again, to the model
+
+    def _open(self) -> None:
+        opened = [open_features(**entry) for entry in self.entries]
+        if self.evaluation is not None:
+            self.held_out = opened.pop()
+        self.views = opened
 
     def batch(self, inputs: dict[str, Any], epoch: int) -> dict[str, Any]:
         """Return a batch with features in place of the rows that an IndexSet gave."""
-        rows = np.asarray(inputs.pop("rows"))
-        count = len(self.train)
-        if len(rows) and rows[0] >= count:
+        rows, count = np.asarray(inputs["rows"]), len(self.train)
+        kept = {key: value for key, value in inputs.items() if key != "rows"}
+        if self.held_out is not None and rows[0] >= count:
             found = self.held_out[rows - count]
         else:
             found = self.views[epoch % len(self.views)][rows]
-        return {**inputs, "features": [value.to(self.device) for value in self._tensors(found)]}
+        return {**kept, "features": self._tensors(found)}
 
     def training_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return all training features (views * N, D), their labels, and the images they show.
 
         Raises FeaturesError where an image's features are not one vector.
         """
-        stored = self.cut.stored
-        if len(stored) != 1 or len(stored[0].shape) != 1:
-            raise FeaturesError("what reaches the head is not one vector for each image")
+        shapes = [crossing.shape for crossing in self.cut.stored]
+        if len(shapes) != 1 or sum(side > 1 for side in shapes[0]) > 1:
+            raise FeaturesError("solve: lbfgs needs one vector of features for each image")
         rows = np.arange(len(self.train))
-        parts = [self._tensors(view[rows])[0].float().numpy() for view in self.views]
+        parts = [self._tensors(view[rows])[0].float().flatten(1).numpy() for view in self.views]
         labels = np.tile(self.train.labels, len(parts))
         return np.concatenate(parts), labels, np.tile(rows, len(parts))
 
@@ -172,10 +219,11 @@ class Replay:
     def _entry(self, images: ImageSet, view: int | None, weights: str) -> dict[str, Any]:
         """Return the arguments that open one entry of the store."""
         variation = (repr(self.augment), self.seed, view) if view is not None else ()
+        columns = _columns(self.cut, self.half)
+        low = str(torch.get_autocast_dtype(self.device.type)) if self._autocasts() else ""
         how = (
             VERSION, [version(name) for name in LIBRARIES], self.cut.program, weights,
-            repr(self.backbone.image), variation, self.device.type, str(_columns(self.cut, self.half)),
-            str(torch.get_autocast_dtype(self.device.type)) if self._autocasts() else "",
+            repr(self.backbone.image), variation, self.device.type, str(columns), low,
         )  # fmt: skip
         key = hashlib.blake2b(repr(how).encode(), digest_size=16)
         key.update(_identity(images))
@@ -183,7 +231,7 @@ class Replay:
         what += f", variation {view}" if view is not None else ""
         return {
             "key": key.hexdigest(),
-            "columns": _columns(self.cut, self.half),
+            "columns": columns,
             "rows": len(images),
             "compute": lambda span: self._computed(images, view, span),
             "about": what,

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
-from hf_transfer import checkpoints, freezing, inputs, objective, replay, resuming
+from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming
 from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import describe
 from hf_transfer.checkpoints import Checkpoint, publish, write_phase
@@ -90,7 +90,8 @@ class TransferTrainer(Trainer):
         self._best: dict[str, torch.Tensor] | None = None
         self._start: dict[str, torch.Tensor] = {}
         self._about: dict[str, Any] = {}
-        self._replays = self._saving = False
+        self._saving = False
+        self._replay: features.Replay | None = None
         self.remove_callback(PrinterCallback)  # a library does not print
         self.watch = PhaseWatch(self, checkpoint_seconds)
         self.add_callback(self.watch)
@@ -160,7 +161,7 @@ class TransferTrainer(Trainer):
             proof = self._prove(phase, before)
             seconds = time.monotonic() - self._began
             report = phase_report(
-                phase, self.backbone, self.state, proof, seconds, cached=self._replays
+                phase, self.backbone, self.state, proof, seconds, cached=self._replay is not None
             )
             self.reports.append(report)
             if self.watch.saves:
@@ -236,20 +237,26 @@ class TransferTrainer(Trainer):
     def _features(self, phase: Phase) -> Iterator[None]:
         """Train on what leaves the frozen prefix, computed once; where not possible, on images."""
         images = self.train_dataset, self.eval_dataset
-        head = replay.head_to_replay(self.model, self.backbone, phase, self._still, *images)
+        ours = self.data_collator is collate  # another may do anything with the pixels
         try:
-            if head is not None:
-                autocast = self.accelerator.autocast
-                self.train_dataset, self.eval_dataset = (
-                    one and replay.head_inputs(self.model, head.path, one, self.backbone, autocast)
-                    for one in images
-                )
-                replay.replay(self.model, head)
-                self._replays = True
+            self._replay = features.replay_of(
+                self.model,
+                self.backbone,
+                phase,
+                self._still,
+                images[0] if ours else None,
+                images[1],
+                seed=self.args.seed,
+                context=self.accelerator.autocast,
+                processes=self.processes,
+            )
+            if self._replay is not None:
+                self.train_dataset, self.eval_dataset = self._replay.train, self._replay.evaluation
+                self._replay.start()
             yield
         finally:
             self.train_dataset, self.eval_dataset = images
-            self._replays = False
+            self._replay = None
             self._forward_back()
 
     # --- what Trainer calls -------------------------------------------------------------------
@@ -274,6 +281,8 @@ class TransferTrainer(Trainer):
 
     def _prepare_inputs(self, inputs_: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of stored pixels into the model's input, varied while training."""
+        if self._replay is not None and "rows" in inputs_:
+            inputs_ = self._replay.batch(inputs_, int(self.state.epoch or 0))
         batch = super()._prepare_inputs(inputs_)
         if "pixels" not in batch:
             return batch
@@ -301,7 +310,7 @@ class TransferTrainer(Trainer):
         soft = inputs.pop("soft_labels", None)
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.class_weights is None
-        plain = plain and not self._replays and isinstance(self.model, PreTrainedModel)
+        plain = plain and isinstance(self.model, PreTrainedModel)
         if plain or self.compute_loss_func is not None:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss, outputs = loss if return_outputs else (loss, None)

@@ -1,0 +1,329 @@
+"""Features on disk, keyed by everything they depend on; computed once, never stale or torn.
+
+An entry is a folder of .npy files, each a span of rows (a shard) with its checksum in its name.
+A file is written aside and renamed into place, so it is there whole or not at all: an interrupted
+build goes on where it stopped, several processes may each build a part, and two runs that build
+the same entry write the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+SHARD_BYTES = 64 * 2**20  # of one file; what building holds in memory
+MAPPED_BYTES = 64 * 2**20  # read through a map before its pages are given back
+LIMIT_BYTES = 50 * 10**9  # of all entries together, unless HF_TRANSFER_CACHE_GB says otherwise
+FREE_SHARE = 0.9  # of the free disk that features may take
+ABOUT = "about.json"
+ABANDONED_SECONDS = 24 * 3600  # a build that was killed leaves its unfinished file behind
+
+Compute = Callable[[range], Sequence[np.ndarray]]
+
+
+class StoreError(OSError):
+    """Features that cannot be kept: no room, or no permission."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of an entry's arrays: `shape` of a row, and its dtype in numpy's words."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class StoredFeatures:
+    """Rows on disk: `[rows]` gives an array (B, …) for each column. Memory stays flat."""
+
+    def __init__(self, shards: Sequence[Sequence[Path]], columns: Sequence[Column], step: int):
+        self.step = step  # rows in each shard but the last
+        self._read = 0
+        self._maps: list[mmap.mmap] = []
+        self._arrays: list[list[np.ndarray]] = [
+            [self._mapped(path, column) for path in paths]
+            for paths, column in zip(shards, columns, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return sum(len(array) for array in self._arrays[0])
+
+    def __getitem__(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        rows = np.asarray(rows)
+        found = tuple(self._taken(arrays, rows) for arrays in self._arrays)
+        self._read += sum(array.nbytes for array in found)
+        if self._read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            for one in self._maps:
+                one.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return found
+
+    def _taken(self, arrays: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+        if len(arrays) == 1:
+            return arrays[0][rows]
+        found = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
+        shards, places = np.divmod(rows, self.step)
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            found[here] = arrays[shard][places[here]]
+        return found
+
+    def _mapped(self, path: Path, column: Column) -> np.ndarray:
+        with path.open("rb") as file:
+            found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps.append(found)
+        start = len(found) - _rows_of(path) * column.row_bytes
+        flat = np.frombuffer(found, np.dtype(column.dtype), offset=start)
+        return flat.reshape(-1, *column.shape)
+
+
+def build_features(
+    key: str,
+    columns: Sequence[Column],
+    rows: int,
+    compute: Compute,
+    *,
+    about: str = "",
+    root: Path | None = None,
+    limit_bytes: int | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> list[list[Path]]:
+    """Compute those shards of an entry that are not there or do not hold; return their files.
+
+    `compute(range)` gives one array (len(range), …) for each column. `share` is (i, n): only every
+    n-th shard, from the i-th on, is looked at. Raises StoreError where the features are larger than
+    the limit, the disk is full, or the folder cannot be written.
+    """
+    root = root or default_folder()
+    spans = _spans(columns, rows)
+    folder = root / key
+    found = []
+    try:
+        for number in range(share[0], len(spans), share[1]):
+            files = _held(folder, columns, spans[number])
+            if not files:
+                left = rows - spans[number].start
+                _make_room(root, key, left * _row_bytes(columns), limit_bytes)
+                folder.mkdir(parents=True, exist_ok=True)
+                _write_text(folder / ABOUT, json.dumps({"about": about, "rows": rows}))
+                files = _build(folder, columns, spans[number], compute)
+            found.append(files)
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(error.errno, f"{root}: {error.strerror or error}") from error
+    return found
+
+
+def open_features(
+    key: str, columns: Sequence[Column], rows: int, compute: Compute, **options: Any
+) -> StoredFeatures:
+    """Return an entry's rows, building what is missing; `options` and errors: `build_features`."""
+    files = build_features(key, columns, rows, compute, **options)
+    try:
+        step = len(_spans(columns, rows)[0]) if rows else 1
+        features = StoredFeatures(list(zip(*files, strict=True)), columns, step)
+        os.utime((options.get("root") or default_folder()) / key)  # used now: others go first
+    except OSError as error:
+        raise StoreError(error.errno, f"features {key}: {error.strerror or error}") from error
+    return features
+
+
+def _row_bytes(columns: Sequence[Column]) -> int:
+    return sum(column.row_bytes for column in columns)
+
+
+def _spans(columns: Sequence[Column], rows: int) -> list[range]:
+    """Return the rows of each shard."""
+    step = max(1, SHARD_BYTES // max(1, _row_bytes(columns)))
+    return [range(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def default_folder() -> Path:
+    """Return where features are kept: $HF_TRANSFER_CACHE/features or ~/.cache/hf_transfer's."""
+    root = os.environ.get("HF_TRANSFER_CACHE")
+    place = Path(root).expanduser() if root else Path.home() / ".cache" / "hf_transfer"
+    return place / "features"
+
+
+# --- shards ------------------------------------------------------------------------------------
+
+
+def _stem(column: int, span: range) -> str:
+    return f"{column}-{span.start:010d}-{len(span)}"
+
+
+def _rows_of(path: Path) -> int:
+    return int(path.stem.split("-")[2])
+
+
+def _held(folder: Path, columns: Sequence[Column], span: range) -> list[Path]:
+    """Return a shard's files, one for each column, if all are there and hold; else none."""
+    found = []
+    for number, column in enumerate(columns):
+        held = [p for p in folder.glob(f"{_stem(number, span)}-*.npy") if _holds(p, column, span)]
+        if not held:
+            return []
+        found.append(min(held))
+    return found
+
+
+def _holds(path: Path, column: Column, span: range) -> bool:
+    """Return whether a file is what was written, to the last bit; remove it where it is not."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        sound = array.shape == (len(span), *column.shape) and array.dtype == np.dtype(column.dtype)
+        sound = sound and path.stem.rpartition("-")[2] == _checksum(array)
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        sound = False
+    if not sound:
+        logger.warning("%s is not what was written and is built again", path)
+        path.unlink(missing_ok=True)
+    return sound
+
+
+def _checksum(array: np.ndarray) -> str:
+    return f"{zlib.crc32(array.reshape(-1).view(np.uint8)):08x}"
+
+
+def _build(folder: Path, columns: Sequence[Column], span: range, compute: Compute) -> list[Path]:
+    """Compute a shard and put its files in place."""
+    found = []
+    for number, (array, column) in enumerate(zip(compute(span), columns, strict=True)):
+        if array.shape != (len(span), *column.shape) or array.dtype != np.dtype(column.dtype):
+            raise ValueError(f"features are {array.dtype} {array.shape}, expected {column}")
+        array = np.ascontiguousarray(array)
+        place = folder / f"{_stem(number, span)}-{_checksum(array)}.npy"
+        folder.mkdir(parents=True, exist_ok=True)  # another run may have made room just now
+        descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, place)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
+        found.append(place)
+    return found
+
+
+def _write_text(path: Path, text: str) -> None:
+    descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text + "\n")
+    os.replace(aside, path)
+
+
+# --- room --------------------------------------------------------------------------------------
+
+
+def _make_room(root: Path, key: str, needed: int, limit_bytes: int | None) -> None:
+    """Remove the entries that were not used for longest until `needed` bytes more fit."""
+    limit = limit_from_environment() if limit_bytes is None else limit_bytes
+    place = next(p for p in (root, *root.parents) if p.exists())
+    _sweep(root)
+    entries = [entry for entry in cache_entries(root) if entry.key != key]
+    own = cache_entry(root / key).size_bytes if (root / key).is_dir() else 0
+    used = sum(entry.size_bytes for entry in entries)
+    free = shutil.disk_usage(place).free * FREE_SHARE
+    if needed + own > limit or needed > free + used:
+        raise StoreError(
+            errno.ENOSPC,
+            f"{needed / 1e9:.1f} GB of features do not fit: the limit is {limit / 1e9:.1f} GB "
+            f"(HF_TRANSFER_CACHE_GB) and {free / 1e9:.1f} GB are free",
+        )
+    while entries and (used + own + needed > limit or needed > free):
+        oldest = entries.pop()
+        logger.info("removing features not used for longest: %s", oldest.about or oldest.key)
+        shutil.rmtree(root / oldest.key, ignore_errors=True)
+        used -= oldest.size_bytes
+        free += oldest.size_bytes
+
+
+def _sweep(root: Path) -> None:
+    """Remove the unfinished files that builds left behind when they were killed."""
+    for path in root.glob("*/.*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
+
+
+def limit_from_environment() -> int:
+    """Return the most bytes that all features together may take. Raises StoreError."""
+    text = os.environ.get("HF_TRANSFER_CACHE_GB")
+    if text is None:
+        return LIMIT_BYTES
+    try:
+        return int(float(text) * 1e9)
+    except ValueError:
+        raise StoreError(
+            errno.EINVAL, f"HF_TRANSFER_CACHE_GB is {text!r}; write a number of gigabytes"
+        ) from None
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """Features of one set of images, as `hf-transfer cache` lists them."""
+
+    key: str
+    about: str
+    size_bytes: int
+    used: float  # seconds since 1970
+
+
+def cache_entries(root: Path | None = None) -> list[CacheEntry]:
+    """Return what is kept, the last used first."""
+    root = root or default_folder()
+    if not root.is_dir():
+        return []
+    found = [cache_entry(folder) for folder in root.iterdir() if folder.is_dir()]
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def cache_entry(folder: Path) -> CacheEntry:
+    """Return what is known of one entry; files that vanish meanwhile count nothing."""
+    size, about, used = 0, "", 0.0
+    try:
+        used = folder.stat().st_mtime
+        for path in folder.iterdir():
+            size += path.stat().st_size
+        about = json.loads((folder / ABOUT).read_text())["about"]
+    except (OSError, ValueError, KeyError):
+        pass
+    return CacheEntry(folder.name, about, size, used)
+
+
+def clear_cache(root: Path | None = None, keys: Sequence[str] | None = None) -> int:
+    """Remove the entries with these keys, or all; return how many bytes that freed."""
+    root = root or default_folder()
+    freed = 0
+    for entry in cache_entries(root):
+        if keys is None or entry.key in keys:
+            shutil.rmtree(root / entry.key, ignore_errors=True)
+            freed += entry.size_bytes
+    return freed
