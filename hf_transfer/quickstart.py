@@ -88,6 +88,17 @@ def _check(recipe: Recipe) -> None:
             f"recipe {recipe.name} compares on scikit-learn's digits and takes no data; for "
             f"{recipe.data.path} choose a recipe such as lp_ft"
         )
+    plain = Recipe(name=recipe.name, phases=recipe.phases)
+    ignored = [
+        name
+        for name in ("pretrained", "weights", "head", "loss", "metrics", "seeds")
+        if getattr(recipe, name) != getattr(plain, name)
+    ]
+    if ignored:
+        raise UserError(
+            f"recipe {recipe.name}: a comparison does not heed {', '.join(ignored)}; leave "
+            f"{'it' if len(ignored) == 1 else 'them'} out (its seeds are compare.seeds)"
+        )
 
 
 # --- the three ways -------------------------------------------------------------------------
@@ -289,7 +300,8 @@ def _write_run(recipe: Recipe, result: QuickstartResult, digits: Digits, kept: T
         recipe=dataclasses.asdict(recipe),
         backbone={
             **facts.backbone_facts(kept.model, recipe.source.backbone),
-            "weights": f"trained on {result.source_images:,} drawn letters",
+            "weights": f"{result.source_images:,} drawn letters",
+            "license": None,  # no checkpoint's weights are in it
         },
         data={
             "path": "scikit-learn load_digits",

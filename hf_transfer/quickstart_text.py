@@ -74,13 +74,11 @@ def conclusion(rows: Sequence[Row]) -> str:
     One way is ahead of another where it is better by more than MARGIN with every seed; where
     neither is, the two meet.
     """
-    gains = {row.per_class: _gains(row.tuned, row.scratch) for row in rows}
-    ahead = [count for count, gain in gains.items() if min(gain) > MARGIN]
-    behind = [count for count, gain in gains.items() if max(gain) < -MARGIN]
-    level = [count for count in gains if count not in ahead and count not in behind]
-    below = [row.per_class for row in rows if min(_gains(row.tuned, row.frozen)) > MARGIN]
+    tuned = {row.per_class: _gains(row.tuned, row.scratch) for row in rows}
+    frozen = {row.per_class: _gains(row.frozen, row.scratch) for row in rows}
+    ahead, level, behind = _verdicts(tuned)
     said = [
-        f"{words} ({', '.join(f'{statistics.fmean(gains[count]):+.3f}' for count in counts)})"
+        f"{words} ({', '.join(f'{statistics.fmean(tuned[count]):+.3f}' for count in counts)})"
         for counts, words in (
             (ahead, f"transfer pays at {_and(ahead)} per class: fine-tuning beats from scratch"),
             (level, f"at {_and(level)} fine-tuning and from scratch meet"),
@@ -88,15 +86,26 @@ def conclusion(rows: Sequence[Row]) -> str:
         )
         if counts
     ]
-    sentences = ["; ".join(said) + "."]
-    sentences.append(
-        f"Frozen features fall behind fine-tuning at {_and(below)}."
-        if below
-        else "Frozen features keep up with fine-tuning at every number."
-    )
+    ahead, _, behind = _verdicts(frozen)
+    alone = [
+        f"{verb} from scratch at {_and(counts)}"
+        for counts, verb in ((ahead, "beat"), (behind, "fall behind"))
+        if counts
+    ]
+    sentences = [
+        "; ".join(said) + ".",
+        f"Frozen features alone {' and '.join(alone) or 'meet from scratch everywhere'}.",
+    ]
     if len(rows[0].tuned) == 1:
         sentences.append("One seed shows no spread: take more before trusting small differences.")
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
+
+
+def _verdicts(gains: dict[int, list[float]]) -> tuple[list[int], list[int], list[int]]:
+    """Return the numbers of images at which the one is ahead, level and behind."""
+    ahead = [count for count, gain in gains.items() if min(gain) > MARGIN]
+    behind = [count for count, gain in gains.items() if max(gain) < -MARGIN]
+    return ahead, [count for count in gains if count not in ahead + behind], behind
 
 
 def _gains(one: Sequence[float], other: Sequence[float]) -> list[float]:

@@ -11,14 +11,23 @@ from hf_transfer.recipe import Recipe, UserError, load_recipe, parse_recipe
 from hf_transfer.report import RunReport
 
 
-def test_a_recipe_without_letters_and_one_with_data_are_refused() -> None:
-    plain = parse_recipe("phases: [{train: head, epochs: 1}]", "mine.yaml")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["data.path=flowers"], r"takes no data; for flowers choose a recipe such as lp_ft"),
+        (["seeds=2", "loss=balanced"], r"does not heed loss, seeds; leave them out"),
+    ],
+)
+def test_what_a_comparison_would_not_heed_is_refused(changes: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        run_quickstart(load_recipe("quickstart", changes), Path("nowhere"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_comparison_without_letters_is_refused() -> None:
+    plain = parse_recipe("backbone: timm/x\nphases: [{train: head, epochs: 1}]", "mine.yaml")
     with pytest.raises(UserError, match=r"needs source\.letters"):
         run_quickstart(plain, Path("nowhere"))
-    recipe = load_recipe("quickstart")
-    data = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path="flowers"))
-    with pytest.raises(UserError, match=r"takes no data; for flowers choose"):
-        run_quickstart(data, Path("nowhere"))
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path: Path) -> None:
