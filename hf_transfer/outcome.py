@@ -15,7 +15,7 @@ from hf_transfer.recipe import UserError
 from hf_transfer.report import PhaseReport
 from hf_transfer.schema import METRICS
 
-_SPEED = ("_per_second", "_runtime")
+_SPEED = ("_per_second", "_runtime", "_preparation_time")
 
 
 def phase_report(
@@ -41,7 +41,9 @@ def phase_report(
             if key.startswith("eval_") and not key.endswith(_SPEED)
         },
         history=tuple(history),
-        rates=tuple(
+        rates=()
+        if phase.spec.solve
+        else tuple(
             {
                 "label": group.label,
                 "parameters": sum(sizes[name] for name in group.names),

@@ -15,9 +15,9 @@ from hf_transfer.selection import (
     share_of,
     units,
 )
-from hf_transfer.specs import Augment, GradualSpec, PhaseSpec
+from hf_transfer.specs import GradualSpec, PhaseSpec
 
-__all__ = ["Phase", "SelectorError", "make_phases", "phase_notes", "select", "span", "why_live"]
+__all__ = ["Phase", "SelectorError", "make_phases", "phase_notes", "select", "span"]
 
 SLUG_LENGTH = 40  # of a phase's name, which is part of a folder's
 
@@ -96,20 +96,6 @@ def phase_notes(phases: Sequence[Phase], groups: LayerGroups, layout: Layout) ->
         first = f"{layout.unused[0]}{', …' * (len(layout.unused) > 1)}"
         notes.append(f"kept frozen, because the network never uses them: {first}")
     return tuple(notes)
-
-
-def why_live(phase: Phase, layout: Layout) -> str | None:
-    """Return why what is frozen must run in every epoch of a phase; None where once is enough."""
-    spec = phase.spec
-    if spec.features == "live":
-        return "the recipe says so"
-    if not set(phase.parameters) <= set(layout.head):
-        return "more than the head trains"
-    if len({name.rpartition(".")[0] for name in layout.head}) != 1:
-        return "the head has more than one layer"
-    if spec.augment != Augment() or spec.mixup or spec.cutmix:
-        return "the images vary from epoch to epoch"
-    return None
 
 
 def span(names: Collection[str], groups: LayerGroups) -> str:
@@ -216,8 +202,6 @@ def _problems(
             "or write cold_head: true where that is meant"
         )
     problems += _rate_problems(spec, names, groups, layout)
-    unbuilt = {"solve": spec.solve is not None, "views": spec.views > 1}  # no trainer heeds them
-    problems += [f"{key} is not built yet; remove it" for key, used in unbuilt.items() if used]
     if spec.l2_sp and not below:
         problems.append("l2_sp pulls the backbone, and only the head trains here; remove it")
     if spec.solve and below:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.groups import LayerGroups, Layout
-from hf_transfer.phases import Phase, phase_notes, span, why_live
+from hf_transfer.phases import Phase, phase_notes, span
+from hf_transfer.prefix import feature_bytes, view_count, why_live
 from hf_transfer.rates import ParamGroup, param_groups
 from hf_transfer.selection import head_parameters
 from hf_transfer.specs import PhaseSpec, Recipe
@@ -40,6 +41,7 @@ class PlannedPhase:
     images: int  # seen in training, augmented ones counted each time
     steps: int
     live: str | None  # why the frozen part runs in every epoch; None: its features are cached
+    disk_bytes: int  # that the cached features take
     memory_bytes: int
     operations: float  # multiplications and additions
     seconds: float | None
@@ -194,19 +196,22 @@ def _planned(
     sizes = {name: math.prod(shape) for name, shape in layout.parameters}
     parameters = sum(sizes[name] for name in phase.parameters)
     rates = param_groups(phase, groups, layout)
-    live = why_live(phase, layout)
     train, validation = images.get("train", 0), images.get("validation", 0)
+    live = why_live(phase, groups, layout, train)
+    rows = train * view_count(phase) + validation
     steps = optimizer_steps(spec, train)
     seen = round((spec.epochs or 0) * train)
     if spec.steps is not None:
         seen = spec.steps * spec.batch_size * spec.accumulate
-    part = None if live else cost.head
+    above = {name for group in groups.groups[phase.frozen_prefix :] for name in group.parameters}
+    part = None if live else above
     forward, backward = cost.operations(part, chosen)
     rounds = math.ceil(seen / train) if train else 0
     operations = seen * (forward + backward) + rounds * validation * forward
     if part is not None:  # the frozen part runs once over every image
         whole = cost.operations(None, set())[0]
-        operations += (train * spec.views + validation) * (whole - forward)
+        operations += rows * (whole - forward)
+    scale = 1.0 if above <= cost.head else cost.scale
     total = sum(sizes.values())
     state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)
     best = 4 * (spec.best != "last")
@@ -221,6 +226,7 @@ def _planned(
         images=seen,
         steps=steps,
         live=live,
+        disk_bytes=0 if live else int(rows * feature_bytes(phase, groups, layout) * scale),
         memory_bytes=memory,
         operations=operations,
         seconds=operations / (speed * EFFICIENCY) if speed else None,

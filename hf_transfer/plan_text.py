@@ -71,7 +71,7 @@ def _phase_rows(plan: Plan) -> list[list[str]]:
                 length,
                 f"{planned.steps:,}" if planned.steps else "",
                 accumulated if spec.accumulate > 1 else str(spec.batch_size),
-                "live" if planned.live else "cached",
+                "live" if planned.live else f"cached, {format_bytes(planned.disk_bytes)}",
                 format_bytes(planned.memory_bytes),
                 format_operations(planned.operations),
                 format_seconds(planned.seconds),
@@ -92,11 +92,17 @@ def _below(plan: Plan) -> list[str]:
     lines.append(total)
     if left:
         lines.append(f"never trained: {left:,} parameters ({_share(left / plan.groups.total)})")
+    for planned in plan.phases:
+        if planned.live and planned.phase.frozen_prefix:
+            name = planned.phase.name
+            lines.append(f"phase {name} runs what is frozen in every epoch: {planned.live}")
     lines.append(
         "Memory, compute and time are estimates: weights, gradients, optimizer and best weights, "
         "rough activations;"
     )
-    lines.append("without decoding the images. Cached: the frozen part runs once an image.")
+    lines.append(
+        "without decoding the images. Cached: the frozen part runs once an image, kept on disk."
+    )
     return lines
 
 

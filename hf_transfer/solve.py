@@ -12,6 +12,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
+
+from hf_transfer.features import FeaturesError, Replay
+from hf_transfer.freezing import bare_names
+from hf_transfer.objective import logits_of
+from hf_transfer.phases import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +28,9 @@ FOLDS = 5
 FOLD_ROWS = 20_000  # with more rows, one fold is predicted instead of all
 SEARCH_STEPS, STEPS = 200, 2000  # of the solver: in the search, and for the solution
 PRECISION = 1e-5  # of the solution: the largest entry of its gradient
+
+
+TOLERANCE = 1e-3  # of the logits' scale, between the solution's and those of the model with it
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,69 @@ class Solution:
     log_loss: float  # predicted in cross-validation
     steps: int  # of the solver
     converged: bool
+    loss: float  # mean log loss of the rows that it was found on
+
+
+def fit_head(
+    model: nn.Module,
+    prefix: str,
+    phase: Phase,
+    replay: Replay,
+    *,
+    class_weights: torch.Tensor | None = None,
+    seed: int = 0,
+) -> Solution:
+    """Write the exact head into the model and return it.
+
+    `replay` has taken the model's forward. Raises FeaturesError, and changes nothing, where the
+    head is more than one dense layer with a bias.
+    """
+    named = bare_names(model, prefix)
+    parameters = sorted((named[name] for name in phase.parameters), key=lambda p: -p.ndim)
+    shapes = [tuple(parameter.shape) for parameter in parameters]
+    flat = [shape[:1] + tuple(side for side in shape[1:] if side > 1) for shape in shapes]
+    if len(flat) != 2 or len(flat[0]) > 2 or flat[1] != flat[0][:1]:
+        raise FeaturesError(
+            f"phase {phase.name}: solve: lbfgs needs a head of one dense layer with a bias, and "
+            f"this one has {', '.join(phase.parameters)}; write epochs: 10 in its place"
+        )
+    weight, bias = parameters
+    features, labels, images = replay.training_rows()
+    solution = solve_head(
+        features,
+        labels,
+        len(bias),
+        images=images,
+        class_weights=None if class_weights is None else class_weights.cpu().numpy(),
+        seed=seed,
+    )
+    before = weight.detach().clone(), bias.detach().clone()
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(solution.weight).reshape(weight.shape))
+        bias.copy_(torch.from_numpy(solution.bias))
+        apart = _apart(model, replay, features, solution, weight.device)
+        if apart > TOLERANCE:
+            weight.copy_(before[0])
+            bias.copy_(before[1])
+            raise FeaturesError(
+                f"phase {phase.name}: solve: lbfgs needs logits that come straight from the "
+                f"head's layer, and they differ by {apart:.0e}; write epochs: 10 in its place"
+            )
+    return solution
+
+
+def _apart(
+    model: nn.Module, replay: Replay, features: np.ndarray, solution: Solution, device: torch.device
+) -> float:
+    """Return how far the model's logits are from the solution's, as a share of their scale."""
+    rows = np.arange(min(16, len(replay.train)))
+    batch = replay.batch(replay.train.__getitems__(rows), 0)
+    training = model.training
+    model.eval()
+    found = logits_of(model(features=[value.to(device) for value in batch["features"]]))
+    model.train(training)
+    expected = features[rows] @ solution.weight.T + solution.bias
+    return float(np.abs(found.double().cpu().numpy() - expected).max() / np.abs(expected).max())
 
 
 def solve_head(
@@ -77,7 +150,11 @@ def solve_head(
     offset[present] = bias - weight[present] @ mean
     absent = np.setdiff1d(np.arange(classes), present)
     offset[absent] -= np.abs(weight[present] @ mean).max() if len(absent) else 0.0
-    return Solution(weight, offset, strength, loss, steps, steps < STEPS)
+    logits = features @ weight.T + offset
+    logits -= logits.max(1, keepdims=True)
+    chances = logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(1))
+    own = float(-np.average(chances, weights=weights))
+    return Solution(weight, offset, strength, loss, steps, steps < STEPS, own)
 
 
 def _model(strength: float, steps: int, precision: float) -> object:

@@ -23,12 +23,13 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
 from transformers.trainer_utils import TrainOutput
 
-from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming
+from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming, solve
 from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import describe
 from hf_transfer.checkpoints import Checkpoint, publish, write_phase
@@ -151,7 +152,10 @@ class TransferTrainer(Trainer):
                 checkpoints.drop(folder, end=True)  # of another run, which this one replaces
             self._began = began - (checkpoint.about["seconds"] if checkpoint else 0.0)
             try:
-                output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
+                if phase.spec.solve:
+                    output = self._solve(phase)
+                else:
+                    output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
             except RuntimeError as error:
                 if "DataLoader worker" in str(error):
                     raise UserError(f"phase {phase.name}: {error}") from error
@@ -258,6 +262,30 @@ class TransferTrainer(Trainer):
             self.train_dataset, self.eval_dataset = images
             self._replay = None
             self._forward_back()
+
+    def _solve(self, phase: Phase) -> TrainOutput:
+        """Write the exact head into the network, and log it as training by steps is logged."""
+        solution = solve.fit_head(
+            self.model,
+            self.backbone.prefix,
+            phase,
+            self._replay,
+            class_weights=self.class_weights,
+            seed=self.args.seed,
+        )
+        self.processes.take_first(p for p in self.model.parameters() if p.requires_grad)
+        self.state = TrainerState(
+            epoch=float(solution.steps),
+            global_step=solution.steps,
+            max_steps=solution.steps,
+            is_local_process_zero=self.is_local_process_zero(),
+            is_world_process_zero=self.is_world_process_zero(),
+        )
+        strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.log_loss}
+        self.log({"loss": solution.loss, **strength})
+        if self.eval_dataset is not None:
+            self.evaluate()
+        return TrainOutput(solution.steps, solution.loss, {})
 
     # --- what Trainer calls -------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ import pytest
 
 from hf_transfer.groups import Group, LayerGroups
 from hf_transfer.layout import Layout
-from hf_transfer.phases import make_phases, phase_notes, span, why_live
-from hf_transfer.recipe import Augment, GradualSpec, PhaseSpec, RecipeError
+from hf_transfer.phases import make_phases, phase_notes, span
+from hf_transfer.recipe import GradualSpec, PhaseSpec, RecipeError
 from hf_transfer.selection import SelectorError, select, units
 
 
@@ -340,12 +340,6 @@ def test_settings_that_have_no_effect_on_what_trains_are_refused():
     assert "a head of one layer, and this one has 2" in refused(solved, head=("fc1", "fc2"))
 
 
-def test_settings_that_no_trainer_heeds_are_refused_not_passed_over():
-    assert "solve is not built yet" in refused(PhaseSpec("head", solve="lbfgs"))
-    light = Augment(flip=True)
-    assert "views is not built yet" in refused(PhaseSpec("head", epochs=1, views=4, augment=light))
-
-
 def test_all_problems_of_all_phases_are_named_at_once():
     with pytest.raises(RecipeError) as caught:
         made(
@@ -376,16 +370,3 @@ def test_spans_are_short():
     assert span(["b00", "b01", "head"], groups) == "b00, b01, head"
     assert span(["b00", "b01", "b02", "head"], groups) == "b00 … b02, head"
     assert span([f"b{i:02}" for i in range(0, 60, 2)], groups) == "b00, b02, 28 more"
-
-
-def test_features_are_cached_where_only_a_dense_head_trains_on_images_that_do_not_vary():
-    def reason(spec, **options):
-        groups, layout = network(CNN, **options)
-        return why_live(make_phases((PROBE, spec), groups, layout)[-1], layout)
-
-    assert reason(PhaseSpec("head", epochs=2)) is None
-    assert "the recipe" in reason(PhaseSpec("head", epochs=2, features="live"))
-    assert "more than the head" in reason(PhaseSpec("last 1 block", epochs=2))
-    assert "vary" in reason(PhaseSpec("head", epochs=2, augment=Augment(flip=True)))
-    assert "vary" in reason(PhaseSpec("head", epochs=2, mixup=0.2))
-    assert "one layer" in reason(PhaseSpec("head", epochs=2), head=("fc1", "fc2"))
