@@ -33,7 +33,10 @@ def describe(
     known = getattr(model, "backbone", None)
     if isinstance(known, Backbone) and head is None and groups is None:
         return known
-    prefix = "timm_model." if type(model).__name__.startswith("TimmWrapper") else ""
+    if isinstance(known, Backbone):
+        prefix = known.prefix
+    else:
+        prefix = "timm_model." if type(model).__name__.startswith("TimmWrapper") else ""
     network = model.get_submodule(prefix.rstrip(".")) if prefix else model
     names = [name for name, _ in network.named_parameters()]
     if head is None and groups and "head" in groups:
@@ -42,9 +45,11 @@ def describe(
         chosen = _matched(names, [pattern.removeprefix(prefix) for pattern in head])
         if not chosen:
             raise BackboneError(f"head {list(head)} matches no parameter; the last is {names[-1]}")
+    elif isinstance(known, Backbone):
+        chosen = known.layout.head
     else:
         chosen = tuple(name.removeprefix(prefix) for name in _head_of(model))
-    image = image or _image_of(model)
+    image = image or (known.image if isinstance(known, Backbone) else _image_of(model))
     labels = tuple((getattr(getattr(model, "config", None), "id2label", None) or {}).values())
     try:
         layout = trace_layout(network, image=asdict(image), head=chosen, labels=len(labels))
@@ -60,7 +65,7 @@ def describe(
         found = _by_hand(layout, groups)
     return Backbone(
         id=getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
-        source="timm" if prefix else "object",
+        source=known.source if isinstance(known, Backbone) else "timm" if prefix else "object",
         prefix=prefix,
         labels=labels,
         layout=layout,

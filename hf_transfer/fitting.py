@@ -81,8 +81,8 @@ def fill(network: nn.Module, state: dict[str, Tensor], head: Collection[str], pl
 def transfer(network: nn.Module, donor: nn.Module, new: Collection[str], place: str) -> None:
     """Copy all but `new` from a network with pretrained weights to one that differs in its input.
 
-    The first layer follows the number of channels, position embeddings and tables the input size;
-    a layer of which every parameter is new keeps its own statistics too. Raises BackboneError.
+    The first layer follows the number of channels, position embeddings the input size; a layer
+    of which every parameter is new keeps its own statistics too. Raises BackboneError.
     """
     renewed = _whole_layers(network, new)
     given = donor.state_dict()
@@ -123,8 +123,6 @@ def _fitted(value: Tensor, like: Tensor) -> Tensor | None:
         return adapt_input_conv(like.shape[1], value, base_chans=value.shape[1])
     if value.ndim == 3 and value.shape[::2] == like.shape[::2]:
         return _positions(value, like.shape[1])
-    if value.ndim == 2 and value.shape[1] == like.shape[1]:
-        return _relative_positions(value, like)
     return None
 
 
@@ -137,16 +135,4 @@ def _positions(value: Tensor, tokens: int) -> Tensor | None:
         old, new = math.isqrt(value.shape[1] - prefix), math.isqrt(tokens - prefix)
         if old * old + prefix == value.shape[1] and new * new + prefix == tokens:
             return resample_abs_pos_embed(value, [new, new], [old, old], prefix)
-    return None
-
-
-def _relative_positions(value: Tensor, like: Tensor) -> Tensor | None:
-    """Return a table of relative positions ((2W - 1)² + extra, heads) for another window W."""
-    from timm.layers import resize_rel_pos_bias_table
-
-    for extra in (0, 3):  # 3: to, from and among class tokens, as in BEiT
-        sides = [math.isqrt(len(table) - extra) for table in (value, like)]
-        if [side * side + extra for side in sides] == [len(value), len(like)] and sides[1] % 2:
-            window = (sides[1] + 1) // 2
-            return resize_rel_pos_bias_table(value, (window, window), tuple(like.shape))
     return None

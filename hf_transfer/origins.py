@@ -44,7 +44,7 @@ def locate(backbone_id: str) -> Origin:
     the Hub leads; a folder or repository by what its config.json says. Raises BackboneError."""
     folder = Path(backbone_id).expanduser()
     source, _, name = backbone_id.partition("/")
-    if folder.is_dir():
+    if backbone_id and folder.is_dir():
         return _in_folder(folder)
     if backbone_id.startswith((".", "/", "~")):
         raise BackboneError(f"backbone folder {backbone_id} does not exist")

@@ -16,6 +16,7 @@ from hf_transfer.fitting import bare, read_weights, weights_in
 from hf_transfer.origins import BackboneError, Origin, local_folder, nearest
 from hf_transfer.processors import with_input
 
+STRUCTURE = ("input_size", "fixed_input_size", "pool_size", "first_conv", "classifier")
 SIZES = ("dynamic_img_size", "use_naflex")  # arguments of networks that take any size
 
 
@@ -44,10 +45,11 @@ def _registered(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models())
         raise BackboneError(f"timm has no architecture {architecture!r}{near}")
-    known = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in known:
-        names = ", ".join(f"{architecture}.{name}" for name in known) or "none"
-        raise BackboneError(f"timm has no weights {origin.name!r}; it has {names}")
+    if tag:
+        known = timm.list_pretrained(f"{architecture}.*")
+        if origin.name not in known:
+            names = ", ".join(known) or "none"
+            raise BackboneError(f"timm has no weights {origin.name!r}; it has {names}")
     return timm.get_pretrained_cfg(origin.name).to_dict(), {}
 
 
@@ -58,7 +60,9 @@ def _saved(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
         near = nearest(origin.name, timm.list_models())
         raise BackboneError(f"{origin} names {origin.name!r}, which timm does not know{near}")
     known = {item.name for item in dataclasses.fields(PretrainedCfg)}
-    settings = dict(config.get("pretrained_cfg") or config)
+    usual = timm.get_pretrained_cfg(origin.name).to_dict()  # for what an old file does not say
+    settings = {key: usual[key] for key in STRUCTURE if usual.get(key)}
+    settings |= config.get("pretrained_cfg") or config
     settings |= {key: config[key] for key in ("num_classes", "label_names") if config.get(key)}
     settings |= {"architecture": origin.name, "custom_load": False}
     arguments = dict(config.get("model_args") or {})

@@ -39,9 +39,8 @@ def draw(origin: Origin, image_size: int | None, channels: int | None) -> Bluepr
             "with; choose another backbone"
         )
     # A teacher's head beside the own one gives no loss; its class is left for the plain one.
-    config.architectures = [
-        name for name in config.architectures or () if not name.endswith("WithTeacher")
-    ] or None
+    named = config.architectures or []
+    config.architectures = [name for name in named if not name.endswith("WithTeacher")]
     config.problem_type = None
     own, flipped = _own_image(origin, config)
     seen = _vision(config)
@@ -100,13 +99,15 @@ def _own_image(origin: Origin, config: Any) -> tuple[ImageSettings, bool]:
 
 def _runs(config: Any, image: ImageSettings) -> bool:
     """Whether the network takes images of this size as it is: it interpolates, or needs not."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):
         network = _from_config(config, 2).eval()
-        pixels = torch.zeros(1, image.channels, image.size, image.size)
-        try:
+    # Not inside the device's block: BEiT caches an index that it makes in forward, and for good.
+    pixels = torch.zeros(1, image.channels, image.size, image.size, device="meta")
+    try:
+        with torch.random.fork_rng(devices=[]):
             network(pixel_values=pixels)
-        except FAILURES:
-            return False
+    except FAILURES:
+        return False
     return True
 
 
@@ -133,18 +134,16 @@ def check_weights(blueprint: Blueprint) -> None:
 def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozenset[str]]:
     """Return the network as its checkpoint has it, and what the checkpoint lacks."""
     origin, config = blueprint.origin, copy.deepcopy(blueprint.settings[1])
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32}
+    options |= {"output_loading_info": True}
     if weights is None:
-        network, info = AutoModelForImageClassification.from_pretrained(
-            origin.name, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        lacking = frozenset(info["missing_keys"])
-    else:
-        state = read_weights(weights)
-        network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-        own = network.state_dict()
-        state = bare(state, own)
-        lacking = frozenset(own) - frozenset(state)
-        network.load_state_dict(state, strict=False)
+        network, info = AutoModelForImageClassification.from_pretrained(origin.name, **options)
+    else:  # through the same door, for it knows the names of older checkpoints
+        with torch.device("meta"):
+            empty = _from_config(config, config.num_labels)
+        state = bare(read_weights(weights), empty.state_dict())
+        network, info = type(empty).from_pretrained(None, state_dict=state, **options)
+    lacking = frozenset(info["missing_keys"])
     sizes = {name: tensor.numel() for name, tensor in network.state_dict().items()}
     head = {name for name in lacking if "classifier" in name}
     missed = sum(sizes.get(name, 0) for name in lacking - head)

@@ -1,0 +1,388 @@
+"""Loading: the head is what is new, everything else is the checkpoint's, planning reads nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_folders import dinov2_folder, pixels, resnet_folder, stir, timm_folder, vit_folder
+from transformers import (
+    BeitForImageClassification,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    MobileViTConfig,
+    MobileViTForImageClassification,
+    MobileViTImageProcessor,
+    ViTModel,
+)
+
+from hf_transfer.backbone import (
+    BackboneError,
+    build_network,
+    layout_of,
+    load_backbone,
+    load_model,
+    planned_layout,
+    save_model,
+)
+from hf_transfer.groups import group_layers
+from hf_transfer.origins import locate
+from hf_transfer.recipe import parse_recipe
+
+torch.set_num_threads(1)
+ABC = ("a", "b", "c")
+FOLDERS = {
+    "timm": lambda path: timm_folder(path, "test_resnet"),
+    "transformers": vit_folder,
+    "torchvision": lambda path: torchvision_folder(path),
+}
+
+
+def torchvision_folder(path: Path, name: str = "squeezenet1_1", **options: Any) -> Path:
+    """Write a folder as we do: torchvision has no form of its own."""
+    model = load_backbone(f"torchvision/{name}", ABC, pretrained=False, image_size=64, **options)
+    save_model(stir(model), path)
+    return path
+
+
+@pytest.fixture(params=FOLDERS)
+def folder(request: Any, tmp_path: Path) -> Path:
+    """A pretrained folder of each library, for three labels."""
+    return FOLDERS[request.param](tmp_path / "own")
+
+
+def tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Return everything in a model by the bare network's names."""
+    prefix = model.backbone.prefix
+    return {name.removeprefix(prefix): value for name, value in model.state_dict().items()}
+
+
+def logits(model: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(x).logits
+
+
+# --- the head --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [ABC, ("x", "y", "z", "w")])
+def test_all_but_the_head_is_the_checkpoints_and_the_head_is_new(folder, labels):
+    own = tensors(load_backbone(str(folder)))
+    model = load_backbone(str(folder), labels)
+    backbone = model.backbone
+    assert backbone.labels == labels
+    assert backbone.weights == "pretrained"
+    for name, value in tensors(model).items():
+        assert torch.equal(value, own[name]) == (name not in backbone.layout.head), name
+    assert backbone.groups.groups[-1].parameters == backbone.layout.head
+
+
+def test_the_head_is_a_function_of_the_seed_alone(folder):
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first = tensors(load_backbone(str(folder), ABC, seed=1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.rand(100)
+    second = tensors(load_backbone(str(folder), ABC, seed=1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    other = load_backbone(str(folder), ABC, seed=2)
+    changed = {
+        name for name, value in tensors(other).items() if not torch.equal(value, first[name])
+    }
+    assert changed
+    assert changed <= set(other.backbone.layout.head)
+
+
+def test_random_weights_are_a_function_of_the_seed(folder):
+    models = [load_backbone(str(folder), ABC, pretrained=False, seed=s) for s in (1, 1, 2)]
+    one, same, other = (tensors(model) for model in models)
+    assert all(torch.equal(value, same[name]) for name, value in one.items())
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+    assert models[0].backbone.weights == "random"
+    head = load_backbone(str(folder), ABC, seed=1)
+    for name in head.backbone.layout.head:
+        assert torch.equal(tensors(head)[name], one[name]), "the library's own initialisation"
+
+
+def test_a_head_for_the_same_labels_is_kept_if_asked_in_their_order(tmp_path):
+    for source, make in FOLDERS.items():
+        path = make(tmp_path / source)
+        model = load_backbone(str(path))
+        save_model(load_backbone(str(path), ABC, seed=3), tmp_path / "named")
+        named = load_model(tmp_path / "named")
+        turned = load_backbone(str(tmp_path / "named"), ("c", "a", "b"), keep_head=True)
+        x = pixels(model.backbone.image.size)
+        assert torch.allclose(logits(turned, x), logits(named, x)[:, [2, 0, 1]], atol=1e-6)
+        assert turned.backbone.layout.head == named.backbone.layout.head
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "words"),
+    [
+        (("a", "b", "z"), {"keep_head": True}, "'z'"),
+        (("a", "b"), {"keep_head": True}, "other labels"),
+        (ABC, {"keep_head": True, "replace_layers": 2}, "exclude each other"),
+        (ABC, {"keep_head": True, "pretrained": False}, "no head to keep"),
+        (ABC, {"replace_layers": 0}, "at least 1"),
+        (ABC, {"replace_layers": 99}, "layers with weights"),
+        ((), {}, "needs labels"),
+    ],
+)
+def test_a_head_that_cannot_be_is_one_line(labels, options, words, tmp_path):
+    path = torchvision_folder(tmp_path / "own")
+    with pytest.raises(BackboneError, match=words) as caught:
+        load_backbone(str(path), labels, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_alexnets_last_two_layers_are_replaced_and_nothing_else(tmp_path):
+    network = stir(build_network(locate("torchvision/alexnet"), 10))
+    state = network.state_dict()
+    torch.save(state, tmp_path / "alexnet.pth")
+    model = load_backbone(
+        "torchvision/alexnet", ABC, weights=str(tmp_path / "alexnet.pth"), replace_layers=2
+    )
+    head = tuple(f"classifier.{i}.{kind}" for i in (4, 6) for kind in ("weight", "bias"))
+    assert model.backbone.layout.head == head
+    for name, value in tensors(model).items():
+        assert (name in head) != (
+            value.shape == state[name].shape and torch.equal(value, state[name])
+        )
+    assert model.backbone.weights == str(tmp_path / "alexnet.pth")
+
+
+def test_a_layer_that_is_replaced_takes_its_norm_and_statistics_with_it(tmp_path):
+    path = resnet_folder(tmp_path / "own")
+    own = tensors(load_backbone(str(path)))
+    model = load_backbone(str(path), ABC, replace_layers=2)
+    last = "resnet.encoder.stages.1.layers.0.shortcut"  # it runs after the layers that it bridges
+    below = {name for name in model.backbone.layout.head if not name.startswith("classifier")}
+    kinds = ("convolution.weight", "normalization.weight", "normalization.bias")
+    assert below == {f"{last}.{kind}" for kind in kinds}
+    assert torch.equal(tensors(model)[f"{last}.normalization.running_mean"], torch.zeros(16))
+    assert not torch.equal(own[f"{last}.normalization.running_mean"], torch.zeros(16))
+
+
+def test_every_one_of_several_heads_is_new(tmp_path):
+    tiny = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 32}
+    path = timm_folder(tmp_path / "own", "deit_tiny_distilled_patch16_224", **tiny)
+    heads = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
+    assert load_backbone(str(path), ABC).backbone.layout.head == heads
+
+
+def test_networks_and_checkpoints_without_head_get_one(tmp_path):
+    timm_path = timm_folder(tmp_path / "timm", "test_vit", 0, img_size=32)
+    transformers_path = vit_folder(tmp_path / "vit", ViTModel)
+    for path, head in ((timm_path, "head"), (transformers_path, "classifier")):
+        backbone = load_backbone(str(path), ABC).backbone
+        assert backbone.layout.head == (f"{head}.weight", f"{head}.bias")
+        with pytest.raises(BackboneError, match="head"):
+            load_backbone(str(path))
+    assert layout_of("timm/vit_small_patch14_dinov2", 4, image_size=56).head == (
+        "head.weight",
+        "head.bias",
+    )
+    with pytest.raises(BackboneError, match="no head"):
+        layout_of("timm/qwen3_vit_88m_enc", 4)
+
+
+def test_a_teachers_head_gives_way_to_a_plain_one(tmp_path):
+    path = vit_folder(tmp_path / "deit", DeiTForImageClassificationWithTeacher)
+    model = load_backbone(str(path), ABC)
+    assert type(model) is DeiTForImageClassification
+    assert model.backbone.layout.head == ("classifier.weight", "classifier.bias")
+    assert model(pixels(32), labels=torch.tensor([0, 1])).loss.requires_grad
+
+
+def test_what_a_checkpoint_lacks_below_the_classifier_counts_as_new(tmp_path):
+    path = vit_folder(tmp_path / "own")
+    state = load_file(path / "model.safetensors")
+    lost = "vit.layernorm.weight"
+    del state[lost]
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    model = load_backbone(str(path), ABC)
+    assert model.backbone.layout.head == (lost, "classifier.weight", "classifier.bias")
+
+
+def test_a_stale_kind_of_problem_does_not_change_the_loss(tmp_path):
+    path = vit_folder(tmp_path / "own", problem_type="multi_label_classification")
+    output = load_backbone(str(path), ABC)(pixels(32), labels=torch.tensor([0, 2]))
+    expected = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 2]))
+    assert torch.equal(output.loss, expected)
+
+
+def test_a_network_that_takes_bgr_is_turned_to_rgb(tmp_path):
+    sizes = {"hidden_sizes": [8, 8, 8], "neck_hidden_sizes": [4, 4, 4, 4, 4, 4, 8]}
+    config = MobileViTConfig(**sizes, image_size=64, num_attention_heads=2, num_labels=3)
+    network = stir(MobileViTForImageClassification(config))
+    network.save_pretrained(tmp_path)
+    square = {"shortest_edge": 64}
+    MobileViTImageProcessor(size=square, crop_size={"height": 64, "width": 64}).save_pretrained(
+        tmp_path
+    )
+    model = load_backbone(str(tmp_path))
+    assert torch.allclose(logits(model, pixels(64)), logits(network, pixels(64).flip(1)), atol=1e-5)
+    save_model(model, tmp_path / "saved")
+    assert torch.equal(
+        logits(load_model(tmp_path / "saved"), pixels(64)), logits(model, pixels(64))
+    )
+
+
+# --- other inputs ----------------------------------------------------------------------------
+
+
+def test_gray_images_are_seen_as_the_colour_network_sees_them(folder):
+    """The first layer is summed: one channel gives what three equal ones gave."""
+    usual, gray = load_backbone(str(folder)), load_backbone(str(folder), channels=1)
+    x = pixels(usual.backbone.image.size, 1)
+    assert torch.allclose(logits(gray, x), logits(usual, x.expand(-1, 3, -1, -1)), atol=1e-5)
+    image = gray.backbone.image
+    assert (image.channels, len(image.mean), len(image.std)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6])
+def test_more_channels_repeat_the_colours_weights_at_the_same_strength(folder, channels):
+    usual = load_backbone(str(folder), ABC, seed=4)
+    model = load_backbone(str(folder), ABC, channels=channels, seed=4)
+    (name,) = model.backbone.adapted
+    before, after = tensors(usual)[name], tensors(model)[name]
+    for i in range(channels):
+        assert torch.allclose(after[:, i], before[:, i % 3] * 3 / channels)
+    same = set(tensors(usual)) - {name, *model.backbone.layout.head}
+    assert all(torch.equal(tensors(usual)[n], tensors(model)[n]) for n in same)
+    assert model.backbone.image.channels == channels
+    assert logits(model, pixels(usual.backbone.image.size, channels)).shape == (2, 3)
+    assert model.backbone.layout.image["channels"] == channels
+
+
+def test_nothing_is_adapted_where_the_channels_are_the_checkpoints(folder, tmp_path):
+    assert load_backbone(str(folder), ABC).backbone.adapted == ()
+    save_model(load_backbone(str(folder), ABC, channels=1), tmp_path / "gray")
+    again = load_backbone(str(tmp_path / "gray"), ABC)
+    assert (again.backbone.adapted, again.backbone.image.channels) == ((), 1)
+    assert load_backbone(str(tmp_path / "gray"), ABC, channels=3).backbone.adapted != ()
+    assert load_backbone(str(folder), ABC, channels=4, pretrained=False).backbone.adapted == ()
+
+
+SIZES = {
+    "timm vit": (lambda path: timm_folder(path, "test_vit", img_size=64), 96, "pos_embed"),
+    "timm swin": (
+        lambda path: timm_folder(
+            path, "swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1), num_heads=(1, 2)
+        ),
+        112,
+        None,
+    ),
+    "vit": (vit_folder, 48, "vit.embeddings.position_embeddings"),
+    "deit": (
+        lambda path: vit_folder(path, DeiTForImageClassification),
+        48,
+        "deit.embeddings.position_embeddings",
+    ),
+    "beit": (
+        lambda path: vit_folder(
+            path,
+            BeitForImageClassification,
+            use_absolute_position_embeddings=True,
+            use_relative_position_bias=True,
+        ),
+        64,
+        None,
+    ),
+    "dinov2": (dinov2_folder, 84, None),
+    "resnet": (resnet_folder, 40, None),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_another_input_size_changes_position_embeddings_only(kind, tmp_path):
+    make, size, changed = SIZES[kind]
+    path = make(tmp_path / "own")
+    usual, model = load_backbone(str(path)), load_backbone(str(path), image_size=size)
+    assert model.backbone.image.size == size
+    assert logits(model, pixels(size)).shape == (2, 3)
+    before, after = dict(usual.named_parameters()), dict(model.named_parameters())
+    differ = {n.removeprefix(model.backbone.prefix) for n, p in after.items()
+              if p.shape != before[n].shape or not torch.equal(p, before[n])}  # fmt: skip
+    assert (changed in differ) if changed else not differ
+    assert all("position" in name or "pos_embed" in name for name in differ)
+    save_model(model, tmp_path / "saved")
+    assert torch.equal(
+        logits(model, pixels(size)), logits(load_model(tmp_path / "saved"), pixels(size))
+    )
+
+
+@pytest.mark.parametrize(
+    ("backbone_id", "size", "word"),
+    [
+        ("torchvision/vgg11", 16, "224"),
+        ("torchvision/maxvit_t", 96, "partition"),
+        ("torchvision/vit_b_16", 100, "patch size"),
+        ("timm/maxvit_tiny_tf_224", 240, "window"),
+        ("timm/levit_128s", 1, "224"),
+    ],
+)
+def test_a_size_that_a_backbone_cannot_take_is_one_line(backbone_id, size, word):
+    with pytest.raises(BackboneError, match=word) as caught:
+        layout_of(backbone_id, 3, image_size=size)
+    assert f"{size} px" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_a_folder_cannot_take_is_one_line(tmp_path):
+    path = vit_folder(tmp_path / "own")
+    with pytest.raises(BackboneError) as caught:
+        load_backbone(str(path), ABC, image_size=4)
+    assert "\n" not in str(caught.value)
+
+
+# --- planning --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "loading"),
+    [
+        ({}, {}),
+        ({"replace_layers": 2}, {}),
+        ({"image_size": 96}, {}),
+        ({"channels": 1}, {}),
+    ],
+)
+def test_a_layout_is_that_of_the_loaded_model_and_needs_no_weights(folder, options, loading):
+    loaded = load_backbone(str(folder), ABC, **options)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        path.unlink()
+    layout = layout_of(str(folder), 3, **options)
+    assert layout == loaded.backbone.layout
+    assert group_layers(layout) == loaded.backbone.groups
+
+
+def test_a_network_that_runs_with_values_only_has_a_layout_too():
+    layout = layout_of("torchvision/regnet_x_400mf", 3)
+    assert layout.head == ("fc.weight", "fc.bias")
+    assert dict(layout.parameters)["fc.bias"] == (3,)
+
+
+RECIPE = "backbone: {}\ndata: {{path: x, image_size: 64}}\nphases: [{{train: head, epochs: 1}}]\n"
+
+
+def test_a_planned_layout_follows_the_recipe(tmp_path):
+    path = torchvision_folder(tmp_path / "own")
+    text = RECIPE.format(path) + "head: {replace: 2}\n"
+    layout = planned_layout(parse_recipe(text, "r.yaml"), 5)
+    assert layout == layout_of(str(path), 5, image_size=64, replace_layers=2)
+    assert (layout.labels, layout.image["size"]) == (5, 64)
+
+
+def test_a_plan_knows_what_a_run_would_refuse():
+    recipe = parse_recipe(RECIPE.format("transformers/vit"), "r.yaml")
+    with pytest.raises(BackboneError, match="without weights"):
+        planned_layout(recipe, 2)
+    recipe = parse_recipe(RECIPE.format("transformers/vit") + "pretrained: false\n", "r.yaml")
+    assert planned_layout(recipe, 2).labels == 2
+    recipe = parse_recipe(RECIPE.format("timm/resnet5o"), "r.yaml")
+    with pytest.raises(BackboneError, match="nearest: resnet50"):
+        planned_layout(recipe, 2)
