@@ -13,6 +13,8 @@ from hf_transfer.origins import BackboneError
 from hf_transfer.recipe import UserError
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+OTHERS = ("ImageGPT", "Perceiver", "Siglip2")  # colours by number; cut, then resized; patches
+REVERSED = ("PPLCNet",)  # gives BGR without saying so
 WARPED = 384  # px from which ConvNext's processor squashes instead of cutting out the middle
 BYTE = 255
 
@@ -29,13 +31,14 @@ class TensorSettings(ImageSettings):
 def read_processor(processor: Any, place: str) -> ImageSettings:
     """Return the settings that make of an RGB picture what a transformers processor makes of it.
 
-    Exact but for rounding; the order of channels is RGB whatever the processor's is. Raises
+    Exact but for rounding (TextNet's also rounds sides up to a multiple); channels are RGB. Raises
     BackboneError for a processor that does something else with pixels.
     """
-    if getattr(processor, "size", None) is None:
+    kind = type(processor).__name__
+    if getattr(processor, "size", None) is None or kind.startswith(OTHERS):
         raise BackboneError(
-            f"the image processor of {place} ({type(processor).__name__}) resizes no image to one "
-            "size; choose another backbone"
+            f"the image processor of {place} ({kind}) does not make one square of pixels of each "
+            "picture; choose another backbone"
         )
     size, stored, mode = _sides(processor)
     mean, std = _statistics(processor)
@@ -48,6 +51,12 @@ def read_processor(processor: Any, place: str) -> ImageSettings:
         crop_pct=min(1.0, size / stored),
         crop_mode=mode,
     )
+
+
+def takes_bgr(processor: Any) -> bool:
+    """Return whether a processor gives the channels as blue, green, red."""
+    kind = type(processor).__name__
+    return bool(getattr(processor, "do_flip_channel_order", False)) or kind.startswith(REVERSED)
 
 
 def _sides(processor: Any) -> tuple[int, int, Any]:

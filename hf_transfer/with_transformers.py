@@ -18,7 +18,7 @@ from hf_transfer.building import Blueprint
 from hf_transfer.decoding import ImageSettings
 from hf_transfer.fitting import FEW, bare, read_weights
 from hf_transfer.origins import BackboneError, Origin, nearest, one_line
-from hf_transfer.processors import read_processor, with_input
+from hf_transfer.processors import read_processor, takes_bgr, with_input
 from hf_transfer.trace import FAILURES
 
 
@@ -93,8 +93,7 @@ def _own_image(origin: Origin, config: Any) -> tuple[ImageSettings, bool]:
         )
     with one_line(f"the image processor of {origin}"):
         processor = AutoImageProcessor.from_pretrained(origin.name)
-    image = read_processor(processor, str(origin))
-    return image, bool(getattr(processor, "do_flip_channel_order", False))
+    return read_processor(processor, str(origin)), takes_bgr(processor)
 
 
 def _runs(config: Any, image: ImageSettings) -> bool:
