@@ -159,7 +159,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 def load_best(folder: Path, device: torch.device) -> dict[str, torch.Tensor] | None:
     """Return the best weights of the phase so far, as they were saved beside a checkpoint."""
     path = folder / BEST
-    return load_file(path, device=str(device)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return {name: tensor.to(device) for name, tensor in load_file(path).items()}
 
 
 def publish(model: PreTrainedModel, folder: Path) -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -27,7 +28,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming, solve
 from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
@@ -71,6 +72,8 @@ class TransferTrainer(Trainer):
         args.remove_unused_columns = False  # it would drop the images
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
         args.label_names = args.label_names or ["labels"]  # a bare module's forward names none
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # what is not used is kept frozen
         if args.n_gpu > 1:
             logger.info("one of %d GPUs is used; accelerate launch uses all", args.n_gpu)
             args._n_gpu = 1  # DataParallel copies the network in every step
@@ -254,10 +257,12 @@ class TransferTrainer(Trainer):
                 context=self.accelerator.autocast,
                 processes=self.processes,
             )
-            if self._replay is not None:
-                self.train_dataset, self.eval_dataset = self._replay.train, self._replay.evaluation
-                self._replay.start()
-            yield
+            if self._replay is None:
+                yield
+                return
+            self.train_dataset, self.eval_dataset = self._replay.train, self._replay.evaluation
+            with self._replay.playing():
+                yield
         finally:
             self.train_dataset, self.eval_dataset = images
             self._replay = None
@@ -358,6 +363,35 @@ class TransferTrainer(Trainer):
             whole = num_items_in_batch is not None  # or else Trainer divides by the batches
             loss = loss + pull / (self.current_gradient_accumulation_steps if whole else 1)
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate as Trainer does; among several processes, too, count each image once.
+
+        Trainer's mean covers the images that fill up the last batches a second time.
+        """
+        together = self.processes.count > 1 and self.compute_loss_func is None
+        output = super().evaluation_loop(
+            dataloader,
+            description,
+            None if together else prediction_loss_only,
+            ignore_keys,
+            metric_key_prefix,
+        )
+        key, logits = f"{metric_key_prefix}_loss", output.predictions
+        if together and key in output.metrics and isinstance(logits, np.ndarray):
+            labels = torch.from_numpy(output.label_ids)
+            total = objective.cross_entropy_sum(
+                torch.from_numpy(logits).float(), labels, self.class_weights
+            )
+            output.metrics[key] = total.item() / len(labels)
+        return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Return 0: Trainer's estimate is for tokens and walks over all parameters each step."""

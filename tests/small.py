@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import gc
@@ -19,7 +20,8 @@ from hf_transfer.images import to_model_input
 from hf_transfer.trainer import TransferTrainer
 
 torch.set_num_threads(1)
-gc.freeze()  # every phase collects twice: what is imported need not be gone through
+gc.freeze()  # every phase collects garbage: what is imported need not be gone through
+atexit.register(gc.unfreeze)
 
 NAMES = ("cat", "dog", "fox")
 RESNET, VIT, CONVNEXT = "timm/test_resnet", "timm/test_vit", "timm/test_convnext"

@@ -1,0 +1,158 @@
+"""Training in child processes that are killed, called to stop, or joined by others.
+
+They come from a fork server that has imported everything, so that each starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["small", "children"])
+
+
+def start(work: Callable[..., Any], *args: Any) -> Any:
+    """Start a child that does some work; `work` and its arguments can be pickled."""
+    if str(FOLDER) not in os.environ.get("PYTHONPATH", ""):  # where the server finds what it loads
+        os.environ["PYTHONPATH"] = f"{FOLDER}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    child = SERVER.Process(target=_child, args=(work, *args))
+    child.start()
+    return child
+
+
+def _child(work: Callable[..., Any], log: Path, *args: Any) -> None:
+    """Do the work with all output in a file; exit status 9 for an error, which the file names."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+        try:
+            work(*args)
+        except Exception:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(9)
+        except SystemExit as error:
+            sys.stderr.flush()
+            os._exit(error.code)
+
+
+def together(count: int, out: Path, phases: Any, options: dict[str, Any]) -> list[int]:
+    """Train in several processes at once and return their exit statuses."""
+    port = free_port()
+    own = [{**options, "processes": (rank, count, port)} for rank in range(count)]
+    out.mkdir(parents=True, exist_ok=True)
+    children = [
+        start(train, out.parent / f"{out.name}-{rank}.log", out, phases, own[rank])
+        for rank in range(count)
+    ]
+    return [ended(child) for child in children]
+
+
+def ended(child: Any, seconds: float = 300) -> int:
+    """Return a child's exit status once it has ended, -9 where it was killed."""
+    child.join(seconds)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        raise AssertionError(f"a child did not end within {seconds} s")
+    status: int = child.exitcode
+    return status
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def join(rank: int, count: int, port: int) -> None:
+    """Be one of several processes, as a launcher would have it."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+
+
+def kill_at(where: str, call: int) -> None:
+    """Have this process killed at the n-th call of a function, named as module:function."""
+    module, _, path = where.partition(":")
+    owner: Any = sys.modules[module]
+    *outer, name = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    real, calls = getattr(owner, name), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
+    """Train small phases, resuming; write the end weights, the history and the metrics.
+
+    `options` are those of small.trainer and: backbone, kill = (where, call), processes =
+    (rank, count, port), slow = seconds that each step takes, mute = ranks that cannot write files.
+    """
+    import small
+    from transformers import TrainerCallback
+
+    options = dict(options)
+    backbone = options.pop("backbone", small.VIT)
+    dropout = options.pop("dropout", 0.2)
+    mute = options.pop("mute", ())
+    if processes := options.pop("processes", None):
+        join(*processes)
+        if processes[0] in mute:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if kill := options.pop("kill", None):
+        kill_at(*kill)
+    callbacks = []
+    if slow := options.pop("slow", 0):
+
+        class Slow(TrainerCallback):
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                (out / "stepped").touch()
+                time.sleep(slow)
+
+        callbacks.append(Slow())
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = small.trainer(
+        out, phases, small.network(backbone, dropout=dropout), callbacks=callbacks, **options
+    )
+    trainer.train(resume_from_checkpoint=True)
+    if trainer.processes.main:
+        logits = trainer.model.eval()(**small.Pixels(small.images(6), trainer.model)[:6]).logits
+        result = {
+            "history": [small.untimed(report.history) for report in trainer.reports],
+            "metrics": [report.metrics for report in trainer.reports],
+            "checks": [report.checks for report in trainer.reports],
+            "features": [report.features for report in trainer.reports],
+            "epochs": [report.epochs for report in trainer.reports],
+            "logits": logits.tolist(),
+        }
+        torch.save(small.state(trainer.model), out / "end.pt")
+        (out / "end.json").write_text(json.dumps(result))
+    from hf_transfer.processes import leave
+
+    del trainer
+    leave()

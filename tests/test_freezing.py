@@ -1,0 +1,162 @@
+"""Freezing: exactly what is named trains, the rest is still, and the proof sees every bit."""
+
+import pytest
+import torch
+from small import CONVNEXT, RESNET, VIT, network
+from torch import nn
+
+from hf_transfer.freezing import (
+    FreezingError,
+    NothingMovedError,
+    check_agreement,
+    fingerprint,
+    free_buffers,
+    freeze_all_but,
+    moving,
+    prove,
+    still_modules,
+)
+from hf_transfer.phases import make_phases
+from hf_transfer.recipe import PhaseSpec
+
+NETWORKS = [RESNET, VIT, CONVNEXT, "torchvision/efficientnet_b0"]
+SELECTORS = ["head", "last 1 block", "last 2 stages", "norms", "biases", "all", "first 1 stages"]
+
+
+def applied(model, selector, still_norms=False):
+    """Freeze a model as a phase says; return the phase and the names of still modules."""
+    backbone = model.backbone
+    first = [] if selector == "head" else [PhaseSpec("head", epochs=1)]
+    specs = [*first, PhaseSpec(selector, epochs=1)]
+    phase = make_phases(specs, backbone.groups, backbone.layout)[-1]
+    freeze_all_but(model, backbone.prefix, phase.parameters)
+    names = still_modules(
+        model, backbone.prefix, backbone.layout, backbone.groups, phase.parameters, still_norms
+    )
+    return phase, names
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_exactly_what_a_phase_names_trains_and_nothing_that_trains_is_still(backbone):
+    model = network(backbone)
+    for selector in [*SELECTORS, "head"]:  # the head again: what was thawed is frozen anew
+        phase, still = applied(model, selector)
+        trains = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trains == {model.backbone.prefix + name for name in phase.parameters}
+        for name in still:
+            assert not any(p.requires_grad for p in model.get_submodule(name).parameters()), name
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_whatever_varies_below_the_head_is_still_in_a_head_phase(backbone):
+    model = network(backbone, dropout=0.1)
+    phase, still = applied(model, "head")
+    head = {model.backbone.prefix + path for path in model.backbone.groups.groups[-1].modules}
+    for name, module in model.named_modules():
+        if any(True for _ in module.children()):
+            continue
+        kind = type(module).__name__.lower()
+        if any(word in kind for word in ("dropout", "droppath", "stochasticdepth", "norm")):
+            in_head = any(name == path or name.startswith(f"{path}.") for path in head)
+            assert (name in still) != in_head, name
+    assert free_buffers(model, model.backbone.prefix, still) == set()
+    assert set(moving(model, model.backbone.prefix, still)) == {
+        model.backbone.prefix + name for name in phase.parameters
+    }
+
+
+def test_still_norms_keeps_the_statistics_of_thawed_norms_too():
+    model = network(RESNET)
+    _, still = applied(model, "all", still_norms=True)
+    assert free_buffers(model, model.backbone.prefix, still) == set()
+    _, still = applied(model, "all")
+    assert len(free_buffers(model, model.backbone.prefix, still)) == 3 * 15
+
+
+def test_an_unknown_parameter_is_named():
+    with pytest.raises(FreezingError, match="no parameter 'fc.wight'"):
+        freeze_all_but(network(), "timm_model.", ["fc.wight"])
+
+
+# --- the proof -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_fingerprint_sees_one_bit_a_swap_and_a_sign(dtype):
+    model = nn.Linear(7, 5, bias=False).to(dtype)
+    before = fingerprint(model, "")
+    assert before == fingerprint(model, "")
+    start = model.weight.detach().clone()
+    changes = (
+        lambda w: w[0, 0].copy_(torch.nextafter(w[0, 0], w[0, 0] + 1)),
+        lambda w: w.copy_(w.flip(0)),
+        lambda w: w[2, 3].neg_(),
+        lambda w: w.copy_(w.roll(1)),
+    )
+    for change in changes:
+        with torch.no_grad():
+            model.weight.copy_(start)
+            change(model.weight)
+        assert before.changed(fingerprint(model, "")) == {"weight"}
+    with torch.no_grad():
+        model.weight.copy_(start)
+    assert fingerprint(model, "").digest() == before.digest()
+
+
+def test_a_fingerprint_does_not_depend_on_the_memory_format_or_on_chunks(monkeypatch):
+    model = nn.Conv2d(8, 8, 3)
+    before = fingerprint(model, "")
+    assert fingerprint(model.to(memory_format=torch.channels_last), "") == before
+    monkeypatch.setattr("hf_transfer.freezing.CHUNK", 100)
+    assert fingerprint(model, "") == before
+
+
+def test_a_fingerprint_covers_buffers_empty_and_boolean_ones_too():
+    model = nn.Module()
+    model.register_buffer("mask", torch.zeros(3, dtype=torch.bool))
+    model.register_buffer("none", torch.zeros(0))
+    before = fingerprint(model, "")
+    model.mask[1] = True
+    assert before.changed(fingerprint(model, "")) == {"mask"}
+    assert before.digest(without=["mask"]) == fingerprint(model, "").digest(without=["mask"])
+
+
+def proved(change, trainable, free=()):
+    model = network(RESNET)
+    before = fingerprint(model, model.backbone.prefix)
+    with torch.no_grad():
+        change(model.timm_model)
+    after = fingerprint(model, model.backbone.prefix)
+    return prove(before, after, trainable, model.backbone.groups, free)
+
+
+def test_the_proof_counts_what_moved_and_names_what_did_not():
+    found = proved(lambda m: m.fc.weight.add_(1), ["fc.weight", "fc.bias"])
+    assert (found.moved, found.unmoved) == (1, ("fc.bias",))
+
+
+def test_the_proof_names_a_frozen_tensor_that_changed_statistics_included():
+    with pytest.raises(FreezingError, match=r"1 frozen tensors changed.*layer1\.0\.conv1\.weight"):
+        proved(lambda m: (m.fc.weight.add_(1), m.layer1[0].conv1.weight.add_(1)), ["fc.weight"])
+    with pytest.raises(FreezingError, match=r"bn1\.running_mean"):
+        proved(lambda m: (m.fc.weight.add_(1), m.bn1.running_mean.add_(1)), ["fc.weight"])
+    proved(
+        lambda m: (m.fc.weight.add_(1), m.bn1.running_mean.add_(1)),
+        ["fc.weight"],
+        ["bn1.running_mean"],
+    )
+
+
+def test_a_group_of_which_nothing_moved_is_the_users_to_mend():
+    with pytest.raises(NothingMovedError, match="group head was to train and nothing in it moved"):
+        proved(lambda m: m.conv1[0].weight.add_(1), ["fc.weight", "conv1.0.weight"])
+
+
+def test_processes_that_differ_are_named_with_the_tensor():
+    one, other = network(RESNET), network(RESNET)
+    with torch.no_grad():
+        other.timm_model.fc.bias[0] += 1e-7
+    prints = [fingerprint(model, "timm_model.") for model in (one, one, other)]
+    check_agreement(prints[:2])
+    with pytest.raises(FreezingError, match=r"process 2 differs.*1 tensors.*fc\.bias"):
+        check_agreement(prints)

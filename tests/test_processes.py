@@ -1,0 +1,188 @@
+"""Two processes train as one: they agree bit for bit, and with one process to rounding."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from children import ended, free_port, start, together, train
+from PIL import Image
+from small import COLD, CONVNEXT, HEAD, RESNET, VIT, changed
+
+from hf_transfer.processes import Processes
+from hf_transfer.recipe import UserError
+
+GRADUAL = [{"gradual": "2 stages", "epochs": 1, "lr": 2e-3, "lr_drop": 0.5, "batch_size": 4}]
+MIXED = {"augment": "light", "mixup": 0.3, "label_smoothing": 0.1, "weight_decay": 0.05}
+
+
+def log(out):
+    return "\n".join(path.read_text() for path in sorted(out.parent.glob(f"{out.name}-*.log")))
+
+
+def results(out):
+    return torch.load(out / "end.pt"), json.loads((out / "end.json").read_text())
+
+
+def test_one_process_is_alone():
+    alone = Processes.here()
+    assert (alone.count, alone.rank, alone.main) == (1, 0, True)
+    assert alone.most(3) == 3
+    assert alone.all("x") == ["x"]
+    alone.wait()
+
+
+def test_processes_that_did_not_find_each_other_are_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="started 2 processes and 1 found each other; start with"):
+        Processes.here()
+
+
+@pytest.mark.parametrize("backbone", [RESNET, VIT])
+def test_every_phase_of_a_gradual_schedule_agrees_on_two_processes(tmp_path, backbone):
+    """Statistics of BatchNorm included; the second process can write no file at all."""
+    out = tmp_path / "out"
+    options = {"backbone": backbone, "checkpoint_seconds": 1000, "mute": (1,)}
+    assert together(2, out, GRADUAL, options) == [0, 0], log(out)
+    facts = results(out)[1]
+    assert [check["ranks"] for check in facts["checks"]] == [2] * len(facts["checks"])
+    assert len(facts["checks"]) >= 3
+    assert facts["features"][0] == "cached"
+    assert all(check["unmoved"] == [] for check in facts["checks"])
+
+
+@pytest.mark.parametrize("extra", [{}, {**MIXED, "l2_sp": 0.1, "accumulate": 2}])
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, extra):
+    """For a network without batch statistics, in every phase, to 1e-5 of the largest weight."""
+    ends = []
+    for count, batch_size in ((2, 3), (1, 6)):
+        out = tmp_path / f"of-{count}"
+        phases = [{**HEAD, "batch_size": batch_size}]
+        phases += [{**COLD, **extra, "epochs": 2, "batch_size": batch_size}]
+        options = {"backbone": CONVNEXT, "dropout": 0.0}
+        assert together(count, out, phases, options) == [0] * count, log(out)
+        ends.append(results(out))
+    for name, value in ends[0][0].items():
+        if value.is_floating_point():
+            scale = value.abs().max().clamp(min=1e-2)
+            assert ((value - ends[1][0][name]).abs().max() / scale) < 1e-5, name
+    for one, other in zip(ends[0][1]["history"], ends[1][1]["history"], strict=True):
+        assert [row["loss"] for row in one] == pytest.approx(
+            [row["loss"] for row in other], rel=1e-4
+        )
+        assert [row["eval_loss"] for row in one] == pytest.approx(
+            [row["eval_loss"] for row in other], rel=1e-4
+        )
+
+
+PHASES = [
+    {**HEAD, "batch_size": 4},
+    {**COLD, **MIXED, "epochs": 2, "batch_size": 4, "best": "accuracy"},
+]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    assert together(2, out, PHASES, {"backbone": RESNET}) == [0, 0], log(out)
+    return results(out)
+
+
+@pytest.mark.parametrize("call", [2, 5])
+def test_two_processes_killed_and_resumed_end_like_the_unbroken_two(tmp_path, unbroken, call):
+    out = tmp_path / "out"
+    options = {"backbone": RESNET, "checkpoint_seconds": 0}
+    kill = {"kill": ("transformers:Trainer._save_rng_state", call)}
+    assert together(2, out, PHASES, {**options, **kill}) == [-signal.SIGKILL] * 2, log(out)
+    assert together(2, out, PHASES, options) == [0, 0], log(out)
+    end, facts = results(out)
+    assert changed(unbroken[0], end) == set()
+    assert facts == unbroken[1]
+
+
+def test_another_number_of_processes_goes_on_at_a_phase_but_not_within_one(tmp_path):
+    out = tmp_path / "out"
+    options = {"backbone": RESNET, "checkpoint_seconds": 0}
+    kill = {"kill": ("transformers:Trainer._save_rng_state", 8)}
+    assert together(2, out, PHASES, {**options, **kill}) == [-signal.SIGKILL] * 2, log(out)
+    assert (out / "phase-1-head" / "checkpoint-end").is_dir()
+    assert ended(start(train, tmp_path / "out-0.log", out, PHASES, options)) == 9
+    assert "written by 2 processes and this is a run of 1; start 2, or remove" in log(out)
+    for path in (out / "phase-2-all").glob("checkpoint-*"):
+        path.rename(tmp_path / path.name)
+    assert ended(start(train, tmp_path / "out-0.log", out, PHASES, options)) == 0, log(out)
+    assert results(out)[1]["checks"][0]["ranks"] == 2
+    assert results(out)[1]["checks"][1]["ranks"] == 1
+
+
+def test_sigterm_to_one_of_two_processes_saves_and_ends_both(tmp_path, unbroken):
+    out, port = tmp_path / "out", free_port()
+    out.mkdir()
+    options = {"backbone": RESNET, "checkpoint_seconds": 1000}
+    children = [
+        start(
+            train, tmp_path / f"out-{rank}.log", out, PHASES,
+            {**options, "slow": 0.3, "processes": (rank, 2, port)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    while not (out / "stepped").exists():
+        time.sleep(0.05)
+        assert children[0].exitcode is None, log(out)
+    os.kill(children[1].pid, signal.SIGTERM)
+    assert [ended(child) for child in children] == [143, 143], log(out)
+    assert log(out).count("stopped by SIGTERM in phase head; saved checkpoint-") == 1
+    assert together(2, out, PHASES, options) == [0, 0], log(out)
+    assert changed(unbroken[0], results(out)[0]) == set()
+
+
+def test_a_disk_that_is_full_for_one_process_ends_both_in_one_line(tmp_path):
+    out = tmp_path / "out"
+    options = {"backbone": RESNET, "checkpoint_seconds": 0, "mute": (1,)}
+    first, second = together(2, out, PHASES, options)
+    assert first == 9, log(out)
+    assert second != 0
+    assert "cannot write" in (tmp_path / "out-0.log").read_text()
+    assert not list(out.glob("phase-*/checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_the_command_line_trains_under_a_launcher(tmp_path, launcher):
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    (tmp_path / "small.yaml").write_text(
+        "backbone: timm/test_resnet\npretrained: false\nseeds: 2\n"
+        "data: {path: images, validation: 0.5, image_size: 32}\n"
+        "phases:\n  - {train: head, epochs: 1}\n  - {train: all, epochs: 1, lr: 1e-4}\n"
+    )
+    port = str(free_port())
+    command = {
+        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2"],
+        "accelerate": [
+            "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        ],
+    }[launcher]  # fmt: skip
+    own = "--master_port" if launcher == "torchrun" else "--main_process_port"
+    result = subprocess.run(
+        [sys.executable, *command, own, port, "-m", "hf_transfer", "train", "small.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-4000:]
+    out = tmp_path / "runs" / "small"
+    report = json.loads((out / "report.json").read_text())
+    assert [phase["checks"]["ranks"] for phase in report["phases"]] == [2, 2]
+    assert report["environment"]["processes"] == 2
+    assert result.stdout.count(f"written to {out.relative_to(tmp_path)}") == 1
+    assert (out / "model" / "model.safetensors").is_file()

@@ -1,0 +1,136 @@
+"""What is computed once trains the head as the live network does."""
+
+import pytest
+import torch
+from small import (
+    CONVNEXT,
+    HEAD,
+    RESNET,
+    VIT,
+    Pixels,
+    images,
+    network,
+    state,
+    trained,
+    untimed,
+)
+from torch import nn
+from transformers import default_data_collator
+
+from hf_transfer.recipe import UserError
+
+
+def both(tmp_path, make, phase, **options):
+    """Return the reports and end weights of a phase trained live and on cached features."""
+    found = []
+    for features in ("live", "cached"):
+        model = make()
+        done = trained(tmp_path, [{**phase, "features": features}], model, **options)
+        found.append((done.reports[0], state(model)))
+    return found
+
+
+def assert_equal(live, cached):
+    assert (live[0].features, cached[0].features) == ("live", "cached")
+    for one, other in zip(untimed(live[0].history), untimed(cached[0].history), strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert value == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
+    for name, value in live[1].items():
+        assert torch.allclose(value, cached[1][name], rtol=1e-5, atol=1e-5), name
+    assert live[0].metrics.keys() == cached[0].metrics.keys()
+
+
+@pytest.mark.parametrize("backbone", [RESNET, VIT, CONVNEXT, "torchvision/efficientnet_b0"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_cached_head_phase_equals_the_live_one(tmp_path, backbone, accumulate):
+    """With dropout on the head's input, too: torchvision's efficientnet has it of itself."""
+    phase = {**HEAD, "epochs": 3, "weight_decay": 0.05, "label_smoothing": 0.1, "batch_size": 5}
+    phase["accumulate"] = accumulate
+    live, cached = both(tmp_path, lambda: network(backbone, dropout=0.2), phase)
+    assert_equal(live, cached)
+
+
+def alexnet_like() -> nn.Module:
+    """Return a small network in AlexNet's form: dropout between the layers below the head."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 4, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(3))
+            self.classifier = nn.Sequential(
+                nn.Dropout(), nn.Linear(36, 16), nn.ReLU(),
+                nn.Dropout(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3),
+            )  # fmt: skip
+
+        def forward(self, pixel_values):
+            return self.classifier(self.features(pixel_values).flatten(1))
+
+    torch.manual_seed(0)
+    return Small()
+
+
+def test_dropout_between_frozen_layers_is_off_live_and_cached(tmp_path):
+    stored = images(12, size=224)
+    options = {"head": ["classifier.6.*"], "train_dataset": stored, "eval_dataset": stored}
+    assert_equal(*both(tmp_path, alexnet_like, HEAD, **options))
+
+
+def test_class_weights_count_the_same_live_and_cached(tmp_path):
+    weights = torch.tensor([3.0, 0.5, 0.5])
+    assert_equal(*both(tmp_path, network, HEAD, class_weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("change", "own", "why"),
+    [
+        ({"augment": "light"}, (), "images vary from epoch to epoch"),
+        ({"train": "all", "cold_head": True}, (), "nothing is frozen below what trains"),
+        ({}, ("train_dataset", "eval_dataset"), "gives no stored pixels"),
+        ({}, ("eval_dataset",), "gives no stored pixels"),
+    ],
+)
+def test_what_cannot_be_cached_runs_live_or_says_why(tmp_path, change, own, why):
+    model = network()
+    options = dict.fromkeys(own, Pixels(images(), model))
+    if "train_dataset" in own:
+        options["data_collator"] = default_data_collator
+        done = trained(tmp_path, [{**HEAD, **change, "epochs": 1}], model, **options)
+        assert done.reports[0].features == "live"
+    with pytest.raises(UserError, match=f"features: cached is not possible, because .*{why}"):
+        trained(tmp_path, [{**HEAD, **change, "features": "cached"}], model, **options)
+
+
+class Odd(nn.Module):
+    """A network whose logits are more than its head's output, or whose head is met twice."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body, self.top = nn.Conv2d(3, 8, 7, 16), nn.Linear(8, 3)
+        self.kind = kind
+
+    def forward(self, pixel_values):
+        x = self.body(pixel_values).mean((2, 3))
+        if self.kind == "dropout":  # a function's, which no module shows
+            x = nn.functional.dropout(x, 0.5, self.training)
+            x = x * 2
+        if self.kind == "noise" and self.training:
+            x = x + torch.randn_like(x)
+        if self.kind == "twice":
+            return self.top(x) + self.top(x * 2)
+        return self.top(x) * (3 if self.kind == "scaled" else 1)
+
+
+@pytest.mark.parametrize("kind", ["dropout", "noise", "twice", "scaled"])
+def test_an_odd_head_learns_the_same_whether_it_is_cached_or_not(tmp_path, kind):
+    stored = images(6, size=224)
+    options = {"head": ["top.*"], "train_dataset": stored, "eval_dataset": stored}
+    ends = []
+    for features in ("live", "auto"):
+        torch.manual_seed(0)
+        model = Odd(kind)
+        done = trained(tmp_path, [{**HEAD, "features": features}], model, **options)
+        ends.append((state(model), [row["loss"] for row in done.reports[0].history]))
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-5)
+    for name, value in ends[0][0].items():
+        assert torch.allclose(value, ends[1][0][name], rtol=1e-5, atol=1e-5), name
