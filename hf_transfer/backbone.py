@@ -73,24 +73,25 @@ def load_backbone(
     _check(blueprint, names, keep, replace_layers)
     if pretrained and weights is None:
         check_weights(blueprint)
+    donor, lacking = None, frozenset[str]()
     with _seeded(seed):
-        network = build(blueprint, len(names))
-        layout = _layout(blueprint, names, replace_layers, network)
         if pretrained or weights is not None:
             donor, lacking = load(blueprint, Path(weights).expanduser() if weights else None)
-            if keep:
-                _keep_head(blueprint, donor, lacking, layout.head, names)
-            kept = () if keep else layout.head
-            new = frozenset(kept) | lacking
-            if keep and not blueprint.is_changed and not lacking:
-                network = donor
-            else:
-                transfer(network, donor, new, str(blueprint.origin))
-            fresh = {*layout.head, *lacking}
-            head = tuple(name for name, _ in layout.parameters if name in fresh)
-            layout = replace(layout, head=head)
         elif keep_head:
             raise BackboneError(f"{backbone_id} with random weights has no head to keep")
+    with _seeded(seed):
+        whole = keep and donor is not None and not blueprint.is_changed
+        network = donor if whole else build(blueprint, len(names))
+        layout = _layout(blueprint, names, replace_layers, network)
+        if donor is not None:
+            if keep:
+                _keep_head(blueprint, donor, lacking, layout.head, names)
+            if not whole:
+                new = lacking if keep else lacking | set(layout.head)
+                transfer(network, donor, new, str(blueprint.origin))
+            fresh = lacking | set(layout.head)
+            head = tuple(name for name, _ in layout.parameters if name in fresh)
+            layout = replace(layout, head=head)
         model, prefix = wrap(blueprint, network, names)
     model.backbone = Backbone(
         id=backbone_id,

@@ -21,6 +21,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hf_transfer.backbone import load_backbone, save_model
+
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -76,3 +78,30 @@ def dinov2_folder(folder: Path, **settings: Any) -> Path:
     network = Dinov2ForImageClassification(Dinov2Config(**WIDTH, **{**config, **settings}))
     cut = {"height": 28, "width": 28}
     return _save(network, BitImageProcessor(size={"shortest_edge": 32}, crop_size=cut), folder)
+
+
+def torchvision_folder(path: Path, name: str = "squeezenet1_1", **options: Any) -> Path:
+    """Write a folder as we do: torchvision has no form of its own."""
+    model = load_backbone(
+        f"torchvision/{name}", ("a", "b", "c"), pretrained=False, image_size=64, **options
+    )
+    save_model(stir(model), path)
+    return path
+
+
+FOLDERS = {
+    "timm": lambda path: timm_folder(path, "test_resnet"),
+    "transformers": vit_folder,
+    "torchvision": torchvision_folder,
+}
+
+
+def tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Return everything in a model by the bare network's names."""
+    prefix = model.backbone.prefix
+    return {name.removeprefix(prefix): value for name, value in model.state_dict().items()}
+
+
+def logits(model: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(x).logits
