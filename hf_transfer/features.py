@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hf_transfer.backbone import Backbone
-from hf_transfer.cuts import Context, Crossing, Cut, Player, crossing_values, digest, find_cut
+from hf_transfer.cuts import Context, crossing_values, find_cut
 from hf_transfer.data import ImageSet
 from hf_transfer.featurestore import Column, StoredFeatures, build_features, open_features
 from hf_transfer.images import augment, to_model_input
+from hf_transfer.operations import digest
 from hf_transfer.phases import Phase
 from hf_transfer.pixels import LivePixels, StoredPixels
+from hf_transfer.player import Crossing, Cut, Player
 from hf_transfer.prefix import view_count, why_live
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import Augment, UserError
@@ -174,16 +176,18 @@ class Replay:
         if share[1] == 1:
             self._open()
 
-    def start(self) -> None:
-        """Let the model's forward take features; until it is put back, images no more."""
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """Let the model's forward take features; its own is to be put back by the caller."""
         if not self.views:
             self._open()
-        player = Player(self.model, self.cut)
+        with Player(self.model, self.cut) as player:
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return player.forward(*args, **kwargs)
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return player.forward(*args, **kwargs)
 
-        self.model.forward = forward  # a bound method would be bound again, to the model
+            self.model.forward = forward  # a bound method would be bound again, to the model
+            yield
 
     def _open(self) -> None:
         opened = [open_features(**entry) for entry in self.entries]
