@@ -338,7 +338,8 @@ class TransferTrainer(Trainer):
         training = self.model.training
         if training:
             for module in self._still:
-                module.training = False
+                if module.training:  # asking is cheaper than telling, and a replay passes them by
+                    module.training = False
         spec = self.phase.spec if self.phase and training else None
         soft = inputs.pop("soft_labels", None)
         smoothing = spec.label_smoothing if spec else 0.0

@@ -1,0 +1,400 @@
+"""How fast: this project against the plain Trainer doing the same phases, and against the floor.
+
+    python tests/benchmarks/speed.py --data FOLDER --backbone ID [--images 1000] [--epochs 1.0]
+
+One process, one table. The floor is what cannot be saved: one decode of every image, one forward of
+what is frozen for each view, and per epoch the bare forward and backward of what trains, in plain
+torch on tensors that are in memory already. No evaluation is timed. Rows are ratios of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from hf_transfer.backbone import load_backbone
+from hf_transfer.cuts import crossing_values, find_cut
+from hf_transfer.data import load_data
+from hf_transfer.decoding import decode
+from hf_transfer.freezing import freeze_all_but, still_modules
+from hf_transfer.images import to_model_input
+from hf_transfer.phases import Phase, make_phases
+from hf_transfer.recipe import DataSpec, parse_phase
+from hf_transfer.sources import scan
+from hf_transfer.trainer import TransferTrainer
+
+
+@dataclass(frozen=True)
+class Case:
+    """A phase, and the ratios that it should keep below."""
+
+    name: str
+    phase: dict[str, Any]
+    epochs: int  # of the plain Trainer; those of the phase, unless it is solved
+    to_plain: float
+    to_floor: float | None
+
+
+CASES = (
+    Case("head, 20 epochs", {"train": "head", "epochs": 20}, 20, 1 / 12, 1.3),
+    Case(
+        "head, 10 epochs, 4 views",
+        {"train": "head", "epochs": 10, "augment": "light", "views": 4},
+        10, 1 / 2, 1.3,
+    ),
+    Case("last stage, 10 epochs", {"train": "last 1 stage", "epochs": 10}, 10, 1 / 3, 1.3),
+    Case(
+        "everything, 5 epochs, augmented",
+        {"train": "all", "epochs": 5, "augment": "light"},
+        5, 0.7, 1.15,
+    ),
+    Case("head, solve: lbfgs", {"train": "head", "solve": "lbfgs"}, 20, 1 / 15, None),
+)  # fmt: skip
+
+
+class Bench:
+    """What all cases share: the files, the backbone, the settings."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.source = options.data or generated(folder / "generated", options.images * 3 // 2)
+        per_class = options.images // len(scan(DataSpec(str(self.source))).labels)
+        self.spec = DataSpec(
+            str(self.source),
+            validation=0.3,
+            image_size=options.size,
+            train_per_class=per_class,
+            validation_per_class=max(2, per_class // 2),
+        )
+        self.labels = scan(self.spec, 0).labels
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        data = load_data(self.spec, self.model().backbone.image, 0, folder / "first")
+        self.files = [Path(self.source) / name for name in data.train.files]
+        self.targets, self.held_out = data.train.labels, data.validation
+        self.images = folder / "images"  # those that train, and one a class that does not
+        few = [
+            np.flatnonzero(self.held_out.labels == label)[0] for label in range(len(self.labels))
+        ]
+        self._copy("train", self.files, self.targets)
+        others = [Path(self.source) / self.held_out.files[row] for row in few]
+        self._copy("validation", others, self.held_out.labels[few])
+
+    def model(self) -> Any:
+        """Return the backbone with a new head, the same each time."""
+        model = load_backbone(
+            str(self.options.backbone),
+            self.labels if hasattr(self, "labels") else ("a", "b"),
+            pretrained=not self.options.random,
+            image_size=self.options.size,
+        )
+        return model.to(self.device)
+
+    def phase(self, case: Case, model: Any) -> Phase:
+        """Return a case's phase on the backbone, and freeze what it does not train."""
+        words = {"batch_size": self.options.batch, "lr": 1e-3, "cold_head": True, "best": "last"}
+        phase = dict(case.phase)
+        if "epochs" in phase:
+            phase["epochs"] = self.epochs(case)
+        spec = parse_phase({**words, **phase})
+        found = make_phases([spec], model.backbone.groups, model.backbone.layout)[0]
+        freeze_all_but(model, model.backbone.prefix, found.parameters)
+        return found
+
+    def epochs(self, case: Case) -> int:
+        """Return the epochs of a case, fewer where a quick run is asked for."""
+        return max(1, round(case.epochs * self.options.epochs))
+
+    def arguments(self, **more: Any) -> TrainingArguments:
+        """Return the arguments that both Trainers have."""
+        return TrainingArguments(
+            str(self.folder / "run"), save_strategy="no", report_to="none", disable_tqdm=True,
+            bf16=self.options.bf16, dataloader_pin_memory=self.device.type == "cuda", **more,
+        )  # fmt: skip
+
+    # --- the three -----------------------------------------------------------------------------
+
+    def ours(self, case: Case) -> tuple[float, Any]:
+        """Return the seconds from files to a trained model, with nothing cached, and the model."""
+        model = self.model().to(memory_format=torch.channels_last)
+        cache = Path(tempfile.mkdtemp(dir=self.folder))
+        os.environ["HF_TRANSFER_CACHE"] = str(cache)
+        phase = self.phase(case, model)
+        trainer_folder = self.arguments()
+        began = self.now()
+        data = load_data(
+            DataSpec(str(self.images), image_size=self.options.size), model.backbone.image
+        )
+        trainer = TransferTrainer(model, trainer_folder, [phase], train_dataset=data.train)
+        trainer.train()
+        seconds = self.now() - began
+        shutil.rmtree(cache)
+        return seconds, trainer
+
+    def plain(self, case: Case) -> tuple[float, Any]:
+        """Return the seconds that the plain Trainer takes for the same phase, and the model."""
+        model = self.model()
+        self.phase(case, model)
+        augmented = "augment" in case.phase
+        data = Files(self.files, self.targets, transforms_of(model.backbone.image, augmented))
+        arguments = self.arguments(
+            num_train_epochs=self.epochs(case),
+            per_device_train_batch_size=self.options.batch,
+            learning_rate=1e-3,
+            lr_scheduler_type="cosine",
+            logging_strategy="epoch",
+            remove_unused_columns=False,
+        )
+        trainer = Trainer(model, arguments, train_dataset=data)
+        trainer.remove_callback(PrinterCallback)
+        began = self.now()
+        trainer.train()
+        return self.now() - began, trainer
+
+    def floor(self, case: Case) -> float:
+        """Return the seconds of what must be done in any case."""
+        model = self.model().to(memory_format=torch.channels_last)
+        phase, image = self.phase(case, model), model.backbone.image
+        total = 0.0
+        began = self.now()
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            pixels = torch.from_numpy(
+                np.stack(list(pool.map(lambda f: decode(f, image), self.files)))
+            )
+        total += self.now() - began
+        inputs = to_model_input(pixels, image).to(self.device)
+        labels = torch.from_numpy(self.targets).to(self.device)
+        run = self.above(model, phase)
+        if phase.frozen_prefix:
+            began = self.now()
+            with torch.no_grad(), self.autocast():
+                for _ in range(case.phase.get("views", 1)):
+                    parts = [run.below(part) for part in inputs.split(64)]
+            total += self.now() - began
+            inputs = torch.cat(parts)
+        model.train()
+        order = torch.randperm(len(labels))
+        began = self.now()
+        for _ in range(self.epochs(case)):
+            for rows in order.split(self.options.batch):
+                with self.autocast():
+                    logits = run.top(inputs[rows])
+                    loss = nn.functional.cross_entropy(logits, labels[rows])
+                loss.backward()
+                model.zero_grad()
+        return total + self.now() - began
+
+    def above(self, model: Any, phase: Phase) -> Parts:
+        """Return the network in two functions: what is frozen, and what trains."""
+        if not phase.frozen_prefix:
+            return Parts(lambda x: x, lambda x: model(pixel_values=x).logits)
+        prefix, backbone = model.backbone.prefix, model.backbone
+        named = still_modules(model, prefix, backbone.layout, backbone.groups, phase.parameters)
+        still = [model.get_submodule(name) for name in named]
+        size = backbone.image.size
+        cut = find_cut(model, still, lambda n: torch.randn(n, 3, size, size, device=self.device))
+        model.eval()
+        tops = [model.get_submodule(path) for path in self.tops(phase, model)]
+
+        def below(x: torch.Tensor) -> torch.Tensor:
+            (value,) = crossing_values(model, cut, x)
+            return value
+
+        def top(x: torch.Tensor) -> torch.Tensor:
+            for module in tops:
+                x = module(x)
+            return x
+
+        return Parts(below, top)
+
+    def tops(self, phase: Phase, model: Any) -> list[str]:
+        """Return the modules that the bare forward of what trains goes through, in order."""
+        prefix = model.backbone.prefix
+        head = prefix + model.backbone.layout.head[0].rpartition(".")[0]
+        if len(phase.groups) == 1:
+            return [head]
+        stage = prefix + phase.groups[0].rpartition(".")[0]
+        pool = [name for name, _ in model.named_modules() if name.endswith("global_pool")]
+        return [stage, *pool, head]
+
+    # --- measuring -----------------------------------------------------------------------------
+
+    def _copy(self, split: str, files: list[Path], targets: np.ndarray) -> None:
+        for file, target in zip(files, targets, strict=True):
+            folder = self.images / split / self.labels[target]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / file.name)
+
+    def accuracy(self, trainer: Trainer) -> float:
+        """Return the share of the validation images that a trained model labels right."""
+        model, right = trainer.model.eval(), 0
+        for start in range(0, len(self.held_out), 64):
+            rows = range(start, min(start + 64, len(self.held_out)))
+            batch = self.held_out.__getitems__(rows)
+            with torch.no_grad():
+                x = to_model_input(batch["pixels"], model.backbone.image).to(self.device)
+                right += int(
+                    (model(pixel_values=x).logits.argmax(1).cpu() == batch["labels"]).sum()
+                )
+        return right / len(self.held_out)
+
+    def autocast(self) -> Any:
+        """Return the precision that all three compute in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16)
+
+    def now(self) -> float:
+        """Return the time, when all that was asked of the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if self.options.cpu_seconds else time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A network cut in two."""
+
+    below: Callable[[torch.Tensor], torch.Tensor]
+    top: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Files(Dataset[dict[str, Any]]):
+    """Images decoded and varied one by one, as the examples of transformers do."""
+
+    def __init__(self, files: list[Path], labels: np.ndarray, transform: Any) -> None:
+        self.files, self.labels, self.transform = files, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with Image.open(self.files[index]) as picture:
+            pixels = self.transform(picture.convert("RGB"))
+        return {"pixel_values": pixels, "labels": int(self.labels[index])}
+
+
+def transforms_of(image: Any, augmented: bool) -> Any:
+    """Return torchvision's transforms of an image."""
+    from torchvision import transforms as T
+
+    size, normal = image.size, T.Normalize(image.mean, image.std)
+    if augmented:
+        steps = [T.RandomResizedCrop(size, (0.6, 1.0)), T.RandomHorizontalFlip()]
+    else:
+        steps = [T.Resize(int(size / image.crop_pct)), T.CenterCrop(size)]
+    return T.Compose([*steps, T.ToTensor(), normal])
+
+
+def generated(folder: Path, count: int, px: int = 320) -> Path:
+    """Write `count` JPEG files in 10 classes whose colours differ, and return their folder."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        label = number % 10
+        coarse = random.integers(0, 256, (8, 8, 3)) // 2 + np.array(
+            [label * 12, 0, 100 - label * 9]
+        )
+        place = folder / f"class-{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(coarse.clip(0, 255).astype(np.uint8))
+        picture.resize((px, px), Image.Resampling.BICUBIC).save(place / f"{number}.jpg", quality=90)
+    return folder
+
+
+def measured(bench: Bench, case: Case, repeats: int) -> list[str]:
+    """Return a row of the table."""
+    times: dict[str, list[float]] = {"ours": [], "plain": [], "floor": []}
+    accuracy, peak = {}, {}
+    for _ in range(repeats):
+        for name in times:
+            gc.collect()
+            if bench.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            if name == "floor":
+                if case.to_floor is not None:
+                    times[name].append(bench.floor(case))
+            else:
+                seconds, trainer = getattr(bench, name)(case)
+                times[name].append(seconds)
+                accuracy[name] = bench.accuracy(trainer)
+            if bench.device.type == "cuda":
+                peak[name] = torch.cuda.max_memory_allocated() / 1e9
+    ours, plain = statistics.median(times["ours"]), statistics.median(times["plain"])
+    floor = statistics.median(times["floor"]) if times["floor"] else None
+    seen = len(bench.files) * bench.epochs(case)
+    return [
+        case.name, f"{ours:.1f}", f"{plain:.1f}", f"{floor:.1f}" if floor else "",
+        f"1/{plain / ours:.1f} (1/{1 / case.to_plain:.1f})",
+        f"{ours / floor:.2f} ({case.to_floor:.2f})" if floor else "",
+        f"{accuracy['ours']:.3f} / {accuracy['plain']:.3f}", f"{seen / ours:,.0f}",
+        f"{peak['ours']:.1f} / {peak['plain']:.1f} GB" if peak else "",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of class folders; default: generated")
+    parser.add_argument("--backbone", default="timm/resnet10t")
+    parser.add_argument("--random", action="store_true", help="random weights")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--size", type=int, default=96, help="of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--epochs", type=float, default=1.0, help="factor on all epochs")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--cases", default="", help="only those whose names hold this")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument(
+        "--cpu-seconds", action="store_true", help="of this process, for a machine that is busy"
+    )
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("hf_transfer").setLevel(logging.ERROR)
+    print(
+        f"{options.backbone}, {options.images} images of {options.size} px, batch {options.batch},"
+    )
+    load = os.getloadavg()[0]
+    print(f"{torch.get_num_threads()} threads, load {load:.1f}, torch {torch.__version__}")
+    kind = "seconds of the processors" if options.cpu_seconds else "seconds"
+    print(f"{kind}, ratios (and what they should stay below), images a second\n")
+    heading = [
+        "case",
+        "ours",
+        "plain",
+        "floor",
+        "to plain",
+        "to floor",
+        "accuracy",
+        "images/s",
+        "peak",
+    ]
+    print("| " + " | ".join(heading) + " |\n|" + " --- |" * len(heading))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, Path(folder))
+        for case in CASES:
+            if options.cases in case.name:
+                print("| " + " | ".join(measured(bench, case, options.repeats)) + " |", flush=True)
+    print(f"\nload at the end {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
