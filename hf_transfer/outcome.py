@@ -110,6 +110,6 @@ def _stopped(phase: Phase, state: Any) -> str | None:
     if stop is not None:
         values = metric_values(stop.metric, state.log_history)
         if stopping.should_stop(stop.metric, values, stop.patience, stop.min_change):
-            times = "evaluation" if stop.patience == 1 else f"{stop.patience} evaluations"
+            times = "one evaluation" if stop.patience == 1 else f"{stop.patience} evaluations"
             return f"{stop.metric} did not improve for {times}"
     return "a callback ended it"

@@ -1,0 +1,62 @@
+"""A run's folder: never overwritten, and resumed only by the same run."""
+
+import pytest
+
+from hf_transfer.folder import FolderError, keep_inputs, open_folder
+from hf_transfer.recipe import PhaseSpec, Recipe, load_recipe
+
+
+def recipe(lr=1e-3, **options):
+    return Recipe(
+        name="small", backbone="timm/test_resnet", phases=(PhaseSpec("head", epochs=1, lr=lr),),
+        **options,
+    )  # fmt: skip
+
+
+def test_a_new_folder_gets_the_recipe_which_reads_back_equal(tmp_path):
+    open_folder(tmp_path / "a" / "b", recipe(), resume=False)
+    written = tmp_path / "a" / "b" / "recipe.yaml"
+    assert load_recipe(str(written)).phases == recipe().phases
+    open_folder(tmp_path / "a" / "b", recipe(), resume=True)
+
+
+def test_a_folder_in_use_is_refused_without_resume_and_left_as_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FolderError, match="not empty; choose another folder, or add --resume"):
+        open_folder(tmp_path, recipe(), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_another_recipe_is_refused_naming_the_line_that_differs(tmp_path):
+    open_folder(tmp_path / "run", recipe(), resume=False)
+    before = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    with pytest.raises(FolderError, match=r"another recipe \(was .*, is .*lr: 0.5"):
+        open_folder(tmp_path / "run", recipe(lr=0.5), resume=True)
+    with pytest.raises(FolderError, match="is another recipe .*seed: 3"):
+        open_folder(tmp_path / "run", recipe(seed=3), resume=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == before
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FolderError, match="is a file"):
+        open_folder(tmp_path / "run", recipe(), resume=True)
+
+
+def test_other_data_or_weights_are_refused_naming_them(tmp_path):
+    first = {"images": 24, "data": "a" * 64, "weights": "b" * 64}
+    keep_inputs(tmp_path, first)
+    keep_inputs(tmp_path, first)
+    with pytest.raises(FolderError, match=r"the images differ .*\(was 24, is 30\)"):
+        keep_inputs(tmp_path, {**first, "images": 30})
+    with pytest.raises(FolderError, match=r"the weights differ .*\(was bbbbbbbbbbbb…, is ccc") as e:
+        keep_inputs(tmp_path, {**first, "weights": "c" * 64})
+    assert "\n" not in str(e.value)
+
+
+def test_only_the_first_process_writes_and_refuses(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "notes.txt").write_text("mine")
+    open_folder(tmp_path, recipe(), resume=False)
+    keep_inputs(tmp_path, {"images": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,178 @@
+"""A run from recipe to report, and resumed."""
+
+import dataclasses
+import json
+import signal
+
+import numpy as np
+import pytest
+from children import ended, start
+from PIL import Image
+
+from hf_transfer.backbone import load_model
+from hf_transfer.folder import FolderError
+from hf_transfer.recipe import DataSpec, PhaseSpec, Recipe, Stop, UserError
+from hf_transfer.report import RunReport
+from hf_transfer.run import run
+
+PHASES = (
+    PhaseSpec("head", epochs=2, lr=1e-2, batch_size=8),
+    PhaseSpec("all", epochs=2, batch_size=8, stop=Stop("accuracy", 2), best="accuracy"),
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    random = np.random.default_rng(0)
+    for k, name in enumerate(("cat", "dog", "fox")):
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = random.integers(0, 200, (40, 40, 3), dtype=np.uint8)
+            pixels[..., k] += 50
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def recipe(photos, **options):
+    data = DataSpec(path=str(photos), validation=0.2, test=0.2, image_size=32)
+    made = Recipe(
+        name="small", backbone="timm/test_resnet", pretrained=False, phases=PHASES, data=data
+    )
+    return dataclasses.replace(made, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, run(recipe(photos), out)
+
+
+def measured(report):
+    """What of a report no clock decides."""
+    facts = report.to_dict()
+    for phase in facts["phases"]:
+        phase.pop("seconds")
+        phase["metrics"] = {k: v for k, v in phase["metrics"].items() if "_per_" not in k}
+        phase["history"] = [
+            {k: v for k, v in row.items() if not k.endswith(("_runtime", "_per_second"))}
+            for row in phase["history"]
+        ]
+    return {k: v for k, v in facts.items() if k not in ("seconds", "created", "environment")}
+
+
+def test_a_run_leaves_report_page_model_and_what_resuming_needs(finished):
+    out, report = finished
+    assert {path.name for path in out.iterdir()} == {
+        "recipe.yaml", "inputs.json", "phase-1-head", "phase-2-all", "model", "report.json",
+        "report.html",
+    }  # fmt: skip
+    assert RunReport.load(out) == report
+    assert report.metrics["n"] == 6
+    assert report.metrics["test"]["n"] == 6
+    assert [phase.name for phase in report.phases] == ["head", "all"]
+    assert report.seconds["wall"] >= report.seconds["training"] > 0
+    assert load_model(out).backbone.labels == ("cat", "dog", "fox")
+    assert json.loads((out / "inputs.json").read_text())["images"] == 30
+
+
+def test_a_finished_run_is_read_back_and_not_trained_again(finished, photos):
+    out, report = finished
+    before = (out / "report.json").stat().st_mtime_ns
+    assert run(recipe(photos), out, resume=True) == report
+    assert (out / "report.json").stat().st_mtime_ns == before
+
+
+def train_and_die(photos, out, kill):
+    from children import kill_at
+
+    kill_at(*kill)
+    from hf_transfer import run as module
+
+    module.CHECKPOINT_SECONDS = 0.0
+    module.run(recipe(photos), out, resume=out.is_dir())
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        ("hf_transfer.run:TransferTrainer", 1),  # nothing trained
+        ("hf_transfer.facts:measure", 1),  # all trained, nothing measured
+        ("hf_transfer.run:save_model", 1),
+        ("hf_transfer.folder:finish", 1),  # the model written, the report not
+        ("hf_transfer.folder:write_html", 1),
+        ("hf_transfer.folder:model_card", 1),
+    ],
+)
+def test_a_run_killed_around_its_training_ends_like_the_unbroken_one(
+    finished, photos, tmp_path, kill
+):
+    out = tmp_path / "out"
+    child = start(train_and_die, tmp_path / "log", photos, out, kill)
+    assert ended(child) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert not (out / "report.json").exists()
+    again = run(recipe(photos), out, resume=True)
+    assert measured(again) == measured(finished[1])
+    weights = "model/model.safetensors"
+    assert (out / weights).read_bytes() == (finished[0] / weights).read_bytes()
+
+
+def test_resuming_with_other_images_or_weights_is_refused(finished, photos, tmp_path, monkeypatch):
+    out, _ = finished
+    (out / "report.json").rename(tmp_path / "report.json")
+    try:
+        inputs = json.loads((out / "inputs.json").read_text())
+        for name in ("data", "weights"):
+            (out / "inputs.json").write_text(json.dumps({**inputs, name: "0" * 64}))
+            with pytest.raises(FolderError, match=f"--resume: the {name} differ"):
+                run(recipe(photos), out, resume=True)
+        (out / "inputs.json").write_text(json.dumps(inputs))
+    finally:
+        (tmp_path / "report.json").rename(out / "report.json")
+
+
+def test_repeated_seeds_have_a_folder_each_and_a_median(photos, tmp_path):
+    once = (PhaseSpec("head", epochs=1, batch_size=8),)
+    report = run(recipe(photos, seeds=2, phases=once, loss="balanced"), tmp_path / "out")
+    assert {"seed-0", "seed-1", "model", "report.json", "recipe.yaml"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert report.seeds["n"] == 2
+    assert report.seed in (0, 1)
+
+
+def test_a_source_of_ones_own_is_trained_first(photos, tmp_path):
+    from hf_transfer.recipe import SourceSpec
+
+    once = (PhaseSpec("head", epochs=1, batch_size=8),)
+    data = DataSpec(path=str(photos), image_size=32)
+    first = SourceSpec("timm/test_resnet", (PhaseSpec("all", epochs=1, cold_head=True),), data)
+    made = recipe(photos, backbone=None, pretrained=True, phases=once, source=first)
+    report = run(made, tmp_path / "out")
+    assert report.backbone["id"] == str(tmp_path / "out" / "source" / "model")
+    assert (tmp_path / "out" / "source" / "report.json").is_file()
+
+
+def test_metrics_of_the_recipe_are_known_and_tried_before_anything_is_trained(photos, tmp_path):
+    module = tmp_path / "sharp.py"
+    module.write_text(
+        "import datasets\nimport evaluate\n"
+        "class Sharp(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        features = datasets.Features({'predictions': datasets.Value('int64'),\n"
+        "                                      'references': datasets.Value('int64')})\n"
+        "        return evaluate.MetricInfo(description='', citation='', features=features)\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'sharp': float(sum(p == r for p, r in zip(predictions, references)))}\n"
+    )
+    best = (PhaseSpec("head", epochs=2, batch_size=8, best="sharp"),)
+    out = tmp_path / "out"
+    report = run(recipe(photos, metrics=(str(module),), phases=best), out)
+    assert report.phases[0].metrics["sharp"] == max(
+        row["eval_sharp"] for row in report.phases[0].history
+    )
+    assert "sharp" in report.metrics
+    wrong = (PhaseSpec("head", epochs=2, best="blunt"),)
+    with pytest.raises(UserError, match="best: there is no metric 'blunt'; have .*sharp"):
+        run(recipe(photos, metrics=(str(module),), phases=wrong), tmp_path / "other")
+    assert not (tmp_path / "other" / "phase-1-head").exists()
