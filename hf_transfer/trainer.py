@@ -161,7 +161,11 @@ class TransferTrainer(Trainer):
                     output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
             except RuntimeError as error:
                 if "DataLoader worker" in str(error):
-                    raise UserError(f"phase {phase.name}: {error}") from error
+                    line = str(error).splitlines()[0].rstrip(". ")
+                    raise UserError(
+                        f"phase {phase.name}: a data worker died ({line}); where memory is short "
+                        "take fewer workers, or none (workers: 0)"
+                    ) from error
                 raise
             self._unwrap()
             self._load_best()

@@ -10,8 +10,11 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["HF_TRANSFER_CACHE"] = tempfile.mkdtemp(prefix="hf-transfer-tests-")
-atexit.register(shutil.rmtree, os.environ["HF_TRANSFER_CACHE"], ignore_errors=True)
+os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
+SCRATCH = tempfile.mkdtemp(prefix="hf-transfer-tests-")
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+os.environ["HF_TRANSFER_CACHE"] = f"{SCRATCH}/cache"
+os.environ["HF_MODULES_CACHE"] = f"{SCRATCH}/modules"  # code that evaluate and others copy
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

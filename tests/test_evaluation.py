@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -41,18 +40,6 @@ SCORES = (
     '{"predictions": datasets.Sequence(datasets.Value("float32")), '
     '"references": datasets.Value("int32")}'
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """evaluate copies every module that it loads: here, not into the user's cache."""
-    import evaluate
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
-        patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
-        patch.syspath_prepend(str(evaluate.config.HF_MODULES_CACHE))
-        yield
 
 
 def users_metric(folder: Path, features: str, parameters: str, body: str) -> str:

@@ -63,7 +63,7 @@ def test_a_reduced_quickstart_runs_and_its_model_reads_its_examples(
     )
     report = RunReport.load(out)
     assert report.labels == tuple("0123456789")
-    assert report.metrics["test"]["n"] == 1000
+    assert report.metrics["test"]["n"] == 700
     assert report.metrics["test"]["accuracy"] == result.rows[-1].tuned[0]
     assert (out / "letters.png").is_file()
     from hf_transfer.predict import predict

@@ -91,7 +91,7 @@ class Deadly(Pixels):
 
 def test_a_worker_that_dies_is_one_line_with_the_phase(tmp_path):
     model = network()
-    with pytest.raises(UserError, match=r"^phase all: DataLoader worker .* is killed") as error:
+    with pytest.raises(UserError, match=r"^phase all: a data worker died .*workers: 0") as error:
         trained(
             tmp_path, [PHASE], model, train_dataset=Deadly(images(), model),
             data_collator=None, eval_dataset=None, dataloader_num_workers=1,
