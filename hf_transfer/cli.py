@@ -118,15 +118,11 @@ def _load(args: argparse.Namespace) -> Any:
 def _train(args: argparse.Namespace) -> None:
     recipe = _load(args)
     out = Path(args.out or Path("runs") / recipe.name)
+    if recipe.compare is not None:
+        return _compare(args, recipe, out)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
         logging.getLogger("hf_transfer").setLevel(logging.INFO)
-    if recipe.compare is not None:
-        from hf_transfer.quickstart import format_quickstart, run_quickstart
-
-        print(format_quickstart(run_quickstart(recipe, out, _say)))
-        print(f"\nwritten to {out}")
-        return
     if main_process and recipe.source is None:
         print(_planned(recipe), flush=True)
     from hf_transfer.progress import EpochLines, quiet, summary
@@ -137,6 +133,22 @@ def _train(args: argparse.Namespace) -> None:
     if main_process:
         print(summary(report))
         print(f"written to {out}: report.html, report.json, model/")
+
+
+def _compare(args: argparse.Namespace, recipe: Any, out: Path) -> None:
+    from hf_transfer.recipe import UserError
+
+    if args.resume:
+        raise UserError(f"recipe {recipe.name} compares, from start to end; leave --resume out")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"recipe {recipe.name} compares in one process; run it without a launcher")
+    print(f"{recipe.name}: {recipe.source.backbone} learns letters, then digits ...", flush=True)
+    from hf_transfer.progress import quiet
+    from hf_transfer.quickstart import format_quickstart, run_quickstart
+
+    quiet()
+    print(format_quickstart(run_quickstart(recipe, out, _say)))
+    print(f"\nwritten to {out}")
 
 
 def _say(line: str) -> None:

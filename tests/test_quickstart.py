@@ -33,8 +33,8 @@ def test_a_comparison_without_letters_is_refused() -> None:
 def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     out = tmp_path / "run"
     recipe = _reduced()
-    many = dataclasses.replace(recipe.compare, per_class=(2, 80))
-    with pytest.raises(UserError, match="80 is too many"):
+    many = dataclasses.replace(recipe.compare, per_class=(2, 120))
+    with pytest.raises(UserError, match="120 is too many"):
         run_quickstart(dataclasses.replace(recipe, compare=many), out)
     with pytest.raises(UserError, match="a phase of the head alone"):
         run_quickstart(dataclasses.replace(recipe, phases=recipe.phases[:1]), out)
