@@ -123,7 +123,7 @@ def _train(args: argparse.Namespace) -> None:
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
         logging.getLogger("hf_transfer").setLevel(logging.INFO)
-    if main_process and recipe.source is None:
+    if main_process:
         print(_planned(recipe), flush=True)
     from hf_transfer.progress import EpochLines, quiet, summary
     from hf_transfer.run import run
@@ -161,23 +161,10 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _planned(recipe: Any) -> str:
-    """Return the printed plan; torch is imported only for a backbone that is not recorded."""
-    from hf_transfer.groups import group_layers
-    from hf_transfer.phases import make_phases
-    from hf_transfer.plan import make_plan, measure_speed
     from hf_transfer.plan_text import format_plan
-    from hf_transfer.recorded import recorded_layout
-    from hf_transfer.sources import scan
+    from hf_transfer.planning import plans_of
 
-    found = scan(recipe.data, recipe.seed)
-    layout = recorded_layout(recipe.backbone, len(found.labels))
-    if layout is None or recipe.head.replace != 1:
-        from hf_transfer.backbone import planned_layout
-
-        layout = planned_layout(recipe, len(found.labels))
-    groups = group_layers(layout)
-    phases = make_phases(recipe.phases, groups, layout)
-    return format_plan(make_plan(recipe, layout, groups, phases, found.counts, measure_speed()))
+    return "\n\n".join(format_plan(plan) for plan in plans_of(recipe))
 
 
 def _recipes(args: argparse.Namespace) -> None:

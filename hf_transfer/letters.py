@@ -6,7 +6,9 @@ thickness, scan and noise of one of these, all images at once in numpy.
 
 from __future__ import annotations
 
+import shutil
 import string
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,32 @@ def letters_set(
         ink = _sampled(rendered.reshape(-1), which[rows], x, y)
         pixels[rows] = _photographed(ink, look, rng)
     return np.repeat(pixels[..., None], 3, axis=3), labels, tuple(LETTERS)
+
+
+def write_letters(spec: LettersSpec, folder: Path, seed: int = 0) -> Path:
+    """Write letters as a labelled folder of PNG files, whole or not at all; return the folder.
+
+    Classes are `upper-A` and `lower-a`: some file systems do not tell A from a. A folder that is
+    there already is left as it is. Raises UserError for a spec that cannot be drawn.
+    """
+    if folder.is_dir():
+        return folder
+    pixels, labels, names = letters_set(spec, seed=seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    aside.chmod(0o755)
+    for label, name in enumerate(names):
+        place = aside / f"{'upper' if name.isupper() else 'lower'}-{name}"
+        place.mkdir(parents=True)
+        for row in np.flatnonzero(labels == label):
+            Image.fromarray(pixels[row, :, :, 0]).save(place / f"{row:06d}.png")
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(aside)  # another process was faster; its letters are the same
+    return folder
 
 
 def contact_sheet(pixels: Bytes, labels: Ints, rows: int = 12) -> Image.Image:

@@ -26,14 +26,15 @@ def _heading(plan: Plan) -> list[str]:
     recipe, groups = plan.recipe, plan.groups
     head = sum(plan.layout.sizes[name] for name in plan.layout.head)
     weights = "pretrained" if recipe.pretrained else "random weights"
-    where = "" if recipe.backbone else " (trained first, as the recipe's source says)"
+    if recipe.source:
+        weights = "trained first, as the recipe's source says"
     name = recipe.backbone or (recipe.source.backbone if recipe.source else "a backbone")
     new = f"new head of {head:,} for {plan.layout.labels} labels" if head else "head kept as it is"
     counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
     return [
         f"{recipe.name}: {len(plan.phases)} phase{'s' * (len(plan.phases) > 1)}{seeds}",
-        f"backbone  {name}, {weights}{where}: {groups.total:,} parameters in "
+        f"backbone  {name}, {weights}: {groups.total:,} parameters in "
         f"{len(groups.groups)} groups; {new}",
         f"data      {recipe.data.path or '(none)'}: {plan.labels} labels, {counts} images "
         f"at {plan.image_px} px",

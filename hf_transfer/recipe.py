@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as fields_of
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ __all__ = [
     "parse_phase",
     "parse_recipe",
     "shipped_recipes",
+    "source_recipe",
 ]
 
 
@@ -138,6 +139,25 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", nodes.NUMBER, list("-+0123456789."))
+
+
+def source_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of a recipe's source task, by which its backbone is trained first."""
+    source = recipe.source
+    if source is None:
+        raise UserError(f"recipe {recipe.name} has no source")
+    return replace(
+        recipe,
+        name=f"{recipe.name}, source",
+        backbone=source.backbone,
+        pretrained=False,
+        weights=None,
+        data=source.data or DataSpec(image_size=recipe.data.image_size),
+        phases=source.phases,
+        source=None,
+        compare=None,
+        seeds=1,
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,8 @@ from hf_transfer import facts, folder, processes
 from hf_transfer.arguments import training_arguments
 from hf_transfer.backbone import load_backbone, save_model
 from hf_transfer.data import load_data
-from hf_transfer.recipe import Recipe, UserError
+from hf_transfer.letters import write_letters
+from hf_transfer.recipe import Recipe, source_recipe
 from hf_transfer.report import RunReport
 from hf_transfer.sources import scan
 from hf_transfer.trainer import TransferTrainer
@@ -60,7 +61,7 @@ def run_seed(
         return RunReport.load(out)
     started = time.monotonic()
     extra = facts.extra_metrics(recipe.metrics)
-    backbone_id = train_source(recipe, out, resume) if recipe.source else recipe.backbone
+    backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
     model = load_backbone(
         backbone_id,
         scan(recipe.data, recipe.seed).labels,
@@ -106,22 +107,13 @@ def run_seed(
     return folder.finish(report, out)
 
 
-def train_source(recipe: Recipe, out: Path, resume: bool) -> str:
+def train_source(
+    recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
+) -> str:
     """Train the backbone on its source task first, in `out`/source; return the model's folder."""
-    source = recipe.source
-    if source.data is None:
-        raise UserError(
-            f"recipe {recipe.name}: source.letters goes with compare; give source.data, a folder"
-        )
-    first = dataclasses.replace(
-        recipe,
-        name=f"{recipe.name}, source",
-        backbone=source.backbone,
-        pretrained=False,
-        data=source.data,
-        phases=source.phases,
-        source=None,
-        seeds=1,
-    )
-    run_seeds(first, out / "source", resume and (out / "source").is_dir(), ())
+    first = source_recipe(recipe)
+    if recipe.source.letters is not None:
+        path = write_letters(recipe.source.letters, out / "letters", recipe.seed)
+        first = dataclasses.replace(first, data=dataclasses.replace(first.data, path=str(path)))
+    run_seeds(first, out / "source", resume and (out / "source").is_dir(), callbacks)
     return str(out / "source" / "model")

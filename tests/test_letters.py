@@ -1,5 +1,7 @@
 """Letters are a source task: labelled for free, varied, and the same for the same seed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from hf_transfer.letters import (
     font_files,
     letters_set,
     render,
+    write_letters,
 )
 from hf_transfer.recipe import LettersSpec, UserError
 
@@ -91,3 +94,16 @@ def test_a_mistake_is_one_line_that_names_it(spec: LettersSpec, said: str) -> No
 def test_a_font_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"lack Nowhere\.ttf; reinstall matplotlib"):
         font_files(["Nowhere"])
+
+
+def test_letters_become_a_labelled_folder_and_a_finished_one_is_left_alone(tmp_path: Path) -> None:
+    spec = LettersSpec(fonts=2, images=2 * len(LETTERS))
+    folder = write_letters(spec, tmp_path / "run" / "letters")
+    names = sorted(place.name for place in folder.iterdir())
+    assert len(names) == len(LETTERS)
+    assert {"upper-A", "lower-a"} <= set(names)
+    assert [len(list(place.iterdir())) for place in folder.iterdir()] == [2] * len(LETTERS)
+    assert [place.name for place in folder.parent.iterdir()] == ["letters"]
+    (folder / "upper-A" / "mark").touch()
+    assert write_letters(spec, folder) == folder
+    assert (folder / "upper-A" / "mark").exists()

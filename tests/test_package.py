@@ -1,5 +1,6 @@
 """The package as a whole: its public names, what importing it costs, what it must not import."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -71,3 +72,28 @@ def test_no_file_of_the_project_names_a_path_of_a_machine():
         if path.suffix in (".py", ".md", ".yaml", ".toml", ".json", ".txt") and path.is_file():
             found += [name] if homes.search(path.read_text(encoding="utf-8")) else []
     assert not found
+
+
+def test_imports_go_down_the_readmes_list_only():
+    readme = (ROOT / "README.md").read_text()
+    listed = re.findall(r"^  (\w+)\.py", readme.partition("## The files")[2], re.M)
+    place = {name: i for i, name in enumerate(listed)}
+    first = {"__init__", "__main__", "cli", "progress", "run"}  # where reading starts
+    upward = [
+        f"{name} imports {other}, which is listed below it"
+        for name in listed
+        if name not in first
+        for other in imported(ROOT / "hf_transfer" / f"{name}.py")
+        if other in place and place[other] > place[name]
+    ]
+    assert upward == []
+
+
+def imported(path):
+    """Return the modules of ours that a file imports at its top level."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_transfer"):
+            package, _, module = node.module.partition(".")
+            found |= {module} if module else {alias.name for alias in node.names}
+    return found

@@ -11,7 +11,15 @@ from PIL import Image
 
 from hf_transfer.backbone import load_model
 from hf_transfer.folder import FolderError
-from hf_transfer.recipe import DataSpec, PhaseSpec, Recipe, Stop, UserError
+from hf_transfer.recipe import (
+    DataSpec,
+    LettersSpec,
+    PhaseSpec,
+    Recipe,
+    SourceSpec,
+    Stop,
+    UserError,
+)
 from hf_transfer.report import RunReport
 from hf_transfer.run import run
 
@@ -142,8 +150,6 @@ def test_repeated_seeds_have_a_folder_each_and_a_median(photos, tmp_path):
 
 
 def test_a_source_of_ones_own_is_trained_first(photos, tmp_path):
-    from hf_transfer.recipe import SourceSpec
-
     once = (PhaseSpec("head", epochs=1, batch_size=8),)
     data = DataSpec(path=str(photos), image_size=32)
     first = SourceSpec("timm/test_resnet", (PhaseSpec("all", epochs=1, cold_head=True),), data)
@@ -151,6 +157,19 @@ def test_a_source_of_ones_own_is_trained_first(photos, tmp_path):
     report = run(made, tmp_path / "out")
     assert report.backbone["id"] == str(tmp_path / "out" / "source" / "model")
     assert (tmp_path / "out" / "source" / "report.json").is_file()
+
+
+def test_drawn_letters_are_a_source_for_any_data(photos, tmp_path):
+    once = (PhaseSpec("head", epochs=1, batch_size=8),)
+    phases = (PhaseSpec("all", epochs=1, cold_head=True),)
+    first = SourceSpec("timm/test_resnet", phases, letters=LettersSpec(fonts=1, images=111))
+    made = recipe(photos, backbone=None, pretrained=True, phases=once, source=first)
+    report = run(made, tmp_path / "out")
+    source = RunReport.load(tmp_path / "out" / "source")
+    assert len(source.data["labels"]) == 37
+    assert not source.recipe["pretrained"]
+    assert report.data["labels"] == ["cat", "dog", "fox"]
+    assert report.backbone["id"] == str(tmp_path / "out" / "source" / "model")
 
 
 def test_metrics_of_the_recipe_are_known_and_tried_before_anything_is_trained(photos, tmp_path):

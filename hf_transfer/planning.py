@@ -1,0 +1,72 @@
+"""Plans of a recipe before anything is loaded: its source's first, if it has one, then its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from hf_transfer.groups import Layout, group_layers
+from hf_transfer.phases import make_phases
+from hf_transfer.plan import Counts, Plan, make_plan, measure_speed
+from hf_transfer.recipe import CompareSpec, LettersSpec, Recipe, source_recipe
+from hf_transfer.recorded import recorded_layout
+from hf_transfer.sources import scan
+
+
+def plans_of(recipe: Recipe) -> Iterator[Plan]:
+    """Yield the plans of a recipe in the order in which they are run.
+
+    Torch is imported only for a backbone that is not recorded. Raises UserError for what cannot be
+    planned.
+    """
+    speed, source = measure_speed(), recipe.source
+    drawn = recipe
+    if source is not None:
+        first = source_recipe(recipe)
+        if source.letters is not None:
+            first = _on(first, "drawn letters")
+            yield _plan(first, first, _letters(source.letters), speed)
+        else:
+            yield _plan(first, first, _counts(first), speed)
+        # The recipe's own network is known, its weights are still to be trained.
+        drawn = dataclasses.replace(recipe, backbone=source.backbone, pretrained=False)
+    if recipe.compare is not None:
+        digits = _on(recipe, "scikit-learn's digits")
+        yield _plan(digits, drawn, _digits(recipe.compare), speed)
+    else:
+        yield _plan(recipe, drawn, _counts(recipe), speed)
+
+
+def _plan(recipe: Recipe, drawn: Recipe, counts: Counts, speed: float) -> Plan:
+    """Return a plan of `recipe` on the network that `drawn` names."""
+    layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
+    groups = group_layers(layout)
+    phases = make_phases(recipe.phases, groups, layout)
+    return make_plan(recipe, layout, groups, phases, counts, speed)
+
+
+def _layout(recipe: Recipe, labels: int) -> Layout:
+    layout = recorded_layout(recipe.backbone, labels) if recipe.backbone else None
+    if layout is None or recipe.head.replace != 1:
+        from hf_transfer.backbone import planned_layout
+
+        layout = planned_layout(recipe, labels)
+    return layout
+
+
+def _on(recipe: Recipe, what: str) -> Recipe:
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=what))
+
+
+def _counts(recipe: Recipe) -> Counts:
+    return scan(recipe.data, recipe.seed).counts
+
+
+def _letters(spec: LettersSpec) -> Counts:
+    from hf_transfer.letters import LETTERS
+
+    return {"train": dict.fromkeys(LETTERS, spec.images // len(LETTERS))}
+
+
+def _digits(spec: CompareSpec) -> Counts:
+    return {"train": dict.fromkeys("0123456789", max(spec.per_class))}
