@@ -25,6 +25,7 @@ from hf_transfer.groups import GroupsError, LayerGroups, Layout, group_layers
 from hf_transfer.recipe import UserError
 
 ARCHITECTURES = 1493  # in timm 1.0.31, torchvision 0.29 and transformers 5.23
+DEEP = 10  # groups; with more of them, none should hold most of what trains
 # Model types in transformers' mapping that cannot be built or run here as classifiers of images
 # alone, and why. One that can after all (its library is there) is grouped like any other.
 LEFT_OUT = {
@@ -48,6 +49,7 @@ class Row:
     stages: int = 0
     parameters: int = 0
     largest: float = 0.0  # share of the largest group
+    layer: float = 0.0  # share of the largest weight, which no grouping can divide
     violations: int = 0  # parameters out of order
     outside: int = 0  # parameters not in exactly one group
     head: str = ""
@@ -55,6 +57,11 @@ class Row:
     seconds: float = 0.0
     failed: str = ""
     left_out: str = ""  # why it cannot be built or run as a classifier of images alone
+
+    @property
+    def uneven(self) -> bool:
+        """Whether a group of several layers holds most of a deep network."""
+        return self.groups > DEEP and self.largest > 0.5 >= self.layer
 
 
 def architectures() -> tuple[str, ...]:
@@ -108,6 +115,7 @@ def examine(name: str) -> Row:
         stages=len(groups.stages),
         parameters=groups.total,
         largest=largest(layout, groups),
+        layer=max(layout.sizes.values()) / groups.total,
         violations=out_of_order(layout, groups),
         outside=outside(layout, groups),
         head=" ".join(dict.fromkeys(n.rpartition(".")[0] or n for n in layout.head)) or "none",
@@ -175,7 +183,7 @@ def size_of(name: str, network: nn.Module) -> int:
 
 def sweep_to(out: Path | None, say: Callable[[str], None]) -> int:
     """Sweep all architectures, write the table to a .csv or .md file (or say each row), and say the
-    totals. Returns 1 if a bar is missed: order, membership, failures, number; else 0."""
+    totals. Returns 1 if a bar is missed: order, membership, evenness, failures, number; else 0."""
     if out is not None and out.suffix not in (".csv", ".md"):
         raise UserError(f"--out {out}: the table is written as .csv or .md")
     counted: list[Row] = []
@@ -198,8 +206,8 @@ def sweep_to(out: Path | None, say: Callable[[str], None]) -> int:
 
 
 def misses(rows: Sequence[Row]) -> bool:
-    """Return whether a row has parameters out of order or not in one group, or failed."""
-    return any(row.violations or row.outside or row.failed for row in rows)
+    """Return whether a row is out of order, uneven, not in exactly one group each, or failed."""
+    return any(row.violations or row.outside or row.uneven or row.failed for row in rows)
 
 
 def totals(rows: Sequence[Row]) -> str:
@@ -210,6 +218,7 @@ def totals(rows: Sequence[Row]) -> str:
         f"{sum(row.groups for row in rows):,} groups",
         f"{sum(row.violations for row in rows):,} order violations",
         f"{sum(row.outside for row in rows):,} parameters outside exactly one group",
+        f"{sum(row.uneven for row in rows):,} deep networks of which one group holds most",
         f"{sum(bool(row.failed) for row in rows):,} unexplained failures",
         f"{len(left_out)} left out for a reason ({', '.join(left_out) or 'none'})",
         f"{sum(row.seconds for row in rows):,.0f} s",

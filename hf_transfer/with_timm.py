@@ -85,7 +85,7 @@ def image_of(settings: dict[str, Any]) -> ImageSettings:
         mean=tuple(settings["mean"]) if len(settings["mean"]) == 3 else (0.5,) * 3,
         std=tuple(settings["std"]) if len(settings["std"]) == 3 else (0.5,) * 3,
         interpolation=settings["interpolation"],
-        crop_pct=settings["crop_pct"] or 1.0,
+        crop_pct=min(1.0, settings["crop_pct"] or 1.0),  # above 1 (volo) timm pads with black
         crop_mode="squash" if settings.get("crop_mode") == "squash" else "center",
     )
     stated = (tuple(settings["mean"]), tuple(settings["std"]))

@@ -32,7 +32,7 @@ from hf_transfer.sweep import (
 
 # Networks that needed care, beyond one of each file.
 ODD = """
-volo_d1_224 levit_128 levit_256d crossvit_9_240 hrnet_w18_small maxvit_nano_rw_256
+volo_d1_224 volo_d4_448 levit_128 levit_256d crossvit_9_240 hrnet_w18_small maxvit_nano_rw_256
 coatnet_nano_rw_224 nasnetalarge pnasnet5large inception_v4 inception_next_atto cspdarknet53
 cspresnet50 dla34 dla60_res2net tresnet_m ese_vovnet19b_slim xcit_nano_12_p8_224 twins_svt_small
 beit_base_patch16_224 eva02_tiny_patch14_224 cait_xxs24_224 convit_tiny davit_tiny
@@ -85,6 +85,7 @@ def test_every_parameter_is_in_exactly_one_group_in_order(name: str) -> None:
     assert row.groups >= 5
     assert row.stages >= 3
     assert row.head
+    assert not row.uneven
 
 
 # --- counting --------------------------------------------------------------------------------
@@ -149,11 +150,19 @@ def test_the_table_is_csv_or_markdown() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"violations": 1}, {"outside": 1}, {"failed": "no"}], ids=lambda c: next(iter(c))
+    "changed",
+    [{"violations": 1}, {"outside": 1}, {"failed": "no"}, {"largest": 0.6, "groups": 11}],
+    ids=lambda c: next(iter(c)),
 )
 def test_each_bar_can_be_missed(changed: dict[str, object]) -> None:
     assert not misses([GOOD])
     assert misses([GOOD, Row("timm/x", **changed)])  # type: ignore[arg-type]
+
+
+def test_a_layer_that_is_most_of_a_network_cannot_be_divided() -> None:
+    assert Row("x", groups=11, largest=0.6, layer=0.2).uneven
+    assert not Row("x", groups=11, largest=0.6, layer=0.59).uneven  # VGG's first linear layer
+    assert not Row("x", groups=9, largest=0.6, layer=0.2).uneven  # a block a stage
 
 
 def test_the_totals_are_one_line() -> None:
