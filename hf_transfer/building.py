@@ -5,6 +5,7 @@ A blueprint is drawn from names and small files alone: planning reads no weights
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from hf_transfer.groups import LayerGroups, Layout
 from hf_transfer.images import ImageSettings
-from hf_transfer.origins import Origin, one_line
+from hf_transfer.origins import Origin, answering_hub, one_line
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
     """Return the network with the checkpoint's weights and its own head, and the names of what
     the checkpoint lacks; from the file `weights` where that is given. Raises BackboneError."""
     what = f"the weights {weights or ''} of {blueprint.origin}".replace("  ", " ")
-    with one_line(what):
-        return _library(blueprint.origin).load(blueprint, weights)
+    origin = blueprint.origin
+    on_hub = weights is None and origin.folder is None and origin.source != "torchvision"
+    with one_line(what), answering_hub() if on_hub else nullcontext():
+        return _library(origin).load(blueprint, weights)
 
 
 def check_weights(blueprint: Blueprint) -> None:

@@ -6,13 +6,16 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hf_transfer.card import model_card
 from hf_transfer.recipe import Recipe, UserError, dump_recipe
 from hf_transfer.report import RunReport, aggregate, write_html, write_text
+
+BEGUN = {"recipe.yaml", "inputs.json"}  # all that a run writes before it trains
 
 
 class FolderError(UserError):
@@ -41,6 +44,19 @@ def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
                 f"--resume: {written} is another recipe ({changed}); choose another --out"
             )
     write_text(written, text)
+
+
+@contextmanager
+def opened(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Open the run's folder; remove it again where the run fails before it has trained anything."""
+    open_folder(out, recipe, resume)
+    try:
+        yield
+    except (UserError, OSError):
+        files = {path.name for path in out.rglob("*") if not path.is_dir()}
+        if is_main() and not resume and files <= BEGUN:  # what was there before would be resumed
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def keep_inputs(out: Path, inputs: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,12 @@ from typing import Any
 
 from hf_transfer.recipe import UserError
 
+logger = logging.getLogger(__name__)
+
 SOURCES = ("timm", "transformers", "torchvision")
 OWN_TYPE = "hf_transfer_torchvision"  # the model_type of a torchvision network that we saved
 RANDOM = "give a local folder, or set pretrained: false for random weights"
+ANSWER_SECONDS = 10  # for the Hub to say anything at all
 LONGEST = 200  # characters of another library's reason that are worth repeating
 
 
@@ -82,7 +86,7 @@ def _on_hub(repo: str) -> Origin:
     owner, _, name = repo.partition("/")
     meant = [f"{source}/{name}" for source in difflib.get_close_matches(owner, SOURCES, n=1)]
     remedy = f"give {' or '.join(meant or ['timm/NAME, torchvision/NAME'])} or a local folder"
-    with one_line(f"the Hub repository {repo}", remedy):
+    with one_line(f"the Hub repository {repo}", remedy), answering_hub():
         path = hf_hub_download(repo, "config.json")
     return _by_config(_read(Path(path), f"config.json of {repo}"), repo, repo=repo)
 
@@ -117,8 +121,27 @@ def local_folder(origin: Origin) -> Path | None:
         return origin.folder
     from huggingface_hub import snapshot_download
 
-    with one_line(f"the weights of {origin}"):
+    with one_line(f"the weights of {origin}"), answering_hub():
         return Path(snapshot_download(origin.repo, allow_patterns=["*.json", "*.safetensors"]))
+
+
+@contextmanager
+def answering_hub() -> Iterator[None]:
+    """Use what is cached, at once, where the Hub does not answer: its client would try for long."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    offline = constants.HF_HUB_OFFLINE
+    if not offline:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+        except (OSError, httpx.TransportError):
+            logger.warning("no connection to %s; what is cached is used", constants.ENDPOINT)
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -138,8 +161,8 @@ def one_line(what: str, remedy: str = RANDOM) -> Iterator[None]:
     """
     import pickle
 
-    import httpx
     from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
     from safetensors import SafetensorError
 
     broken = (OSError, RuntimeError, ValueError, TypeError, AssertionError, LookupError)
@@ -157,8 +180,8 @@ def _reason(what: str, error: BaseException, remedy: str) -> str:
     import pickle
     from urllib.error import URLError
 
-    import httpx
     from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
     from safetensors import SafetensorError
 
     chain = list(_causes(error))

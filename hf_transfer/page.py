@@ -57,7 +57,7 @@ def _header(report: RunReport) -> str:
         f"on {Path(str(place)).name}" if place else None,
         f"{len(report.labels)} classes" if report.labels else None,
         f"{size} px" if size else None,
-        f"seed {report.seed}",
+        f"seed {report.seed}" + (", the median" if report.seeds else ""),
         report.created and report.created.replace("T", " ")[:16],
     )
     line = " · ".join(escape(str(fact)) for fact in facts if fact)

@@ -43,14 +43,14 @@ def run_seeds(
     recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
 ) -> RunReport:
     """Train a recipe as often as it says, each time into its own folder where it is repeated."""
-    folder.open_folder(out, recipe, resume)
-    if recipe.seeds == 1:
-        return run_seed(recipe, out, resume, callbacks)
-    reports = []
-    for seed in range(recipe.seed, recipe.seed + recipe.seeds):
-        one = dataclasses.replace(recipe, seed=seed, seeds=1)
-        reports.append(run_seeds(one, out / f"seed-{seed}", resume, callbacks))
-    return folder.finish_seeds(reports, out)
+    with folder.opened(out, recipe, resume):
+        if recipe.seeds == 1:
+            return run_seed(recipe, out, resume, callbacks)
+        reports = []
+        for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+            one = dataclasses.replace(recipe, seed=seed, seeds=1)
+            reports.append(run_seeds(one, out / f"seed-{seed}", resume, callbacks))
+        return folder.finish_seeds(reports, out)
 
 
 def run_seed(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hf_transfer.folder import FolderError, keep_inputs, open_folder
-from hf_transfer.recipe import PhaseSpec, Recipe, load_recipe
+from hf_transfer.folder import FolderError, keep_inputs, open_folder, opened
+from hf_transfer.recipe import PhaseSpec, Recipe, UserError, load_recipe
 
 
 def recipe(lr=1e-3, **options):
@@ -25,6 +25,23 @@ def test_a_folder_in_use_is_refused_without_resume_and_left_as_it_is(tmp_path):
     with pytest.raises(FolderError, match="not empty; choose another folder, or add --resume"):
         open_folder(tmp_path, recipe(), resume=False)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def failing(out, resume, *more):
+    with opened(out, recipe(), resume):
+        keep_inputs(out, {"backbone": "x"})
+        for name in more:
+            (out / name).touch()
+        raise UserError("no connection")
+
+
+@pytest.mark.parametrize(("resume", "more", "left"), [
+    (False, (), False), (True, (), True), (False, ("checkpoint",), True),
+])  # fmt: skip
+def test_a_run_that_fails_before_it_trains_leaves_nothing_in_the_way(tmp_path, resume, more, left):
+    with pytest.raises(UserError, match="no connection"):
+        failing(tmp_path / "run", resume, *more)
+    assert (tmp_path / "run").exists() == left
 
 
 def test_another_recipe_is_refused_naming_the_line_that_differs(tmp_path):

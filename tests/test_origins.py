@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from hub_server import OWNER, TOKEN, Hub, Repository, serve
+from huggingface_hub import constants
 from tiny_folders import pixels, resnet_folder, timm_folder, vit_folder
 
 from hf_transfer.backbone import load_backbone, save_model
-from hf_transfer.origins import BackboneError, locate
+from hf_transfer.origins import BackboneError, answering_hub, locate
 
 torch.set_num_threads(1)
 ABC = ("a", "b", "c")
@@ -283,3 +285,26 @@ def test_a_repository_that_is_not_there_is_one_line(hub, tmp_path):
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "does not exist, or you may not read it" in line
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(tmp_path):
+    with serve() as hub:
+        pass  # its port is free again: connections are refused
+    began = time.monotonic()
+    done = _remote(hub, tmp_path, "timm/resnet18.a1_in1k")
+    assert "cannot reach the weights of timm/resnet18.a1_in1k: no connection" in done.stderr
+    assert "Retrying" not in done.stderr
+    assert f"no connection to {hub.url}; what is cached is used" in done.stderr
+    assert time.monotonic() - began < 45  # five attempts for each of two files take 50 seconds
+
+
+def test_after_an_answer_or_none_the_client_is_as_it_was(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        with answering_hub():
+            assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    with answering_hub():
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
