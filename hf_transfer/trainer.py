@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming, solve
+from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming, shares, solve
 from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import describe
 from hf_transfer.checkpoints import Checkpoint, publish, write_phase
@@ -227,7 +227,8 @@ class TransferTrainer(Trainer):
         self.model = self.accelerator.unwrap_model(
             self.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
         )
-        self.model.__dict__.pop("_original_forward", None)
+        for left in ("_original_forward", "_is_accelerate_prepared"):  # by an evaluation alone
+            self.model.__dict__.pop(left, None)
         self._forward_back()
         self.model_wrapped = self.model
         self.optimizer = self.lr_scheduler = None
@@ -316,8 +317,20 @@ class TransferTrainer(Trainer):
         self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
         return super().create_optimizer(model)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Return the batches of the next step and their number of items; each image counts once."""
+        batches = shares.next_step(self, epoch_iterator, num_batches)
+        count = super().get_batch_samples(shares.counted(batches), num_batches, device)[1]
+        return batches, count
+
     def _prepare_inputs(self, inputs_: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of stored pixels into the model's input, varied while training."""
+        share = {key: inputs_[key] for key in (shares.SHARE,) if key in inputs_}
+        return {**self._model_inputs(inputs_), **share}
+
+    def _model_inputs(self, inputs_: dict[str, Any]) -> dict[str, Any]:
         if self._replay is not None and "rows" in inputs_:
             inputs_ = self._replay.batch(inputs_, int(self.state.epoch or 0))
         batch = super()._prepare_inputs(inputs_)
@@ -345,6 +358,7 @@ class TransferTrainer(Trainer):
                 if module.training:  # asking is cheaper than telling, and a replay passes them by
                     module.training = False
         spec = self.phase.spec if self.phase and training else None
+        share = inputs.pop(shares.SHARE, None)
         soft = inputs.pop("soft_labels", None)
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.class_weights is None
@@ -361,6 +375,8 @@ class TransferTrainer(Trainer):
             loss = loss * (self.processes.count if shared else 1)  # DDP divides by it again
             loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
             outputs = {"loss": loss, "logits": logits}
+        if share is not None:  # a sum over all items of the step needs no weight
+            loss = loss * (share if num_items_in_batch is None else float(share > 0))
         if spec and spec.l2_sp:
             named = freezing.bare_names(self.model, self.backbone.prefix)
             head = self.backbone.layout.head

@@ -111,7 +111,8 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
     """Train small phases, resuming; write the end weights, the history and the metrics.
 
     `options` are those of small.trainer and: backbone, kill = (where, call), processes =
-    (rank, count, port), slow = seconds that each step takes, mute = ranks that cannot write files.
+    (rank, count, port), slow = seconds that each step takes, mute = ranks that cannot write files,
+    images = how many to train on.
     """
     import small
     from transformers import TrainerCallback
@@ -120,6 +121,8 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
     backbone = options.pop("backbone", small.VIT)
     dropout = options.pop("dropout", 0.2)
     mute = options.pop("mute", ())
+    if images := options.pop("images", None):
+        options["train_dataset"] = small.images(images)
     if processes := options.pop("processes", None):
         join(*processes)
         if processes[0] in mute:
