@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_transfer.backbone import load_backbone, load_model, save_model
     from hf_transfer.data import ImageSet, load_data
+    from hf_transfer.layerwise import LayerwiseTrainer
     from hf_transfer.recipe import DataSpec, PhaseSpec, Recipe, UserError, load_recipe
     from hf_transfer.report import RunReport
     from hf_transfer.sources import scan
-    from hf_transfer.trainer import LayerwiseTrainer, TransferTrainer
+    from hf_transfer.trainer import TransferTrainer
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,7 @@ __all__ = [
 _WHERE = {
     "DataSpec": "recipe",
     "ImageSet": "data",
-    "LayerwiseTrainer": "trainer",
+    "LayerwiseTrainer": "layerwise",
     "PhaseSpec": "recipe",
     "Recipe": "recipe",
     "RunReport": "report",

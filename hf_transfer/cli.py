@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hf_transfer import __version__
+from hf_transfer import __version__, launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.command(args) or 0)
     except (UserError, OSError) as error:
-        for line in _lines(error):
-            print(f"hf-transfer: error: {line}", file=sys.stderr)
+        who = launch.speaker()
+        for line in _lines(error) if who is not None else ():
+            print(f"hf-transfer: error: {who}{line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hf-transfer: interrupted; add --resume to go on", file=sys.stderr)
@@ -35,6 +36,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line, like every other mistake's."""
 
     def error(self, message: str) -> NoReturn:
+        if not launch.is_main():
+            raise SystemExit(2)
         print(f"hf-transfer: error: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
@@ -63,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", _plan, "print what a recipe would train, and train nothing")
     _recipe_arguments(plan)
+    plan.add_argument("--processes", type=int, default=1, metavar="N", help="that train together")
 
     recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this recipe, to copy and change it")
@@ -119,21 +123,20 @@ def _train(args: argparse.Namespace) -> None:
     # Threads that wait by spinning starve each other on a machine with other work: the quickstart
     # took over 9 minutes with them and under 3 without. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    launch.check()
     recipe = _load(args)
     out = Path(args.out or Path("runs") / recipe.name)
     if recipe.compare is not None:
         return _compare(args, recipe, out)
-    main_process = int(os.environ.get("RANK", "0")) == 0
-    if main_process:
+    if launch.is_main():
         logging.getLogger("hf_transfer").setLevel(logging.INFO)
-    if main_process:
-        print(_planned(recipe), flush=True)
+        print(_planned(recipe, launch.count()), flush=True)
     from hf_transfer.progress import EpochLines, quiet, summary
     from hf_transfer.run import run
 
     quiet()
     report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(_say)])
-    if main_process:
+    if launch.is_main():
         print(summary(report))
         print(f"written to {out}: report.html, report.json, model/")
 
@@ -143,7 +146,7 @@ def _compare(args: argparse.Namespace, recipe: Any, out: Path) -> None:
 
     if args.resume:
         raise UserError(f"recipe {recipe.name} compares, from start to end; leave --resume out")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launch.count() > 1:
         raise UserError(f"recipe {recipe.name} compares in one process; run it without a launcher")
     print(f"{recipe.name}: {recipe.source.backbone} learns letters, then digits ...", flush=True)
     from hf_transfer.progress import quiet
@@ -155,19 +158,19 @@ def _compare(args: argparse.Namespace, recipe: Any, out: Path) -> None:
 
 
 def _say(line: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
+    if launch.is_main():
         print(line, flush=True)
 
 
 def _plan(args: argparse.Namespace) -> None:
-    print(_planned(_load(args)))
+    print(_planned(_load(args), max(1, args.processes)))
 
 
-def _planned(recipe: Any) -> str:
+def _planned(recipe: Any, processes: int) -> str:
     from hf_transfer.plan_text import format_plan
     from hf_transfer.planning import plans_of
 
-    return "\n\n".join(format_plan(plan) for plan in plans_of(recipe))
+    return "\n\n".join(format_plan(plan) for plan in plans_of(recipe, processes))
 
 
 def _recipes(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import hf_transfer
+from hf_transfer import launch
 from hf_transfer.data import ImageData, ImageSet
 from hf_transfer.evaluation import load_metric
 from hf_transfer.freezing import fingerprint
@@ -35,7 +36,7 @@ def environment() -> dict[str, Any]:
         "hardware": ", ".join(gpus) or f"CPU, {platform.machine()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": launch.count(),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.card import model_card
+from hf_transfer.launch import is_main
 from hf_transfer.recipe import Recipe, UserError, dump_recipe
 from hf_transfer.report import RunReport, aggregate, write_html, write_text
 
@@ -91,11 +91,6 @@ def _difference(one: str, two: str) -> str:
         if old != new:
             return f"was '{old.strip()}', is '{new.strip()}'"
     return "of another length"
-
-
-def is_main() -> bool:
-    """Return whether this process writes: the first of all that the launcher started."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def finish(report: RunReport, out: Path) -> RunReport:

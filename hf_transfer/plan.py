@@ -41,6 +41,7 @@ class PlannedPhase:
     images: int  # seen in training, augmented ones counted each time
     steps: int
     live: str | None  # why the frozen part runs in every epoch; None: its features are cached
+    reduced_bytes: int  # of gradients that each process gives to the others in a step
     disk_bytes: int  # that the cached features take
     memory_bytes: int
     operations: float  # multiplications and additions
@@ -74,6 +75,7 @@ class Plan:
     image_px: int
     phases: tuple[PlannedPhase, ...]
     notes: tuple[str, ...]
+    processes: int = 1
 
     @property
     def seconds(self) -> float | None:
@@ -89,11 +91,13 @@ def make_plan(
     phases: Sequence[Phase],
     counts: Counts,
     speed: float | None = None,
+    processes: int = 1,
 ) -> Plan:
     """Return the plan of a recipe; nothing is loaded or changed.
 
     `counts` holds the images of each class by split ("train", "validation", "test"); `speed` is the
-    matrix rate in operations per second, from `measure_speed`; None leaves out the times.
+    matrix rate in operations per second of all `processes` together, from `measure_speed`; None
+    leaves out the times.
     """
     images = {split: sum(classes.values()) for split, classes in counts.items()}
     size = int(layout.image.get("size", 224))
@@ -101,10 +105,12 @@ def make_plan(
     cost = _Cost(
         layout, (side / size) ** 2, BYTES[recipe.precision], head_parameters(groups, layout)
     )
-    planned = tuple(_planned(phase, groups, layout, images, cost, speed) for phase in phases)
+    planned = tuple(
+        _planned(phase, groups, layout, images, cost, speed, processes) for phase in phases
+    )
     labels = len({label for classes in counts.values() for label in classes})
     notes = (*phase_notes(phases, groups, layout), *_rate_notes(planned))
-    return Plan(recipe, layout, groups, images, labels, side, planned, notes)
+    return Plan(recipe, layout, groups, images, labels, side, planned, notes, processes)
 
 
 def measure_speed() -> float:
@@ -128,11 +134,11 @@ def measure_speed() -> float:
     return cores * 2 * side**3 * count / best
 
 
-def optimizer_steps(spec: PhaseSpec, images: int) -> int:
+def optimizer_steps(spec: PhaseSpec, images: int, processes: int = 1) -> int:
     """Return how many optimizer steps a phase takes on so many training images; 0 with `solve`."""
     if spec.steps is not None:
         return spec.steps
-    batches = math.ceil(images / spec.batch_size)
+    batches = math.ceil(images / (spec.batch_size * processes))
     return math.ceil((spec.epochs or 0) * math.ceil(batches / spec.accumulate))
 
 
@@ -191,6 +197,7 @@ def _planned(
     images: Mapping[str, int],
     cost: _Cost,
     speed: float | None,
+    processes: int,
 ) -> PlannedPhase:
     spec, chosen = phase.spec, set(phase.parameters)
     sizes = {name: math.prod(shape) for name, shape in layout.parameters}
@@ -199,10 +206,10 @@ def _planned(
     train, validation = images.get("train", 0), images.get("validation", 0)
     live = why_live(phase, groups, layout, train)
     rows = train * view_count(phase) + validation
-    steps = optimizer_steps(spec, train)
+    steps = optimizer_steps(spec, train, processes)
     seen = round((spec.epochs or 0) * train)
     if spec.steps is not None:
-        seen = spec.steps * spec.batch_size * spec.accumulate
+        seen = spec.steps * spec.batch_size * spec.accumulate * processes
     above = {name for group in groups.groups[phase.frozen_prefix :] for name in group.parameters}
     part = None if live else above
     forward, backward = cost.operations(part, chosen)
@@ -226,6 +233,7 @@ def _planned(
         images=seen,
         steps=steps,
         live=live,
+        reduced_bytes=0 if processes == 1 or spec.solve else 4 * parameters,
         disk_bytes=0 if live else int(rows * feature_bytes(phase, groups, layout) * scale),
         memory_bytes=memory,
         operations=operations,

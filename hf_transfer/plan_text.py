@@ -97,6 +97,8 @@ def _below(plan: Plan) -> list[str]:
         if planned.live and planned.phase.frozen_prefix:
             name = planned.phase.name
             lines.append(f"phase {name} runs what is frozen in every epoch: {planned.live}")
+    if plan.processes > 1:
+        lines.append(_together(plan))
     lines.append(
         "Memory, compute and time are estimates: weights, gradients, optimizer and best weights, "
         "rough activations;"
@@ -105,6 +107,19 @@ def _below(plan: Plan) -> list[str]:
         "without decoding the images. Cached: the frozen part runs once an image, kept on disk."
     )
     return lines
+
+
+def _together(plan: Plan) -> str:
+    """Return what several processes share: the batches, and in each step only what trains."""
+    reduced = [
+        f"{planned.reduced_bytes:,} bytes ({planned.phase.name})"
+        for planned in plan.phases
+        if planned.reduced_bytes
+    ]
+    return (
+        f"{plan.processes} processes, each with its own batches, sum in each step the gradients of "
+        f"what trains: {', '.join(reduced) or 'none'}"
+    )
 
 
 def _rates(plan: Plan) -> list[str]:

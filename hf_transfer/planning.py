@@ -13,7 +13,7 @@ from hf_transfer.recorded import recorded_layout
 from hf_transfer.sources import scan
 
 
-def plans_of(recipe: Recipe) -> Iterator[Plan]:
+def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
     """Yield the plans of a recipe in the order in which they are run.
 
     Torch is imported only for a backbone that is not recorded. Raises UserError for what cannot be
@@ -25,24 +25,24 @@ def plans_of(recipe: Recipe) -> Iterator[Plan]:
         first = source_recipe(recipe)
         if source.letters is not None:
             first = _on(first, "drawn letters")
-            yield _plan(first, first, _letters(source.letters), speed)
+            yield _plan(first, first, _letters(source.letters), speed, processes)
         else:
-            yield _plan(first, first, _counts(first), speed)
+            yield _plan(first, first, _counts(first), speed, processes)
         # The recipe's own network is known, its weights are still to be trained.
         drawn = dataclasses.replace(recipe, backbone=source.backbone, pretrained=False)
     if recipe.compare is not None:
         digits = _on(recipe, "scikit-learn's digits")
-        yield _plan(digits, drawn, _digits(recipe.compare), speed)
+        yield _plan(digits, drawn, _digits(recipe.compare), speed, processes)
     else:
-        yield _plan(recipe, drawn, _counts(recipe), speed)
+        yield _plan(recipe, drawn, _counts(recipe), speed, processes)
 
 
-def _plan(recipe: Recipe, drawn: Recipe, counts: Counts, speed: float) -> Plan:
+def _plan(recipe: Recipe, drawn: Recipe, counts: Counts, speed: float, processes: int) -> Plan:
     """Return a plan of `recipe` on the network that `drawn` names."""
     layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
     groups = group_layers(layout)
     phases = make_phases(recipe.phases, groups, layout)
-    return make_plan(recipe, layout, groups, phases, counts, speed)
+    return make_plan(recipe, layout, groups, phases, counts, speed, processes)
 
 
 def _layout(recipe: Recipe, labels: int) -> Layout:

@@ -7,7 +7,6 @@ of its own, so that no accelerator has to be waited for.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hf_transfer import launch
 from hf_transfer.recipe import UserError
 
 
@@ -30,15 +30,17 @@ class Processes:
     def here(cls) -> Processes:
         """Return the processes that the launcher started; all of them call this together.
 
-        Raises UserError where the launcher started more than have found each other.
+        Raises UserError where the launcher started more than have found each other, or fewer
+        than it was asked for.
         """
+        launch.check()
         joined = dist.is_available() and dist.is_initialized()
         count = dist.get_world_size() if joined else 1
-        started = int(os.environ.get("WORLD_SIZE", "1"))
+        started = launch.count()
         if started != count:
             raise UserError(
                 f"the launcher started {started} processes and {count} found each other; start "
-                "with torchrun or accelerate launch --multi_gpu, on a CPU too"
+                "with torchrun, or accelerate launch --config_file (recipes/accelerate)"
             )
         if count == 1:
             return cls()

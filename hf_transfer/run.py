@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from hf_transfer import facts, folder, processes
+from hf_transfer import facts, folder, launch, processes
 from hf_transfer.arguments import training_arguments
 from hf_transfer.backbone import load_backbone, save_model
 from hf_transfer.data import load_data
@@ -89,7 +89,7 @@ def run_seed(
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
     metrics = facts.measure(trainer, data, extra)
-    if folder.is_main():
+    if launch.is_main():
         save_model(model, out / "model")
     report = RunReport(
         name=recipe.name,

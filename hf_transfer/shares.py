@@ -1,4 +1,4 @@
-"""Shares of a step: each image counts once, however a step's images fall into batches and processes.
+"""Shares of a step: each image counts once, whatever batches and processes a step is made of.
 
 The last batches of an epoch are smaller, and among several processes accelerate fills them up with
 images of the first; some processes may have none of their own left.
@@ -25,7 +25,12 @@ def own_rows(images: int, batch_size: int, rank: int, count: int) -> tuple[int, 
 
 
 def shared(
-    batches: Sequence[Batch], images: int, batch_size: int, last: bool, rank: int = 0, count: int = 1
+    batches: Sequence[Batch],
+    images: int,
+    batch_size: int,
+    last: bool,
+    rank: int = 0,
+    count: int = 1,
 ) -> list[Batch]:
     """Return the batches of one step with only this process's own images, and their weights.
 

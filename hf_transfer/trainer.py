@@ -74,6 +74,8 @@ class TransferTrainer(Trainer):
         args.label_names = args.label_names or ["labels"]  # a bare module's forward names none
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # what is not used is kept frozen
+        if args.ddp_broadcast_buffers is None:
+            args.ddp_broadcast_buffers = False  # statistics are shared before they are looked at
         if args.n_gpu > 1:
             logger.info("one of %d GPUs is used; accelerate launch uses all", args.n_gpu)
             args._n_gpu = 1  # DataParallel copies the network in every step
@@ -499,30 +501,3 @@ class TransferTrainer(Trainer):
         return freezing.prove(
             before, after, phase.parameters, self.backbone.groups, free, self.processes.count
         )
-
-
-class LayerwiseTrainer(TransferTrainer):
-    """A Trainer with one phase in which everything trains, each layer at its own rate.
-
-    `layer_decay` multiplies the rate from group to group below the head (normalised for depth);
-    all else comes from `args`, and the last weights are kept unless `load_best_model_at_end` asks
-    for the best. Source: BEiT, arXiv:2106.08254.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        args: TrainingArguments | None = None,
-        layer_decay: float = 0.75,
-        **kwargs: Any,
-    ) -> None:
-        best = (
-            (args.metric_for_best_model or "loss") if args and args.load_best_model_at_end else ""
-        )
-        phase = {
-            "train": "all",
-            "layer_decay": layer_decay,
-            "cold_head": True,
-            "best": best.removeprefix("eval_") or "last",
-        }
-        super().__init__(model, args, phases=[phase], **kwargs)

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from transformers import TrainerCallback
 
 FOLDER = Path(__file__).resolve().parent
 SERVER = multiprocessing.get_context("forkserver")
@@ -107,15 +109,34 @@ def kill_at(where: str, call: int) -> None:
     setattr(owner, name, counted)
 
 
+class Reduced(TrainerCallback):
+    """Counts the bytes that DistributedDataParallel reduces in each step, by phase."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, list[int]] = {}
+        self.trainer: Any = None
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.steps[self.trainer.phase.name] = []
+        self.trainer.model_wrapped.register_comm_hook(None, self._reduce)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.steps[self.trainer.phase.name].append(0)
+
+    def _reduce(self, state, bucket):  # torch reads annotations, and not as strings
+        self.steps[self.trainer.phase.name][-1] += bucket.buffer().nbytes
+        return default_hooks.allreduce_hook(None, bucket)
+
+
 def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
     """Train small phases, resuming; write the end weights, the history and the metrics.
 
     `options` are those of small.trainer and: backbone, kill = (where, call), processes =
     (rank, count, port), slow = seconds that each step takes, mute = ranks that cannot write files,
-    images = how many to train on.
+    images = how many to train on, first = to evaluate before training, reduced = whether to count
+    the bytes that each step reduces.
     """
     import small
-    from transformers import TrainerCallback
 
     options = dict(options)
     backbone = options.pop("backbone", small.VIT)
@@ -138,10 +159,16 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
                 time.sleep(slow)
 
         callbacks.append(Slow())
+    first, reduced = options.pop("first", False), Reduced()
+    if options.pop("reduced", False):
+        callbacks.append(reduced)
     out.mkdir(parents=True, exist_ok=True)
     trainer = small.trainer(
         out, phases, small.network(backbone, dropout=dropout), callbacks=callbacks, **options
     )
+    reduced.trainer = trainer
+    if first:
+        trainer.evaluate()
     trainer.train(resume_from_checkpoint=True)
     if trainer.processes.main:
         logits = trainer.model.eval()(**small.Pixels(small.images(6), trainer.model)[:6]).logits
@@ -152,6 +179,7 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
             "features": [report.features for report in trainer.reports],
             "epochs": [report.epochs for report in trainer.reports],
             "logits": logits.tolist(),
+            "reduced": reduced.steps,
         }
         torch.save(small.state(trainer.model), out / "end.pt")
         (out / "end.json").write_text(json.dumps(result))

@@ -38,11 +38,13 @@ def network(depth: int = 3, macs: bool = True) -> tuple[LayerGroups, Layout]:
     return LayerGroups(tuple(groups)), layout
 
 
-def planned(*specs, depth: int = 3, speed: float | None = 1e9, macs: bool = True, **settings):
+def planned(
+    *specs, depth: int = 3, speed: float | None = 1e9, macs: bool = True, processes=1, **settings
+):
     groups, layout = network(depth, macs)
     recipe = Recipe("mine", tuple(specs), backbone="timm/tiny", **settings)
     phases = make_phases(recipe.phases, groups, layout)
-    return make_plan(recipe, layout, groups, phases, COUNTS, speed)
+    return make_plan(recipe, layout, groups, phases, COUNTS, speed, processes)
 
 
 PROBE = PhaseSpec("head", epochs=5, batch_size=30)
@@ -69,6 +71,17 @@ def test_parameters_are_counted():
 )
 def test_steps_are_those_that_the_trainer_takes(spec, steps):
     assert optimizer_steps(spec, 100) == steps
+
+
+def test_several_processes_share_the_steps_and_reduce_only_what_trains():
+    specs = (PROBE, PhaseSpec("all", epochs=1, batch_size=10))
+    one, four = planned(*specs), planned(*specs, processes=4)
+    assert [(p.steps, p.reduced_bytes) for p in one.phases][1] == (10, 0)
+    assert four.phases[1].steps == 3
+    assert [p.reduced_bytes for p in four.phases] == [4 * p.parameters for p in four.phases]
+    text = format_plan(four)
+    assert f"{4 * four.phases[0].parameters:,} bytes (head)" in text
+    assert "bytes (head)" not in format_plan(one)
 
 
 def test_operations_of_a_live_phase_are_forward_and_backward_of_what_trains_and_above():

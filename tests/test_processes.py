@@ -12,10 +12,13 @@ import pytest
 import torch
 from children import ended, free_port, start, together, train
 from PIL import Image
-from small import COLD, CONVNEXT, HEAD, RESNET, VIT, changed
+from small import ALL, COLD, CONVNEXT, HEAD, RESNET, VIT, changed, network
 
+from hf_transfer.groups import group_layers
+from hf_transfer.phases import make_phases
+from hf_transfer.plan import make_plan
 from hf_transfer.processes import Processes
-from hf_transfer.recipe import UserError
+from hf_transfer.recipe import Recipe, UserError, parse_phase
 
 GRADUAL = [{"gradual": "2 stages", "epochs": 1, "lr": 2e-3, "lr_drop": 0.5, "batch_size": 4}]
 MIXED = {"augment": "light", "mixup": 0.3, "label_smoothing": 0.1, "weight_decay": 0.05}
@@ -86,6 +89,32 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, extra, images, e
     for one, other in zip(ends[0][1]["history"], ends[1][1]["history"], strict=True):
         for key in ("loss", "eval_loss"):
             assert [row[key] for row in one] == pytest.approx([row[key] for row in other], rel=1e-4)
+
+
+def test_a_phase_is_trained_together_after_an_exact_head_and_after_an_evaluation(tmp_path):
+    """An evaluation alone marks the model as wrapped, and it would then train on each one's own."""
+    out = tmp_path / "out"
+    phases = [{"train": "head", "solve": "lbfgs"}, {**ALL, "batch_size": 4}]
+    assert together(2, out, phases, {"backbone": VIT, "first": True}) == [0, 0], log(out)
+    assert [check["ranks"] for check in results(out)[1]["checks"]] == [2, 2]
+
+
+def test_each_step_reduces_the_bytes_of_the_plan_and_no_more(tmp_path):
+    """Those of what trains, once a step however many batches it has; statistics are not sent."""
+    out = tmp_path / "out"
+    phases = [{**HEAD, "batch_size": 4}, {**ALL, "train": "last 1 stage", "accumulate": 2}, ALL]
+    assert together(2, out, phases, {"backbone": RESNET, "reduced": True}) == [0, 0], log(out)
+    layout = network(RESNET).backbone.layout
+    groups = group_layers(layout)
+    specs = [parse_phase(phase) for phase in phases]
+    recipe = Recipe("small", tuple(specs), "timm/test_resnet")
+    counts = {"train": {"cat": 24}, "validation": {"cat": 12}}
+    made = make_phases(specs, groups, layout)
+    plan = make_plan(recipe, layout, groups, made, counts, processes=2)
+    for planned in plan.phases:
+        steps = results(out)[1]["reduced"][planned.phase.name]
+        assert steps == [planned.reduced_bytes] * planned.steps
+    assert plan.phases[0].reduced_bytes < plan.phases[2].reduced_bytes / 100
 
 
 PHASES = [

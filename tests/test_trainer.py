@@ -32,8 +32,9 @@ from transformers import Trainer, TrainerCallback, default_data_collator
 from hf_transfer import checkpoints
 from hf_transfer.backbone import load_model
 from hf_transfer.freezing import FreezingError
+from hf_transfer.layerwise import LayerwiseTrainer
 from hf_transfer.recipe import UserError
-from hf_transfer.trainer import LayerwiseTrainer, TransferTrainer
+from hf_transfer.trainer import TransferTrainer
 from hf_transfer.watch import DivergedError
 
 LIVE = {**HEAD, "features": "live"}

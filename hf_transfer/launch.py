@@ -1,0 +1,59 @@
+"""What the launcher says: how many processes there are, and which this one is; without torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hf_transfer.specs import UserError
+
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def rank() -> int:
+    """Return this process's number among all that were launched; the first writes and prints."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Return whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def count() -> int:
+    """Return how many processes the launcher says that it started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check() -> None:
+    """Raise UserError for a launch that would not do what was asked for, before anything is loaded.
+
+    accelerate launch --cpu starts one process, whatever number it is given; all that it leaves of
+    the number is the address at which they were to meet.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "DeepSpeed is not supported: it holds parameters that come and go as phases thaw; "
+            "use FSDP2 for what does not fit: accelerate launch --config_file fsdp2.yaml "
+            "(recipes/accelerate)"
+        )
+    lonely = not any(name in os.environ for name in SIZES) and "MASTER_ADDR" in os.environ
+    if lonely and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does with "
+            "--cpu; use torchrun --nproc_per_node 2, or accelerate launch --config_file cpu.yaml "
+            "--num_processes 2 (recipes/accelerate)"
+        )
+
+
+def speaker() -> str | None:
+    """Return how this process begins a line about a mistake; None where it is not to speak.
+
+    Until they have found each other all processes of a machine do the same, and one speaks for all.
+    """
+    if is_main():
+        return ""
+    found = sys.modules.get("torch.distributed")
+    joined = found is not None and found.is_available() and found.is_initialized()
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    return f"process {rank()}: " if joined or first_here else None

@@ -1,0 +1,69 @@
+"""What the launcher says, and the launches that would not do what was asked for."""
+
+import sys
+import types
+
+import pytest
+
+from hf_transfer import launch
+from hf_transfer.cli import main
+from hf_transfer.recipe import UserError
+
+# What accelerate launch --cpu --num_processes 2 leaves in the environment of its one process.
+LONELY = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}
+
+
+@pytest.fixture
+def given(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED", *LONELY):
+        monkeypatch.delenv(name, raising=False)
+    return lambda values: [monkeypatch.setenv(key, value) for key, value in values.items()]
+
+
+def test_without_a_launcher_there_is_one_process(given):
+    assert (launch.rank(), launch.count(), launch.is_main()) == (0, 1, True)
+    launch.check()
+
+
+def test_a_launcher_that_started_one_process_of_several_is_named(given, capsys):
+    given(LONELY)
+    with pytest.raises(UserError, match="asked for several processes and started one"):
+        launch.check()
+    assert main(["train", "lp_ft"]) == 2
+    assert capsys.readouterr().err.startswith("hf-transfer: error: accelerate launch was asked for")
+    given({"WORLD_SIZE": "1"})  # torchrun --nproc_per_node 1
+    launch.check()
+
+
+def test_one_process_that_accelerate_was_asked_for_is_fine(given):
+    given({"ACCELERATE_MIXED_PRECISION": "no"})
+    launch.check()
+
+
+def test_deepspeed_is_refused_in_one_line_before_anything_is_loaded(given, capsys):
+    given({"ACCELERATE_USE_DEEPSPEED": "true"})
+    assert main(["train", "lp_ft"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hf-transfer: error: DeepSpeed is not supported")
+    assert error.count("\n") == 1
+
+
+def test_a_mistake_of_all_processes_is_said_once(given, capsys, monkeypatch):
+    given({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"})
+    apart = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "torch.distributed", apart)
+    assert main(["train", "no_such_recipe"]) == 2
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert capsys.readouterr().err == ""
+    given({"LOCAL_RANK": "0"})  # the first of another machine, whose files may be others
+    assert main(["train", "no_such_recipe"]) == 2
+    assert capsys.readouterr().err.startswith("hf-transfer: error: process 1: ")
+
+
+def test_a_mistake_of_one_of_several_joined_processes_says_whose(given, capsys, monkeypatch):
+    given({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"})
+    joined = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.distributed", joined)
+    assert main(["train", "no_such_recipe"]) == 2
+    assert capsys.readouterr().err.startswith("hf-transfer: error: process 1: ")
