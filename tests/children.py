@@ -39,6 +39,7 @@ def start(work: Callable[..., Any], *args: Any) -> Any:
 
 def _child(work: Callable[..., Any], log: Path, *args: Any) -> None:
     """Do the work with all output in a file; exit status 9 for an error, which the file names."""
+    multiprocessing.set_start_method("fork", force=True)  # for workers, as where a user starts it
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -109,6 +110,19 @@ def kill_at(where: str, call: int) -> None:
     setattr(owner, name, counted)
 
 
+def _surround(options: dict[str, Any]) -> None:
+    """Make the process what the options say of it, and take them out."""
+    if cache := options.pop("cache", None):
+        os.environ["HF_TRANSFER_CACHE"] = cache
+    mute = options.pop("mute", ())
+    if processes := options.pop("processes", None):
+        join(*processes)
+        if processes[0] in mute:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if kill := options.pop("kill", None):
+        kill_at(*kill)
+
+
 class Reduced(TrainerCallback):
     """Counts the bytes that DistributedDataParallel reduces in each step, by phase."""
 
@@ -133,24 +147,17 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
 
     `options` are those of small.trainer and: backbone, kill = (where, call), processes =
     (rank, count, port), slow = seconds that each step takes, mute = ranks that cannot write files,
-    images = how many to train on, first = to evaluate before training, reduced = whether to count
-    the bytes that each step reduces.
+    images = how many to train on, cache = where features are kept, first = to evaluate before
+    training, reduced = whether to count the bytes that each step reduces.
     """
     import small
 
-    options = dict(options)
+    options, callbacks = dict(options), []
     backbone = options.pop("backbone", small.VIT)
     dropout = options.pop("dropout", 0.2)
-    mute = options.pop("mute", ())
+    _surround(options)
     if images := options.pop("images", None):
         options["train_dataset"] = small.images(images)
-    if processes := options.pop("processes", None):
-        join(*processes)
-        if processes[0] in mute:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if kill := options.pop("kill", None):
-        kill_at(*kill)
-    callbacks = []
     if slow := options.pop("slow", 0):
 
         class Slow(TrainerCallback):
