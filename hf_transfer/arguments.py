@@ -19,6 +19,7 @@ from hf_transfer.backbone import Backbone
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import Phase, make_phases
 from hf_transfer.recipe import Augment, PhaseSpec, Recipe, UserError, parse_phase
+from hf_transfer.tasks import phase_conflicts
 
 # A recipe's short words; any other name of Trainer's `optim` goes through as it is.
 OPTIMIZERS = {"adamw": "adamw_torch_fused"}
@@ -138,6 +139,7 @@ def check_phases(
     evaluation: Any,
     metrics: Collection[str] | None,
     own_loss: bool,
+    task: str = "classification",
 ) -> None:
     """Raise UserError with everything that would fail or have no effect, before any training.
 
@@ -152,6 +154,7 @@ def check_phases(
         f"phase {phase.name}: {problem}"
         for phase in phases
         for problem in (
+            *phase_conflicts(phase.spec, task),
             *_data_problems(phase.spec, train, own_loss),
             *_metric_problems(phase.spec, evaluation, metrics),
         )

@@ -12,6 +12,7 @@ from hf_transfer.decoding import ImageSettings
 from hf_transfer.recipe import DataSpec
 from hf_transfer.sources import SPLITS, DataError, Scan
 from hf_transfer.store import Facts
+from hf_transfer.tasks import TASKS
 
 NAMED = 50  # files named per kind; the rest are counted
 TINY_PX = 16
@@ -39,7 +40,7 @@ HANDLED = {
     "tiny": "much smaller than the model's input: enlarged",
 }
 CONTENT = {
-    "two-labels": "left out everywhere: the same picture with different labels",
+    "two-labels": "left out everywhere: the same picture with different labels or numbers",
     "leak": "left out of training: the same picture is in validation or test",
     "leak-test": "left out of validation: the same picture is in test",
     "repeated": "kept: the same picture several times in training",
@@ -100,14 +101,16 @@ def audit(
             usable[rows] = False
         findings.append(_finding(kind, [found.files[row] for row in rows], CONTENT[kind]))
     kept = np.flatnonzero(usable)
-    counts = found.take(kept).counts
-    _check_classes(found, counts, spec, same)
-    findings += _about_classes(counts)
-    train = counts["train"].values()
-    return (
-        Audit(tuple(findings), len(found.files), len(facts.errors), max(train) / min(train)),
-        kept,
-    )
+    chosen = found.take(kept)
+    _check_splits(chosen, spec, same)
+    imbalance = 1.0
+    if found.task != "regression":
+        counts = chosen.counts
+        _check_classes(chosen, counts, spec, same)
+        findings += _about_labels(chosen) if found.task == "multi_label" else _imbalance(counts)
+        findings += _absent(counts)
+        imbalance = max(counts["train"].values()) / max(1, min(counts["train"].values()))
+    return Audit(tuple(findings), len(found.files), len(facts.errors), imbalance), kept
 
 
 def _finding(kind: str, files: Sequence[str], done: str) -> Finding:
@@ -195,22 +198,31 @@ def _groups(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
 # --- classes ---------------------------------------------------------------------------------
 
 
+def _check_splits(found: Scan, spec: DataSpec, same: dict[str, list[int]]) -> None:
+    least = max(1, spec.min_per_class) if found.task != "classification" else 0
+    if found.images.get("train", 0) < least:
+        raise DataError(f"{found.path}: fewer than {least} usable training images{_copies(same)}")
+    if found.task != "classification" and not found.images.get("validation"):
+        raise DataError(f"{found.path}: no validation images; set data.validation above 0")
+
+
 def _check_classes(
     found: Scan, counts: dict[str, dict[str, int]], spec: DataSpec, same: dict[str, list[int]]
 ) -> None:
     train = counts.get("train", dict.fromkeys(found.labels, 0))
+    kind, kinds = TASKS[found.task].noun, TASKS[found.task].nouns
     for split in ("validation", "test"):
         unknown = [label for label, n in counts.get(split, {}).items() if n and not train[label]]
         if unknown:
             raise DataError(
-                f"{found.path}: {split} holds classes without a training image: {_few(unknown)}; "
+                f"{found.path}: {split} holds {kinds} without a training image: {_few(unknown)}; "
                 f"add images of them to train, or take them out of {split}{_copies(same)}"
             )
     few = [f"{label} ({n})" for label, n in train.items() if n < max(1, spec.min_per_class)]
     if few:
         raise DataError(
             f"{found.path}: fewer than {max(1, spec.min_per_class)} usable training images in: "
-            f"{_few(few)}; add images, remove the class or lower data.min_per_class{_copies(same)}"
+            f"{_few(few)}; add images, remove the {kind} or lower data.min_per_class{_copies(same)}"
         )
     if not any(counts.get("validation", {}).values()):
         raise DataError(f"{found.path}: no validation images; set data.validation above 0")
@@ -226,19 +238,37 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _about_classes(counts: dict[str, dict[str, int]]) -> list[Finding]:
-    train = counts["train"]
+def _absent(counts: dict[str, dict[str, int]]) -> list[Finding]:
     findings = []
     for split in ("validation", "test"):
         absent = [label for label, n in counts.get(split, {}).items() if not n]
         if absent:
             done = f"trained on, but {split} has no image of {_few(absent)}: nothing is measured"
             findings.append(Finding(f"not-in-{split}", len(absent), (), done))
+    return findings
+
+
+def _imbalance(counts: dict[str, dict[str, int]]) -> list[Finding]:
+    train = counts["train"]
     most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
-    if train[most] >= IMBALANCE * train[least]:
-        done = (
-            f"kept: {train[most]:,} images of {most}, {train[least]:,} of {least}; "
-            "`loss: balanced` weighs the classes alike"
-        )
-        findings.append(Finding("imbalance", len(train), (), done))
+    if train[most] < IMBALANCE * train[least]:
+        return []
+    done = (
+        f"kept: {train[most]:,} images of {most}, {train[least]:,} of {least}; "
+        "`loss: balanced` weighs the classes alike"
+    )
+    return [Finding("imbalance", len(train), (), done)]
+
+
+def _about_labels(found: Scan) -> list[Finding]:
+    """Return what is odd about several labels at once: none, or one that every image has."""
+    findings = []
+    bare = [name for name, target in zip(found.files, found.targets, strict=True) if not target]
+    if bare:
+        findings.append(_finding("no-label", bare, "kept: images that show none of the labels"))
+    train = found.counts["train"]
+    always = [label for label, count in train.items() if count == found.images["train"]]
+    if always:
+        done = f"kept: every training image has {_few(always)}, so nothing tells it apart"
+        findings.append(Finding("always-there", len(always), (), done))
     return findings

@@ -33,7 +33,9 @@ from hf_transfer.images import ImageSettings
 from hf_transfer.origins import BackboneError, Origin, locate
 from hf_transfer.recipe import Recipe
 from hf_transfer.saving import save_model, wrap
+from hf_transfer.tasks import TASKS
 from hf_transfer.trace import head_names, trace_layout
+from hf_transfer.units import plain_scale
 
 __all__ = [
     "Backbone",
@@ -60,15 +62,20 @@ def load_backbone(
     replace_layers: int = 1,
     keep_head: bool = False,
     seed: int = 0,
+    task: str | None = None,
 ) -> PreTrainedModel:
     """Return a model for `labels` with `.backbone`: what is its head, its groups, its pixels.
 
     The last `replace_layers` layers are newly initialised, a function of `seed`; with `keep_head`,
     or without labels, the checkpoint's head stays. `weights` is a file to read instead of the
     library's own. `forward(pixel_values (B, C, H, W), labels (B,))` has `.loss` and `.logits`.
+    `task` is classification, multi_label or regression; None: the kept head's, or classification.
     """
     blueprint = draw(locate(backbone_id), image_size, channels)
     keep = keep_head or labels is None
+    task = task or (blueprint.task if keep else "classification")
+    if task not in TASKS:
+        raise BackboneError(f"task {task!r}; there are {', '.join(TASKS)}")
     names = tuple(labels) if labels is not None else _own_labels(blueprint)
     _check(blueprint, names, keep, replace_layers)
     if pretrained and weights is None:
@@ -92,7 +99,7 @@ def load_backbone(
             fresh = lacking | set(layout.head)
             head = tuple(name for name, _ in layout.parameters if name in fresh)
             layout = replace(layout, head=head)
-        model, prefix = wrap(blueprint, network, names)
+        model, prefix = wrap(blueprint, network, names, task)
     model.backbone = Backbone(
         id=backbone_id,
         source=blueprint.origin.source,
@@ -103,6 +110,8 @@ def load_backbone(
         image=blueprint.image,
         weights=weights or ("pretrained" if pretrained else "random"),
         adapted=_adapted(blueprint) if pretrained or weights else (),
+        task=task,
+        scale=plain_scale(len(names)) if keep and task == "regression" else None,
     )
     return model
 

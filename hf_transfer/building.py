@@ -6,7 +6,7 @@ A blueprint is drawn from names and small files alone: planning reads no weights
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import nn
 from hf_transfer.groups import LayerGroups, Layout
 from hf_transfer.images import ImageSettings
 from hf_transfer.origins import Origin, answering_hub, one_line
+from hf_transfer.scale import Scale
+from hf_transfer.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Blueprint:
     arguments: dict[str, Any] = field(default_factory=dict)  # of the library's builder
     settings: Any = None  # the library's own: pretrained_cfg, config, or weights
     reversed: bool = False  # its checkpoint takes BGR; its first layer is turned to RGB
+    task: str = "classification"  # of the checkpoint's own head
 
     @property
     def is_changed(self) -> bool:
@@ -50,6 +53,8 @@ class Backbone:
     image: ImageSettings
     weights: str  # "pretrained", "random", or the file they were read from
     adapted: tuple[str, ...] = ()  # first layers whose weights were made to fit other channels
+    task: str = "classification"
+    scale: Scale | None = None  # of the numbers that it gives; None: they have none yet
 
 
 def draw(origin: Origin, image_size: int | None = None, channels: int | None = None) -> Blueprint:
@@ -58,7 +63,8 @@ def draw(origin: Origin, image_size: int | None = None, channels: int | None = N
     Reads no weights. Raises BackboneError.
     """
     with one_line(str(origin)):
-        return _library(origin).draw(origin, image_size, channels)
+        found: Blueprint = _library(origin).draw(origin, image_size, channels)
+    return replace(found, task=task_of((origin.config or {}).get("problem_type")))
 
 
 def build(blueprint: Blueprint, labels: int) -> nn.Module:

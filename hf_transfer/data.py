@@ -17,6 +17,7 @@ from hf_transfer.audit import Audit, audit
 from hf_transfer.decoding import ImageSettings
 from hf_transfer.pixels import LivePixels, StoredPixels
 from hf_transfer.recipe import DataSpec
+from hf_transfer.scale import Scale
 from hf_transfer.sources import SPLITS, Scan, limited, scan
 from hf_transfer.store import Facts, open_pixels
 
@@ -27,18 +28,27 @@ Pixels = np.ndarray | StoredPixels | LivePixels
 
 
 class ImageSet(Dataset[dict[str, Any]]):
-    """Labelled images, decoded: `pixels` uint8 (N, S', S', C), `labels` int64 (N,), `names` of the
-    classes, `files` their names relative to the data (empty for images from memory).
+    """Labelled images, decoded: `pixels` uint8 (N, S', S', C), `labels`, `names` of the classes,
+    `files` their names relative to the data (empty for images from memory).
+
+    `labels` are int64 (N,): classes; or float32 (N, names): 0 and 1 of several labels, or numbers.
+    With a `scale` the numbers are standard ones, which it brings into the targets' units.
 
     An item is {"pixels", "labels", "index"}; a list of indices gives one batch of the same, which
     `collate` hands on unchanged. `index` is the place in this set.
     """
 
     def __init__(
-        self, pixels: Pixels, labels: np.ndarray, names: Sequence[str], files: Sequence[str] = ()
+        self,
+        pixels: Pixels,
+        labels: np.ndarray,
+        names: Sequence[str],
+        files: Sequence[str] = (),
+        scale: Scale | None = None,
     ) -> None:
-        self.pixels, self.labels = pixels, np.asarray(labels, dtype=np.int64)
-        self.names, self.files = tuple(names), tuple(files)
+        dtype = np.int64 if np.ndim(labels) == 1 else np.float32
+        self.pixels, self.labels = pixels, np.asarray(labels, dtype=dtype)
+        self.names, self.files, self.scale = tuple(names), tuple(files), scale
 
     @classmethod
     def from_arrays(
@@ -46,8 +56,8 @@ class ImageSet(Dataset[dict[str, Any]]):
     ) -> ImageSet:
         """Return a set of images in memory: uint8 (N, S, S, C), or (N, S, S) for one channel.
 
-        `labels` are places in `names`; without names, classes are called "0", "1", ...
-        Raises ValueError if shapes, dtypes or labels do not fit.
+        `labels` are places in `names`, or floats with a column for each name; without names they
+        are called "0", "1", ... Raises ValueError if shapes, dtypes or labels do not fit.
         """
         pixels, labels = np.asarray(pixels), np.asarray(labels)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
@@ -55,6 +65,11 @@ class ImageSet(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"pixels are {pixels.dtype} {pixels.shape}; expected uint8 (N, S, S, C)"
             )
+        if labels.ndim == 2:
+            names = tuple(names) or tuple(map(str, range(labels.shape[1])))
+            if labels.shape != (len(pixels), len(names)):
+                raise ValueError(f"labels are {labels.shape}; expected {len(pixels), len(names)}")
+            return cls(pixels, labels, names)
         if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"labels are {labels.dtype} {labels.shape}; expected {len(pixels)} whole numbers"
@@ -74,14 +89,15 @@ class ImageSet(Dataset[dict[str, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} images")
         index = index % len(self)
+        label = self.labels[index]
         return {
             "pixels": torch.from_numpy(np.array(self.pixels[index])),
-            "labels": int(self.labels[index]),
+            "labels": int(label) if self.labels.ndim == 1 else torch.from_numpy(label),
             "index": index,
         }
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return one batch: pixels uint8 (B, S', S', C), labels and indices int64 (B,)."""
+        """Return one batch: pixels uint8 (B, S', S', C), labels and indices (B, …)."""
         rows = np.asarray(indices, dtype=np.int64)
         return {
             "pixels": torch.from_numpy(self.pixels[rows]),
@@ -95,11 +111,14 @@ class ImageSet(Dataset[dict[str, Any]]):
         pixels = self.pixels
         taken = pixels[rows] if isinstance(pixels, np.ndarray) else pixels.take(rows)
         files = [self.files[row] for row in rows] if self.files else ()
-        return ImageSet(taken, self.labels[rows], self.names, files)
+        return ImageSet(taken, self.labels[rows], self.names, files, self.scale)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """Images per class, in the order of the class names."""
+        """Images per class, or per label or target, in the order of the names."""
+        if self.labels.ndim == 2:
+            told = self.labels != 0 if self.scale is None else np.ones_like(self.labels)
+            return tuple(told.sum(axis=0).astype(int).tolist())
         return tuple(np.bincount(self.labels, minlength=len(self.names)).tolist())
 
 
@@ -109,7 +128,7 @@ def collate(batch: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, 
         return batch
     return {
         "pixels": torch.stack([item["pixels"] for item in batch]),
-        "labels": torch.tensor([item["labels"] for item in batch]),
+        "labels": torch.stack([torch.as_tensor(item["labels"]) for item in batch]),
         "index": torch.tensor([item["index"] for item in batch]),
     }
 
@@ -118,6 +137,7 @@ def collate(batch: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, 
 class ImageData:
     """A data set in its splits, with what the audit found.
 
+    Numbers to be told are standard ones: `scale`, of the training images, gives their units.
     `fingerprint` is a sha256 over the names, labels and file contents of all images in use; the
     same images have the same one, whatever the split, the image size or the folder's place.
     """
@@ -129,15 +149,21 @@ class ImageData:
     audit: Audit
     fingerprint: str
     path: str
+    task: str = "classification"
+    scale: Scale | None = None
+
+    @property
+    def splits(self) -> dict[str, ImageSet]:
+        """The sets of images that there are, by the name of their split."""
+        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: images for split, images in sets.items() if images is not None}
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images per class of each split that there is."""
-        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        """Images per class (or label, or target) of each split that there is."""
         return {
             split: dict(zip(self.labels, images.class_counts, strict=True))
-            for split, images in sets.items()
-            if images is not None
+            for split, images in self.splits.items()
         }
 
 
@@ -147,25 +173,30 @@ def load_data(
     seed: int = 0,
     cache_dir: Path | None = None,
     limit_bytes: int | None = None,
+    task: str = "classification",
 ) -> ImageData:
     """Return a recipe's data: found, split, decoded (or read from the store), audited.
 
     Decoded pixels are kept under `cache_dir` (`store.default_cache_dir()`) unless they take more
     than `limit_bytes`. Raises DataError, one line.
     """
-    found = scan(_with_spare(spec), seed)
+    found = scan(_with_spare(spec), seed, task)
     pixels, facts = open_pixels(found, settings, cache_dir, limit_bytes)
     about, kept = audit(found, facts, settings, spec)
     kept = kept[limited(found.take(kept), spec, seed)]
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
         logger.info("%s: %d (%s): %s", finding.kind, finding.count, few, finding.done)
-    targets, splits = np.array(found.targets), np.array(found.splits)
+    targets, splits = _labels(found), np.array(found.splits)
+    scale = None
+    if task == "regression":
+        scale = Scale.of(targets[kept[splits[kept] == "train"]], found.labels)
+        targets = scale.to_standard(targets)
     sets = {}
     for split in SPLITS:
         rows = kept[splits[kept] == split]
         files = [found.files[row] for row in rows]
-        sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files)
+        sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files, scale)
     return ImageData(
         labels=found.labels,
         train=sets["train"],
@@ -174,7 +205,19 @@ def load_data(
         audit=about,
         fingerprint=_fingerprint(found, facts, kept),
         path=found.path,
+        task=task,
+        scale=scale,
     )
+
+
+def _labels(found: Scan) -> np.ndarray:
+    """Return targets as numbers: classes (N,), or (N, labels) of 0 and 1, or numbers (N, T)."""
+    if found.task != "multi_label":
+        return np.array(found.targets)
+    labels = np.zeros((len(found.files), len(found.labels)), np.float32)
+    for row, places in enumerate(found.targets):
+        labels[row, list(places)] = 1
+    return labels
 
 
 def _with_spare(spec: DataSpec) -> DataSpec:
@@ -190,7 +233,7 @@ def _with_spare(spec: DataSpec) -> DataSpec:
 def _fingerprint(found: Scan, facts: Facts, rows: np.ndarray) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        label = found.labels[found.targets[row]]
+        label = found.shown(found.targets[row])
         digest.update(f"{found.files[row]}\0{label}\0".encode(errors="surrogateescape"))
         digest.update(facts.files[row].tobytes())
     return digest.hexdigest()

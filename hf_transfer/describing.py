@@ -15,6 +15,7 @@ from hf_transfer.building import Backbone
 from hf_transfer.groups import Group, GroupsError, LayerGroups, Layout, group_layers
 from hf_transfer.images import ImageSettings
 from hf_transfer.origins import BackboneError, one_line
+from hf_transfer.tasks import task_of
 from hf_transfer.trace import exempt_from_decay, head_names, is_norm, trace_layout
 
 
@@ -72,6 +73,7 @@ def describe(
         groups=found,
         image=image,
         weights="as given",
+        task=task_of(getattr(getattr(model, "config", None), "problem_type", None)),
     )
 
 

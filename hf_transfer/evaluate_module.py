@@ -1,7 +1,7 @@
 """Our metrics as one `evaluate` module: `evaluate.load(PATH_OF_THIS_FILE)`, without the network.
 
 Configurations: classification (logits (N, C), labels (N,)), multilabel (logits and labels (N, L))
-and regression (predictions and targets (N,)). What they return is what `metrics.py` returns.
+and regression (predictions and targets (N,)). What they return is what our own functions return.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 import datasets  # noqa: TID253 - nothing imports this file but evaluate and who uses evaluate
 import evaluate  # noqa: TID253
 
-from hf_transfer.metrics import classification_metrics, multilabel_metrics, regression_metrics
+from hf_transfer.metrics import classification_metrics
+from hf_transfer.multilabel import multilabel_metrics
+from hf_transfer.regression import regression_metrics
 
 NUMBER, NUMBERS = datasets.Value("float64"), datasets.Sequence(datasets.Value("float64"))
 LABEL, FLAGS = datasets.Value("int64"), datasets.Sequence(datasets.Value("int64"))
@@ -26,7 +28,7 @@ CONFIGURATIONS: dict[str, tuple[Any, Any, Measure]] = {
 
 
 class TransferMetrics(evaluate.Metric):
-    """`compute(predictions=logits, references=labels, **options)` with metrics.py's options."""
+    """`compute(predictions=logits, references=labels, **options)` with our functions' options."""
 
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name not in CONFIGURATIONS:

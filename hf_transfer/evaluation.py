@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hf_transfer.metrics import classification_metrics, softmax
+from hf_transfer.multilabel import multilabel_metrics
 from hf_transfer.recipe import UserError
+from hf_transfer.regression import regression_metrics
+from hf_transfer.scale import Scale
+from hf_transfer.tasks import TASKS
 
 # `evaluate.load(str(MODULE))` gives all our metrics as an `evaluate` module, offline.
 MODULE = Path(__file__).with_name("evaluate_module.py")
@@ -21,6 +25,58 @@ OURS = ("accuracy", "top5", "macro_f1", "balanced_accuracy", "auroc", "ece", "nl
 RESERVED = {*OURS, "n", "reasons", "intervals", "per_class", "confusion", "test"}
 
 Measure = Callable[[ArrayLike, ArrayLike], dict[str, Any]]
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "classification": classification_metrics,
+    "multi_label": multilabel_metrics,
+    "regression": regression_metrics,
+}
+
+
+def measure(
+    task: str,
+    outputs: ArrayLike,
+    labels: ArrayLike,
+    names: Sequence[str] | None = None,
+    scale: Scale | None = None,
+    bootstrap: int = 1000,
+) -> dict[str, Any]:
+    """Return the metrics of a task; standard numbers are measured in the units of their `scale`."""
+    if scale is not None:
+        outputs, labels = scale.to_units(outputs), scale.to_units(labels)
+    return MEASURES[task](outputs, labels, names, bootstrap=bootstrap)
+
+
+class EpochMetrics:
+    """`compute_metrics` for a Trainer: those of the task and of `extra`; `names` are what it gives.
+
+    Each of `extra` is tried on random logits of so many `classes`, so that its names are known,
+    and its failures come, before anything is trained. Raises UserError.
+    """
+
+    def __init__(
+        self,
+        extra: Sequence[Measure] = (),
+        classes: int = 2,
+        task: str = "classification",
+        scale: Scale | None = None,
+    ) -> None:
+        self.extra, self.task, self.scale = tuple(extra), task, scale
+        random = np.random.default_rng(0)
+        labels = np.arange(4 * classes) % classes
+        found = self._extras(random.normal(size=(len(labels), classes)), labels)
+        self.names = frozenset({*TASKS[task].metrics, *found})
+
+    def _extras(self, logits: Any, labels: Any) -> dict[str, Any]:
+        return {key: value for one in self.extra for key, value in one(logits, labels).items()}
+
+    def __call__(self, prediction: Any) -> dict[str, Any]:
+        """Return the defined scalars of an EvalPrediction; of several outputs the first counts."""
+        logits, labels = prediction.predictions, prediction.label_ids
+        if isinstance(logits, tuple):
+            logits = logits[0]
+        found = measure(self.task, logits, labels, scale=self.scale, bootstrap=0)
+        ours = {key: value for key, value in found.items() if isinstance(value, float)}
+        return {**self._extras(logits, labels), **ours}
 
 
 def load_metric(name_or_path: str) -> Measure:

@@ -10,16 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import hf_transfer
 from hf_transfer import launch
 from hf_transfer.data import ImageData, ImageSet
 from hf_transfer.evaluation import load_metric
+from hf_transfer.evaluation import measure as measured
 from hf_transfer.freezing import fingerprint
-from hf_transfer.metrics import classification_metrics, compute_metrics
-from hf_transfer.schema import METRICS
 from hf_transfer.trainer import TransferTrainer
 
 Extra = Callable[[Any, Any], dict[str, Any]]
@@ -67,7 +65,9 @@ def data_facts(data: ImageData) -> dict[str, Any]:
     return {
         "path": data.path,
         "labels": list(data.labels),
+        "images": {name: len(images) for name, images in data.splits.items()},
         "counts": {name: _counts(images) for name, images in splits.items()},
+        **({"targets": _targets(data)} if data.scale else {}),
         "fingerprint": data.fingerprint,
         "audit": data.audit.to_dict(),
     }
@@ -80,6 +80,23 @@ def inputs(model: torch.nn.Module, data: ImageData) -> dict[str, Any]:
         "images": sum(map(len, (data.train, data.validation, data.test or ()))),
         "data": data.fingerprint,
         "weights": first.digest(),
+    }
+
+
+def _targets(data: ImageData) -> dict[str, list[dict[str, Any]]]:
+    """Return what the numbers to tell are like in each split, in their own units."""
+    return {
+        split: [
+            {
+                "target": name,
+                "mean": float(values.mean()),
+                "std": float(values.std()),
+                "min": float(values.min()),
+                "max": float(values.max()),
+            }
+            for name, values in zip(data.labels, data.scale.to_units(images.labels).T, strict=True)
+        ]
+        for split, images in data.splits.items()
     }
 
 
@@ -103,7 +120,14 @@ def warnings_of(trainer: TransferTrainer) -> tuple[str, ...]:
 
 
 def class_weights(images: ImageSet) -> torch.Tensor:
-    """Return (C,) weights that make every class count the same: total / (classes x count)."""
+    """Return (C,) weights that make every class count the same: total / (classes x count).
+
+    Of several labels (L,): how much a label's presence weighs, so that it counts as much as its
+    absence: images without it / images with it.
+    """
+    if images.labels.ndim == 2:
+        there = torch.from_numpy(images.labels).sum(0).clamp(min=1)
+        return (len(images) - there).clamp(min=1) / there
     counts = torch.tensor(images.class_counts, dtype=torch.float32).clamp(min=1)
     return counts.sum() / (len(counts) * counts)
 
@@ -113,29 +137,6 @@ def extra_metrics(names: Sequence[str]) -> tuple[Extra, ...]:
     return tuple(load_metric(name) for name in names)
 
 
-class EpochMetrics:
-    """`compute_metrics` for a Trainer: ours and those of `extra`; `names` are what it gives.
-
-    Each of `extra` is tried on random logits, so that its names are known, and its failures come,
-    before anything is trained. Raises UserError.
-    """
-
-    def __init__(self, extra: Sequence[Extra], classes: int) -> None:
-        self.extra = tuple(extra)
-        random = np.random.default_rng(0)
-        labels = np.arange(4 * classes) % classes
-        found = self._extras(random.normal(size=(len(labels), classes)), labels)
-        self.names = frozenset({*METRICS, *found})
-
-    def _extras(self, logits: Any, labels: Any) -> dict[str, Any]:
-        return {key: value for one in self.extra for key, value in one(logits, labels).items()}
-
-    def __call__(self, prediction: Any) -> dict[str, Any]:
-        """Return the scalars of an EvalPrediction."""
-        logits, labels = prediction.predictions, prediction.label_ids
-        return {**self._extras(logits, labels), **compute_metrics((logits, labels))}
-
-
 def measure(
     trainer: TransferTrainer, data: ImageData, extra: Sequence[Extra] = ()
 ) -> dict[str, Any]:
@@ -143,17 +144,17 @@ def measure(
 
     `extra` metrics are computed from the same logits.
     """
-    metrics = _measured(trainer, data.validation, data.labels, extra)
+    metrics = _measured(trainer, data.validation, data.task, extra)
     if data.test is not None:
-        metrics["test"] = _measured(trainer, data.test, data.labels, extra)
+        metrics["test"] = _measured(trainer, data.test, data.task, extra)
     return metrics
 
 
 def _measured(
-    trainer: TransferTrainer, images: ImageSet, labels: Sequence[str], extra: Sequence[Extra]
+    trainer: TransferTrainer, images: ImageSet, task: str, extra: Sequence[Extra]
 ) -> dict[str, Any]:
     logits = trainer.predict(images).predictions
-    metrics = classification_metrics(logits, images.labels, labels)
+    metrics = measured(task, logits, images.labels, images.names, images.scale)
     for metric in extra:
         metrics |= metric(logits, images.labels)
     return metrics

@@ -45,10 +45,10 @@ class FeaturesError(UserError):
 
 
 class IndexSet(Dataset[dict[str, Any]]):
-    """The places of images in a set, with their labels (N,); batches like an ImageSet's."""
+    """The places of images in a set, with their labels (N, …); batches like an ImageSet's."""
 
     def __init__(self, labels: np.ndarray, first: int = 0) -> None:
-        self.labels, self.first = np.asarray(labels, np.int64), first
+        self.labels, self.first = np.asarray(labels), first
 
     def __len__(self) -> int:
         return len(self.labels)

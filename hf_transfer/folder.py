@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,8 +104,11 @@ def finish(report: RunReport, out: Path) -> RunReport:
 
 
 def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:
-    """Write the folder of a repeated run: the seed of median accuracy stands for it."""
-    order = sorted(reports, key=lambda report: report.metrics["accuracy"])
+    """Write the folder of a repeated run: the seed of median accuracy (mAP, R2) stands for it."""
+    leads = reports[0].task.headline
+    values = [report.metrics.get(leads) for report in reports]
+    known = [-math.inf if value is None else value for value in values]
+    order = [report for _, report in sorted(zip(known, reports, strict=True), key=lambda p: p[0])]
     chosen = order[(len(order) - 1) // 2]
     median = dataclasses.replace(chosen, seeds=aggregate(reports))
     if is_main():

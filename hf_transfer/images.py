@@ -103,9 +103,13 @@ def mix(
     blend = torch.where(cut[:, None, None, None], ~inside, share[:, None, None, None]).to(x.dtype)
     mixed = x * blend + other_x.to(x) * (1 - blend)
     share = share.to(x.dtype)[:, None]
-    own = F.one_hot(labels, classes).to(x.dtype)
-    other = F.one_hot(other_labels.to(device), classes).to(x.dtype)
+    own, other = (_one_hot(each, classes).to(x) for each in (labels, other_labels))
     return mixed, own * share + other * (1 - share)
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Return (B, classes) of 0 and 1; several labels at once are so already."""
+    return labels if labels.ndim == 2 else F.one_hot(labels, classes)
 
 
 # --- randomness ------------------------------------------------------------------------------

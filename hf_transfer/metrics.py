@@ -8,19 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hf_transfer import ranking
 from hf_transfer.recipe import UserError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from hf_transfer.resampling import Floats, Ints, intervals, weights_of
 
 ECE_BINS = 15
-CONFIDENCE = 0.95
-# A chunk of resamples holds about this many drawn rows; the result does not depend on it.
-CHUNK = 400_000
 # Ranking every class in every resample costs resamples x n x classes; no interval beyond this.
 AUROC_BUDGET = 400_000_000
-# The share of resamples in which AUROC must be defined for its interval to be stated.
-AUROC_DEFINED = 0.95
 
 
 def log_softmax(logits: ArrayLike) -> Floats:
@@ -85,60 +79,6 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
     return {key: value for key, value in values.items() if isinstance(value, float)}
 
 
-def multilabel_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
-    """Return mAP, micro-F1 and macro-F1 of logits (N, L) against labels (N, L) of 0 and 1.
-
-    A label counts as predicted where its logit is above 0. mAP is the mean over the labels that
-    have a positive row. What is undefined is None, with the cause under `reasons`.
-    """
-    scores = _finite(logits)
-    truth = np.asarray(labels)
-    if truth.shape != scores.shape or scores.ndim != 2:
-        raise ValueError(f"logits {scores.shape} and labels {truth.shape}: both must be (N, L)")
-    if not np.isin(truth, (0, 1)).all():
-        raise ValueError("labels of several at once must be 0 or 1")
-    truth = truth.astype(bool)
-    predicted = scores > 0
-    hits = (predicted & truth).sum(axis=0)
-    either = predicted.sum(axis=0) + truth.sum(axis=0)
-    reasons = {} if truth.any() else {"map": "no label has a positive row"}
-    if not either.any():
-        reasons |= dict.fromkeys(("micro_f1", "macro_f1"), "no label is positive or predicted")
-    precisions = [
-        _average_precision(scores[:, i], truth[:, i])
-        for i in range(scores.shape[1])
-        if truth[:, i].any()
-    ]
-    return {
-        "n": len(scores),
-        "map": float(np.mean(precisions)) if precisions else None,
-        "micro_f1": _ratio(2 * int(hits.sum()), int(either.sum())),
-        "macro_f1": float(np.mean(2 * hits[either > 0] / either[either > 0]))
-        if (either > 0).any()
-        else None,
-        "reasons": reasons,
-    }
-
-
-def regression_metrics(predictions: ArrayLike, targets: ArrayLike) -> dict[str, Any]:
-    """Return MAE, RMSE (units of the target) and R2 (over all columns) of two arrays of one shape.
-
-    R2 is None, with the cause under `reasons`, where the targets are all equal.
-    """
-    values, truth = _finite(predictions), np.asarray(targets, dtype=np.float64)
-    if values.shape != truth.shape:
-        raise ValueError(f"predictions {values.shape} and targets {truth.shape} differ in shape")
-    residual = values - truth
-    spread = float(((truth - truth.mean(axis=0)) ** 2).sum())
-    return {
-        "n": len(values),
-        "mae": float(np.abs(residual).mean()),
-        "rmse": float(np.sqrt((residual**2).mean())),
-        "r2": 1 - float((residual**2).sum()) / spread if spread > 0 else None,
-        "reasons": {} if spread > 0 else {"r2": "all targets are equal"},
-    }
-
-
 class _Rows:
     """What each row contributes, computed once; the metrics and every resample only add it up."""
 
@@ -156,7 +96,7 @@ class _Rows:
 
 
 def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
-    scores, truth = _finite(logits), np.asarray(labels)
+    scores, truth = finite(logits), np.asarray(labels)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(f"logits must be (N, C) with C of at least 2; got {scores.shape}")
     if truth.shape != scores.shape[:1]:
@@ -170,7 +110,8 @@ def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
     return scores, truth.astype(np.int64)
 
 
-def _finite(logits: ArrayLike) -> Floats:
+def finite(logits: ArrayLike) -> Floats:
+    """Return logits in float64. Raises UserError where one is not finite, ValueError for none."""
     values = np.asarray(logits, dtype=np.float64)
     if values.size == 0:
         raise ValueError("there is nothing to measure: no row of logits")
@@ -259,77 +200,35 @@ def _auroc(rows: _Rows, names: Sequence[str]) -> tuple[float | None, str | None]
 
 
 def _class_auroc(rows: _Rows, label: int, weights: Floats) -> Floats:
-    """The AUROC of one class against the rest under each of B row weightings (B, N).
-
-    A tie counts half. NaN where a weighting leaves the class, or the rest, without a row.
-    """
-    scores = rows.log_probabilities[:, label]
-    order = np.argsort(scores, kind="stable")
-    positive = rows.truth[order] == label
-    weights = weights[:, order]
-    rivals = np.cumsum(np.where(positive, 0.0, weights), axis=1)
-    # First and last place among the rows that tie with each positive row.
-    level = scores[order]
-    first = np.searchsorted(level, level[positive], side="left")
-    last = np.searchsorted(level, level[positive], side="right") - 1
-    below = np.where(first > 0, rivals[:, np.maximum(first - 1, 0)], 0.0)
-    wins = (weights[:, positive] * (below + rivals[:, last]) / 2).sum(axis=1)
-    pairs = weights[:, positive].sum(axis=1) * rivals[:, -1]
-    result: Floats = np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan)
-    return result
-
-
-def _average_precision(scores: Floats, truth: NDArray[np.bool_]) -> float:
-    """The area under the precision-recall steps; rows that tie share one threshold."""
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(truth[order])
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    precision = hits[ends] / (ends + 1)
-    return float((precision * np.diff(hits[ends], prepend=0)).sum() / hits[-1])
+    """The AUROC of one class against the rest under each of B row weightings (B, N)."""
+    return ranking.auroc(rows.log_probabilities[:, label], rows.truth == label, weights)
 
 
 def _intervals(
     rows: _Rows, resamples: int, seed: int, auroc: bool
 ) -> tuple[dict[str, list[float]], str | None]:
-    """Percentile bootstrap intervals over rows (Efron and Tibshirani 1993, chapter 13).
-
-    And why there is none for a defined AUROC, where there is none.
-    """
-    if resamples < 1:
-        return {}, None
+    """Bootstrap intervals, and why there is none for a defined AUROC, where there is none."""
     reason = None
     if auroc and resamples * rows.n * rows.classes > AUROC_BUDGET:
         auroc, reason = False, f"{rows.n} images of {rows.classes} classes are too many to resample"
-    generator = np.random.default_rng(seed)
-    chunks: list[dict[str, Floats]] = []
-    step = max(1, CHUNK // rows.n)
-    for start in range(0, resamples, step):
-        size = (min(step, resamples - start), rows.n)
-        drawn: Ints = generator.integers(0, rows.n, size=size)
+
+    def measure(drawn: Ints) -> dict[str, Floats]:
         found = _tally(rows, drawn)
         if rows.classes > 5:
             found["top5"] = rows.top5[drawn].mean(axis=1)
         found["nll"] = rows.nll[drawn].mean(axis=1)
         if auroc:
             found["auroc"] = _resampled_auroc(rows, drawn)
-        chunks.append(found)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    intervals: dict[str, list[float]] = {}
-    for name in chunks[0]:
-        values = np.concatenate([chunk[name] for chunk in chunks])
-        values = values[np.isfinite(values)]
-        if len(values) >= AUROC_DEFINED * resamples:
-            intervals[name] = [float(v) for v in np.percentile(values, [tail, 100 - tail])]
-        else:
-            reason = "a class has so few images that many resamples hold none of it"
-    return intervals, reason
+        return found
+
+    found, undefined = intervals(rows.n, resamples, seed, measure)
+    if undefined:
+        reason = "a class has so few images that many resamples hold none of it"
+    return found, reason
 
 
 def _resampled_auroc(rows: _Rows, drawn: Ints) -> Floats:
-    count = len(drawn)
-    cells = (np.arange(count)[:, None] * rows.n + drawn).ravel()
-    weights = np.bincount(cells, minlength=count * rows.n).astype(np.float64)
-    weights = weights.reshape(count, rows.n)
+    weights = weights_of(drawn)
     areas = [_class_auroc(rows, label, weights) for label in range(rows.classes)]
     result: Floats = np.mean(areas, axis=0)
     return result

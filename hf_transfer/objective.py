@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy in its variants, and the pull towards the pretrained weights."""
+"""What is minimised: the loss of each task, and the pull towards the pretrained weights."""
 
 from __future__ import annotations
 
@@ -28,6 +28,38 @@ def cross_entropy_sum(
     """
     weights = None if class_weights is None else class_weights.to(logits)
     return F.cross_entropy(logits, target, weights, reduction="sum", label_smoothing=smoothing)
+
+
+def binary_cross_entropy_sum(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    presence_weights: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Return the sum over images and labels; `target` (B, L) is 0, 1, or between where mixed.
+
+    `presence_weights` (L,) multiply the loss where a label is there. Smoothing moves targets
+    towards one half.
+    """
+    weights = None if presence_weights is None else presence_weights.to(logits)
+    target = target.to(logits) * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum")
+
+
+def squared_error_sum(
+    logits: torch.Tensor, target: torch.Tensor, weights: None = None, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Return the sum over images and targets of the squared error; `target` is (B, T) or (B,)."""
+    return F.mse_loss(logits, target.to(logits).reshape(logits.shape), reduction="sum")
+
+
+# All sums are over the entries of a batch's labels, and divided by their number: so batches of any
+# size, accumulated or in several processes, add up to the mean over all.
+LOSSES = {
+    "classification": cross_entropy_sum,
+    "multi_label": binary_cross_entropy_sum,
+    "regression": squared_error_sum,
+}
 
 
 def distance_from_start(

@@ -13,7 +13,7 @@ from hf_transfer.phases import Phase
 from hf_transfer.rates import param_groups
 from hf_transfer.recipe import UserError
 from hf_transfer.report import PhaseReport
-from hf_transfer.schema import METRICS
+from hf_transfer.tasks import CLASSIFICATION
 
 _SPEED = ("_per_second", "_runtime", "_preparation_time")
 
@@ -83,7 +83,7 @@ def metric_names(compute_metrics: Any) -> set[str] | None:
     if compute_metrics is None:
         return {"loss"}
     if compute_metrics is metrics.compute_metrics:
-        return set(METRICS)
+        return set(CLASSIFICATION.metrics)
     names = getattr(compute_metrics, "names", None)
     return None if names is None else {"loss", *names}
 

@@ -92,14 +92,16 @@ def make_plan(
     counts: Counts,
     speed: float | None = None,
     processes: int = 1,
+    images: Mapping[str, int] | None = None,
 ) -> Plan:
     """Return the plan of a recipe; nothing is loaded or changed.
 
-    `counts` holds the images of each class by split ("train", "validation", "test"); `speed` is the
-    matrix rate in operations per second of all `processes` together, from `measure_speed`; None
-    leaves out the times.
+    `counts` holds the images of each class by split ("train", "validation", "test"), `images` those
+    of each split where one may count for several labels or for none. `speed` is the matrix rate in
+    operations per second of all `processes` together, from `measure_speed`; None leaves out the
+    times.
     """
-    images = {split: sum(classes.values()) for split, classes in counts.items()}
+    images = images or {split: sum(classes.values()) for split, classes in counts.items()}
     size = int(layout.image.get("size", 224))
     side = recipe.data.image_size or size
     cost = _Cost(
@@ -110,7 +112,7 @@ def make_plan(
     )
     labels = len({label for classes in counts.values() for label in classes})
     notes = (*phase_notes(phases, groups, layout), *_rate_notes(planned))
-    return Plan(recipe, layout, groups, images, labels, side, planned, notes, processes)
+    return Plan(recipe, layout, groups, dict(images), labels, side, planned, notes, processes)
 
 
 def measure_speed() -> float:

@@ -29,14 +29,16 @@ def _heading(plan: Plan) -> list[str]:
     if recipe.source:
         weights = "trained first, as the recipe's source says"
     name = recipe.backbone or (recipe.source.backbone if recipe.source else "a backbone")
-    new = f"new head of {head:,} for {plan.layout.labels} labels" if head else "head kept as it is"
+    told = "targets" if recipe.task == "regression" else "labels"
+    new = f"new head of {head:,} for {plan.layout.labels} {told}" if head else "head kept as it is"
     counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
+    phases = f"{len(plan.phases)} phase{'s' * (len(plan.phases) > 1)}{seeds}"
     return [
-        f"{recipe.name}: {len(plan.phases)} phase{'s' * (len(plan.phases) > 1)}{seeds}",
+        f"{recipe.name}: {recipe.task}, {phases}",
         f"backbone  {name}, {weights}: {groups.total:,} parameters in "
         f"{len(groups.groups)} groups; {new}",
-        f"data      {recipe.data.path or '(none)'}: {plan.labels} labels, {counts} images "
+        f"data      {recipe.data.path or '(none)'}: {plan.labels} {told}, {counts} images "
         f"at {plan.image_px} px",
     ]
 

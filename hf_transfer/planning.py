@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from hf_transfer.groups import Layout, group_layers
 from hf_transfer.phases import make_phases
@@ -27,22 +27,34 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
             first = _on(first, "drawn letters")
             yield _plan(first, first, _letters(source.letters), speed, processes)
         else:
-            yield _plan(first, first, _counts(first), speed, processes)
+            yield _plan_on_data(first, first, speed, processes)
         # The recipe's own network is known, its weights are still to be trained.
         drawn = dataclasses.replace(recipe, backbone=source.backbone, pretrained=False)
     if recipe.compare is not None:
         digits = _on(recipe, "scikit-learn's digits")
         yield _plan(digits, drawn, _digits(recipe.compare), speed, processes)
     else:
-        yield _plan(recipe, drawn, _counts(recipe), speed, processes)
+        yield _plan_on_data(recipe, drawn, speed, processes)
 
 
-def _plan(recipe: Recipe, drawn: Recipe, counts: Counts, speed: float, processes: int) -> Plan:
+def _plan_on_data(recipe: Recipe, drawn: Recipe, speed: float, processes: int) -> Plan:
+    found = scan(recipe.data, recipe.seed, recipe.task)
+    return _plan(recipe, drawn, found.counts, speed, processes, found.images)
+
+
+def _plan(
+    recipe: Recipe,
+    drawn: Recipe,
+    counts: Counts,
+    speed: float,
+    processes: int,
+    images: Mapping[str, int] | None = None,
+) -> Plan:
     """Return a plan of `recipe` on the network that `drawn` names."""
     layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
     groups = group_layers(layout)
     phases = make_phases(recipe.phases, groups, layout)
-    return make_plan(recipe, layout, groups, phases, counts, speed, processes)
+    return make_plan(recipe, layout, groups, phases, counts, speed, processes, images)
 
 
 def _layout(recipe: Recipe, labels: int) -> Layout:
@@ -56,10 +68,6 @@ def _layout(recipe: Recipe, labels: int) -> Layout:
 
 def _on(recipe: Recipe, what: str) -> Recipe:
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=what))
-
-
-def _counts(recipe: Recipe) -> Counts:
-    return scan(recipe.data, recipe.seed).counts
 
 
 def _letters(spec: LettersSpec) -> Counts:

@@ -10,10 +10,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hf_transfer.report import RunReport
+from hf_transfer.tasks import TASKS
+
+SECOND = {"classification": "macro_f1", "multi_label": "macro_f1", "regression": "mae"}
 
 
 class EpochLines(TrainerCallback):
-    """Says one line an epoch: losses and the accuracy on validation."""
+    """Says one line an epoch: losses, and accuracy (mAP, R2) on validation."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -30,8 +33,9 @@ class EpochLines(TrainerCallback):
             return
         words = [f"  epoch {state.epoch:g} of {state.num_train_epochs}", f"loss {self.loss:.4f}"]
         words.append(f"validation loss {metrics['eval_loss']:.4f}")
-        if "eval_accuracy" in metrics:
-            words.append(f"accuracy {metrics['eval_accuracy']:.4f}")
+        for name in (task.headline for task in TASKS.values()):
+            if f"eval_{name}" in metrics:
+                words.append(f"{name} {metrics[f'eval_{name}']:.4f}")
         self.say(", ".join(words))
         self.loss = None
 
@@ -47,21 +51,13 @@ def quiet() -> None:
 
 
 def summary(report: RunReport) -> str:
-    """Return a run's result in a few lines: accuracy with its interval, and over seeds."""
-    metrics = report.metrics
-    low, high = metrics["intervals"]["accuracy"]
-    lines = [
-        f"validation accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}, 95% interval, "
-        f"n = {metrics['n']}), macro F1 {metrics['macro_f1']:.4f}"
-    ]
-    if "test" in metrics:
-        test = metrics["test"]
-        low, high = test["intervals"]["accuracy"]
-        lines.append(
-            f"test accuracy {test['accuracy']:.4f} ({low:.4f} to {high:.4f}, n = {test['n']})"
-        )
-    if report.seeds:
-        spread = report.seeds["metrics"]["accuracy"]
+    """Return a run's result in lines: its leading metric with the interval, over seeds too."""
+    leads, second = report.task.headline, SECOND[report.task.name]
+    lines = [_measured("validation", report.metrics, leads, second)]
+    if "test" in report.metrics:
+        lines.append(_measured("test", report.metrics["test"], leads))
+    spread = report.seeds.get("metrics", {}).get(leads)
+    if spread:
         lines.append(
             f"over {report.seeds['n']} seeds: mean {spread['mean']:.4f}, min {spread['min']:.4f}, "
             f"max {spread['max']:.4f}"
@@ -69,3 +65,15 @@ def summary(report: RunReport) -> str:
     lines.append(f"{report.seconds['wall']:.0f} s, {report.seconds['training']:.0f} s in training")
     lines.extend(f"note: {warning}" for warning in report.warnings)
     return "\n".join(lines)
+
+
+def _measured(split: str, metrics: dict[str, Any], leads: str, second: str | None = None) -> str:
+    """Return what a split's images gave: the leading metric with its interval, and a second."""
+    if metrics.get(leads) is None:
+        why = metrics["reasons"].get(leads, "it is undefined")
+        return f"{split} {leads} not measured: {why} (n = {metrics['n']})"
+    bounds = metrics["intervals"].get(leads)
+    sure = f"{bounds[0]:.4f} to {bounds[1]:.4f}, 95% interval, " if bounds else ""
+    text = f"{split} {leads} {metrics[leads]:.4f} ({sure}n = {metrics['n']})"
+    other = metrics.get(second) if second else None
+    return text if other is None else f"{text}, {second.replace('_f1', ' F1')} {other:.4f}"

@@ -13,7 +13,7 @@ import yaml
 
 from hf_transfer import nodes
 from hf_transfer.nodes import Mistakes
-from hf_transfer.schema import METRICS, read_phase, read_recipe
+from hf_transfer.schema import read_phase, read_recipe
 from hf_transfer.specs import (
     AUGMENTS,
     Augment,
@@ -31,7 +31,6 @@ from hf_transfer.specs import (
 
 __all__ = [
     "AUGMENTS",
-    "METRICS",
     "Augment",
     "CompareSpec",
     "DataSpec",
@@ -149,6 +148,9 @@ def source_recipe(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         name=f"{recipe.name}, source",
+        task="classification",
+        loss="cross_entropy" if recipe.task != "classification" else recipe.loss,
+        metrics=recipe.metrics if recipe.task == "classification" else (),
         backbone=source.backbone,
         pretrained=False,
         weights=None,

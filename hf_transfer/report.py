@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_transfer.recipe import UserError
+from hf_transfer.tasks import CLASSIFICATION, TASKS, Task
 
 VERSION = 1
 
-# The scalars of `classification_metrics` in the order that reports show them, in words.
+# The scalars of all tasks in the order that reports show them, in words.
 WORDS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
+    "map": "Mean average precision",
     "macro_f1": "Macro F1",
+    "micro_f1": "Micro F1",
+    "all_right": "Images with all labels right",
     "top5": "Top-5 accuracy",
     "auroc": "AUROC, one against the rest",
+    "r2": "R²",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
     "ece": "Calibration error (ECE, 15 bins)",
     "nll": "Negative log-likelihood (nats)",
 }
@@ -56,7 +63,7 @@ class PhaseReport:
 class RunReport:
     """Every fact of a finished run, as plain JSON values; an absent fact is None or left out.
 
-    `metrics` is `classification_metrics` on validation and, under `test`, on test. Values given
+    `metrics` are those of the task on validation and, under `test`, on test. Values given
     are copied and made plain: tuples become lists, numpy scalars numbers, NaN and infinities None.
     """
 
@@ -79,8 +86,19 @@ class RunReport:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names in the order of the model's outputs."""
+        """The names of classes, labels or targets in the order of the model's outputs."""
         return tuple(self.data.get("labels") or ())
+
+    @property
+    def task(self) -> Task:
+        """What the model answers; what a report of before says nothing of is classification."""
+        return TASKS[str(self.recipe.get("task") or CLASSIFICATION.name)]
+
+    @property
+    def headline(self) -> float | None:
+        """The value that the report leads with, on the split that counts: test, or validation."""
+        value = (self.metrics.get("test") or self.metrics).get(self.task.headline)
+        return None if value is None else float(value)
 
     def to_dict(self) -> Facts:
         """Return the report as plain JSON values; `RunReport.from_dict` gives an equal report."""

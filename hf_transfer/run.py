@@ -17,6 +17,7 @@ from hf_transfer import facts, folder, launch, processes
 from hf_transfer.arguments import training_arguments
 from hf_transfer.backbone import load_backbone, save_model
 from hf_transfer.data import load_data
+from hf_transfer.evaluation import EpochMetrics
 from hf_transfer.letters import write_letters
 from hf_transfer.recipe import Recipe, source_recipe
 from hf_transfer.report import RunReport
@@ -64,7 +65,8 @@ def run_seed(
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
     model = load_backbone(
         backbone_id,
-        scan(recipe.data, recipe.seed).labels,
+        scan(recipe.data, recipe.seed, recipe.task).labels,
+        task=recipe.task,
         pretrained=recipe.pretrained,
         weights=recipe.weights,
         image_size=recipe.data.image_size,
@@ -72,7 +74,7 @@ def run_seed(
         seed=recipe.seed,
     )
     model.to(memory_format=torch.channels_last)  # ResNet-10-T: 1.2 times as fast on a CPU
-    data = load_data(recipe.data, model.backbone.image, recipe.seed)
+    data = load_data(recipe.data, model.backbone.image, recipe.seed, task=recipe.task)
     folder.keep_inputs(out, facts.inputs(model, data))
     trainer = TransferTrainer(
         model,
@@ -81,7 +83,7 @@ def run_seed(
         train_dataset=data.train,
         eval_dataset=data.validation,
         class_weights=facts.class_weights(data.train) if recipe.loss == "balanced" else None,
-        compute_metrics=facts.EpochMetrics(extra, len(data.labels)),
+        compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
         checkpoint_seconds=CHECKPOINT_SECONDS,
         callbacks=list(callbacks),
     )

@@ -18,6 +18,8 @@ from hf_transfer.building import Backbone, Blueprint
 from hf_transfer.images import ImageSettings
 from hf_transfer.origins import BackboneError
 from hf_transfer.processors import processor_config
+from hf_transfer.tasks import TASKS
+from hf_transfer.units import in_units
 
 KEPT = (  # of timm's pretrained_cfg; where weights came from and old labels are not
     "tag", "fixed_input_size", "pool_size", "first_conv", "classifier", "license",
@@ -25,13 +27,14 @@ KEPT = (  # of timm's pretrained_cfg; where weights came from and old labels are
 
 
 def wrap(
-    blueprint: Blueprint, network: nn.Module, labels: tuple[str, ...]
+    blueprint: Blueprint, network: nn.Module, labels: tuple[str, ...], task: str
 ) -> tuple[PreTrainedModel, str]:
     """Return the network as a transformers model, and the prefix that its names have there."""
     naming: dict[str, Any] = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": TASKS[task].problem_type,
     }
     origin, image = blueprint.origin, blueprint.image
     if origin.source == "transformers":
@@ -82,7 +85,8 @@ def _pretrained_cfg(network: nn.Module, image: ImageSettings) -> dict[str, Any]:
 def save_model(model: PreTrainedModel, folder: str | Path) -> None:
     """Write a model of `load_backbone` as one folder that transformers opens, and timm its own.
 
-    The folder appears whole or not at all, and takes the place of one that is there.
+    The folder appears whole or not at all, and takes the place of one that is there. A regression's
+    scale goes into the weights that are written: everywhere it answers in the targets' units.
     """
     if not isinstance(getattr(model, "backbone", None), Backbone):
         raise BackboneError(
@@ -95,7 +99,8 @@ def save_model(model: PreTrainedModel, folder: str | Path) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        _write(model, beside)
+        with in_units(model):
+            _write(model, beside)
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
@@ -134,6 +139,8 @@ def _write_timm(model: PreTrainedModel, folder: Path) -> None:
         "pretrained_cfg": _pretrained_cfg(network, backbone.image)
         | {"num_classes": len(backbone.labels)},
     }
+    if model.config.problem_type:
+        config["problem_type"] = model.config.problem_type
     if model.config.model_args:
         config["model_args"] = model.config.model_args
     _write_json(folder / "config.json", config)

@@ -21,9 +21,8 @@ from hf_transfer.specs import (
     SourceSpec,
     Stop,
 )
+from hf_transfer.tasks import CLASSIFICATION, TASKS, phase_conflicts, recipe_conflicts
 
-# What an evaluation gives without any of the recipe's own `metrics`.
-METRICS = ("loss", "accuracy", "top5", "macro_f1", "balanced_accuracy", "auroc", "ece", "nll")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "adagrad", "rmsprop")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
 GRADUAL = re.compile(r"(\d+) ?(stage|block|%)s?")
@@ -33,13 +32,14 @@ def read_recipe(tree: Node, name: str) -> Recipe:
     """Return the recipe that a tree of nodes describes. Raises Mistakes with all problems."""
     readers: dict[str, Reader] = {
         "name": words,
+        "task": one_of(*TASKS),
         "backbone": or_none(words),
         "pretrained": switch,
         "weights": or_none(words),
         "head": _head,
         "data": _data,
         "phases": items(read_phase, "phases such as {train: head, epochs: 10}"),
-        "loss": one_of("cross_entropy", "balanced"),
+        "loss": one_of("cross_entropy", "balanced", "squared_error"),
         "metrics": items(words, "metrics"),
         "seed": number(0, 2**31 - 1, whole=True),
         "seeds": number(1, whole=True),
@@ -49,7 +49,8 @@ def read_recipe(tree: Node, name: str) -> Recipe:
         "compare": or_none(_compare),
     }
     values = nodes.fields(tree, readers, needs=("phases",))
-    recipe = Recipe(**{"name": name, **values})
+    loss = TASKS[values.get("task", CLASSIFICATION.name)].loss
+    recipe = Recipe(**{"name": name, "loss": loss, **values})
     _check_recipe(tree, recipe)
     return recipe
 
@@ -69,6 +70,7 @@ def _data(node: Node) -> DataSpec:
         "validation_per_class": or_none(number(1, whole=True)),
         "image_column": words,
         "label_column": words,
+        "label_columns": items(words, "columns, one for each label or target"),
         "config": or_none(words),
         "max_bad": number(0, 1),
         "min_per_class": number(1, whole=True),
@@ -344,31 +346,34 @@ def _check_recipe(tree: Node, recipe: Recipe) -> None:
             .wrong("the backbone is the one that source trains; write source.backbone instead")
             .problems
         )
-    phases = dict(zip(places["phases"].value, recipe.phases, strict=True))
+    for key, what in recipe_conflicts(recipe):
+        problems += (places.get(key) or places.get("task") or tree).wrong(what).problems
+    for node, phase in zip(places["phases"].value, recipe.phases, strict=True):
+        problems += _phase_problems(node, phase, recipe.metrics, recipe.task)
     if recipe.source is not None:
         inner = dict(places["source"].value)["phases"]
-        phases.update(zip(inner.value, recipe.source.phases, strict=True))
-    for node, phase in phases.items():
-        problems += _metric_problems(node, phase, recipe.metrics)
+        for node, phase in zip(inner.value, recipe.source.phases, strict=True):
+            problems += _phase_problems(node, phase, recipe.metrics, CLASSIFICATION.name)
     if problems:
         raise Mistakes(problems)
 
 
-def _metric_problems(
-    node: Node, phase: PhaseSpec | GradualSpec, extra: tuple[str, ...]
+def _phase_problems(
+    node: Node, phase: PhaseSpec | GradualSpec, extra: tuple[str, ...], task: str
 ) -> list[tuple[int, str]]:
-    """Return what is wrong with the metrics that a phase stops at or keeps the best of.
+    """Return what of a phase does not go with the task: settings, and the metrics that it stops
+    at or keeps the best of.
 
     With the recipe's own `metrics` any name may come up, and is looked for after an evaluation.
     """
     spec = phase.each if isinstance(phase, GradualSpec) else phase
+    known = TASKS[task].metrics
     used = {"best": spec.best, "stop": spec.stop.metric if spec.stop else "loss"}
-    return [
-        problem
+    wrong = [*phase_conflicts(phase, task)]
+    wrong += [
+        f"{key} knows no metric {metric!r}{nodes.nearest(metric, known)}; there are "
+        f"{', '.join(known)}{' and last' * (key == 'best')}"
         for key, metric in used.items()
-        if not extra and metric not in (*METRICS, *(("last",) if key == "best" else ()))
-        for problem in node.wrong(
-            f"{key} knows no metric {metric!r}{nodes.nearest(metric, METRICS)}; there are "
-            f"{', '.join(METRICS)}{' and last' * (key == 'best')}"
-        ).problems
+        if not extra and metric not in (*known, *(("last",) if key == "best" else ()))
     ]
+    return [problem for what in wrong for problem in node.wrong(what).problems]

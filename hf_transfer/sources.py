@@ -5,25 +5,26 @@ Names, labels and splits only: nothing is decoded here, and torch is not importe
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from hf_transfer.recipe import DataSpec
+from hf_transfer.splits import by_strata, draw_order, iterative, tenths
 from hf_transfer.tables import (
     SPLIT_NAMES,
     SUFFIXES,
-    DataError,
     ImageTable,
     Row,
     is_datasets,
     read_datasets,
     read_table,
 )
+from hf_transfer.targets import BETWEEN, DataError, Target
 
 __all__ = ["SPLITS", "DataError", "Scan", "limited", "scan"]
 
@@ -39,30 +40,53 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Scan:
-    """The list of labelled images: `files` (relative to `root`, sorted), and for each its place in
-    `labels` (`targets`) and its split ("train", "validation" or "test").
+    """The list of labelled images: `files` (relative to `root`, sorted), and for each its target
+    and its split ("train", "validation" or "test").
 
-    `ignored` names what lies there and is no labelled image. `table` is set for `datasets`.
+    A target is a place in `labels`; of several labels a tuple of places; of a regression a tuple
+    of numbers, one for each of `labels`. `ignored` names what lies there and is no labelled image.
+    `table` is set for `datasets`.
     """
 
     path: str
     root: Path
     labels: tuple[str, ...]
     files: tuple[str, ...]
-    targets: tuple[int, ...]
+    targets: tuple[Any, ...]
     splits: tuple[str, ...]
     ignored: tuple[str, ...] = ()
     table: ImageTable | None = None
+    task: str = "classification"
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images per class of each split that has any, classes in the order of `labels`."""
-        found = Counter(zip(self.splits, self.targets, strict=True))
+        """Images per class (or label, or target) of each split that has any, in `labels`' order."""
+        found: Counter[tuple[str, int]] = Counter()
+        for split, target in zip(self.splits, self.targets, strict=True):
+            found.update((split, place) for place in self.places(target))
         return {
             split: {label: found[split, place] for place, label in enumerate(self.labels)}
             for split in SPLITS
             if split in self.splits
         }
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images of each split that has any; one of several labels counts once."""
+        found = Counter(self.splits)
+        return {split: found[split] for split in SPLITS if found[split]}
+
+    def places(self, target: Any) -> Iterable[int]:
+        """Return the places in `labels` of which a target says something."""
+        if self.task == "regression":
+            return range(len(self.labels))
+        return target if self.task == "multi_label" else (target,)
+
+    def shown(self, target: Any) -> str:
+        """Return a target in words: its label, its labels, or its numbers."""
+        if self.task == "regression":
+            return " ".join(map(repr, target))
+        return BETWEEN.join(self.labels[place] for place in self.places(target))
 
     def read(self, row: int) -> bytes:
         """Return the bytes of one image's file. Raises OSError."""
@@ -93,19 +117,20 @@ class Scan:
         )
 
 
-def scan(spec: DataSpec, seed: int = 0) -> Scan:
+def scan(spec: DataSpec, seed: int = 0, task: str = "classification") -> Scan:
     """Return the labelled images of a source with their splits; nothing is decoded.
 
     The source is a folder of class folders, one of train/validation/test folders of such, a .csv,
     .tsv or .jsonl table, a folder or file of `datasets`, or a data set on the Hub (owner/name).
-    Splits that it lacks are drawn from train, class by class: a pure function of names, labels and
-    seed; the order in which a disk lists files changes nothing. Raises DataError, one line.
+    Splits that it lacks are drawn from train, class by class (several labels: so that each has its
+    share; numbers: tenth by tenth of the first): a pure function of names, labels and seed; the
+    order in which a disk lists files changes nothing. Raises DataError, one line.
     """
     if not spec.path:
         raise DataError("no data: name a folder of class folders with --data or data.path")
     path = Path(spec.path).expanduser()
     try:
-        found = _read(path, spec)
+        found = _read(path, spec, task)
     except OSError as error:
         raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
     if "train" not in found.splits and "" not in found.splits:
@@ -116,14 +141,20 @@ def scan(spec: DataSpec, seed: int = 0) -> Scan:
     return found.take(limited(found, spec, seed))
 
 
-def _read(path: Path, spec: DataSpec) -> Scan:
+def _read(path: Path, spec: DataSpec, task: str) -> Scan:
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return _listed(path, path.parent, read_table(path, spec))
+        rows, order = read_table(path, spec, task)
+        return _listed(path, path.parent, rows, order=order, task=task)
     if is_datasets(path):
-        table, rows, order, ignored = read_datasets(path, spec)
-        return replace(_listed(path, path, rows, ignored, order), table=table)
+        table, rows, order, ignored = read_datasets(path, spec, task)
+        return replace(_listed(path, path, rows, ignored, order, task), table=table)
     if not path.is_dir():
         raise DataError(_not_there(path))
+    if task != "classification":
+        raise DataError(
+            f"{path}: a folder of class folders is for task: classification; for task: {task} name "
+            f"a {', '.join(SUFFIXES)} table that lists the images{_table_in(path)}"
+        )
     return _scan_folder(path)
 
 
@@ -133,13 +164,16 @@ def _listed(
     rows: Iterable[Row],
     ignored: tuple[str, ...] = (),
     order: tuple[str, ...] = (),
+    task: str = "classification",
 ) -> Scan:
     rows = sorted(rows)
-    present = {label for _, label, _ in rows}
-    labels = tuple(label for label in order if label in present) or in_order(present)
+    told = {"classification": lambda target: (target,), "multi_label": tuple}.get(task)
+    present = {label for _, target, _ in rows for label in told(target)} if told else set()
+    named = tuple(label for label in order if label in present or task != "classification")
+    labels = named or in_order(present)
     if not labels:
         raise DataError(f"{path}: no images; expected one folder per class with images in each")
-    if len(labels) < 2:
+    if len(labels) < 2 and task == "classification":
         raise DataError(f"{path}: only one class, {labels[0]!r}{_nested(root / labels[0])}")
     place = {label: at for at, label in enumerate(labels)}
     return Scan(
@@ -147,10 +181,18 @@ def _listed(
         root=root,
         labels=labels,
         files=tuple(name for name, _, _ in rows),
-        targets=tuple(place[label] for _, label, _ in rows),
+        targets=tuple(_placed(target, place) for _, target, _ in rows),
         splits=tuple(split for _, _, split in rows),
         ignored=ignored,
+        task=task,
     )
+
+
+def _placed(target: Target, place: dict[str, int]) -> Any:
+    """Return a target with labels as their places; numbers stay as they are."""
+    if isinstance(target, str):
+        return place[target]
+    return tuple(place[part] if isinstance(part, str) else part for part in target)
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
@@ -281,20 +323,18 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     Of every class each gets its share, at least one image, and train keeps at least one.
     """
     splits = [split or "train" for split in found.splits]
-    missing = [
-        (split, share)
-        for split, share in (("test", spec.test), ("validation", spec.validation))
-        if share and split not in splits
-    ]
-    if not missing:
-        return replace(found, splits=tuple(splits))
-    for rows in _drawn(found, splits, "train", seed):
-        start = 0
-        for split, share in missing:
-            take = max(0, min(max(1, round(len(rows) * share)), len(rows) - start - 1))
-            for row in rows[start : start + take]:
-                splits[row] = split
-            start += take
+    shares = {"test": spec.test, "validation": spec.validation}
+    shares = {s: share for s, share in shares.items() if share and s not in splits}
+    rows = [row for row, split in enumerate(splits) if split == "train"]
+    order = draw_order(found.files, seed)
+    if found.task == "multi_label":
+        drawn = iterative(rows, found.targets, order, shares)
+    else:
+        tenth = found.task == "regression"
+        strata = tenths(rows, found.targets) if tenth else dict(enumerate(found.targets))
+        drawn = by_strata(rows, strata, order, shares)
+    for row, split in drawn.items():
+        splits[row] = split
     return replace(found, splits=tuple(splits))
 
 
@@ -304,21 +344,15 @@ def limited(found: Scan, spec: DataSpec, seed: int) -> list[int]:
     They are drawn in an order that the seed decides, so a smaller limit gives a subset.
     """
     limits = {"train": spec.train_per_class, "validation": spec.validation_per_class}
-    dropped = {
-        row
-        for split, limit in limits.items()
-        if limit is not None
-        for rows in _drawn(found, found.splits, split, seed)
-        for row in rows[limit:]
-    }
-    return [row for row in range(len(found.files)) if row not in dropped]
-
-
-def _drawn(found: Scan, splits: Iterable[str], split: str, seed: int) -> list[list[int]]:
-    """Return for each class the rows of a split in the order in which they are drawn."""
-    drawn: list[list[tuple[bytes, int]]] = [[] for _ in found.labels]
-    for row, (target, here) in enumerate(zip(found.targets, splits, strict=True)):
-        if here == split:
-            key = f"{seed}\0{found.files[row]}".encode(errors="surrogateescape")
-            drawn[target].append((hashlib.blake2b(key, digest_size=8).digest(), row))
-    return [[row for _, row in sorted(members)] for members in drawn]
+    if limits == {"train": None, "validation": None}:
+        return list(range(len(found.files)))
+    order = draw_order(found.files, seed)
+    taken: Counter[tuple[str, Any]] = Counter()
+    kept = []
+    for row in sorted(range(len(found.files)), key=lambda row: (order[row], row)):
+        stratum = found.splits[row], found.targets[row]
+        limit = limits.get(found.splits[row])
+        taken[stratum] += 1
+        if limit is None or taken[stratum] <= limit:
+            kept.append(row)
+    return sorted(kept)

@@ -100,6 +100,7 @@ class DataSpec:
     config: str | None = None
     max_bad: float = 0.01  # share of bad images that is tolerated
     min_per_class: int = 2
+    label_columns: tuple[str, ...] = ()  # one for each label or target, instead of label_column
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,13 @@ class Recipe:
 
     name: str
     phases: tuple[PhaseSpec | GradualSpec, ...]
+    task: Literal["classification", "multi_label", "regression"] = "classification"
     backbone: str | None = None
     pretrained: bool = True
     weights: str | None = None  # local file for a backbone whose library cannot load it
     head: HeadSpec = field(default_factory=HeadSpec)
     data: DataSpec = field(default_factory=DataSpec)
-    loss: Literal["cross_entropy", "balanced"] = "cross_entropy"
+    loss: Literal["cross_entropy", "balanced", "squared_error"] = "cross_entropy"
     metrics: tuple[str, ...] = ()  # more of `evaluate`'s, by name or path
     seed: int = 0
     seeds: int = 1  # repeats with seed, seed + 1, …

@@ -1,4 +1,4 @@
-"""Tables of labelled images: CSV, JSON Lines and `datasets` become rows (name, label, split)."""
+"""Tables of labelled images: CSV, JSON Lines and `datasets` become rows (name, target, split)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.recipe import DataSpec, UserError
+from hf_transfer.recipe import DataSpec
+from hf_transfer.targets import DataError, Target, check_separator, read_target, target_names
 
 logger = logging.getLogger(__name__)
 
@@ -24,33 +25,32 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-Row = tuple[str, str, str]  # name, label, split ("" where the source names none)
-
-
-class DataError(UserError):
-    """A data set that cannot be used as it is."""
+Row = tuple[str, Target, str]  # name, target, split ("" where the source names none)
 
 
 # --- CSV and JSON Lines ----------------------------------------------------------------------
 
 
-def read_table(path: Path, spec: DataSpec) -> list[Row]:
-    """Return a row per image of a .csv, .tsv or .jsonl file with a header or keys.
+def read_table(path: Path, spec: DataSpec, task: str) -> tuple[list[Row], tuple[str, ...]]:
+    """Return a row per image of a .csv, .tsv or .jsonl file with a header or keys, and the names
+    of labels or targets in their order, where the columns give them.
 
     The columns are the recipe's, or where those are the defaults and absent, one of IMAGE_COLUMNS
     and LABEL_COLUMNS; `split` is used if it is there. Raises DataError with the line's number.
     """
     records = _json_lines(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv(path)
-    rows: dict[str, tuple[int, str, str]] = {}
-    image = label = ""
+    rows: dict[str, tuple[int, Target, str]] = {}
+    image = ""
+    columns: tuple[str, ...] = ()
     try:
         for line, record in records:
             place = f"{path}:{line}"
             if not image:
                 image = _column(path, spec.image_column, IMAGE_COLUMNS, record, "image_column")
-                label = _column(path, spec.label_column, LABEL_COLUMNS, record, "label_column")
+                columns = _target_columns(path, spec, record)
             name = _text(record, image, place).removeprefix("./")
-            here = (line, _text(record, label, place), _split(record, place))
+            values = [_cell(record, column, place) for column in columns]
+            here = (line, read_target(task, values, columns, place), _split(record, place))
             before = rows.setdefault(name, here)
             if before[1:] != here[1:]:
                 raise DataError(
@@ -67,7 +67,39 @@ def read_table(path: Path, spec: DataSpec) -> list[Row]:
     if "" in splits and len(splits) > 1:
         line = next(line for line, _, split in rows.values() if not split)
         raise DataError(f"{path}:{line}: no split, but other rows have one; give all or none")
-    return [(name, label, split) for name, (_, label, split) in rows.items()]
+    found = [(name, target, split) for name, (_, target, split) in rows.items()]
+    return found, names_of(str(path), task, columns, [target for _, target, _ in found])
+
+
+def names_of(
+    path: str, task: str, columns: Sequence[str], targets: Sequence[Target]
+) -> tuple[str, ...]:
+    """Return the names that the columns give, in their order; empty where the cells hold them.
+
+    Raises DataError where rows have different numbers of targets, or labels look joined.
+    """
+    if task == "regression":
+        counts = {len(target) for target in targets}
+        if len(counts) > 1:
+            raise DataError(f"{path}: {columns[0]} holds lists of different lengths: {counts}")
+        return target_names(columns, counts.pop() if counts else 0)
+    if task == "multi_label" and len(columns) == 1:
+        check_separator(path, columns[0], targets)
+    return tuple(columns) if task == "multi_label" and len(columns) > 1 else ()
+
+
+def _target_columns(path: Path | str, spec: DataSpec, columns: Iterable[str]) -> tuple[str, ...]:
+    columns = list(columns)
+    if not spec.label_columns:
+        return (_column(path, spec.label_column, LABEL_COLUMNS, columns, "label_column"),)
+    return tuple(_column(path, c, (), columns, "label_columns") for c in spec.label_columns)
+
+
+def _cell(record: dict[str, Any], column: str, place: str) -> Any:
+    value = record.get(column)
+    if value is None:
+        raise DataError(f"{place}: no {column}")
+    return value
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -98,7 +130,7 @@ def _column(
     path: Path | str, wanted: str, others: tuple[str, ...], columns: Iterable[str], key: str
 ) -> str:
     columns = [str(column) for column in columns]
-    choices = others if wanted == others[0] else (wanted,)
+    choices = others if wanted in others[:1] else (wanted,)
     for name in choices:
         if name in columns:
             return name
@@ -157,14 +189,13 @@ def is_datasets(path: Path) -> bool:
 
 
 def read_datasets(
-    path: Path, spec: DataSpec
+    path: Path, spec: DataSpec, task: str
 ) -> tuple[ImageTable, list[Row], tuple[str, ...], tuple[str, ...]]:
-    """Return the images, a row for each, the class names in the source's order (empty where it has
-    none) and what was ignored. Raises DataError, one line."""
-    from datasets import ClassLabel, Image
-
+    """Return the images, a row for each, the names of classes, labels or targets in the source's
+    order (empty where it has none) and what was ignored. Raises DataError, one line."""
     rows: list[Row] = []
     images: dict[str, Any] = {}
+    columns: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
     ignored = []
     for key, table in _load(path, spec).items():
@@ -172,33 +203,55 @@ def read_datasets(
         if split is None:
             ignored.append(f"{key}/ ({len(table):,} images of a split that is not used)")
             continue
-        features = table.features
-        of_kind = [
-            [name for name, feature in features.items() if isinstance(feature, kind)]
-            for kind in (Image, ClassLabel)
-        ]
-        image, label = (
-            kind[0] if wanted not in features and wanted == default and len(kind) == 1 else wanted
-            for wanted, default, kind in zip(
-                (spec.image_column, spec.label_column), ("image", "label"), of_kind, strict=True
-            )
-        )
-        image = _column(str(path), image, IMAGE_COLUMNS, features, "image_column")
-        label = _column(str(path), label, LABEL_COLUMNS, features, "label_column")
-        named = features[label] if isinstance(features[label], ClassLabel) else None
-        order = tuple(named.names) if named else ()
+        image, columns = _dataset_columns(path, spec, table.features)
+        order = _class_names(table.features[columns[0]]) if len(columns) == 1 else ()
         unlabelled = 0
-        for number, value in enumerate(table.select_columns([label])[:][label]):
-            if value is None or value == -1:
+        chosen = table.select_columns(list(columns))[:]
+        for number, values in enumerate(zip(*(chosen[c] for c in columns), strict=True)):
+            if any(value is None or (order and value == -1) for value in values):
                 unlabelled += 1
                 continue
-            rows.append(
-                (f"{key}/{number:08d}", named.int2str(value) if named else str(value), split)
-            )
+            name = f"{key}/{number:08d}"
+            named = [_named(value, order) for value in values]
+            rows.append((name, read_target(task, named, columns, f"{path}: {name}"), split))
         if unlabelled:
             ignored.append(f"{key}/ ({unlabelled:,} images without a label)")
         images[key] = _undecoded(path, table, image)
+    told = [target for _, target, _ in rows]
+    if order and task == "multi_label":
+        order = tuple(name for name in order if any(name in target for target in told))
+    order = order or names_of(str(path), task, columns, told)
     return ImageTable(images), rows, order, tuple(ignored)
+
+
+def _dataset_columns(path: Path, spec: DataSpec, features: Any) -> tuple[str, tuple[str, ...]]:
+    """Return the columns of the images and of what is told of them; an only image or ClassLabel
+    column needs no name."""
+    from datasets import ClassLabel, Image
+
+    def only(wanted: str, usual: str, kind: type) -> str:
+        found = [name for name, feature in features.items() if isinstance(feature, kind)]
+        absent = wanted not in features and wanted == usual
+        return found[0] if absent and len(found) == 1 else wanted
+
+    image = only(spec.image_column, "image", Image)
+    image = _column(str(path), image, IMAGE_COLUMNS, features, "image_column")
+    if spec.label_columns:
+        return image, _target_columns(str(path), spec, features)
+    label = only(spec.label_column, "label", ClassLabel)
+    return image, (_column(str(path), label, LABEL_COLUMNS, features, "label_column"),)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Return the names of a ClassLabel, or of a list of them; empty for any other feature."""
+    return tuple(getattr(getattr(feature, "feature", feature), "names", ()))
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return a value as a table would hold it: places in `names` as the names themselves."""
+    if isinstance(value, (list, tuple)):
+        return [_named(item, names) for item in value]
+    return names[value] if names else value
 
 
 def _undecoded(path: Path, table: Any, column: str) -> Any:

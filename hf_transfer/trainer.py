@@ -35,13 +35,14 @@ from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import describe
 from hf_transfer.checkpoints import Checkpoint, publish, write_phase
 from hf_transfer.data import ImageSet, collate
-from hf_transfer.metrics import compute_metrics
+from hf_transfer.evaluation import EpochMetrics
 from hf_transfer.outcome import metric_names, phase_report
 from hf_transfer.phases import Phase
 from hf_transfer.processes import Processes
 from hf_transfer.rates import param_groups
 from hf_transfer.recipe import PhaseSpec, UserError
 from hf_transfer.report import PhaseReport
+from hf_transfer.units import take_scale
 from hf_transfer.watch import PhaseWatch, running_loss
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class TransferTrainer(Trainer):
         if args.n_gpu > 1:
             logger.info("one of %d GPUs is used; accelerate launch uses all", args.n_gpu)
             args._n_gpu = 1  # DataParallel copies the network in every step
+        take_scale(model, kwargs.get("train_dataset"))
         self.backbone = describe(model, head)
         self.phases = resolved_phases(phases, args, self.backbone)
         self.class_weights = class_weights
@@ -86,7 +88,8 @@ class TransferTrainer(Trainer):
         self.phase: Phase | None = None
         if isinstance(kwargs.get("train_dataset", kwargs.get("eval_dataset")), ImageSet):
             kwargs.setdefault("data_collator", collate)
-        kwargs.setdefault("compute_metrics", compute_metrics)
+        self.task, scale = self.backbone.task, self.backbone.scale
+        kwargs.setdefault("compute_metrics", EpochMetrics(task=self.task, scale=scale))
         super().__init__(model=model, args=args, **kwargs)
         self.label_smoother = None  # smoothing is a phase's, and for training only
         self.processes = Processes.here()
@@ -117,7 +120,7 @@ class TransferTrainer(Trainer):
                 f"args.output_dir, {self.args.output_dir}"
             )
         known, own_loss = metric_names(self.compute_metrics), self.compute_loss_func is not None
-        check_phases(self.phases, self.train_dataset, self.eval_dataset, known, own_loss)
+        check_phases(self.phases, self.train_dataset, self.eval_dataset, known, own_loss, self.task)
         self.reports, output = [], TrainOutput(0, 0.0, {})
         if any(phase.spec.l2_sp for phase in self.phases):
             named = freezing.bare_names(self.model, self.backbone.prefix)
@@ -364,7 +367,7 @@ class TransferTrainer(Trainer):
         soft = inputs.pop("soft_labels", None)
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.class_weights is None
-        plain = plain and isinstance(self.model, PreTrainedModel)
+        plain = plain and isinstance(self.model, PreTrainedModel) and self.task == "classification"
         if plain or self.compute_loss_func is not None:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss, outputs = loss if return_outputs else (loss, None)
@@ -372,10 +375,10 @@ class TransferTrainer(Trainer):
             labels = inputs.pop("labels")
             logits = objective.logits_of(model(**inputs))
             target = labels if soft is None else soft
-            loss = objective.cross_entropy_sum(logits, target, self.class_weights, smoothing)
+            loss = objective.LOSSES[self.task](logits, target, self.class_weights, smoothing)
             shared = num_items_in_batch is not None and self.args.average_tokens_across_devices
             loss = loss * (self.processes.count if shared else 1)  # DDP divides by it again
-            loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+            loss = loss / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
             outputs = {"loss": loss, "logits": logits}
         if share is not None:  # a sum over all items of the step needs no weight
             loss = loss * (share if num_items_in_batch is None else float(share > 0))
@@ -410,10 +413,10 @@ class TransferTrainer(Trainer):
         key, logits = f"{metric_key_prefix}_loss", output.predictions
         if together and key in output.metrics and isinstance(logits, np.ndarray):
             labels = torch.from_numpy(output.label_ids)
-            total = objective.cross_entropy_sum(
+            total = objective.LOSSES[self.task](
                 torch.from_numpy(logits).float(), labels, self.class_weights
             )
-            output.metrics[key] = total.item() / len(labels)
+            output.metrics[key] = total.item() / labels.numel()
         return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:

@@ -13,11 +13,11 @@ from sample_report import sample_logits
 from hf_transfer.evaluation import MODULE, OURS, load_metric
 from hf_transfer.metrics import (
     classification_metrics,
-    multilabel_metrics,
-    regression_metrics,
     softmax,
 )
+from hf_transfer.multilabel import multilabel_metrics
 from hf_transfer.recipe import UserError
+from hf_transfer.regression import regression_metrics
 
 USERS = """
 import datasets

@@ -9,12 +9,10 @@ import pytest
 from sample_report import sample_logits
 from sklearn import metrics as reference
 
-from hf_transfer import metrics
+from hf_transfer import metrics, resampling
 from hf_transfer.metrics import (
     classification_metrics,
     compute_metrics,
-    multilabel_metrics,
-    regression_metrics,
     softmax,
 )
 from hf_transfer.recipe import UserError
@@ -160,7 +158,7 @@ def test_intervals_depend_on_the_seed_only(monkeypatch: pytest.MonkeyPatch) -> N
     first = classification_metrics(logits, labels, bootstrap=50)["intervals"]
     assert first == classification_metrics(logits, labels, bootstrap=50)["intervals"]
     assert first != classification_metrics(logits, labels, bootstrap=50, seed=1)["intervals"]
-    monkeypatch.setattr(metrics, "CHUNK", 7 * 120)
+    monkeypatch.setattr(resampling, "CHUNK", 7 * 120)
     assert first == classification_metrics(logits, labels, bootstrap=50)["intervals"]
 
 
@@ -232,39 +230,3 @@ def test_compute_metrics_gives_a_trainer_the_defined_scalars() -> None:
     assert compute_metrics((logits, labels)) == found
     assert compute_metrics(((logits, "hidden states"), labels)) == found
     assert "auroc" not in compute_metrics((logits, np.zeros(60, int)))
-
-
-def test_multilabel_metrics_agree_with_scikit_learn() -> None:
-    generator = np.random.default_rng(0)
-    labels = (generator.random((200, 6)) < 0.3).astype(int)
-    logits = generator.integers(-3, 3, (200, 6)) + 1.5 * labels
-    found = multilabel_metrics(logits, labels)
-    guess = logits > 0
-    assert found["map"] == pytest.approx(reference.average_precision_score(labels, logits))
-    assert found["micro_f1"] == pytest.approx(reference.f1_score(labels, guess, average="micro"))
-    assert found["macro_f1"] == pytest.approx(reference.f1_score(labels, guess, average="macro"))
-    assert found["n"] == 200
-
-
-def test_multilabel_metrics_without_a_positive_say_why() -> None:
-    found = multilabel_metrics(-np.ones((4, 2)), np.zeros((4, 2), int))
-    assert (found["map"], found["micro_f1"], found["macro_f1"]) == (None, None, None)
-    assert found["reasons"]["map"] == "no label has a positive row"
-    assert set(found["reasons"]) == {"map", "micro_f1", "macro_f1"}
-    with pytest.raises(ValueError, match="0 or 1"):
-        multilabel_metrics(np.zeros((2, 2)), np.full((2, 2), 3))
-    with pytest.raises(ValueError, match="both must be"):
-        multilabel_metrics(np.zeros((2, 2)), np.zeros((2, 3)))
-
-
-def test_regression_metrics_agree_with_scikit_learn() -> None:
-    generator = np.random.default_rng(0)
-    target = generator.normal(size=100)
-    value = target + 0.3 * generator.normal(size=100)
-    found = regression_metrics(value, target)
-    assert found["mae"] == pytest.approx(reference.mean_absolute_error(target, value))
-    assert found["rmse"] == pytest.approx(reference.root_mean_squared_error(target, value))
-    assert found["r2"] == pytest.approx(reference.r2_score(target, value))
-    assert regression_metrics([1.0, 2.0], [3.0, 3.0])["reasons"] == {"r2": "all targets are equal"}
-    with pytest.raises(ValueError, match="differ in shape"):
-        regression_metrics([1.0], [1.0, 2.0])

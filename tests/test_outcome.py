@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from small import network
 
-from hf_transfer.facts import EpochMetrics
+from hf_transfer.evaluation import EpochMetrics
 from hf_transfer.freezing import Proof
 from hf_transfer.metrics import compute_metrics
 from hf_transfer.outcome import (

@@ -148,9 +148,18 @@ SOURCED = replace(
     backbone=None,
     source=SourceSpec("timm/b", (PhaseSpec("all", epochs=1.0),), letters=LettersSpec(3, 99)),
 )
+NUMBERS = replace(
+    EVERYTHING,
+    task="regression",
+    data=DataSpec(label_columns=("x", "1e-3")),
+    phases=(PhaseSpec("all", epochs=1.0, best="r2"),),
+    loss="squared_error",
+    metrics=(),
+    compare=None,
+)
 
 
-@pytest.mark.parametrize("recipe", [EVERYTHING, SOURCED])
+@pytest.mark.parametrize("recipe", [EVERYTHING, SOURCED, NUMBERS])
 def test_a_recipe_that_is_written_and_read_is_the_same(recipe):
     assert parse_recipe(dump_recipe(recipe), "other.yaml") == recipe
 
@@ -160,8 +169,9 @@ def test_every_setting_of_a_phase_and_of_data_differs_from_its_default_somewhere
     specs = [spec for spec in EVERYTHING.phases if isinstance(spec, PhaseSpec)]
     plain = PhaseSpec("head")
     assert {key for key in own if any(getattr(s, key) != getattr(plain, key) for s in specs)} == own
-    changed = [f.name for f in fields(DataSpec) if getattr(EVERYTHING.data, f.name) == f.default]
-    assert changed == []
+    kept = [f.name for f in fields(DataSpec) if getattr(EVERYTHING.data, f.name) == f.default]
+    assert kept == ["label_columns"]  # for other tasks than this one's
+    assert NUMBERS.data.label_columns
 
 
 def test_what_is_default_is_not_written():
@@ -191,7 +201,7 @@ BAD = {
     "phases: {train: head, epochs: 1}\n": (1, "must be a list of phases"),
     "phases: [head]\n": (1, "phases[0] must be a mapping such as {train: …}, got 'head'"),
     HEAD + "speed: 3\n": (2, "unknown key 'speed' in the recipe; nearest: seed, seeds"),
-    HEAD + "zzz: 3\n": (2, "the keys are name, backbone"),
+    HEAD + "zzz: 3\n": (2, "the keys are name, task, backbone"),
     HEAD + "seed: 1\nseed: 2\n": (3, "seed is there twice, first at a.yaml:2"),
     HEAD + "seed: one\n": (2, "seed must be a whole number at least 0"),
     HEAD + "seed: 1.5\n": (2, "seed must be a whole number"),
@@ -199,7 +209,19 @@ BAD = {
     HEAD + "seeds: 0\n": (2, "seeds must be a whole number at least 1, got 0"),
     HEAD + "seed: true\n": (2, "got True"),
     HEAD + "pretrained: yes\n": (2, "pretrained must be true or false, got 'yes'"),
-    HEAD + "loss: hinge\n": (2, "loss must be cross_entropy or balanced, got 'hinge'"),
+    HEAD + "loss: hinge\n": (2, "cross_entropy, balanced or squared_error, got 'hinge'"),
+    HEAD + "task: detection\n": (2, "task must be classification, multi_label or regression"),
+    HEAD + "loss: squared_error\n": (2, "the loss of task: classification is cross_entropy"),
+    HEAD + "task: regression\nloss: balanced\n": (3, "balanced weighs labels, and a regression"),
+    HEAD + "data: {label_columns: [a]}\n": (2, "for task: multi_label or regression"),
+    HEAD + "task: regression\ndata: {train_per_class: 3}\n": (3, "do not go with task: regr"),
+    HEAD + "task: multi_label\ncompare: {per_class: [2]}\n": (3, "compare is for task: class"),
+    "task: multi_label\nphases: [{train: head, solve: lbfgs}]\n": (2, "lbfgs is for task: class"),
+    "task: regression\nphases: [{train: head, epochs: 1, mixup: 1}]\n": (2, "mixup is for labels"),
+    "task: multi_label\nphases: [{train: head, epochs: 1, best: accuracy}]\n": (
+        2,
+        "best knows no metric 'accuracy'; nearest: auroc",
+    ),
     HEAD + "precision: int8\n": (2, "fp32, bf16, fp16 or auto"),
     HEAD + "backbone: 50\n": (2, "backbone must be a text, got 50; write it in quotes: '50'"),
     HEAD + "head: 2\n": (2, "head must be a mapping such as {replace: …}"),

@@ -30,10 +30,13 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, default_data_collator
 
 from hf_transfer import checkpoints
-from hf_transfer.backbone import load_model
+from hf_transfer.backbone import load_backbone, load_model
+from hf_transfer.data import ImageSet
 from hf_transfer.freezing import FreezingError
 from hf_transfer.layerwise import LayerwiseTrainer
+from hf_transfer.objective import LOSSES
 from hf_transfer.recipe import UserError
+from hf_transfer.tasks import TASKS
 from hf_transfer.trainer import TransferTrainer
 from hf_transfer.watch import DivergedError
 
@@ -506,6 +509,28 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path, extra, weights):
         ends.append(state(model))
     for name, value in ends[0].items():
         assert torch.allclose(value, ends[1][name], rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_other_tasks_too_accumulate_to_one_large_batch_and_move_nothing_that_is_frozen(
+    tmp_path, task
+):
+    flags = np.random.default_rng(0).random((24, 3)) < 0.4
+    labels = flags * 1.0 if task == "multi_label" else flags * np.array([3.0, -1.0, 0.5])
+    data = ImageSet.from_arrays(images().pixels, labels, NAMES)
+    ends = []
+    for batch_size, accumulate in ((12, 1), (4, 3)):
+        model = load_backbone(VIT, NAMES, pretrained=False, image_size=32, task=task)
+        phase = {**HEAD, "batch_size": batch_size, "accumulate": accumulate, "optimizer": "sgd"}
+        done = trained(tmp_path, [phase], model, train_dataset=data, eval_dataset=data)
+        assert done.reports[0].checks["moved"] == 2
+        ends.append(state(model))
+    for name, value in ends[0].items():
+        assert torch.allclose(value, ends[1][name], rtol=1e-5, atol=1e-6), name
+    assert set(done.reports[0].metrics) >= set(TASKS[task].metrics)
+    logits = torch.from_numpy(done.predict(data).predictions)
+    mean = LOSSES[task](logits, torch.from_numpy(data.labels)) / logits.numel()
+    assert done.reports[0].metrics["loss"] == pytest.approx(mean.item(), rel=1e-5)
 
 
 def test_a_loss_function_of_the_users_is_used_with_the_pull_of_l2_sp(tmp_path):

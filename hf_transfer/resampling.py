@@ -1,0 +1,53 @@
+"""Resampling: 95% intervals of metrics by the percentile bootstrap over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CONFIDENCE = 0.95
+# A chunk of resamples holds about this many drawn rows; the result does not depend on it.
+CHUNK = 400_000
+# The share of resamples in which a metric must be defined for its interval to be stated.
+DEFINED = 0.95
+
+
+def intervals(
+    n: int, resamples: int, seed: int, measure: Callable[[Ints], dict[str, Floats]]
+) -> tuple[dict[str, list[float]], tuple[str, ...]]:
+    """Return [low, high] of each metric, and the names of those defined in too few resamples.
+
+    `measure` gets B draws of n row numbers (B, n), and returns B values of each metric. Source:
+    Efron and Tibshirani 1993, chapter 13.
+    """
+    if resamples < 1:
+        return {}, ()
+    generator = np.random.default_rng(seed)
+    chunks: list[dict[str, Floats]] = []
+    step = max(1, CHUNK // n)
+    for start in range(0, resamples, step):
+        size = (min(step, resamples - start), n)
+        chunks.append(measure(generator.integers(0, n, size=size)))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    found: dict[str, list[float]] = {}
+    undefined = []
+    for name in chunks[0]:
+        values = np.concatenate([chunk[name] for chunk in chunks])
+        values = values[np.isfinite(values)]
+        if len(values) >= DEFINED * resamples:
+            found[name] = [float(v) for v in np.percentile(values, [tail, 100 - tail])]
+        else:
+            undefined.append(name)
+    return found, tuple(undefined)
+
+
+def weights_of(drawn: Ints) -> Floats:
+    """Return how often each row is in each of B draws: (B, n)."""
+    count, n = drawn.shape
+    cells = (np.arange(count)[:, None] * n + drawn).ravel()
+    return np.bincount(cells, minlength=count * n).astype(np.float64).reshape(count, n)
