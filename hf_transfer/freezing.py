@@ -7,6 +7,7 @@ is set on every parameter each time, so applying a phase twice changes nothing m
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from hf_transfer.groups import LayerGroups, Layout
 from hf_transfer.recipe import UserError
 
 CHUNK = 2**22  # scalars that are summed at once: bounds the memory that a checksum takes
+BESIDE = re.compile(r"\.base_layer\.(weight|bias)$")  # peft's word for a layer with adapters
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # odd, so that times it no place is lost
 
 
@@ -29,8 +31,10 @@ class NothingMovedError(UserError):
 
 
 def bare_name(name: str, prefix: str) -> str:
-    """Return a name as the bare network has it, without the prefixes of wrappers and loaders."""
-    return name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix(prefix)
+    """Return a name as the bare network has it, without the prefixes of wrappers and loaders and
+    whether or not adapters stand beside its layer."""
+    bare = name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix(prefix)
+    return BESIDE.sub(r".\1", bare)
 
 
 def bare_names(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:

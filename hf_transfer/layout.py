@@ -23,6 +23,7 @@ class Layout:
     sequences: tuple[str, ...] = ()  # modules whose children run one after the other
     head: tuple[str, ...] = ()  # newly initialised for the labels; told by the loader
     norms: tuple[str, ...] = ()  # normalisation layers
+    layers: tuple[str, ...] = ()  # linear and convolution layers that adapters can stand beside
     loose: tuple[tuple[str, int], ...] = ()  # dropout and its kin: (path, parameters used before)
     no_decay: tuple[str, ...] = ()  # that the backbone itself exempts from weight decay
     macs: tuple[int, ...] = ()  # multiply-adds of one image, by parameter, as far as counted
@@ -74,5 +75,5 @@ class Layout:
         )
 
 
-_LISTS = ("unused", "sequences", "head", "norms", "no_decay", "macs")
+_LISTS = ("unused", "sequences", "head", "norms", "layers", "no_decay", "macs")
 _PAIRS = ("loose", "shared")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from hf_transfer.adapters import Adapters, adapted, select_adapted
 from hf_transfer.groups import LayerGroups, Layout
 from hf_transfer.recipe import RecipeError
 from hf_transfer.selection import (
@@ -32,6 +33,7 @@ class Phase:
     parameters: tuple[str, ...]  # all that trains, in execution order
     spec: PhaseSpec
     frozen_prefix: int  # leading groups in which nothing trains: the index of the cut
+    adapters: Adapters | None = None  # what trains beside frozen layers
 
     @property
     def folder(self) -> str:
@@ -58,22 +60,24 @@ def make_phases(
         where = spec.place or f"{place}: phase {number}"
         for one in _expanded(spec, groups, layout, warm):
             try:
-                names = select(one.train, groups, layout)
+                names, adapters = select_adapted(one.train, groups, layout)
             except SelectorError as error:
                 problems.append(f"{where}: train: {error}")
                 continue
-            found = _problems(one, names, groups, layout, warm)
+            whole, there = adapted(adapters, groups, layout)
+            found = _problems(one, names, whole, there, warm) + _adapter_problems(one, adapters)
             if phases and not found:
                 found = _repeats(one, names, phases[-1])
             problems.extend(f"{where}: {text}" for text in found)
             warm.update(names)
-            phases.append(_phase(one, names, groups, phases))
+            phases.append(_phase(one, names, adapters, whole, phases))
     cold = [name for name in layout.head if name not in warm and name not in layout.unused]
     if cold and not problems:
         problems.append(
             f"{place}: the new head never trains ({cold[0]}); "
             "add a phase such as {train: head, epochs: 5, lr: 1e-3}"
         )
+    problems += _kept_problems(phases, groups, layout, place)
     if problems:
         raise RecipeError(problems)
     return tuple(phases)
@@ -84,8 +88,13 @@ def phase_notes(phases: Sequence[Phase], groups: LayerGroups, layout: Layout) ->
 
     Groups that never train though lower ones do, and parameters that the network never uses.
     """
-    trained = {name for phase in phases for name in phase.parameters}
-    rows = [(group.name, not trained.isdisjoint(group.parameters)) for group in groups.groups]
+    trained = {name for phase in phases for name in phase.groups}
+    light = set()  # groups beside which no adapter can stand
+    if any(phase.adapters for phase in phases):
+        light = {g.name for g in groups.groups if layout.weights.isdisjoint(g.parameters)}
+    rows = [
+        (name, name in trained) for name in groups.names if name in trained or name not in light
+    ]
     lowest = next((i for i, (_, trains) in enumerate(rows) if trains), len(rows))
     holes = [name for name, trains in rows[lowest:] if not trains]
     notes = []
@@ -118,7 +127,11 @@ def span(names: Collection[str], groups: LayerGroups) -> str:
 
 
 def _phase(
-    spec: PhaseSpec, names: tuple[str, ...], groups: LayerGroups, before: Sequence[Phase]
+    spec: PhaseSpec,
+    names: tuple[str, ...],
+    adapters: Adapters | None,
+    groups: LayerGroups,
+    before: Sequence[Phase],
 ) -> Phase:
     chosen = set(names)
     trains = [not chosen.isdisjoint(group.parameters) for group in groups.groups]
@@ -136,6 +149,7 @@ def _phase(
         parameters=names,
         spec=spec,
         frozen_prefix=trains.index(True),
+        adapters=adapters,
     )
 
 
@@ -214,6 +228,32 @@ def _problems(
                 "remove solve and write epochs: 10"
             )
     return problems
+
+
+def _adapter_problems(spec: PhaseSpec, adapters: Adapters | None) -> list[str]:
+    """Return what does not go with adapters, or only with them."""
+    if adapters is None:
+        return ["keep_adapters: there are none in this phase; remove it"] * spec.keep_adapters
+    if spec.l2_sp:
+        return ["l2_sp pulls weights that adapters leave as they are; remove it"]
+    return []
+
+
+def _kept_problems(
+    phases: Sequence[Phase], groups: LayerGroups, layout: Layout, place: str
+) -> list[str]:
+    """Return why adapters that are kept would not fit the backbone as its library loads it."""
+    kept = [phase for phase in phases if phase.spec.keep_adapters]
+    if not kept:
+        return []
+    head, where = head_parameters(groups, layout), kept[0].spec.place or f"{place}: {kept[0].name}"
+    before = {name for phase in phases[: kept[0].index - 1] for name in phase.parameters}
+    if phases[-1] is kept[0] and before <= head:
+        return []
+    return [
+        f"{where}: keep_adapters: the adapters of the last phase are kept, on a backbone of which "
+        "the phases before train the head alone; merge them here"
+    ]
 
 
 def _rate_problems(

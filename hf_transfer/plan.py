@@ -6,8 +6,9 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from hf_transfer.adapters import adapted, is_adapter
 from hf_transfer.groups import LayerGroups, Layout
 from hf_transfer.phases import Phase, phase_notes, span
 from hf_transfer.prefix import feature_bytes, view_count, why_live
@@ -34,6 +35,7 @@ class PlannedPhase:
     """What one phase trains and costs. Memory, operations and seconds are estimates."""
 
     phase: Phase
+    groups: LayerGroups  # with the phase's adapters
     trains: str  # its groups in short
     parameters: int  # scalars that train
     rates: tuple[ParamGroup, ...]
@@ -179,6 +181,8 @@ class _Cost:
         reached = False
         for name, macs in self._macs():
             reached = reached or name in backward
+            if is_adapter(name):  # what it takes is kept anyway, what it gives is only added
+                continue
             if reached and len(shapes[name]) > 1 and (names is None or name in names):
                 outputs += macs / math.prod(shapes[name][1:])
         return KEPT_OUTPUTS * outputs * self.activation_bytes
@@ -202,6 +206,8 @@ def _planned(
     processes: int,
 ) -> PlannedPhase:
     spec, chosen = phase.spec, set(phase.parameters)
+    groups, layout = adapted(phase.adapters, groups, layout)
+    cost = replace(cost, layout=layout)
     sizes = {name: math.prod(shape) for name, shape in layout.parameters}
     parameters = sum(sizes[name] for name in phase.parameters)
     rates = param_groups(phase, groups, layout)
@@ -228,6 +234,7 @@ def _planned(
     memory += int(min(spec.batch_size, max(train, 1)) * cost.activations(part, chosen))
     return PlannedPhase(
         phase=phase,
+        groups=groups,
         trains=span(phase.groups, groups),
         parameters=parameters,
         rates=rates,

@@ -86,6 +86,9 @@ def _phase_rows(plan: Plan) -> list[list[str]]:
 def _below(plan: Plan) -> list[str]:
     """Return what stands below the table: the sum, what never trains, and how sure this is."""
     trained = {name for planned in plan.phases for name in planned.phase.parameters}
+    for planned in plan.phases:  # merging an adapter changes its layer
+        adapters = planned.phase.adapters
+        trained |= {f"{path}.weight" for path in adapters.layers} if adapters else set()
     left = sum(size for name, size in plan.layout.sizes.items() if name not in trained)
     operations = sum(planned.operations for planned in plan.phases) * plan.recipe.seeds
     lines = []
@@ -137,8 +140,11 @@ def _rates(plan: Plan) -> list[str]:
         {name: group.lr for group in planned.rates for name in group.names} for planned in shown
     ]
     rows = [["rates", ">parameters", *(f">{planned.phase.name}" for planned in shown)]]
-    for group in reversed(plan.groups.groups):
-        cells = [_range(rates[n] for n in group.parameters if n in rates) for rates in by_name]
+    for i, group in reversed(list(enumerate(plan.groups.groups))):
+        cells = [
+            _range(rates[n] for n in planned.groups.groups[i].parameters if n in rates)
+            for planned, rates in zip(shown, by_name, strict=True)
+        ]
         if any(cells):
             rows.append([group.name, f"{group.size:,}", *cells])
     if len(rows) > ROWS + 1:

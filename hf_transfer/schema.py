@@ -141,6 +141,7 @@ def read_phase(node: Node, any_name: bool = False) -> PhaseSpec | GradualSpec:
         "views": number(1, whole=True),
         "solve": or_none(one_of("lbfgs")),
         "still_norms": switch,
+        "keep_adapters": switch,
         "cold_head": switch,
     }
     gradual = isinstance(node.value, Pairs) and "gradual" in dict(node.value)

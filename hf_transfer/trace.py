@@ -64,6 +64,7 @@ def trace_layout(
         sequences=bare(p for p, m in modules.items() if isinstance(m, CONTAINERS) and len(m)),
         head=tuple(name for name in bare(order) if name in new),
         norms=bare(path for path, module in modules.items() if is_norm(module)),
+        layers=bare(_adaptable(modules, seen.before, _shared(model))),
         loose=tuple((bare([path])[0], seen.before.get(path, 0)) for path in _loose(modules)),
         no_decay=bare(name for name in order if name in spared),
         shared=tuple(bare(names) for names in _shared(model)),
@@ -107,6 +108,24 @@ def exempt_from_decay(model: nn.Module) -> set[str]:
         if callable(own):
             names |= {f"{path}.{name}" if path else name for name in own()}
     return names
+
+
+def _adaptable(
+    modules: dict[str, nn.Module], ran: Collection[str], several: list[list[str]]
+) -> list[str]:
+    """Return the layers that adapters can stand beside and be merged into: those that run as plain
+    modules, not by their weights alone, and neither grouped, dilated nor shared.
+    """
+    shared = {name.rpartition(".")[0] for names in several for name in names}
+    plain = {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"}
+    return [
+        path
+        for path, module in modules.items()
+        if type(module) in (nn.Linear, nn.Conv2d)
+        and path in ran
+        and path not in shared
+        and all(getattr(module, key, value) == value for key, value in plain.items())
+    ]
 
 
 def _loose(modules: dict[str, nn.Module]) -> list[str]:

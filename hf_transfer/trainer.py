@@ -30,7 +30,17 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from hf_transfer import checkpoints, features, freezing, inputs, objective, resuming, shares, solve
+from hf_transfer import (
+    checkpoints,
+    features,
+    freezing,
+    injecting,
+    inputs,
+    objective,
+    resuming,
+    shares,
+    solve,
+)
 from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import describe
 from hf_transfer.checkpoints import Checkpoint, publish, write_phase
@@ -81,7 +91,7 @@ class TransferTrainer(Trainer):
             logger.info("one of %d GPUs is used; accelerate launch uses all", args.n_gpu)
             args._n_gpu = 1  # DataParallel copies the network in every step
         take_scale(model, kwargs.get("train_dataset"))
-        self.backbone = describe(model, head)
+        self.backbone = self._described = describe(model, head)
         self.phases = resolved_phases(phases, args, self.backbone)
         self.class_weights = class_weights
         self.reports: list[PhaseReport] = []
@@ -153,6 +163,8 @@ class TransferTrainer(Trainer):
         """Apply a phase, train it, end with its best weights, prove it and write it down."""
         began = time.monotonic()
         self._apply(phase)
+        if phase.adapters:
+            before = freezing.fingerprint(self.model, self.backbone.prefix)
         folder = Path(self.args.output_dir)
         with self._features(phase), self.watch.listening():
             checkpoint = self._take_up(folder) if resume else None
@@ -180,6 +192,10 @@ class TransferTrainer(Trainer):
                 phase, self.backbone, self.state, proof, seconds, cached=self._replay is not None
             )
             self.reports.append(report)
+            if phase.spec.keep_adapters and self.watch.saves and self.processes.main:
+                injecting.keep(self.model, self._described, phase, folder.with_name("adapter"))
+            injecting.merge(self.model)
+            self.backbone = self._described
             if self.watch.saves:
                 write_phase(folder, self.model, report, self._about, self.processes)
                 if self.processes.main and self.args.save_strategy == "no":
@@ -204,6 +220,9 @@ class TransferTrainer(Trainer):
         self.args = phase_arguments(self._run_args, phase, self.eval_dataset is not None)
         self._train_batch_size = self.args.train_batch_size
         self._unwrap()
+        self.backbone = injecting.inject(
+            self.model, self._described, phase, self.args.seed, self.is_fsdp_enabled
+        )
         prefix, layout, groups = self.backbone.prefix, self.backbone.layout, self.backbone.groups
         freezing.freeze_all_but(self.model, prefix, phase.parameters)
         self._still_names = freezing.still_modules(
@@ -434,7 +453,7 @@ class TransferTrainer(Trainer):
             if self.args.should_save:
                 path = Path(output_dir) / checkpoints.WEIGHTS
                 checkpoints.save_tensors(self.model.state_dict(), path)
-        elif getattr(self.model, "backbone", None) is self.backbone:
+        elif getattr(self.model, "backbone", None) is self._described:
             if self.args.should_save:
                 publish(self.model, Path(output_dir or self.args.output_dir))
             if self.args.push_to_hub and not _internal_call:

@@ -131,6 +131,7 @@ EVERYTHING = Recipe(
         PhaseSpec("all", epochs=1.0, label_smoothing=0.1, mixup=0.2, cutmix=1.0),
         PhaseSpec("all", epochs=1.0, stop=Stop("accuracy", 2, 1e-4), best="macro_f1", l2_sp=0.01),
         PhaseSpec("all", epochs=1.0, max_grad_norm=0.0, features="live", still_norms=True),
+        PhaseSpec("lora(r=4)", epochs=1.0, keep_adapters=True),
         PhaseSpec("head", solve="lbfgs", views=3, augment=AUGMENTS["standard"], cold_head=True),
         GradualSpec(2, "blocks", PhaseSpec("head", epochs=2.0), 0.5, 4),
         GradualSpec(33, "%", PhaseSpec("head", epochs=2.0)),
