@@ -248,6 +248,8 @@ def _kept_problems(
         return []
     head, where = head_parameters(groups, layout), kept[0].spec.place or f"{place}: {kept[0].name}"
     before = {name for phase in phases[: kept[0].index - 1] for name in phase.parameters}
+    if any(phase.spec.reestimate_norms for phase in phases):
+        return [f"{where}: keep_adapters: reestimate_norms changes what they stand on; drop one"]
     if phases[-1] is kept[0] and before <= head:
         return []
     return [

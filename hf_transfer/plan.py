@@ -226,6 +226,9 @@ def _planned(
     if part is not None:  # the frozen part runs once over every image
         whole = cost.operations(None, set())[0]
         operations += rows * (whole - forward)
+    if spec.reestimate_norms:
+        anew = train if spec.reestimate_norms is True else min(spec.reestimate_norms, train)
+        operations += anew * cost.operations(None, set())[0]
     scale = 1.0 if above <= cost.head else cost.scale
     total = sum(sizes.values())
     state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)

@@ -141,6 +141,7 @@ def read_phase(node: Node, any_name: bool = False) -> PhaseSpec | GradualSpec:
         "views": number(1, whole=True),
         "solve": or_none(one_of("lbfgs")),
         "still_norms": switch,
+        "reestimate_norms": _images,
         "keep_adapters": switch,
         "cold_head": switch,
     }
@@ -218,6 +219,19 @@ def _warmup(node: Node) -> float:
             f"warmup must be a share of the phase below 1 or a whole number of steps, got {value:g}"
         )
     return value
+
+
+def _images(node: Node) -> bool | int:
+    """Return true or false, or a number of images."""
+    if isinstance(node.value, bool):
+        return node.value
+    try:
+        count: int = number(2, whole=True)(node)
+    except Mistakes:
+        raise node.wrong(
+            f"{node.name} must be true, false or a number of images from 2, got {node.shown()}"
+        ) from None
+    return count
 
 
 def _augment(node: Node) -> Augment:

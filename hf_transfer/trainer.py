@@ -36,6 +36,7 @@ from hf_transfer import (
     freezing,
     injecting,
     inputs,
+    norms,
     objective,
     resuming,
     shares,
@@ -131,6 +132,7 @@ class TransferTrainer(Trainer):
             )
         known, own_loss = metric_names(self.compute_metrics), self.compute_loss_func is not None
         check_phases(self.phases, self.train_dataset, self.eval_dataset, known, own_loss, self.task)
+        norms.check(self.model, self.phases, self.train_dataset)
         self.reports, output = [], TrainOutput(0, 0.0, {})
         if any(phase.spec.l2_sp for phase in self.phases):
             named = freezing.bare_names(self.model, self.backbone.prefix)
@@ -154,6 +156,8 @@ class TransferTrainer(Trainer):
                 else:
                     self.reports.append(done)
         finally:
+            injecting.remove(self.model)
+            self.backbone = self._described
             self.args, self.phase, self.is_in_train = self._run_args, None, False
         return output
 
@@ -163,8 +167,7 @@ class TransferTrainer(Trainer):
         """Apply a phase, train it, end with its best weights, prove it and write it down."""
         began = time.monotonic()
         self._apply(phase)
-        if phase.adapters:
-            before = freezing.fingerprint(self.model, self.backbone.prefix)
+        before = norms.begin(self, phase, before)
         folder = Path(self.args.output_dir)
         with self._features(phase), self.watch.listening():
             checkpoint = self._take_up(folder) if resume else None

@@ -433,6 +433,7 @@ SETTINGS = {
     "l2_sp": 5.0,
     "max_grad_norm": 0.01,
     "still_norms": True,
+    "reestimate_norms": True,
     "momentum": 0.9,
     "steps": 2,
     "epochs": 2,
