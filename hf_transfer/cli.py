@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = _command(commands, "demo", _demo, "try a model in the browser")
     demo.add_argument("model", nargs="?", default=".", help="a run, a model folder or a repository")
     demo.add_argument("--port", type=int, metavar="N", help="default: the first that is free")
+
+    cache = _command(commands, "cache", _cache, "list or clear kept pixels and features")
+    cache.add_argument("--clear", action="store_true", help="remove them, but what is in use")
+    cache.add_argument("keys", nargs="*", metavar="KEY", help="only entries that begin so")
+    cache.add_argument("--json", action="store_true", help="print JSON instead of text")
     return parser
 
 
@@ -222,6 +227,12 @@ def _predict(args: argparse.Namespace) -> int:
     else:
         print(format_predictions(predictions))
     return 2 if any(prediction.error for prediction in predictions) else 0
+
+
+def _cache(args: argparse.Namespace) -> None:
+    from hf_transfer.cache import cache_report
+
+    print(cache_report(args.keys, clear=args.clear, as_json=args.json))
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -9,12 +9,9 @@ the same entry write the same files.
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import logging
 import mmap
 import os
-import shutil
 import tempfile
 import time
 import zlib
@@ -25,20 +22,15 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.cache import Hold, StoreError, cache_root, make_room, touch, write_about
+
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20  # of one file; what building holds in memory
 MAPPED_BYTES = 64 * 2**20  # read through a map before its pages are given back
-LIMIT_BYTES = 50 * 10**9  # of all entries together, unless HF_TRANSFER_CACHE_GB says otherwise
-FREE_SHARE = 0.9  # of the free disk that features may take
-ABOUT = "about.json"
 ABANDONED_SECONDS = 24 * 3600  # a build that was killed leaves its unfinished file behind
 
 Compute = Callable[[range], Sequence[np.ndarray]]
-
-
-class StoreError(OSError):
-    """Features that cannot be kept: no room, or no permission."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +47,15 @@ class Column:
 
 
 class StoredFeatures:
-    """Rows on disk: `[rows]` gives an array (B, …) for each column. Memory stays flat."""
+    """Rows on disk: `[rows]` gives an array (B, …) for each column. Memory stays flat.
 
-    def __init__(self, shards: Sequence[Sequence[Path]], columns: Sequence[Column], step: int):
-        self.step = step  # rows in each shard but the last
+    As long as it lives, `hold` keeps the entry from being removed.
+    """
+
+    def __init__(
+        self, shards: Sequence[Sequence[Path]], columns: Sequence[Column], step: int, hold: Hold
+    ) -> None:
+        self.step, self.hold = step, hold  # rows in each shard but the last
         self._read = 0
         self._maps: list[mmap.mmap] = []
         self._arrays: list[list[np.ndarray]] = [
@@ -119,20 +116,26 @@ def build_features(
     spans = _spans(columns, rows)
     folder = root / key
     found = []
+    hold = None
     try:
         for number in range(share[0], len(spans), share[1]):
             files = _held(folder, columns, spans[number])
             if not files:
-                left = rows - spans[number].start
-                _make_room(root, key, left * _row_bytes(columns), limit_bytes)
-                folder.mkdir(parents=True, exist_ok=True)
-                _write_text(folder / ABOUT, json.dumps({"about": about, "rows": rows}))
+                if hold is None:
+                    _sweep(root)
+                    left = rows - spans[number].start
+                    make_room(root, key, left * _row_bytes(columns), limit_bytes)
+                    hold = Hold(folder)
+                    write_about(folder, about, rows)
                 files = _build(folder, columns, spans[number], compute)
             found.append(files)
     except OSError as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(error.errno, f"{root}: {error.strerror or error}") from error
+    finally:
+        if hold is not None:
+            hold.close()
     return found
 
 
@@ -140,14 +143,18 @@ def open_features(
     key: str, columns: Sequence[Column], rows: int, compute: Compute, **options: Any
 ) -> StoredFeatures:
     """Return an entry's rows, building what is missing; `options` and errors: `build_features`."""
-    files = build_features(key, columns, rows, compute, **options)
-    try:
-        step = len(_spans(columns, rows)[0]) if rows else 1
-        features = StoredFeatures(list(zip(*files, strict=True)), columns, step)
-        os.utime((options.get("root") or default_folder()) / key)  # used now: others go first
-    except OSError as error:
-        raise StoreError(error.errno, f"features {key}: {error.strerror or error}") from error
-    return features
+    folder = (options.get("root") or default_folder()) / key
+    while True:
+        files = build_features(key, columns, rows, compute, **options)
+        try:
+            hold = Hold(folder)
+            if not all(path.exists() for paths in files for path in paths):
+                continue  # removed before it was held
+            touch(folder)
+            step = len(_spans(columns, rows)[0]) if rows else 1
+            return StoredFeatures(list(zip(*files, strict=True)), columns, step, hold)
+        except OSError as error:
+            raise StoreError(error.errno, f"features {key}: {error.strerror or error}") from error
 
 
 def _row_bytes(columns: Sequence[Column]) -> int:
@@ -161,10 +168,8 @@ def _spans(columns: Sequence[Column], rows: int) -> list[range]:
 
 
 def default_folder() -> Path:
-    """Return where features are kept: $HF_TRANSFER_CACHE/features or ~/.cache/hf_transfer's."""
-    root = os.environ.get("HF_TRANSFER_CACHE")
-    place = Path(root).expanduser() if root else Path.home() / ".cache" / "hf_transfer"
-    return place / "features"
+    """Return where features are kept."""
+    return cache_root() / "features"
 
 
 # --- shards ------------------------------------------------------------------------------------
@@ -232,98 +237,9 @@ def _build(folder: Path, columns: Sequence[Column], span: range, compute: Comput
     return found
 
 
-def _write_text(path: Path, text: str) -> None:
-    descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-    os.replace(aside, path)
-
-
-# --- room --------------------------------------------------------------------------------------
-
-
-def _make_room(root: Path, key: str, needed: int, limit_bytes: int | None) -> None:
-    """Remove the entries that were not used for longest until `needed` bytes more fit."""
-    limit = limit_from_environment() if limit_bytes is None else limit_bytes
-    place = next(p for p in (root, *root.parents) if p.exists())
-    _sweep(root)
-    entries = [entry for entry in cache_entries(root) if entry.key != key]
-    own = cache_entry(root / key).size_bytes if (root / key).is_dir() else 0
-    used = sum(entry.size_bytes for entry in entries)
-    free = shutil.disk_usage(place).free * FREE_SHARE
-    if needed + own > limit or needed > free + used:
-        raise StoreError(
-            errno.ENOSPC,
-            f"{needed / 1e9:.1f} GB of features do not fit: the limit is {limit / 1e9:.1f} GB "
-            f"(HF_TRANSFER_CACHE_GB) and {free / 1e9:.1f} GB are free",
-        )
-    while entries and (used + own + needed > limit or needed > free):
-        oldest = entries.pop()
-        logger.info("removing features not used for longest: %s", oldest.about or oldest.key)
-        shutil.rmtree(root / oldest.key, ignore_errors=True)
-        used -= oldest.size_bytes
-        free += oldest.size_bytes
-
-
 def _sweep(root: Path) -> None:
     """Remove the unfinished files that builds left behind when they were killed."""
     for path in root.glob("*/.*.part"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                 path.unlink()
-
-
-def limit_from_environment() -> int:
-    """Return the most bytes that all features together may take. Raises StoreError."""
-    text = os.environ.get("HF_TRANSFER_CACHE_GB")
-    if text is None:
-        return LIMIT_BYTES
-    try:
-        return int(float(text) * 1e9)
-    except ValueError:
-        raise StoreError(
-            errno.EINVAL, f"HF_TRANSFER_CACHE_GB is {text!r}; write a number of gigabytes"
-        ) from None
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """Features of one set of images, as `hf-transfer cache` lists them."""
-
-    key: str
-    about: str
-    size_bytes: int
-    used: float  # seconds since 1970
-
-
-def cache_entries(root: Path | None = None) -> list[CacheEntry]:
-    """Return what is kept, the last used first."""
-    root = root or default_folder()
-    if not root.is_dir():
-        return []
-    found = [cache_entry(folder) for folder in root.iterdir() if folder.is_dir()]
-    return sorted(found, key=lambda entry: -entry.used)
-
-
-def cache_entry(folder: Path) -> CacheEntry:
-    """Return what is known of one entry; files that vanish meanwhile count nothing."""
-    size, about, used = 0, "", 0.0
-    try:
-        used = folder.stat().st_mtime
-        for path in folder.iterdir():
-            size += path.stat().st_size
-        about = json.loads((folder / ABOUT).read_text())["about"]
-    except (OSError, ValueError, KeyError):
-        pass
-    return CacheEntry(folder.name, about, size, used)
-
-
-def clear_cache(root: Path | None = None, keys: Sequence[str] | None = None) -> int:
-    """Remove the entries with these keys, or all; return how many bytes that freed."""
-    root = root or default_folder()
-    freed = 0
-    for entry in cache_entries(root):
-        if keys is None or entry.key in keys:
-            shutil.rmtree(root / entry.key, ignore_errors=True)
-            freed += entry.size_bytes
-    return freed

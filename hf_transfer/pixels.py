@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.cache import Hold
 from hf_transfer.decoding import ImageSettings, decode
 from hf_transfer.sources import Scan
 
@@ -22,11 +23,18 @@ def row_shape(settings: ImageSettings) -> tuple[int, int, int]:
 class StoredPixels:
     """Decoded images on disk: `[rows]` gives uint8 (B, S', S', C), `[row]` one; picklable.
 
-    Memory stays flat: the file is mapped, and its pages are given back as reading goes on.
+    Memory stays flat: the file is mapped, and its pages are given back as reading goes on. `hold`
+    keeps the file from being removed as long as these pixels live.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], rows: np.ndarray | None = None) -> None:
-        self.path, self.stored = path, tuple(shape)
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        rows: np.ndarray | None = None,
+        hold: Hold | None = None,
+    ) -> None:
+        self.path, self.stored, self.hold = path, tuple(shape), hold
         self.rows = np.arange(shape[0]) if rows is None else rows
         self._map: mmap.mmap | None = None
         self._all: np.ndarray | None = None
@@ -55,10 +63,10 @@ class StoredPixels:
 
     def take(self, rows: np.ndarray) -> StoredPixels:
         """Return the images in these places, without reading any."""
-        return StoredPixels(self.path, self.stored, self.rows[rows])
+        return StoredPixels(self.path, self.stored, self.rows[rows], self.hold)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None, "_all": None}
+        return {**self.__dict__, "_map": None, "_all": None, "hold": None}
 
 
 class LivePixels:

@@ -28,6 +28,7 @@ import PIL
 import PIL.features
 
 from hf_transfer import decoding
+from hf_transfer.cache import Hold, StoreError, cache_root, make_room, touch, write_about
 from hf_transfer.decoding import ImageError, ImageSettings, decode_noted
 from hf_transfer.pixels import LivePixels, StoredPixels, row_shape
 from hf_transfer.sources import DataError, Scan
@@ -61,8 +62,9 @@ def open_pixels(
 ) -> tuple[StoredPixels | LivePixels, Facts]:
     """Return the pixels of all files of a scan, a row each, and what decoding found out.
 
-    Taken from the store under `cache_dir` where it holds them, else decoded into it. A set larger
-    than `limit_bytes` (nine tenths of the free disk) is looked through once and decoded live.
+    Taken from the store under `cache_dir` where it holds them, else decoded into it; what was not
+    used for longest makes room. A set larger than `limit_bytes` (the cache's limit, and nine tenths
+    of the free disk) is looked through once and decoded live.
     Files that give no pixels have an entry in `Facts.errors`. Raises DataError, one line.
     """
     root = cache_dir or default_cache_dir()
@@ -70,34 +72,51 @@ def open_pixels(
     key = _key(found, settings)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        facts = _open(root / key, shape)
-        if facts is not None:
-            return StoredPixels(root / key / "pixels.npy", shape), facts
-        size = int(np.prod(shape))
-        limit = shutil.disk_usage(root).free * 9 // 10 if limit_bytes is None else limit_bytes
-        stored = size <= limit
+        held = _opened(root / key, shape)
+        if held is not None:
+            return held
+        stored = _room(root, key, found, int(np.prod(shape)), limit_bytes)
         if not stored:
-            logger.warning(
-                "%s: %d images take %.1f GB decoded, more than the %.1f GB allowed: decoding live",
-                *(found.path, shape[0], size / 1e9, limit / 1e9),
-            )
             key += "-live"
         with _locked(root / f"{key}.lock"):
             facts = _open(root / key, shape) or _build(root, key, found, settings, stored)
+            held = _opened(root / key, shape) if stored else None
     except OSError as error:
         raise DataError(
             f"{root}: {error.strerror or error}; decoded pixels are kept there: make room, or name "
             "another place in HF_TRANSFER_CACHE"
         ) from error
-    if stored:
-        return StoredPixels(root / key / "pixels.npy", shape), facts
-    return LivePixels(found, settings), facts
+    return held or (LivePixels(found, settings), facts)
+
+
+def _opened(folder: Path, shape: tuple[int, ...]) -> tuple[StoredPixels, Facts] | None:
+    """Return an entry's pixels, kept from being removed while they are used, and its facts."""
+    if not folder.is_dir():
+        return None
+    hold = Hold(folder)
+    facts = _open(folder, shape)
+    if facts is None:
+        return None
+    touch(folder)
+    return StoredPixels(folder / "pixels.npy", shape, hold=hold), facts
+
+
+def _room(root: Path, key: str, found: Scan, size: int, limit_bytes: int | None) -> bool:
+    """Make room for the pixels of a scan; return whether there is any."""
+    try:
+        make_room(root, key, size, limit_bytes)
+    except StoreError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        count = len(found.files)
+        logger.warning("%s: %d images are decoded live: %s", found.path, count, error.strerror)
+        return False
+    return True
 
 
 def default_cache_dir() -> Path:
-    """Return where decoded pixels are kept: $HF_TRANSFER_CACHE/pixels or ~/.cache/hf_transfer."""
-    root = os.environ.get("HF_TRANSFER_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "hf_transfer") / "pixels"
+    """Return where decoded pixels are kept."""
+    return cache_root() / "pixels"
 
 
 def _key(found: Scan, settings: ImageSettings) -> str:
@@ -184,6 +203,8 @@ def _build(root: Path, key: str, found: Scan, settings: ImageSettings, stored: b
         with (aside / "facts.npz").open("wb") as file:
             np.savez(file, about=text, pixels=facts.pixels, files=facts.files, sizes=facts.sizes)
             _to_disk(file)
+        side = f"{settings.stored} px{'' if stored else ', decoded live'}"
+        write_about(aside, f"{found.path}, {shape[0]} images of {side}", shape[0])
         _publish(aside, root / key, shape)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -76,7 +76,8 @@ def test_stored_pixels_are_the_decoded_ones_and_are_decoded_once(photos, cache, 
     assert np.array_equal(facts.pixels, facts_again.pixels)
     assert np.array_equal(facts.files, facts_again.files)
     assert facts.sizes[0].tolist() == [24, 30]
-    assert sorted(path.name for path in entry(cache).iterdir()) == ["facts.npz", "pixels.npy"]
+    held = sorted(path.name for path in entry(cache).iterdir())
+    assert held == ["about.json", "facts.npz", "pixels.npy"]
     assert np.array_equal(np.load(entry(cache) / "pixels.npy", mmap_mode="r"), wanted(found))
 
 

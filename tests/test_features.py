@@ -1,5 +1,6 @@
-"""What is computed once trains the head as the live network does."""
+"""What is computed once trains what is above it as the live network does."""
 
+import families
 import pytest
 import torch
 from small import (
@@ -48,6 +49,20 @@ def test_a_cached_head_phase_equals_the_live_one(tmp_path, backbone, accumulate)
     phase = {**HEAD, "epochs": 3, "weight_decay": 0.05, "label_smoothing": 0.1, "batch_size": 5}
     phase["accumulate"] = accumulate
     live, cached = both(tmp_path, lambda: network(backbone, dropout=0.2), phase)
+    assert_equal(live, cached)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("train", ["head", "last 1 block", "last 1 stage"])
+def test_every_family_trains_the_same_on_features_as_live(tmp_path, family, train):
+    """Loss curve, metrics and weights within 1e-5; with momentum, decay and moving statistics."""
+    stored = images(12, size=families.SIZE)
+    phase = {
+        "train": train, "cold_head": True, "epochs": 2, "batch_size": 4, "lr": 1e-2,
+        "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1,
+    }  # fmt: skip
+    own = {"train_dataset": stored, "eval_dataset": images(5, size=families.SIZE, seed=1)}
+    live, cached = both(tmp_path, lambda: families.make(family), phase, **own)
     assert_equal(live, cached)
 
 

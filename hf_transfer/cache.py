@@ -1,0 +1,269 @@
+"""What is kept on disk between runs: decoded pixels and features; listed, limited, cleared.
+
+An entry is a folder. Whoever reads or builds it holds a shared lock on that folder, so that what is
+in use is never removed; beyond the limit the entries not used for longest go.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hf_transfer.specs import UserError
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("pixels", "features")
+LIMIT_BYTES = 50 * 10**9  # of all entries together, unless HF_TRANSFER_CACHE_GB says otherwise
+FREE_SHARE = 0.9  # of the free disk that may be taken
+ABOUT = "about.json"
+
+
+class StoreError(OSError):
+    """What cannot be kept: no room, or no permission."""
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """Pixels or features of one set of images, as `hf-transfer cache` lists them."""
+
+    kind: str
+    key: str
+    about: str
+    size_bytes: int
+    used: float  # seconds since 1970
+    folder: Path
+    in_use: bool = False
+
+
+class Hold:
+    """A shared lock on an entry's folder, made if need be; until it is closed or forgotten."""
+
+    def __init__(self, folder: Path) -> None:
+        self._place = -1
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._place = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # removed just now
+            except PermissionError:  # Windows opens no folders: nothing is locked there
+                return
+            _flock(self._place, shared=True)
+            if _is(folder, self._place):
+                return
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the entry."""
+        if self._place >= 0:
+            os.close(self._place)
+            self._place = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _flock(place: int, shared: bool) -> bool:
+    """Lock an open folder, exclusively without waiting; return whether it is locked.
+
+    Where a file system or a platform has no locks, what is removed while it is read is built again.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(place, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def _is(folder: Path, place: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(folder), os.fstat(place))
+    except FileNotFoundError:
+        return False
+
+
+def cache_root() -> Path:
+    """Return where all is kept: $HF_TRANSFER_CACHE or ~/.cache/hf_transfer."""
+    root = os.environ.get("HF_TRANSFER_CACHE")
+    return Path(root).expanduser() if root else Path.home() / ".cache" / "hf_transfer"
+
+
+def limit_from_environment() -> int:
+    """Return the most bytes that all entries together may take. Raises StoreError."""
+    text = os.environ.get("HF_TRANSFER_CACHE_GB")
+    if text is None:
+        return LIMIT_BYTES
+    try:
+        limit = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        limit = -1
+    if limit < 0:
+        raise StoreError(
+            errno.EINVAL, f"HF_TRANSFER_CACHE_GB is {text!r}; write a number of gigabytes"
+        )
+    return limit
+
+
+def cache_entries(*folders: Path) -> list[CacheEntry]:
+    """Return what is kept in these folders (all of the cache's), the last used first."""
+    found = [
+        cache_entry(folder)
+        for place in folders or [cache_root() / kind for kind in KINDS]
+        if place.is_dir()
+        for folder in place.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".")
+    ]
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def cache_entry(folder: Path) -> CacheEntry:
+    """Return what is known of one entry; files that vanish meanwhile count nothing."""
+    size, about, used = 0, "", 0.0
+    try:
+        used = folder.stat().st_mtime
+        for path in folder.iterdir():
+            size += path.stat().st_size
+        about = json.loads((folder / ABOUT).read_text())["about"]
+    except (OSError, ValueError, KeyError):
+        pass
+    return CacheEntry(folder.parent.name, folder.name, about, size, used, folder, _in_use(folder))
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        place = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        for _ in range(3):
+            if _flock(place, shared=False):
+                return False
+            time.sleep(0.005)  # another process may just be asking the same
+        return True
+    finally:
+        os.close(place)
+
+
+def remove(entry: CacheEntry) -> int:
+    """Remove an entry unless somebody uses it; return the bytes that this freed."""
+    try:
+        place = os.open(entry.folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return 0
+    except PermissionError:
+        place = -1
+    try:
+        if place >= 0 and not _flock(place, shared=False):
+            return 0
+        shutil.rmtree(entry.folder, ignore_errors=True)
+    finally:
+        if place >= 0:
+            os.close(place)
+    return entry.size_bytes
+
+
+def clear_cache(*folders: Path, keys: Collection[str] | None = None) -> int:
+    """Remove the entries with these keys, or all, but those in use; return the bytes freed."""
+    chosen = [e for e in cache_entries(*folders) if keys is None or e.key in keys]
+    return sum(remove(entry) for entry in chosen)
+
+
+def make_room(root: Path, key: str, needed: int, limit_bytes: int | None = None) -> None:
+    """Remove the entries not used for longest until `needed` bytes more fit into `root`/`key`.
+
+    In the cache's own place pixels and features share one limit. Raises StoreError where they do
+    not fit, and then removes nothing.
+    """
+    limit = limit_from_environment() if limit_bytes is None else limit_bytes
+    shared = [cache_root() / kind for kind in KINDS]
+    entries = cache_entries(*(shared if root in shared else [root]))
+    own = sum(entry.size_bytes for entry in entries if entry.folder == root / key)
+    entries = [entry for entry in entries if entry.folder != root / key]
+    held = sum(entry.size_bytes for entry in entries if entry.in_use)
+    idle = [entry for entry in entries if not entry.in_use]
+    used = sum(entry.size_bytes for entry in entries)
+    place = next(p for p in (root, *root.parents) if p.exists())
+    free = int(shutil.disk_usage(place).free * FREE_SHARE)
+    if held + own + needed > limit or needed > free + used - held:
+        raise StoreError(
+            errno.ENOSPC,
+            f"{_gb(needed)} do not fit: the limit of all that is kept is {_gb(limit)} "
+            f"(HF_TRANSFER_CACHE_GB), {_gb(held)} are in use, {_gb(free)} are free",
+        )
+    while idle and (used + own + needed > limit or needed > free):
+        oldest = idle.pop()
+        logger.info("removing %s not used for longest: %s", oldest.kind, oldest.about or oldest.key)
+        freed = remove(oldest)
+        used, free = used - freed, free + freed
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def write_about(folder: Path, about: str, rows: int) -> None:
+    """Say in an entry what it holds; whole or not at all."""
+    descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps({"about": about, "rows": rows}) + "\n")
+    os.replace(aside, folder / ABOUT)
+
+
+def touch(folder: Path) -> None:
+    """Note that an entry is used now: others go first."""
+    os.utime(folder)
+
+
+def cache_report(starts: Sequence[str] = (), clear: bool = False, as_json: bool = False) -> str:
+    """Return what the command `cache` prints: entries whose keys start so (none given: all), their
+    sizes, and after `clear` the bytes freed.
+
+    Raises UserError where a start matches nothing.
+    """
+    entries = cache_entries()
+    for start in starts:
+        if not any(entry.key.startswith(start) for entry in entries):
+            raise UserError(f"no entry of {cache_root()} begins with {start!r}; see cache")
+    chosen = [e for e in entries if not starts or e.key.startswith(tuple(starts))]
+    freed = sum(remove(entry) for entry in chosen) if clear else 0
+    if as_json:
+        rows = [{**asdict(entry), "folder": str(entry.folder)} for entry in chosen]
+        about = {"folder": str(cache_root()), "limit_bytes": limit_from_environment()}
+        return json.dumps({**about, "freed_bytes": freed, "entries": rows}, indent=1)
+    if clear:
+        left = sum(entry.folder.exists() for entry in chosen)
+        return f"freed {_gb(freed)}" + f"; {left} in use are kept" * bool(left)
+    return _table(chosen)
+
+
+def _table(entries: Sequence[CacheEntry]) -> str:
+    now = time.time()
+    lines = [
+        f"{entry.kind:8}  {_gb(entry.size_bytes):>9}  {_ago(now - entry.used):>7}  "
+        f"{entry.key[:8]}  {entry.about}{'  (in use)' * entry.in_use}"
+        for entry in entries
+    ]
+    total = sum(entry.size_bytes for entry in entries)
+    what = f"{len(entries)} entries, {_gb(total)} of at most {_gb(limit_from_environment())}"
+    return "\n".join([*lines, f"{cache_root()}: {what} (HF_TRANSFER_CACHE_GB)"])
+
+
+def _ago(seconds: float) -> str:
+    """Return how long ago an entry was used, roughly."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.0f} {name}"
+    return "now"

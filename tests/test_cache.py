@@ -1,0 +1,128 @@
+"""What is kept between runs: listed with its size, limited, never removed while it is used."""
+
+import gc
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_transfer import cache, featurestore
+from hf_transfer.cache import cache_entries, cache_root
+from hf_transfer.cli import main
+from hf_transfer.images import ImageSettings
+from hf_transfer.pixels import LivePixels, StoredPixels
+from hf_transfer.recipe import DataSpec
+from hf_transfer.sources import scan
+from hf_transfer.store import open_pixels
+
+PIXELS = 24 * 20 * 20 * 3  # bytes of the photos' pixels
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "kept"))
+
+
+def photos(folder, seed=0):
+    for number in range(24):
+        place = folder / ("cat" if number % 2 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number + seed).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(values).save(place / f"{number}.png")
+    return scan(DataSpec(str(folder)))
+
+
+def decoded(folder, seed=0):
+    return open_pixels(photos(folder, seed), ImageSettings(20))[0]
+
+
+def features(key, rows=1000):
+    column = featurestore.Column((8,), "float32")
+    compute = lambda span: [np.zeros((len(span), 8), np.float32)]  # noqa: E731
+    return featurestore.open_features(key, [column], rows, compute, about=f"features {key}")
+
+
+def aged(kind, seconds):
+    for folder in (cache_root() / kind).iterdir():
+        os.utime(folder, (time.time() - seconds,) * 2)
+
+
+def test_pixels_and_features_are_listed_with_what_they_are_the_last_used_first(tmp_path):
+    decoded(tmp_path / "a"), features("key")
+    aged("pixels", 100)
+    first, second = cache_entries()
+    assert (first.kind, first.about) == ("features", "features key")
+    assert (second.kind, second.size_bytes >= PIXELS) == ("pixels", True)
+    assert "24 images of 20 px" in second.about
+
+
+def test_reading_pixels_again_counts_as_use(tmp_path):
+    decoded(tmp_path / "a")
+    aged("pixels", 1000)
+    open_pixels(scan(DataSpec(str(tmp_path / "a"))), ImageSettings(20))
+    assert time.time() - cache_entries()[0].used < 100
+
+
+def test_pixels_and_features_share_one_limit(tmp_path, monkeypatch):
+    decoded(tmp_path / "a"), features("old"), gc.collect()
+    aged("pixels", 200), aged("features", 100)
+    monkeypatch.setenv("HF_TRANSFER_CACHE_GB", str(90_000 / 1e9))
+    features("new")  # 32 kB more, and the pixels were used first
+    assert [(e.kind, e.key) for e in cache_entries()] == [("features", "new"), ("features", "old")]
+
+
+def test_pixels_in_use_stay_and_what_finds_no_room_is_decoded_live(tmp_path, monkeypatch, caplog):
+    pixels = decoded(tmp_path / "a")
+    part = pixels.take(np.arange(3))
+    del pixels
+    aged("pixels", 200)
+    monkeypatch.setenv("HF_TRANSFER_CACHE_GB", str(1.5 * PIXELS / 1e9))
+    assert isinstance(decoded(tmp_path / "b", seed=50), LivePixels)
+    assert "decoded live" in caplog.text
+    assert "in use" in caplog.text
+    assert part[np.arange(3)].shape == (3, 20, 20, 3)
+    del part
+    assert isinstance(decoded(tmp_path / "c", seed=99), StoredPixels)
+
+
+def test_the_command_lists_as_text_and_as_json_and_clears(tmp_path, capsys):
+    decoded(tmp_path / "a")
+    held = features("key")
+    assert main(["cache"]) == 0
+    text = capsys.readouterr().out
+    assert "24 images of 20 px" in text
+    assert "(in use)" in text
+    assert "2 entries" in text.splitlines()[-1]
+    assert "HF_TRANSFER_CACHE_GB" in text
+    assert main(["cache", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {entry["kind"] for entry in found["entries"]} == {"pixels", "features"}
+    assert found["limit_bytes"] == cache.LIMIT_BYTES
+    assert main(["cache", "--clear"]) == 0
+    assert "1 in use are kept" in capsys.readouterr().out
+    assert [entry.key for entry in cache_entries()] == ["key"]
+    del held
+    assert main(["cache", "--clear", "ke"]) == 0
+    assert cache_entries() == []
+
+
+def test_a_key_that_begins_no_entry_is_a_mistake_and_nothing_is_cleared(tmp_path, capsys):
+    features("key")
+    assert main(["cache", "--clear", "ke", "nothing"]) == 2
+    assert "no entry" in capsys.readouterr().err
+    assert len(cache_entries()) == 1
+
+
+def test_an_empty_cache_is_listed_as_such(capsys):
+    assert main(["cache"]) == 0
+    assert "0 entries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_number_is_one_line(monkeypatch, capsys, text):
+    monkeypatch.setenv("HF_TRANSFER_CACHE_GB", text)
+    assert main(["cache"]) == 2
+    assert "write a number of gigabytes" in capsys.readouterr().err
