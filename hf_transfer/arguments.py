@@ -24,6 +24,7 @@ from hf_transfer.tasks import phase_conflicts
 # A recipe's short words; any other name of Trainer's `optim` goes through as it is.
 OPTIMIZERS = {"adamw": "adamw_torch_fused"}
 SEED_STEP = 1_000_003  # from one phase's seed to the next; repeats of a run use seed, seed + 1, …
+PEER_SECONDS = 600  # after which a process that does not answer is lost; they wait for each other
 Name = TypeVar("Name", bound=Enum)
 
 
@@ -126,6 +127,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         per_device_eval_batch_size=64,
         save_strategy="no",  # checkpoints are written by time: see checkpoint_seconds
         report_to="none",
+        ddp_timeout=int(os.environ.get("HF_TRANSFER_PEER_SECONDS", PEER_SECONDS)),
         disable_tqdm=True,
     )
 

@@ -110,6 +110,11 @@ def warnings_of(trainer: TransferTrainer) -> tuple[str, ...]:
     """Return what a reader of the report should know of the training."""
     found = []
     for report in trainer.reports:
+        if report.rollbacks:
+            found.append(
+                f"phase {report.name}: its loss exploded; it was begun again "
+                f"{report.rollbacks} times, each time at a tenth of its rates"
+            )
         unmoved = report.checks["unmoved"]
         if unmoved:
             found.append(

@@ -19,7 +19,13 @@ _SPEED = ("_per_second", "_runtime", "_preparation_time")
 
 
 def phase_report(
-    phase: Phase, backbone: Backbone, state: Any, proof: Proof, seconds: float, cached: bool
+    phase: Phase,
+    backbone: Backbone,
+    state: Any,
+    proof: Proof,
+    seconds: float,
+    cached: bool,
+    rollbacks: int = 0,
 ) -> PhaseReport:
     """Return the report of a finished phase; its metrics are those of the epoch it ended with."""
     history = history_of(state.log_history)
@@ -54,6 +60,7 @@ def phase_report(
         ),
         features="cached" if cached else "live",
         checks=asdict(proof),
+        rollbacks=rollbacks,
     )
 
 

@@ -6,13 +6,17 @@ of its own, so that no accelerator has to be waited for.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_transfer import launch
 from hf_transfer.recipe import UserError
@@ -25,13 +29,14 @@ class Processes:
     count: int = 1
     rank: int = 0
     group: Any = None  # of gloo, for numbers that live on the CPU
+    hosts: tuple[str, ...] = ()  # the machine of each process, by rank
 
     @classmethod
-    def here(cls) -> Processes:
+    def here(cls, timeout_seconds: float = 1800) -> Processes:
         """Return the processes that the launcher started; all of them call this together.
 
         Raises UserError where the launcher started more than have found each other, or fewer
-        than it was asked for.
+        than it was asked for. After `timeout_seconds` one that does not answer is lost.
         """
         launch.check()
         joined = dist.is_available() and dist.is_initialized()
@@ -44,8 +49,9 @@ class Processes:
             )
         if count == 1:
             return cls()
-        own = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        return cls(count, dist.get_rank(), own)
+        own = dist.group.WORLD if dist.get_backend() == "gloo" else _gloo(timeout_seconds)
+        alone = cls(count, dist.get_rank(), own)
+        return dataclasses.replace(alone, hosts=tuple(alone.all(socket.gethostname())))
 
     @property
     def main(self) -> bool:
@@ -79,6 +85,30 @@ class Processes:
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.data, src=0)
+
+
+def _gloo(timeout_seconds: float) -> Any:
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
+def settle_sums(wrapped: Any) -> None:
+    """Fix the order in which gradients are summed, before the first step that trains.
+
+    DistributedDataParallel lays its buckets out anew after its first backward pass, and from three
+    processes on a sum depends in its last bit on the place in a bucket: the first step after
+    resuming would not be that of the unbroken run. Here that pass is one of no consequence.
+    """
+    wrapped = getattr(wrapped, "_orig_mod", wrapped)
+    if not isinstance(wrapped, DistributedDataParallel):
+        return
+    wrapped.reducer.prepare_for_forward()
+    wrapped.reducer.prepare_for_backward([])
+    total = torch.zeros((), device=next(wrapped.parameters()).device)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            total = total + parameter.sum()  # the last is reached first: as in a network
+    total.backward()
+    wrapped.zero_grad(set_to_none=True)
 
 
 def leave() -> None:

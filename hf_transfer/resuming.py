@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,25 @@ def finished(folder: Path, model: nn.Module, about: Mapping[str, Any]) -> PhaseR
     return found[1]
 
 
+def check_shared(folder: Path, found: bool, processes: Processes) -> None:
+    """Raise CheckpointError unless all processes found the same in a phase's folder, or nothing."""
+    everyone = processes.all(found)
+    if len(set(everyone)) > 1:
+        blind = [i for i, one in enumerate(everyone) if not one]
+        names = sorted({processes.hosts[i] for i in blind}) if processes.hosts else []
+        raise CheckpointError(
+            f"{folder} is not the same for all processes: on {', '.join(names) or blind} it lacks "
+            "what others find; --out must be a folder that all machines share"
+        )
+
+
 def interrupted(folder: Path, about: Mapping[str, Any], processes: Processes) -> Checkpoint | None:
     """Return the newest whole checkpoint of a phase, None where it is to begin anew.
 
     Raises CheckpointError where it is of another run, or of another number of processes.
     """
     checkpoint = checkpoints.newest(folder)
+    check_shared(folder, checkpoint is not None, processes)
     if checkpoint is None or not _continues(checkpoint, about):
         return None
     there, here = checkpoint.about["processes"], processes.count
@@ -53,6 +66,42 @@ def interrupted(folder: Path, about: Mapping[str, Any], processes: Processes) ->
         )
     logger.info("going on from %s", checkpoint.folder)
     return checkpoint
+
+
+def take_up(trainer: Any, folder: Path, about: Mapping[str, Any]) -> Checkpoint | None:
+    """Return the checkpoint from which a trainer's phase goes on, None where it begins anew.
+
+    The best weights so far are back, and the loss since the last log.
+    """
+    checkpoint = interrupted(folder, about, trainer.processes)
+    if checkpoint is not None:
+        trainer._best = checkpoints.load_best(checkpoint.folder, trainer.args.device)
+        loss = checkpoint.folder / f"loss_{trainer.processes.rank}.json"
+        trainer.watch.running = json.loads(loss.read_text())
+    return checkpoint
+
+
+def keep(trainer: Any, about: Mapping[str, Any], save: Callable[[], None]) -> None:
+    """Write a checkpoint within a phase: what Trainer's own `save` writes, and what it forgets."""
+    processes, args = trainer.processes, trainer.args
+    place = Path(args.output_dir)
+
+    def fill(aside: Path) -> None:
+        args.output_dir = str(aside.parent)
+        save()
+        loss = {"loss": trainer._tr_loss.item(), "logged": trainer._globalstep_last_logged}
+        (aside / f"loss_{processes.rank}.json").write_text(json.dumps(loss))
+        if trainer._best is not None and processes.main:
+            checkpoints.save_tensors(trainer._best, aside / checkpoints.BEST)
+
+    try:
+        name = f"checkpoint-{trainer.state.global_step}"
+        checkpoints.write(place, name, fill, about, processes)
+    finally:
+        args.output_dir = str(place)
+    limit = args.save_total_limit if args.save_strategy != "no" else checkpoints.KEPT
+    if processes.main and limit:
+        checkpoints.drop(place, keep=limit)
 
 
 def _continues(checkpoint: Checkpoint, about: Mapping[str, Any]) -> bool:

@@ -143,6 +143,7 @@ def read_phase(node: Node, any_name: bool = False) -> PhaseSpec | GradualSpec:
         "still_norms": switch,
         "reestimate_norms": _images,
         "keep_adapters": switch,
+        "on_nan": one_of("stop", "rollback"),
         "cold_head": switch,
     }
     gradual = isinstance(node.value, Pairs) and "gradual" in dict(node.value)

@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from hf_transfer.features import FeaturesError, Replay
 from hf_transfer.freezing import bare_names
@@ -92,6 +95,31 @@ def fit_head(
                 f"head's layer, and they differ by {apart:.0e}; write epochs: 10 in its place"
             )
     return solution
+
+
+def train_exactly(trainer: Any, phase: Phase, replay: Replay) -> TrainOutput:
+    """Write the exact head into a trainer's network, logged as training by steps is logged."""
+    solution = fit_head(
+        trainer.model,
+        trainer.backbone.prefix,
+        phase,
+        replay,
+        class_weights=trainer.class_weights,
+        seed=trainer.args.seed,
+    )
+    trainer.processes.take_first(p for p in trainer.model.parameters() if p.requires_grad)
+    trainer.state = TrainerState(
+        epoch=float(solution.steps),
+        global_step=solution.steps,
+        max_steps=solution.steps,
+        is_local_process_zero=trainer.is_local_process_zero(),
+        is_world_process_zero=trainer.is_world_process_zero(),
+    )
+    strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.log_loss}
+    trainer.log({"loss": solution.loss, **strength})
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    return TrainOutput(solution.steps, solution.loss, {})
 
 
 def _apart(

@@ -9,7 +9,6 @@ come in as data.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -32,19 +30,21 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_transfer import (
     checkpoints,
+    failures,
     features,
     freezing,
     injecting,
     inputs,
     norms,
     objective,
+    recovery,
     resuming,
     shares,
     solve,
 )
 from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import describe
-from hf_transfer.checkpoints import Checkpoint, publish, write_phase
+from hf_transfer.checkpoints import publish, write_phase
 from hf_transfer.data import ImageSet, collate
 from hf_transfer.evaluation import EpochMetrics
 from hf_transfer.outcome import metric_names, phase_report
@@ -54,7 +54,7 @@ from hf_transfer.rates import param_groups
 from hf_transfer.recipe import PhaseSpec, UserError
 from hf_transfer.report import PhaseReport
 from hf_transfer.units import take_scale
-from hf_transfer.watch import PhaseWatch, running_loss
+from hf_transfer.watch import DivergedError, PhaseWatch
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class TransferTrainer(Trainer):
         kwargs.setdefault("compute_metrics", EpochMetrics(task=self.task, scale=scale))
         super().__init__(model=model, args=args, **kwargs)
         self.label_smoother = None  # smoothing is a phase's, and for training only
-        self.processes = Processes.here()
+        self.processes = Processes.here(args.ddp_timeout)
         self._run_args = self.args
         self._own_forward = self.model.__dict__.get("forward")
         self._still: list[nn.Module] = []
@@ -143,23 +143,54 @@ class TransferTrainer(Trainer):
             of["images"] = len(self.train_dataset)
         try:
             for phase in self.phases:
-                before = freezing.fingerprint(self.model, self.backbone.prefix)
-                self._about = resuming.about_phase(phase, before.digest(), of)
-                folder = Path(self._run_args.output_dir) / phase.folder
-                done = None
-                if resume_from_checkpoint:
-                    done = resuming.finished(folder, self.model, self._about)
-                if done is None:
-                    output = self._train_phase(
-                        phase, before, bool(resume_from_checkpoint), **kwargs
-                    )
-                else:
-                    self.reports.append(done)
+                output = self._run_phase(phase, of, bool(resume_from_checkpoint), **kwargs)
+        except (RuntimeError, OSError) as error:
+            known = failures.in_one_line(error, self.phase, self.processes)
+            if known is None:
+                raise
+            raise known from error
         finally:
             injecting.remove(self.model)
             self.backbone = self._described
             self.args, self.phase, self.is_in_train = self._run_args, None, False
         return output
+
+    def _run_phase(
+        self, phase: Phase, of: dict[str, Any], resume: bool, **kwargs: Any
+    ) -> TrainOutput:
+        """Read a finished phase back, or train it; with `on_nan: rollback` again if it diverges."""
+        folder = Path(self._run_args.output_dir) / phase.folder
+        before = freezing.fingerprint(self.model, self.backbone.prefix)
+        again = phase.spec.on_nan == "rollback"
+        start = copy.deepcopy(self.model.state_dict()) if again else {}
+        times = recovery.times_of(folder) if resume else 0
+        while True:
+            slower = recovery.slowed(phase, times)
+            self._about = resuming.about_phase(slower, before.digest(), {**of, "rollbacks": times})
+            done = resuming.finished(folder, self.model, self._about) if resume else None
+            resuming.check_shared(folder, done is not None, self.processes)
+            if done is not None:
+                self.reports.append(done)
+                return TrainOutput(0, 0.0, {})
+            try:
+                return self._train_phase(slower, before, resume, **kwargs)
+            except DivergedError as error:
+                if not again or times == recovery.TIMES:
+                    raise
+                times, resume = times + 1, False
+                logger.warning("%s", recovery.rolled_back(error, slower))
+                self._unwrap()
+                injecting.remove(self.model)
+                self.backbone = self._described
+                self.model.load_state_dict(start)
+                self._roll_back(folder, times)
+
+    def _roll_back(self, folder: Path, times: int) -> None:
+        """Forget the checkpoints of a phase that is begun again; a kill in here costs nothing."""
+        if self.watch.saves and self.processes.main:
+            checkpoints.drop(folder)
+            recovery.note(folder, times)
+        self.processes.wait()
 
     def _train_phase(
         self, phase: Phase, before: freezing.Fingerprints, resume: bool, **kwargs: Any
@@ -170,30 +201,21 @@ class TransferTrainer(Trainer):
         before = norms.begin(self, phase, before)
         folder = Path(self.args.output_dir)
         with self._features(phase), self.watch.listening():
-            checkpoint = self._take_up(folder) if resume else None
+            checkpoint = resuming.take_up(self, folder, self._about) if resume else None
             if checkpoint is None and self.watch.saves and self.processes.main:
                 checkpoints.drop(folder, end=True)  # of another run, which this one replaces
+                recovery.note(folder, self._about["rollbacks"])
             self._began = began - (checkpoint.about["seconds"] if checkpoint else 0.0)
-            try:
-                if phase.spec.solve:
-                    output = self._solve(phase)
-                else:
-                    output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
-            except RuntimeError as error:
-                if "DataLoader worker" in str(error):
-                    line = str(error).splitlines()[0].rstrip(". ")
-                    raise UserError(
-                        f"phase {phase.name}: a data worker died ({line}); where memory is short "
-                        "take fewer workers, or none (workers: 0)"
-                    ) from error
-                raise
+            if phase.spec.solve:
+                output = solve.train_exactly(self, phase, self._replay)
+            else:
+                output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
             self._unwrap()
             self._load_best()
             proof = self._prove(phase, before)
             seconds = time.monotonic() - self._began
-            report = phase_report(
-                phase, self.backbone, self.state, proof, seconds, cached=self._replay is not None
-            )
+            cached, times = self._replay is not None, self._about["rollbacks"]
+            report = phase_report(phase, self.backbone, self.state, proof, seconds, cached, times)
             self.reports.append(report)
             if phase.spec.keep_adapters and self.watch.saves and self.processes.main:
                 injecting.keep(self.model, self._described, phase, folder.with_name("adapter"))
@@ -207,15 +229,6 @@ class TransferTrainer(Trainer):
                 if self.watch.left():
                     self.watch.leave("the phase is done")
         return output
-
-    def _take_up(self, folder: Path) -> Checkpoint | None:
-        """Return the checkpoint from which the current phase goes on, if there is one."""
-        checkpoint = resuming.interrupted(folder, self._about, self.processes)
-        if checkpoint is not None:
-            self._best = checkpoints.load_best(checkpoint.folder, self.args.device)
-            loss = checkpoint.folder / f"loss_{self.processes.rank}.json"
-            self.watch.running = json.loads(loss.read_text())
-        return checkpoint
 
     def _apply(self, phase: Phase) -> None:
         """Make the network and the Trainer ready for a phase; idempotent."""
@@ -299,30 +312,6 @@ class TransferTrainer(Trainer):
             self.train_dataset, self.eval_dataset = images
             self._replay = None
             self._forward_back()
-
-    def _solve(self, phase: Phase) -> TrainOutput:
-        """Write the exact head into the network, and log it as training by steps is logged."""
-        solution = solve.fit_head(
-            self.model,
-            self.backbone.prefix,
-            phase,
-            self._replay,
-            class_weights=self.class_weights,
-            seed=self.args.seed,
-        )
-        self.processes.take_first(p for p in self.model.parameters() if p.requires_grad)
-        self.state = TrainerState(
-            epoch=float(solution.steps),
-            global_step=solution.steps,
-            max_steps=solution.steps,
-            is_local_process_zero=self.is_local_process_zero(),
-            is_world_process_zero=self.is_world_process_zero(),
-        )
-        strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.log_loss}
-        self.log({"loss": solution.loss, **strength})
-        if self.eval_dataset is not None:
-            self.evaluate()
-        return TrainOutput(solution.steps, solution.loss, {})
 
     # --- what Trainer calls -------------------------------------------------------------------
 
@@ -467,26 +456,15 @@ class TransferTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save what Trainer saves and what it forgets, whole or not at all."""
         self.watch.check_finite()
-        place, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-
-        def fill(aside: Path) -> None:
-            self.args.output_dir = str(aside.parent)
-            super(TransferTrainer, self)._save_checkpoint(model, trial)
-            loss = aside / f"loss_{self.processes.rank}.json"
-            loss.write_text(json.dumps(running_loss(self)))
-            if self._best is not None and self.processes.main:
-                checkpoints.save_tensors(self._best, aside / checkpoints.BEST)
-
         seconds = time.monotonic() - self._began
         about = {**self._about, "processes": self.processes.count, "seconds": seconds}
         self._saving = True
         try:
-            checkpoints.write(place, name, fill, about, self.processes)
+            resuming.keep(
+                self, about, lambda: super(TransferTrainer, self)._save_checkpoint(model, trial)
+            )
         finally:
-            self._saving, self.args.output_dir = False, str(place)
-        limit = self.args.save_total_limit if self.args.save_strategy != "no" else checkpoints.KEPT
-        if self.processes.main and limit:
-            checkpoints.drop(place, keep=limit)
+            self._saving = False
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights of a checkpoint, every name of them."""

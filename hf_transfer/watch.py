@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainerCallback
 
 from hf_transfer import stopping
 from hf_transfer.outcome import check_metric, metric_values
+from hf_transfer.processes import settle_sums
 from hf_transfer.recipe import UserError
 
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ logger = logging.getLogger(__name__)
 
 STOPPED = 143  # exit status of a process that SIGTERM ended
 DUE, CALLED = 1, 2  # reasons to save: enough time has passed, SIGTERM has come
+EXPLODED = 1e3  # times the first loss that was logged, or 1: what comes next is no number
 
 
 class DivergedError(UserError):
-    """The loss or its gradient is not a number any more: the rate is too high, or the data bad."""
+    """The loss exploded, or is no number any more: the rate is too high, or the data bad."""
 
 
 class PhaseWatch(TrainerCallback):
@@ -70,6 +71,7 @@ class PhaseWatch(TrainerCallback):
     # --- what Trainer calls -------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        settle_sums(self.trainer.model_wrapped)
         loader = kwargs.get("train_dataloader")
         if loader is not None and getattr(loader, "num_workers", 0):
             loader.worker_init_fn = _Deaf(loader.worker_init_fn)
@@ -117,6 +119,9 @@ class PhaseWatch(TrainerCallback):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(value) and not (key != "loss" and args.fp16):
                 self.diverged("loss" if key == "loss" else "gradient", value)
+        first = next((row["loss"] for row in state.log_history if "loss" in row), None)
+        if first is not None and (logs or {}).get("loss", 0.0) > EXPLODED * max(first, 1.0):
+            self.diverged("loss", logs["loss"])
 
     # --- decisions ----------------------------------------------------------------------------
 
@@ -186,9 +191,3 @@ class _Deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self.start is not None:
             self.start(worker)
-
-
-def running_loss(trainer: TransferTrainer) -> dict[str, Any]:
-    """Return what Trainer holds of the loss between two logs, and does not save."""
-    loss: torch.Tensor = trainer._tr_loss
-    return {"loss": loss.item(), "logged": trainer._globalstep_last_logged}

@@ -138,7 +138,8 @@ class Reduced(TrainerCallback):
         self.steps[self.trainer.phase.name].append(0)
 
     def _reduce(self, state, bucket):  # torch reads annotations, and not as strings
-        self.steps[self.trainer.phase.name][-1] += bucket.buffer().nbytes
+        if steps := self.steps[self.trainer.phase.name]:
+            steps[-1] += bucket.buffer().nbytes
         return default_hooks.allreduce_hook(None, bucket)
 
 
@@ -174,6 +175,7 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
         out, phases, small.network(backbone, dropout=dropout), callbacks=callbacks, **options
     )
     reduced.trainer = trainer
+    (out / "begun").touch()
     if first:
         trainer.evaluate()
     trainer.train(resume_from_checkpoint=True)

@@ -142,6 +142,20 @@ def test_two_processes_killed_and_resumed_end_like_the_unbroken_two(tmp_path, un
     assert facts == unbroken[1]
 
 
+def test_three_processes_sum_in_one_order_before_and_after_they_are_resumed(tmp_path):
+    """From three on a sum depends on its order, which a new wrapper is free to choose anew."""
+    ends, options = [], {"backbone": CONVNEXT, "dropout": 0.0, "checkpoint_seconds": 0}
+    phases = [{**COLD, "epochs": 2, "batch_size": 2, "best": "last"}]
+    for kill in ({}, {"kill": ("transformers:Trainer.training_step", 4)}):
+        out = tmp_path / f"out{len(kill)}"
+        if kill:
+            assert together(3, out, phases, {**options, **kill}) == [-signal.SIGKILL] * 3, log(out)
+        assert together(3, out, phases, options) == [0] * 3, log(out)
+        ends.append(results(out))
+    assert changed(ends[0][0], ends[1][0]) == set()
+    assert ends[0][1] == ends[1][1]
+
+
 def test_another_number_of_processes_goes_on_at_a_phase_but_not_within_one(tmp_path):
     out = tmp_path / "out"
     options = {"backbone": RESNET, "checkpoint_seconds": 0}

@@ -116,6 +116,7 @@ class Run:
 
     def start(self) -> list[Any]:
         """Start the processes, which go on from what the folder holds."""
+        (self.out / "begun").unlink(missing_ok=True)
         port, own = free_port(), dict(self.options)
         return [
             start(train, self.out / f"log-{rank}", self.out, self.phases,
@@ -147,6 +148,10 @@ class Run:
         """Return the number of the phase that is being trained, from 1 on."""
         return str(1 + len(list(self.out.glob("phase-*/checkpoint-end"))))
 
+    def training_seconds(self) -> float:
+        """Return the time from the start of training to its end."""
+        return (self.out / "end.json").stat().st_mtime - (self.out / "begun").stat().st_mtime
+
     def results(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the end weights, and metrics and history."""
         return torch.load(self.out / "end.pt"), json.loads((self.out / "end.json").read_text())
@@ -171,7 +176,7 @@ def killed(
     kind: Kind, count: int, folder: Path, kills: int, seconds: float, chance: random.Random
 ) -> tuple[list[Run], list[str]]:
     """Kill runs at random moments until there are `kills`; return the runs, all ended, and the
-    phases in which they were killed. `seconds` is what an unbroken one takes."""
+    phases in which they were killed. `seconds` is what an unbroken one trains."""
     runs: list[Run] = []
     phases: list[str] = []
     while len(phases) < kills or not runs:
@@ -182,9 +187,12 @@ def killed(
         runs.append(run)
         while True:
             children = run.start()
-            until = time.monotonic() + chance.uniform(0.1, 1.0) * seconds
             if len(phases) >= kills:
                 break
+            begun, wait = run.out / "begun", chance.uniform(0.0, 1.0) * seconds
+            while not begun.exists() and all(child.exitcode is None for child in children):
+                time.sleep(0.005)
+            until = time.monotonic() + wait
             while time.monotonic() < until and any(child.exitcode is None for child in children):
                 time.sleep(0.005)
             if all(child.exitcode is not None for child in children):
@@ -207,7 +215,7 @@ def measured(
             began, here = time.monotonic(), folder / f"{name}-{count}".replace(" ", "_")
             unbroken = Run(kind, count, here / "unbroken", save_strategy="no")
             unbroken.finish(unbroken.start())
-            seconds = time.monotonic() - began
+            seconds = unbroken.training_seconds()
             weights, facts = unbroken.results()
             alone = weights if count == 1 else alone
             together = None if alone is None or count == 1 else relative(weights, alone)
