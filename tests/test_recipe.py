@@ -133,7 +133,7 @@ EVERYTHING = Recipe(
         PhaseSpec("all", epochs=1.0, max_grad_norm=0.0, features="live", still_norms=True),
         PhaseSpec("lora(r=4)", epochs=1.0, keep_adapters=True),
         PhaseSpec("all", epochs=1.0, reestimate_norms=True),
-        PhaseSpec("all", epochs=1.0, reestimate_norms=512),
+        PhaseSpec("all", epochs=1.0, reestimate_norms=512, on_nan="rollback"),
         PhaseSpec("head", solve="lbfgs", views=3, augment=AUGMENTS["standard"], cold_head=True),
         GradualSpec(2, "blocks", PhaseSpec("head", epochs=2.0), 0.5, 4),
         GradualSpec(33, "%", PhaseSpec("head", epochs=2.0)),
