@@ -44,7 +44,7 @@ def now() -> str:
 
 
 def backbone_facts(model: torch.nn.Module, backbone_id: str) -> dict[str, Any]:
-    """Return what the report says of the backbone; `license` is what its checkpoint states."""
+    """Return what the report says of the backbone; `license` is what its weights' source states."""
     backbone = model.backbone
     stated = getattr(model.config, "pretrained_cfg", None) or {}
     hub = backbone.source == "transformers" and not Path(backbone_id).is_dir()
@@ -54,7 +54,7 @@ def backbone_facts(model: torch.nn.Module, backbone_id: str) -> dict[str, Any]:
         "source": backbone.source,
         "weights": backbone.weights,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "license": stated.get("license"),
+        "license": None if backbone.weights == "random" else stated.get("license"),
         "image_size": backbone.image.size,
     }
 

@@ -94,7 +94,8 @@ def replay_of(
         wanted = "solve: lbfgs" if phase.spec.solve else "features: cached"
         if phase.spec.features == "cached" or phase.spec.solve:
             raise FeaturesError(f"phase {phase.name}: {wanted} is not possible, because {reason}")
-        logger.info("phase %s: what is frozen runs in every epoch: %s", phase.name, reason)
+        if phase.frozen_prefix:
+            logger.info("phase %s: what is frozen runs in every epoch: %s", phase.name, reason)
         return None
     return replay
 

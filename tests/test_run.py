@@ -149,6 +149,11 @@ def test_repeated_seeds_have_a_folder_each_and_a_median(photos, tmp_path):
     assert report.seed in (0, 1)
 
 
+def test_random_weights_carry_no_licence(finished):
+    assert finished[1].backbone["weights"] == "random"
+    assert finished[1].backbone["license"] is None
+
+
 def test_a_source_of_ones_own_is_trained_first(photos, tmp_path):
     once = (PhaseSpec("head", epochs=1, batch_size=8),)
     data = DataSpec(path=str(photos), image_size=32)
