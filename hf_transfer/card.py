@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hf_transfer.card_results import NOT_MEASURED, measured_splits, results
+from hf_transfer.markdown import code, table, text
 from hf_transfer.report import (
     WORDS,
     Facts,
@@ -18,19 +20,45 @@ from hf_transfer.report import (
     show_count,
     show_rate,
     show_seconds,
+    split_rows,
 )
 
-NOT_MEASURED = "not measured"
 NOT_STATED = "not stated"
 # The Hub's names for our metrics, with its arguments.
 HUB_METRICS: tuple[tuple[str, str, Facts], ...] = (
     ("accuracy", "accuracy", {}),
     ("balanced_accuracy", "balanced_accuracy", {}),
+    ("map", "mean_average_precision", {}),
     ("macro_f1", "f1", {"average": "macro"}),
     ("auroc", "roc_auc", {"multi_class": "ovr"}),
+    ("r2", "r_squared", {}),
+    ("mae", "mae", {}),
 )
+# The pipeline is that of image classification for all: it opens them, and reads the task in them.
+TAGS = {
+    "classification": ("image-classification",),
+    "multi_label": ("image-classification", "multi-label-classification"),
+    "regression": ("image-regression",),
+}
 MOST_LABELS_NAMED = 30
-MOST_CLASSES_LISTED = 50
+KINDS = {
+    "classification": "An image classifier",
+    "multi_label": "An image classifier for several labels at once",
+    "regression": "A model that reads numbers off images",
+}
+TELLS = {
+    "classification": "It tells {n} classes apart",
+    "multi_label": "It says which of {n} labels an image shows",
+    "regression": "Numbers that it gives, in the units of the training data ({n})",
+}
+LIMITS = {
+    "classification": "It gives every image one of its classes, also an image that shows none of "
+    "them.",
+    "multi_label": "It gives every image a probability for each of its labels and none for what "
+    "it was not trained on; the threshold of one half was not tuned.",
+    "regression": "It gives numbers for every image, also for one that is of another kind than "
+    "those it was trained on; it does not say how sure it is.",
+}
 
 
 def model_card(report: RunReport, repo_id: str | None = None) -> str:
@@ -41,9 +69,9 @@ def model_card(report: RunReport, repo_id: str | None = None) -> str:
     """
     front = yaml.safe_dump(_front(report, repo_id), sort_keys=False, allow_unicode=True, width=1000)
     sections = (
-        f"# {_text(_title(report, repo_id))}",
+        f"# {text(_title(report, repo_id))}",
         _summary(report),
-        f"## Results\n\n{_results(report)}",
+        f"## Results\n\n{results(report)}",
         f"## How it was trained\n\n{_training(report)}",
         f"## Data\n\n{_data(report)}",
         f"## How to load it\n\n{_loading(report, repo_id)}",
@@ -55,10 +83,10 @@ def model_card(report: RunReport, repo_id: str | None = None) -> str:
 
 def _front(report: RunReport, repo_id: str | None) -> Facts:
     timm = report.backbone.get("source") == "timm"
-    base, data = base_model(report), report.data.get("repo")
-    results = [
+    base, data, leads = base_model(report), report.data.get("repo"), report.task.headline
+    measured = [
         {
-            "task": {"type": "image-classification", "name": "Image classification"},
+            "task": {"type": report.task.hub_type, "name": report.task.title},
             "dataset": {
                 "name": _data_name(report) or NOT_STATED,
                 "type": data or re.sub(r"[^\w.-]+", "-", _data_name(report) or NOT_STATED),
@@ -66,12 +94,12 @@ def _front(report: RunReport, repo_id: str | None) -> Facts:
             },
             "metrics": [
                 {"type": kind, "name": WORDS[name], "value": round(values[name], 4)}
-                | ({"args": dict(arguments)} if arguments else {})
+                | ({"args": dict(arguments)} if arguments and _of_classes(report, name) else {})
                 for name, kind, arguments in HUB_METRICS
-                if values.get(name) is not None
+                if name in metric_words(values) and values[name] is not None
             ],
         }
-        for split, values in _splits(report)
+        for split, values in measured_splits(report)
     ]
     front = {
         "license": report.backbone.get("license"),
@@ -79,11 +107,17 @@ def _front(report: RunReport, repo_id: str | None) -> Facts:
         "pipeline_tag": "image-classification",
         "base_model": base,
         "datasets": [data] if data else None,
-        "tags": ["hf_transfer", "transfer-learning", "image-classification"],
-        "metrics": ["accuracy"] if results else None,
-        "model-index": [{"name": _title(report, repo_id), "results": results}] if results else None,
+        "tags": ["hf_transfer", "transfer-learning", *TAGS[report.task.name]],
+        "metrics": [{ours: hub for ours, hub, _ in HUB_METRICS}[leads]] if measured else None,
     }
+    if measured:
+        front["model-index"] = [{"name": _title(report, repo_id), "results": measured}]
     return {key: value for key, value in front.items() if value is not None}
+
+
+def _of_classes(report: RunReport, metric: str) -> bool:
+    """Whether the Hub's arguments of a metric hold: AUROC's are of one class against others."""
+    return metric != "auroc" or report.task.name == "classification"
 
 
 def base_model(report: RunReport) -> str | None:
@@ -112,89 +146,29 @@ def _data_name(report: RunReport) -> str | None:
     return " ".join(Path(str(place)).name.split()) if place else None
 
 
-def _splits(report: RunReport) -> list[tuple[str, Facts]]:
-    """The splits that were measured, the one that counts first."""
-    test = report.metrics.get("test")
-    found = [("test", test)] if test else []
-    return found + ([("validation", report.metrics)] if "accuracy" in report.metrics else [])
-
-
 def _summary(report: RunReport) -> str:
-    labels, backbone = report.labels, _code(report.backbone.get("id", NOT_STATED))
-    named = ", ".join(_text(label) for label in labels[:MOST_LABELS_NAMED])
+    labels, backbone = report.labels, code(report.backbone.get("id", NOT_STATED))
+    named = ", ".join(text(label) for label in labels[:MOST_LABELS_NAMED])
     more = len(labels) - MOST_LABELS_NAMED
     named += f" and {more} more" if more > 0 else ""
-    kinds = f"It tells {len(labels)} classes apart: {named}." if labels else "Classes: not stated."
+    kinds = f"{report.task.nouns.capitalize()}: not stated."
+    if labels:
+        kinds = f"{TELLS[report.task.name].format(n=len(labels))}: {named}."
     way = {"pretrained": "pretrained weights", "random": "random weights, without transfer"}
     weights = report.backbone.get("weights")
-    start = way.get(str(weights), _code(Path(weights).name) if weights else NOT_STATED)
-    data = _text(_data_name(report) or NOT_STATED)
+    start = way.get(str(weights), code(Path(weights).name) if weights else NOT_STATED)
+    data = text(_data_name(report) or NOT_STATED)
     return (
-        f"An image classifier: {backbone} trained on {data} with hf_transfer's recipe "
-        f"{_code(report.name)}, from {start}. {kinds}"
+        f"{KINDS[report.task.name]}: {backbone} trained on {data} with hf_transfer's recipe "
+        f"{code(report.name)}, from {start}. {kinds}"
     )
-
-
-def _results(report: RunReport) -> str:
-    splits = _splits(report)
-    if not splits:
-        return f"Accuracy: {NOT_MEASURED}."
-    rows = [
-        [_text(words), split, *_value(values, name), f"{values['n']:,}" if "n" in values else "–"]
-        for split, values in splits
-        for name, words in metric_words(values).items()
-    ]
-    parts = [_table(("Metric", "Split", "Value", "95% interval", "n"), rows), _spread(report)]
-    split, values = splits[0]
-    classes = [row for row in values.get("per_class", []) if row["f1"] is not None]
-    if classes:
-        head = f"Class by class, on {split}:"
-        if len(classes) > MOST_CLASSES_LISTED:
-            classes = sorted(classes, key=lambda row: (row["f1"], row["label"]))[:10]
-            head = f"The ten weakest classes, on {split}:"
-        table = _table(
-            ("Class", "n", "Precision", "Recall", "F1"), [_class(row) for row in classes]
-        )
-        parts += [head, table]
-    return "\n\n".join(parts)
-
-
-def _spread(report: RunReport) -> str:
-    seeds = report.seeds.get("seeds") or [report.seed]
-    note = (
-        f"This is the run with seed {report.seed}. Intervals are percentile bootstrap over images; "
-        "they say nothing of the spread over seeds"
-    )
-    if len(seeds) < 2:
-        return f"{note}, which was not measured."
-    found = [("validation", report.seeds["metrics"]), ("test", report.seeds["test"])]
-    rows = [
-        [_text(WORDS.get(name, name)), split, *(f"{entry[k]:.3f}" for k in ("mean", "min", "max"))]
-        for split, metrics in found
-        for name, entry in metrics.items()
-    ]
-    head = f"Over {len(seeds)} seeds ({', '.join(map(str, seeds))}):"
-    return f"{note}.\n\n{head}\n\n{_table(('Metric', 'Split', 'Mean', 'Min', 'Max'), rows)}"
-
-
-def _value(values: Facts, name: str) -> list[str]:
-    value, bounds = values[name], values.get("intervals", {}).get(name)
-    if value is None:
-        reason = values.get("reasons", {}).get(name)
-        return [NOT_MEASURED + (f": {_text(reason)}" if reason else ""), "–"]
-    return [f"{value:.3f}", f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else NOT_MEASURED]
-
-
-def _class(row: Facts) -> list[str]:
-    shares = ["–" if row[k] is None else f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
-    return [_text(str(row["label"])), f"{row['n']:,}", *shares]
 
 
 def _training(report: RunReport) -> str:
     if not report.phases:
         return f"Phases: {NOT_STATED}."
     head = ("Phase", "Trained", "Parameters", "Rate", "Epochs", "Steps", "Time", "Ended")
-    rows = [[f"{i} {_text(p.name)}", *_phase(p)] for i, p in enumerate(report.phases, 1)]
+    rows = [[f"{i} {text(p.name)}", *_phase(p)] for i, p in enumerate(report.phases, 1)]
     wall, training = report.seconds.get("wall"), report.seconds.get("training")
     time = (
         f"Training took {NOT_MEASURED if training is None else show_seconds(training)}, "
@@ -202,13 +176,13 @@ def _training(report: RunReport) -> str:
     )
     return (
         "Phases ran one after the other; what is not named as trained was frozen.\n\n"
-        f"{_table(head, rows)}\n\n{time} All settings are in recipe.yaml, all numbers in "
+        f"{table(head, rows)}\n\n{time} All settings are in recipe.yaml, all numbers in "
         "report.json."
     )
 
 
 def _phase(phase: PhaseReport) -> list[str]:
-    groups = [_code(group) for group in phase.groups]
+    groups = [code(group) for group in phase.groups]
     if len(groups) > 3:
         groups = [f"{groups[0]} … {groups[-1]} ({len(groups)} groups)"]
     rates = [row["lr"] for row in phase.rates if row.get("lr") is not None]
@@ -223,18 +197,19 @@ def _phase(phase: PhaseReport) -> list[str]:
         f"{phase.epochs:g}",
         f"{phase.steps:,}",
         show_seconds(phase.seconds),
-        _text(phase.stopped or "ran to its end") + best,
+        text(phase.stopped or "ran to its end") + best,
     ]
 
 
 def _data(report: RunReport) -> str:
-    rows = [
-        [split, *(f"{n:,}" for n in (sum(found), len(found), min(found), max(found)))]
-        for split, counts in (report.data.get("counts") or {}).items()
-        if (found := list(counts.values()))
-    ]
-    head = ("Split", "Images", "Classes", "Fewest in a class", "Most in a class")
-    counts = _table(head, rows) if rows else f"Images: {NOT_STATED}."
+    one, several = report.task.noun, report.task.nouns.capitalize()
+    head = ["Split", "Images", several]
+    rows = [[split, f"{n:,}", f"{len(found):,}"] for split, n, found in split_rows(report)]
+    if report.task.name != "regression":
+        head += [f"Fewest in a {one}", f"Most in a {one}"]
+        for row, (_, _, found) in zip(rows, split_rows(report), strict=True):
+            row += [f"{min(found):,}", f"{max(found):,}"]
+    counts = table(head, rows) if rows else f"Images: {NOT_STATED}."
     return f"{counts}\n\n{_audit(report.data.get('audit'))}"
 
 
@@ -244,7 +219,7 @@ def _audit(audit: Any) -> str:
     if not audit["findings"]:
         return "The audit of the images found nothing amiss."
     lines = [
-        f"- {_text(str(found.get('kind')))}: {found.get('count')} ({_text(str(found.get('done')))})"
+        f"- {text(str(found.get('kind')))}: {found.get('count')} ({text(str(found.get('done')))})"
         for found in audit["findings"]
     ]
     return "The audit of the images found:\n\n" + "\n".join(lines)
@@ -281,8 +256,8 @@ def _loading(report: RunReport, repo_id: str | None) -> str:
 
 
 def _limitations(report: RunReport) -> str:
-    splits = _splits(report)
-    lines = ["It gives every image one of its classes, also an image that shows none of them."]
+    splits = measured_splits(report)
+    lines = [LIMITS[report.task.name]]
     lines += _limits_of_results(report, *splits[0]) if splits else []
     lines.append(
         "How it does on other data than this, its robustness and its fairness towards groups of "
@@ -290,10 +265,10 @@ def _limitations(report: RunReport) -> str:
     )
     license_ = report.backbone.get("license")
     lines.append(
-        f"Licence of the pretrained weights: {_text(str(license_ or NOT_STATED))}; "
+        f"Licence of the pretrained weights: {text(str(license_ or NOT_STATED))}; "
         f"licence and origin of the images: {NOT_STATED}."
     )
-    lines += [f"Warning of the run: {_text(str(w)).rstrip('.')}." for w in report.warnings]
+    lines += [f"Warning of the run: {text(str(w)).rstrip('.')}." for w in report.warnings]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -309,11 +284,13 @@ def _limits_of_results(report: RunReport, split: str, values: Facts) -> list[str
                 "The best epochs were chosen on the validation images, so the numbers flatter a "
                 "little."
             )
-    rows = [row for row in values.get("per_class", []) if row["f1"] is not None]
+    kind = "class" if "per_class" in values else "label"
+    rows = values.get("per_class") or values.get("per_label") or []
+    rows = [row for row in rows if row["f1"] is not None]
     if rows:
         worst = min(rows, key=lambda row: row["f1"])
         lines.append(
-            f"Weakest class on {split}: {_text(str(worst['label']))}, F1 {worst['f1']:.3f} "
+            f"Weakest {kind} on {split}: {text(str(worst['label']))}, F1 {worst['f1']:.3f} "
             f"(n = {worst['n']:,})."
         )
     return lines
@@ -327,23 +304,7 @@ def _environment(report: RunReport) -> str:
         "created": report.created,
     }
     rows = [
-        [_text(key), NOT_STATED if value is None else _text(str(value))]
+        [text(key), NOT_STATED if value is None else text(str(value))]
         for key, value in facts.items()
     ]
-    return _table(("Fact", "Value"), rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _text(words: str) -> str:
-    """Words from outside as Markdown text: what would be markup is escaped, line breaks go."""
-    markup = r"([\\`*\[\]<|&~]|(?<!\w)_|_(?!\w))"
-    return re.sub(markup, r"\\\1", " ".join(words.split()))
-
-
-def _code(words: object) -> str:
-    inside = " ".join(str(words).replace("`", "'").split()).replace("|", "\\|")
-    return f"`{inside}`"
+    return table(("Fact", "Value"), rows)

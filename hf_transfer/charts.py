@@ -66,6 +66,41 @@ def line_chart(title: str, lines: Sequence[Line], bands: Sequence[Band], show: S
     return svg(width, height, parts, title)
 
 
+def scatter(title: str, points: Sequence[Point]) -> str:
+    """Return an SVG of predicted against true values on one scale, with the line where they are
+    the same."""
+    side, left, top, bottom = 360.0, 58.0, 26.0, 40.0
+    values = [value for point in points for value in point]
+    low, high = min(values), max(values)
+    room = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+    low, high = low - room, high + room
+    width = left + side + 12
+
+    def x_of(x: float) -> float:
+        return left + side * (x - low) / (high - low)
+
+    def y_of(y: float) -> float:
+        return top + side * (high - y) / (high - low)
+
+    parts = [mark("rect", style="frame", x=left, y=top, width=side, height=side)]
+    for tick in ticks(low, high, 5):
+        x, y, shown = x_of(tick), y_of(tick), f"{tick:.6g}"
+        parts.append(mark("line", style="grid", x1=left, x2=left + side, y1=y, y2=y))
+        parts.append(mark("line", style="grid", x1=x, x2=x, y1=top, y2=top + side))
+        parts.append(text(shown, left - 7, y + 3.5, "tick", "end"))
+        parts.append(text(shown, x, top + side + 16, "tick", "middle"))
+    right, floor = left + side, top + side
+    parts.append(mark("line", style="edge", x1=left, y1=floor, x2=right, y2=top))
+    for x, y in points:
+        note = f"true {x:.6g}, predicted {y:.6g}"
+        parts.append(mark("circle", style="point", title=note, cx=x_of(x), cy=y_of(y), r=2.8))
+    parts.append(text("true", left + side / 2, top + side + 34, "axis", "middle"))
+    turned = f"translate(11,{top + side / 2:.1f}) rotate(-90)"
+    parts.append(text("predicted", 0, 0, "axis", "middle", transform=turned))
+    parts.append(text(shorten(title, 40), 0, 12, "chart-title"))
+    return svg(width, top + side + bottom, parts, f"{title}: predicted against true", natural=width)
+
+
 def heat_map(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """Return an SVG of a confusion matrix: rows true, columns predicted, shaded by share of a row.
 

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = _command(commands, "predict", _predict, "label images with a trained model")
     predict.add_argument("model", help="a run folder, a model folder or a Hub repository")
     predict.add_argument("images", nargs="+", help="image files or folders of images")
-    predict.add_argument("--top", type=int, default=3, metavar="N", help="labels to show")
+    predict.add_argument("--top", type=int, metavar="N", help="labels to show (default: 3 classes)")
     predict.add_argument("--json", action="store_true", help="print JSON instead of text")
 
     push = _command(commands, "push", _push, "send a run's model and card to the Hub")
@@ -217,11 +217,13 @@ def _groups(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from hf_transfer.predict import find_images, format_predictions, predict
+    from hf_transfer.predict import find_images, format_predictions, predict, ready
     from hf_transfer.progress import quiet
 
     quiet()
-    predictions = predict(args.model, find_images(args.images), top=args.top)
+    model: Any = ready(args.model)
+    top = args.top or (3 if model.backbone.task == "classification" else None)
+    predictions = predict(model, find_images(args.images), top=top)
     if args.json:
         print(json.dumps([prediction.to_dict() for prediction in predictions], indent=1))
     else:

@@ -1,4 +1,4 @@
-"""A page in the browser: drop an image, read the ranked labels. The Space and `demo` are this."""
+"""A page in the browser: drop an image, read the answer. The Space and `demo` are this."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_transfer.hub import find_report, model_folder
 from hf_transfer.recipe import UserError
-from hf_transfer.report import RunReport
+from hf_transfer.report import WORDS, RunReport
+from hf_transfer.tasks import THRESHOLD
 
 if TYPE_CHECKING:
     import gradio
@@ -26,7 +27,7 @@ STYLE = ".gradio-container {max-width: 60rem !important; margin: 0 auto !importa
 def build_demo(model: str | Path, examples: str | Path | None = None) -> gradio.Blocks:
     """Return the page for a run folder, a model folder or a Hub repository, not yet served.
 
-    It shows the model's name, its measured accuracy with n, and the images in `examples` (default:
+    It shows the model's name, its leading metric with n, and the images in `examples` (default:
     the folder examples/ of the model or its run). Raises UserError without gradio or a model.
     """
     gr = _gradio()
@@ -39,25 +40,29 @@ def build_demo(model: str | Path, examples: str | Path | None = None) -> gradio.
     places = [Path(examples)] if examples else [folder / "examples", run / "examples"]
     shown = next((find_images([place]) for place in places if place.is_dir()), [])
 
-    def answer(image: str | None) -> dict[str, float] | None:
+    backbone = network.backbone
+
+    def answer(image: str | None) -> dict[str, float] | list[list[str]] | None:
         if image is None:
             return None
-        (prediction,) = predict(network, image, top=ANSWERS)
+        (prediction,) = predict(network, image)
         if prediction.error:
             why = prediction.error.removeprefix(f"{prediction.file}: ")
             text = f"This image cannot be read: {why}. Try a JPEG, PNG or WebP file."
             raise gr.Error(text, duration=20, print_exception=False)
+        if prediction.values is not None:
+            return [[target, f"{value:.7g}"] for target, value in prediction.values]
         return dict(prediction.labels)
 
     name = _name(model, folder, report)
     with gr.Blocks(
         title=name, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
     ) as demo:
-        labels = _labels(network.backbone.labels)
+        labels = _labels(backbone.labels, backbone.task)
         gr.Markdown(f"# {_plain(name)}\n\n{labels}\n\n{_measured(report)}")
         with gr.Row():
             image = gr.Image(type="filepath", image_mode=None, label="Image", height=360)
-            ranked = gr.Label(num_top_classes=ANSWERS, label="Answer")
+            ranked = _answer_box(gr, backbone.task)
         # The file as it was sent: gradio itself would open it first, and fail without a reason.
         image.preprocess = lambda sent: sent.path if sent else None
         asked = image.change(answer, image, ranked, api_name="predict", show_progress="minimal")
@@ -123,23 +128,38 @@ def _name(model: str | Path, folder: Path, report: RunReport | None) -> str:
     return folder.parent.name if report and folder.name == "model" else folder.name
 
 
-def _labels(labels: Sequence[str]) -> str:
+def _answer_box(gr: Any, task: str) -> Any:
+    """Return where the answer stands: ranked labels, or a table of numbers."""
+    if task == "regression":
+        heads = ["Target", "Value"]
+        return gr.Dataframe(headers=heads, label="Answer", interactive=False)
+    one = task == "classification"  # of several labels none stands for the image, and all are shown
+    return gr.Label(num_top_classes=ANSWERS if one else None, label="Answer", show_heading=one)
+
+
+def _labels(labels: Sequence[str], task: str) -> str:
     named = ", ".join(map(_plain, labels[:LABELS_NAMED]))
     more = f" and {len(labels) - LABELS_NAMED} more" if len(labels) > LABELS_NAMED else ""
-    return f"Tells {len(labels)} classes apart: {named}{more}."
+    if task == "classification":
+        return f"Tells {len(labels)} classes apart: {named}{more}."
+    if task == "regression":
+        return f"Reads off an image: {named}{more}."
+    least = f"from a probability of {THRESHOLD:g} on, a label counts as there"
+    return f"Says which of {len(labels)} labels an image shows: {named}{more}; {least}."
 
 
 def _measured(report: RunReport | None) -> str:
-    """Return the accuracy with its split, n and interval, and what was trained how."""
+    """Return the leading metric with its split, n and interval, and what was trained how."""
     if report is None:
         return "Accuracy: not measured, for no report came with this model."
+    leads = report.task.headline
     split = "test" if report.metrics.get("test") else "validation"
     values = report.metrics["test"] if split == "test" else report.metrics
-    accuracy, bounds = values.get("accuracy"), values.get("intervals", {}).get("accuracy")
-    text = "Accuracy: not measured"
-    if accuracy is not None:
+    value, bounds = values.get(leads), values.get("intervals", {}).get(leads)
+    text = f"{WORDS[leads]}: not measured"
+    if value is not None:
         interval = f", 95% interval {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else ""
-        text = f"Accuracy {accuracy:.3f} on n = {values['n']:,} {split} images{interval}"
+        text = f"{WORDS[leads]} {value:.3f} on n = {values['n']:,} {split} images{interval}"
     backbone = _plain(str(report.backbone.get("id", "not stated")))
     return f"{text}. Backbone {backbone}, recipe {_plain(report.name)}, seed {report.seed}."
 

@@ -18,6 +18,7 @@ from hf_transfer.data import ImageData, ImageSet
 from hf_transfer.evaluation import load_metric
 from hf_transfer.evaluation import measure as measured
 from hf_transfer.freezing import fingerprint
+from hf_transfer.regression import rounded
 from hf_transfer.trainer import TransferTrainer
 
 Extra = Callable[[Any, Any], dict[str, Any]]
@@ -94,7 +95,8 @@ def _targets(data: ImageData) -> dict[str, list[dict[str, Any]]]:
                 "min": float(values.min()),
                 "max": float(values.max()),
             }
-            for name, values in zip(data.labels, data.scale.to_units(images.labels).T, strict=True)
+            for name, column in zip(data.labels, data.scale.to_units(images.labels).T, strict=True)
+            if (values := rounded(column)).size
         ]
         for split, images in data.splits.items()
     }

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from hf_transfer.charts import heat_map, interval
-from hf_transfer.page_tables import MISSING, any_value, meter, table
+from hf_transfer.page_results import details_section, result_section
+from hf_transfer.page_tables import MISSING, any_value, table
 from hf_transfer.page_training import curves_section, phases_section
 from hf_transfer.report import (
     WORDS,
     Facts,
     RunReport,
-    metric_words,
     show_count,
     show_seconds,
+    show_value,
+    split_rows,
 )
-
-MOST_CLASSES_DRAWN = 200
-BESIDE = 6  # up to so many classes the matrix leaves room for a table beside it
-IN_ORDER = 12  # up to so many classes their table keeps their order
 
 
 def report_page(report: RunReport) -> str:
@@ -29,13 +25,13 @@ def report_page(report: RunReport) -> str:
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     sections = (
         _header(report),
-        _result(report),
+        result_section(report),
         _facts(report),
         _warnings(report),
         _seeds(report.seeds),
         phases_section(report),
         curves_section(report),
-        _classes(report),
+        details_section(report),
         _data(report),
         _record(report),
     )
@@ -55,7 +51,7 @@ def _header(report: RunReport) -> str:
     facts = (
         report.backbone.get("id"),
         f"on {Path(str(place)).name}" if place else None,
-        f"{len(report.labels)} classes" if report.labels else None,
+        f"{len(report.labels)} {report.task.nouns}" if report.labels else None,
         f"{size} px" if size else None,
         f"seed {report.seed}" + (", the median" if report.seeds else ""),
         report.created and report.created.replace("T", " ")[:16],
@@ -67,45 +63,8 @@ def _header(report: RunReport) -> str:
     )
 
 
-def _measured(report: RunReport) -> tuple[str, Facts]:
-    """The split that counts, and its metrics: test where there is one, else validation."""
-    test = report.metrics.get("test")
-    return ("test", test) if test else ("validation", report.metrics)
-
-
-def _result(report: RunReport) -> str:
-    split, values = _measured(report)
-    accuracy, other = values.get("accuracy"), report.metrics.get("accuracy")
-    if accuracy is None:
-        return ""
-    bounds = values.get("intervals", {}).get("accuracy")
-    spread = f"95% interval {bounds[0]:.1%} to {bounds[1]:.1%}, " if bounds else ""
-    hint = ""
-    if split == "test":
-        hint = f"On validation: {other:.1%}." if other is not None else ""
-    elif any(phase.best_epoch is not None for phase in report.phases):
-        hint = "The best epochs were chosen on the same images, so it flatters a little."
-    rows = [_metric_row(values, name, words) for name, words in metric_words(values).items()]
-    columns = (("", "keep"), ("", "num"), ("", "keep label"), ("", ""))
-    return (
-        f'<section class="hero"><div><div class="label">Accuracy on {split}</div>'
-        f'<div class="big">{100 * accuracy:.1f}<small>%</small></div>'
-        f'<div class="label">{spread}n = {values.get("n", 0):,}. {hint}</div></div>'
-        f"{table(columns, rows)}</section>"
-    )
-
-
-def _metric_row(values: Facts, name: str, words: str) -> list[str]:
-    value, bounds, words = values[name], values.get("intervals", {}).get(name), escape(words)
-    if value is None:
-        return [words, MISSING, escape(values.get("reasons", {}).get(name, "")), ""]
-    span = f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else ""
-    picture = interval(value, bounds, 0, 1) if name in WORDS and name != "nll" else ""
-    return [words, f"{value:.3f}", span, picture]
-
-
 def _facts(report: RunReport) -> str:
-    images = sum((_counts(report).get("train") or {}).values())
+    images = next((images for split, images, _ in split_rows(report) if split == "train"), 0)
     parameters = report.backbone.get("parameters")
     wall, training = report.seconds.get("wall"), report.seconds.get("training")
     facts = (
@@ -135,9 +94,9 @@ def _seeds(spread: Facts) -> str:
             rows.append(
                 [
                     f"{escape(WORDS.get(name, name))}, {split}",
-                    f"<b>{entry['mean']:.3f}</b>",
-                    f"{entry['min']:.3f} to {entry['max']:.3f}",
-                    *(f"{value:.3f}" for value in entry["values"]),
+                    f"<b>{show_value(name, entry['mean'])}</b>",
+                    f"{show_value(name, entry['min'])} to {show_value(name, entry['max'])}",
+                    *(show_value(name, value) for value in entry["values"]),
                 ]
             )
     columns = [("", "keep"), ("mean", "num"), ("min to max", "num")]
@@ -145,88 +104,38 @@ def _seeds(spread: Facts) -> str:
     return f"<section><h2>Over {spread['n']} seeds</h2>{table(columns, rows)}</section>"
 
 
-def _classes(report: RunReport) -> str:
-    split, values = _measured(report)
-    matrix, labels = values.get("confusion"), report.labels
-    parts = []
-    if matrix and len(labels) == len(matrix):
-        drawn = f"<p>{len(labels)} classes are too many to draw: see report.json.</p>"
-        if len(labels) <= MOST_CLASSES_DRAWN:
-            drawn = heat_map(matrix, labels)
-        note = "Rows are true classes, shaded by their share: blue is right, orange is wrong."
-        beside = "two" if len(labels) <= BESIDE else ""
-        parts.append(
-            f'<p class="note">{note}</p><div class="{beside}"><div class="scroll">{drawn}</div>'
-            f"<div>{_confused(matrix, labels)}</div></div>"
-        )
-    if values.get("per_class"):
-        parts.append(_per_class(values["per_class"], _counts(report).get("train") or {}))
-    if not parts:
-        return ""
-    return f"<section><h2>Class by class, on {split}</h2>{''.join(parts)}</section>"
-
-
-def _confused(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    wrong = [(-n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
-    if len(labels) < 3 or not wrong:
-        return ""
-    rows = [
-        [escape(labels[i]), escape(labels[j]), str(-n), f"{-n / sum(matrix[i]):.1%}"]
-        for n, i, j in sorted(wrong)[:8]
-    ]
-    columns = (("True", ""), ("Predicted", ""), ("Images", "num"), ("Of the class", "num"))
-    return "<h3>Most often confused</h3>" + table(columns, rows, "snug")
-
-
-def _per_class(rows: Sequence[Facts], trained: Facts) -> str:
-    title = "Precision, recall, F1"
-    if len(rows) > IN_ORDER:
-        title += ", weakest first"
-        rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0.0, row["label"]))
-    columns = (
-        ("Class", "wide"),
-        ("Trained on", "num"),
-        ("Measured on", "num"),
-        ("Precision", "num"),
-        ("Recall", "num"),
-        ("F1", "num"),
-        ("", ""),
-    )
-    cells = [
-        [
-            escape(str(row["label"])),
-            f"{trained[row['label']]:,}" if row["label"] in trained else "–",
-            f"{row['n']:,}",
-            *(
-                "–" if row[key] is None else f"{row[key]:.3f}"
-                for key in ("precision", "recall", "f1")
-            ),
-            meter(row["f1"] or 0.0),
-        ]
-        for row in rows
-    ]
-    return f"<h3>{title}</h3>{table(columns, cells, 'tall')}"
-
-
-def _counts(report: RunReport) -> Facts:
-    return report.data.get("counts") or {}
-
-
 def _data(report: RunReport) -> str:
     place = report.data.get("path")
-    rows = [
-        [split, *(f"{n:,}" for n in (sum(found), len(found), min(found), max(found)))]
-        for split, counts in _counts(report).items()
-        if (found := list(counts.values()))
-    ]
-    heads = ("Images", "Classes", "Fewest in a class", "Most in a class")
-    columns = [("Split", ""), *((head, "num") for head in heads)]
+    one, several = report.task.noun, report.task.nouns.capitalize()
+    columns: list[tuple[str, str]] = [("Split", ""), ("Images", "num"), (several, "num")]
+    rows = [[split, f"{n:,}", f"{len(found):,}"] for split, n, found in split_rows(report)]
+    if report.task.name != "regression":
+        columns += [(f"Fewest in a {one}", "num"), (f"Most in a {one}", "num")]
+        for row, (_, _, found) in zip(rows, split_rows(report), strict=True):
+            row += [f"{min(found):,}", f"{max(found):,}"]
     return (
         "<section><h2>Data</h2>"
         + (f'<p class="note">{escape(str(place))}</p>' if place else "")
         + (table(columns, rows, "snug") if rows else "")
+        + _targets(report.data.get("targets"))
         + f"<h3>Audit</h3>{_audit(report.data.get('audit'))}</section>"
     )
+
+
+def _targets(targets: Facts | None) -> str:
+    """Return what the numbers to tell are like, split by split; nothing where there are none."""
+    rows = [
+        [
+            split,
+            escape(row["target"]),
+            *(f"{row[key]:.5g}" for key in ("mean", "std", "min", "max")),
+        ]
+        for split, found in (targets or {}).items()
+        for row in found
+    ]
+    heads = ("Mean", "Spread", "Smallest", "Largest")
+    columns = [("Split", ""), ("Target", ""), *((head, "num") for head in heads)]
+    return f"<h3>Targets, in their units</h3>{table(columns, rows, 'snug')}" if rows else ""
 
 
 def _audit(audit: Facts | None) -> str:

@@ -8,13 +8,17 @@ from html import escape
 from hf_transfer.charts import Band, Line, Point, line_chart, shorten, thin
 from hf_transfer.page_tables import MISSING, label, meter, table
 from hf_transfer.report import (
+    WORDS,
     Facts,
     PhaseReport,
     RunReport,
     show_count,
     show_rate,
     show_seconds,
+    show_value,
 )
+
+SHORT = {"map": "mAP"}  # of the metrics' words, where a column is narrow
 
 PHASE_COLUMNS = (
     ("Phase", "keep"),
@@ -23,7 +27,7 @@ PHASE_COLUMNS = (
     ("Rate", "num"),
     ("Epochs", "num"),
     ("Time", "num"),
-    ("Accuracy", "num"),
+    ("", "num"),  # the leading metric
     ("Ended", "some"),
     ("Proof", "some"),
 )
@@ -37,7 +41,9 @@ def phases_section(report: RunReport) -> str:
     # The phase that trains most names the groups in their order; the others may add to it.
     widest = sorted(report.phases, key=lambda phase: -len(phase.groups))
     known = list(dict.fromkeys(group for phase in widest for group in phase.groups))
-    rows = [_phase_row(i, phase, known) for i, phase in enumerate(report.phases, 1)]
+    leads = report.task.headline
+    short = SHORT.get(leads, WORDS[leads])
+    rows = [_phase_row(i, phase, known, leads) for i, phase in enumerate(report.phases, 1)]
     rates = "".join(
         f"<h3>Phase {i}: {escape(phase.name)}</h3>"
         + table(RATE_COLUMNS, [_rate_row(row) for row in phase.rates], "tall snug")
@@ -47,20 +53,23 @@ def phases_section(report: RunReport) -> str:
     return (
         '<section><h2>What trained, and when</h2><p class="note">Each phase starts from '
         "what the one before ended with. A strip shows the groups from input to output, in colour "
-        "where they trained; groups that no phase trained are left out. Accuracy is on validation. "
+        "where they trained; groups that no phase trained are left out. "
+        f"{WORDS[leads]} is on validation. "
         "The proof counts the tensors that moved and those still the same, bit for bit.</p>"
-        + table(PHASE_COLUMNS, rows)
+        + table([(title or short, style) for title, style in PHASE_COLUMNS], rows)
         + (f"<details><summary>All rates</summary>{rates}</details>" if rates else "")
         + "</section>"
     )
 
 
 def curves_section(report: RunReport) -> str:
-    """Return loss and accuracy over the epochs of all phases; nothing without a history."""
+    """Return the loss and the leading metric over the epochs of all phases; nothing without a
+    history."""
+    leads = report.task.headline
     bands: list[Band] = []
     train: list[Point] = []
     loss: list[Point] = []
-    accuracy: list[Point] = []
+    measured: list[Point] = []
     best: list[float] = []
     for phase in report.phases:
         start = bands[-1].end if bands else 0.0
@@ -69,14 +78,14 @@ def curves_section(report: RunReport) -> str:
             Band(phase.name, start, start + max([phase.epochs, *(row["epoch"] for row in rows)]))
         )
         best += [start + phase.best_epoch] if phase.best_epoch is not None else []
-        for name, points in (("loss", train), ("eval_loss", loss), ("eval_accuracy", accuracy)):
+        for name, points in (("loss", train), ("eval_loss", loss), (f"eval_{leads}", measured)):
             points += [
                 (start + row["epoch"], row[name]) for row in rows if row.get(name) is not None
             ]
     charts = []
     for title, curves in (
         ("Loss", (("training", "train", train), ("validation", "valid", loss))),
-        ("Accuracy", (("validation", "valid", accuracy),)),
+        (WORDS[leads], (("validation", "valid", measured),)),
     ):
         lines = [_line(name, style, points, best) for name, style, points in curves if points]
         if lines:
@@ -90,7 +99,7 @@ def curves_section(report: RunReport) -> str:
     )
 
 
-def _phase_row(index: int, phase: PhaseReport, known: Sequence[str]) -> list[str]:
+def _phase_row(index: int, phase: PhaseReport, known: Sequence[str], leads: str) -> list[str]:
     strip = "".join(
         f'<i class="{"on" if group in phase.groups else ""}" title="{escape(group)}"></i>'
         for group in known
@@ -101,7 +110,7 @@ def _phase_row(index: int, phase: PhaseReport, known: Sequence[str]) -> list[str
         rate += label(f"down to {show_rate(min(rates))}")
     best = "" if phase.best_epoch is None else f"best epoch {phase.best_epoch:g}"
     total = phase.total_parameters
-    accuracy = phase.metrics.get("accuracy", phase.metrics.get("eval_accuracy"))
+    value = phase.metrics.get(leads, phase.metrics.get(f"eval_{leads}"))
     return [
         f"<b>{index}</b>&ensp;{escape(phase.name)}",
         f'{_groups(phase.groups)}<span class="strip">{strip}</span>',
@@ -110,7 +119,7 @@ def _phase_row(index: int, phase: PhaseReport, known: Sequence[str]) -> list[str
         rate,
         f"{phase.epochs:g}" + label(f"{phase.steps:,} steps"),
         show_seconds(phase.seconds),
-        MISSING if accuracy is None else f"{accuracy:.3f}",
+        MISSING if value is None else show_value(leads, value),
         escape(phase.stopped or "ran to its end") + label(best),
         _checks(phase.checks) + label("features cached" if phase.features == "cached" else ""),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hf_transfer.report import RunReport
+from hf_transfer.report import RunReport, metric_words
 from hf_transfer.tasks import TASKS
 
 SECOND = {"classification": "macro_f1", "multi_label": "macro_f1", "regression": "mae"}
@@ -67,7 +67,7 @@ def summary(report: RunReport) -> str:
     return "\n".join(lines)
 
 
-def _measured(split: str, metrics: dict[str, Any], leads: str, second: str | None = None) -> str:
+def _measured(split: str, metrics: dict[str, Any], leads: str, second: str = "") -> str:
     """Return what a split's images gave: the leading metric with its interval, and a second."""
     if metrics.get(leads) is None:
         why = metrics["reasons"].get(leads, "it is undefined")
@@ -75,5 +75,5 @@ def _measured(split: str, metrics: dict[str, Any], leads: str, second: str | Non
     bounds = metrics["intervals"].get(leads)
     sure = f"{bounds[0]:.4f} to {bounds[1]:.4f}, 95% interval, " if bounds else ""
     text = f"{split} {leads} {metrics[leads]:.4f} ({sure}n = {metrics['n']})"
-    other = metrics.get(second) if second else None
+    other = metrics.get(second) if second in metric_words(metrics) else None
     return text if other is None else f"{text}, {second.replace('_f1', ' F1')} {other:.4f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,9 +77,16 @@ def _same(names: Sequence[str], targets: int) -> str:
     return f"{names[0]} is the same in every image"
 
 
+def rounded(values: Floats) -> Floats:
+    """Return numbers to a millionth of their spread, without what float32 has left of zeros."""
+    spread = float(np.ptp(values)) or float(np.abs(values).max()) or 1.0
+    result: Floats = np.round(values, 6 - math.floor(math.log10(spread))) + 0.0
+    return result
+
+
 def _target(name: str, own: dict[str, float], truth: Floats, values: Floats) -> dict[str, Any]:
     step = max(1, -(-len(truth) // POINTS))
-    pairs = zip(truth[::step].tolist(), values[::step].tolist(), strict=True)
+    pairs = zip(rounded(truth)[::step].tolist(), values[::step].tolist(), strict=True)
     return {
         "target": name,
         "n": len(truth),

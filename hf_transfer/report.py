@@ -207,10 +207,29 @@ def aggregate(reports: Sequence[RunReport]) -> Facts:
 
 
 def metric_words(values: Facts) -> dict[str, str]:
-    """Return name -> words of a split's scalar metrics: ours in order, then a recipe's own."""
-    ours = {name: words for name, words in WORDS.items() if name in values}
+    """Return name -> words of a split's scalar metrics: ours in order, then a recipe's own.
+
+    Errors of several targets have no units in common, and stand target by target only.
+    """
+    mixed = ("mae", "rmse") if len(values.get("per_target") or ()) > 1 else ()
+    ours = {name: words for name, words in WORDS.items() if name in values and name not in mixed}
     others = {k: k for k, v in values.items() if k not in (*WORDS, "n") and _is_number(v)}
     return ours | others
+
+
+def show_value(name: str, value: float) -> str:
+    """Return a metric's value as people write it: shares to three places, units to four digits."""
+    return f"{value:.4g}" if name in ("mae", "rmse") else f"{value:.3f}"
+
+
+def split_rows(report: RunReport) -> list[tuple[str, int, list[int]]]:
+    """Return (split, images, images of each class or label) of each split that has any."""
+    images = report.data.get("images") or {}
+    return [
+        (split, images.get(split, sum(counts.values())), list(counts.values()))
+        for split, counts in (report.data.get("counts") or {}).items()
+        if counts
+    ]
 
 
 def _is_number(value: Any) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hf_transfer.metrics import classification_metrics
+from hf_transfer.multilabel import multilabel_metrics
+from hf_transfer.regression import regression_metrics
 from hf_transfer.report import PhaseReport, RunReport
 
 FLOWERS = ("daisy", "dandelion", "rose", "sunflower", "tulip")
@@ -165,4 +168,30 @@ def sample_report(
         seed=seed,
         warnings=("class 'daisy' has 4 images that occur twice",),
         created="2026-01-02T03:04:05+00:00",
+    )
+
+
+def task_report(task: str, n: int = 200, names: tuple[str, ...] = ("x<y", "z")) -> RunReport:
+    """Return the same as a run of another task leaves it."""
+    generator = np.random.default_rng(0)
+    truth = generator.normal(5, 2, (n, len(names)))
+    if task == "multi_label":
+        flags = truth > 5
+        metrics = multilabel_metrics(flags + generator.normal(-0.5, 0.6, truth.shape), flags, names)
+        own: dict[str, Any] = {}
+    else:
+        metrics = regression_metrics(truth + generator.normal(0, 0.5, truth.shape), truth, names)
+        row = {"target": names[0], "mean": 5.0, "std": 2.0, "min": -1.0, "max": 11.0}
+        own = {"targets": {"train": [row]}}
+    counts = {"train": dict.fromkeys(names, 90), "validation": dict.fromkeys(names, 95)}
+    report = sample_report()
+    data = {"labels": names, "counts": counts, "images": {"train": 150, "validation": n}, **own}
+    leads = {"multi_label": "map", "regression": "r2"}[task]
+    rows = [{"epoch": i, "step": i, f"eval_{leads}": 0.2 * i, "eval_loss": 1 / i} for i in (1, 2)]
+    return replace(
+        report,
+        recipe={**report.recipe, "task": task},
+        data={**report.data, **data},
+        metrics=metrics,
+        phases=(replace(report.phases[0], metrics={leads: 0.4}, history=tuple(rows)),),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from sample_report import FLOWERS, sample_report
+from sample_report import FLOWERS, sample_report, task_report
 
 from hf_transfer.card import base_model, model_card
 from hf_transfer.report import PhaseReport, RunReport, aggregate
@@ -307,3 +307,36 @@ def test_no_path_of_this_machine_is_published() -> None:
         backbone={**report.backbone, "weights": "/home/someone/w.safetensors"},
     )
     assert "/home" not in model_card(report)
+
+
+def test_the_card_of_several_labels_says_so_and_has_a_row_each() -> None:
+    report = task_report("multi_label")
+    card = ModelCard(model_card(report))
+    (entry,) = card.data.to_dict()["model-index"][0]["results"]
+    assert entry["task"]["name"] == "Multi-label image classification"
+    kinds = {metric["type"]: metric["value"] for metric in entry["metrics"]}
+    assert kinds["mean_average_precision"] == round(report.metrics["map"], 4)
+    assert "multi-label-classification" in card.data.tags
+    row = report.metrics["per_label"][1]
+    shares = " | ".join(f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+    assert f"| z | {row['n']} | {shares} |" in card.text
+    assert "It says which of 2 labels an image shows: x\\<y, z." in card.text
+    assert "| train | 150 | 2 | 90 | 90 |" in card.text
+    assert "Weakest label on validation" in card.text
+
+
+def test_the_card_of_numbers_has_errors_in_their_own_units() -> None:
+    report = task_report("regression")
+    card = ModelCard(model_card(report))
+    (entry,) = card.data.to_dict()["model-index"][0]["results"]
+    assert entry["task"] == {"type": "other", "name": "Image regression"}
+    assert [metric["type"] for metric in entry["metrics"]] == ["r_squared"]
+    assert card.data.metrics == ["r_squared"]
+    assert card.data.pipeline_tag == "image-classification"  # which opens it
+    row = report.metrics["per_target"][1]
+    errors = f"{row['r2']:.3f} | {row['mae']:.4g} | {row['rmse']:.4g}"
+    assert f"| z | 200 | {errors} |" in card.text
+    assert "class" not in card.text.partition("## How to load it")[0].lower()
+    one = ModelCard(model_card(task_report("regression", names=("age",))))
+    (entry,) = one.data.to_dict()["model-index"][0]["results"]
+    assert [metric["type"] for metric in entry["metrics"]] == ["r_squared", "mae"]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,8 @@ from sample_report import FLOWERS
 from tiny_model import picture, tiny_run
 from transformers import pipeline
 
-from hf_transfer.backbone import load_model
+from hf_transfer.backbone import load_backbone, load_model, save_model
+from hf_transfer.data import ImageSet
 from hf_transfer.decoding import decode
 from hf_transfer.images import to_model_input
 from hf_transfer.predict import (
@@ -21,6 +23,8 @@ from hf_transfer.predict import (
     predict,
 )
 from hf_transfer.recipe import UserError
+from hf_transfer.scale import Scale
+from hf_transfer.units import take_scale
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,64 @@ def test_the_text_has_a_line_per_image_in_columns():
         "c.jpg          error: the file is empty",
     ]
     assert format_predictions([]) == ""
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    names = ("cat", "dog", "fox")
+    return load_backbone(
+        "timm/test_resnet", names, pretrained=False, image_size=32, task="multi_label"
+    )
+
+
+def logits_of(model, file: Path) -> torch.Tensor:
+    settings = model.backbone.image
+    pixels = torch.from_numpy(decode(file, settings).copy())[None]
+    with torch.inference_mode():
+        return model.eval()(pixel_values=to_model_input(pixels, settings)).logits[0]
+
+
+def test_of_several_labels_all_have_a_probability_of_their_own(several, files):
+    (row,) = predict(several, files[0])
+    expected = logits_of(several, files[0]).sigmoid()
+    assert dict(row.labels) == pytest.approx(
+        dict(zip(several.backbone.labels, expected.tolist(), strict=True)), abs=1e-6
+    )
+    assert [share for _, share in row.labels] == sorted(dict(row.labels).values(), reverse=True)
+    told = json.loads(json.dumps(row.to_dict()))
+    assert told["threshold"] == 0.5
+    assert told["there"] == [label for label, share in row.labels if share >= 0.5]
+    assert len(told["labels"]) == 3
+
+
+def test_the_text_of_several_labels_shows_those_that_are_there_and_says_from_when_on():
+    rows = [
+        Prediction("a.jpg", (("rose", 0.9), ("tulip", 0.5), ("daisy", 0.49)), threshold=0.5),
+        Prediction("b.jpg", (("daisy", 0.3), ("rose", 0.1)), threshold=0.5),
+    ]
+    assert format_predictions(rows).splitlines() == [
+        "a.jpg   rose  0.900   tulip 0.500",
+        "b.jpg   none; the likeliest is daisy 0.300",
+        "Labels with a probability of 0.5 or more.",
+    ]
+
+
+def test_numbers_come_with_their_targets_in_units_saved_or_not(files, tmp_path):
+    model = load_backbone(
+        "timm/test_resnet", ("x", "y"), pretrained=False, image_size=32, task="regression"
+    )
+    scale = Scale((5000.0, 0.5), (300.0, 0.1))
+    take_scale(model, ImageSet(np.zeros((1, 32, 32, 3), np.uint8), [[0, 0]], "xy", scale=scale))
+    save_model(model, tmp_path / "model")
+    (before,), (after,) = (predict(one, files[0]) for one in (model, tmp_path / "model"))
+    expected = scale.to_units(logits_of(model, files[0]))
+    assert [target for target, _ in before.values] == ["x", "y"]
+    assert [value for _, value in before.values] == pytest.approx(expected.tolist())
+    assert [value for _, value in after.values] == pytest.approx(expected.tolist(), rel=1e-6)
+    assert before.to_dict()["values"][0] == {"target": "x", "value": before.values[0][1]}
+    assert before.labels == ()
+    shown = format_predictions([Prediction("a.jpg", values=(("x", 1234567.0), ("y", 0.5)))])
+    assert shown == "a.jpg   x 1234567   y 0.5"
 
 
 def test_folders_give_their_images_sorted_and_files_are_kept(tmp_path):

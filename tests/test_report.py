@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_report import FLOWERS, sample_report
+from sample_report import FLOWERS, sample_report, task_report
 
-from hf_transfer.charts import heat_map, shorten, thin, ticks
+from hf_transfer.charts import heat_map, scatter, shorten, thin, ticks
 from hf_transfer.page import report_page
 from hf_transfer.recipe import UserError
 from hf_transfer.report import (
@@ -421,6 +421,58 @@ def test_numbers_are_written_as_people_write_them() -> None:
     ]
     assert shorten("short") == "short"
     assert len(shorten("a" * 90)) == 22
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_the_page_of_another_task_leads_with_its_own_metric(task: str) -> None:
+    report = task_report(task)
+    text = Page(report_page(report)).text
+    leads = {"multi_label": "Mean average precision", "regression": "R²"}[task]
+    assert f"{leads} on validation {report.metrics[report.task.headline]:.3f}" in text
+    assert "Accuracy" not in text
+    assert "150 training images" in text
+    assert report == RunReport.from_dict(json.loads(json.dumps(report.to_dict())))
+
+
+def test_several_labels_have_a_row_each() -> None:
+    report = task_report("multi_label")
+    text = Page(report_page(report)).text
+    assert "Label by label, on validation" in text
+    row = report.metrics["per_label"][0]
+    numbers = [row[k] for k in ("average_precision", "auroc", "precision", "recall", "f1")]
+    cells = " ".join(f"{number:.3f}" for number in numbers)
+    assert f"x<y 90 {row['n']} {row['predicted']} {cells}" in text
+    assert "Fewest in a label" in text
+
+
+def test_numbers_are_drawn_against_what_is_true_in_their_units() -> None:
+    report = task_report("regression")
+    page = report_page(report)
+    text = Page(page).text
+    assert "Target by target, on validation" in text
+    row = report.metrics["per_target"][1]
+    assert f"z 200 {row['r2']:.3f} {row['mae']:.4g} {row['rmse']:.4g}" in text
+    assert page.count('class="point"') == 2 * 200
+    x, y = row["points"][0]
+    assert f"<title>true {x:.6g}, predicted {y:.6g}</title>" in page
+    assert "Mean absolute error" not in text  # the targets have no units in common
+    assert "Targets, in their units Split Target Mean Spread" in text
+    one = Page(report_page(task_report("regression", names=("age",)))).text
+    assert "Mean absolute error" in one
+
+
+def test_a_scatter_keeps_its_points_inside_and_its_line_on_the_diagonal() -> None:
+    drawing = ElementTree.fromstring(scatter("a<b", [(0.0, 10.0), (10.0, 0.0), (5.0, 5.0)]))
+    frame = drawing.find("rect").attrib
+    left, top = float(frame["x"]), float(frame["y"])
+    right, floor = left + float(frame["width"]), top + float(frame["height"])
+    circles = [(float(c.get("cx")), float(c.get("cy"))) for c in drawing.iter("circle")]
+    assert all(left < x < right and top < y < floor for x, y in circles)
+    assert circles[0][0] < circles[2][0] < circles[1][0]
+    assert circles[0][1] < circles[2][1] < circles[1][1]  # what is above was predicted too high
+    line = next(mark for mark in drawing.iter("line") if mark.get("class") == "edge").attrib
+    ends = [float(line[key]) for key in ("x1", "y1", "x2", "y2")]
+    assert ends == [left, floor, right, top]
 
 
 @pytest.mark.slow

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sample_report import FLOWERS
+from sample_report import FLOWERS, task_report
 from tiny_model import picture, tiny_run
 
-from hf_transfer.backbone import load_model
-from hf_transfer.demo import launch
+from hf_transfer.backbone import load_backbone, load_model, save_model
+from hf_transfer.demo import build_demo, launch
 from hf_transfer.predict import predict
 from hf_transfer.recipe import UserError
 
@@ -32,7 +32,7 @@ FLAGS = (
 PATIENCE = 60.0  # seconds, on a machine that is busy with something else
 LAUNCH = """
 import sys
-from hf_transfer.demo import launch
+from hf_transfer.demo import build_demo, launch
 launch(sys.argv[1], int(sys.argv[2]))
 """
 BARS = "[data-testid=label] meter"
@@ -175,6 +175,29 @@ def test_the_page_asks_no_one_but_its_server(page, server, run):
     elsewhere = [url for url in page.asked if not url.startswith((server, "data:", "blob:"))]
     assert page.asked
     assert elsewhere == []
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_a_model_of_another_task_answers_with_all_its_labels_or_its_numbers(task, tmp_path):
+    names = tuple("abcdefg")
+    model = load_backbone("timm/test_resnet", names, pretrained=False, image_size=32, task=task)
+    save_model(model, tmp_path / "model")
+    task_report(task, names=names).save(tmp_path / "report.json")
+    picture(1).save(tmp_path / "one.png")
+    demo = build_demo(tmp_path)
+    (asked,) = (fn.fn for fn in demo.fns.values() if fn.api_name == "predict")
+    (expected,) = predict(tmp_path, tmp_path / "one.png")
+    shown = asked(str(tmp_path / "one.png"))
+    if task == "regression":
+        assert [name for name, _ in shown] == list(names)
+        values = [value for _, value in expected.values]
+        assert [float(value) for _, value in shown] == pytest.approx(values, rel=1e-5)
+    else:
+        assert shown == dict(expected.labels)
+        assert len(shown) == 7
+    words = " ".join(str(block.value) for block in demo.blocks.values() if hasattr(block, "value"))
+    assert {"multi_label": "Mean average precision", "regression": "R²"}[task] in words
+    assert "classes" not in words
 
 
 def test_a_space_without_a_model_says_what_to_set():
