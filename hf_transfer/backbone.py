@@ -98,7 +98,8 @@ def load_backbone(
                 transfer(network, donor, new, str(blueprint.origin))
             fresh = lacking | set(layout.head)
             head = tuple(name for name, _ in layout.parameters if name in fresh)
-            layout = replace(layout, head=head)
+            adapted = _adapted(blueprint)
+            layout = replace(layout, head=head, head_kept=keep, adapted=adapted)
         model, prefix = wrap(blueprint, network, names, task)
     model.backbone = Backbone(
         id=backbone_id,
@@ -109,7 +110,7 @@ def load_backbone(
         groups=group_layers(layout),
         image=blueprint.image,
         weights=weights or ("pretrained" if pretrained else "random"),
-        adapted=_adapted(blueprint) if pretrained or weights else (),
+        adapted=layout.adapted,
         task=task,
         scale=plain_scale(len(names)) if keep and task == "regression" else None,
     )
@@ -140,6 +141,8 @@ def layout_of(
     image_size: int | None = None,
     channels: int | None = None,
     replace_layers: int = 1,
+    keep_head: bool = False,
+    pretrained: bool = True,
 ) -> Layout:
     """Return the layout of a backbone with a head for so many labels, as `load_backbone` makes it.
 
@@ -147,8 +150,15 @@ def layout_of(
     """
     blueprint = draw(locate(backbone_id), image_size, channels)
     names = tuple(str(i) for i in range(labels))
-    _check(blueprint, names, False, replace_layers)
-    return _layout(blueprint, names, replace_layers)
+    _check(blueprint, names, keep_head, replace_layers)
+    if keep_head and len(_own_labels(blueprint)) != labels:
+        raise BackboneError(
+            f"the head of {blueprint.origin} is for {len(_own_labels(blueprint))} labels, not "
+            f"{labels}; drop head.keep for a new one"
+        )
+    layout = _layout(blueprint, names, replace_layers)
+    adapted = _adapted(blueprint) if pretrained else ()
+    return replace(layout, head_kept=keep_head, adapted=adapted)
 
 
 def planned_layout(recipe: Recipe, labels: int) -> Layout:
@@ -161,7 +171,10 @@ def planned_layout(recipe: Recipe, labels: int) -> Layout:
         recipe.backbone,
         labels,
         image_size=recipe.data.image_size,
+        channels=recipe.data.channels,
         replace_layers=recipe.head.replace,
+        keep_head=recipe.head.keep,
+        pretrained=recipe.pretrained or recipe.weights is not None,
     )
 
 

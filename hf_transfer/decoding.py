@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hf_transfer.bands import MAGIC, read_array, read_pages, to_8_bit
 from hf_transfer.recipe import UserError
 
 VERSION = 1  # of the pixels that `decode` returns; a stored pixel depends on it
@@ -66,8 +67,8 @@ class ImageSettings:
     crop_mode: Literal["center", "squash"] = "center"
 
     def __post_init__(self) -> None:
-        if self.channels not in MODES:
-            raise UserError(f"an image has 1, 3 or 4 channels, not {self.channels}")
+        if self.channels < 1:
+            raise UserError(f"an image has 1 or more channels, not {self.channels}")
         if not len(self.mean) == len(self.std) == self.channels:
             raise UserError(
                 f"mean and std need one number per channel: {self.channels}, "
@@ -125,6 +126,8 @@ def decode_noted(
             return _picture(source, settings, name)
         if not source:
             raise ImageError("zero-byte", f"{name}: the file is empty")
+        if source.startswith(MAGIC):
+            return _of_bands(read_array(source, settings.channels), settings, name)
         with Image.open(BytesIO(source), formats=FORMATS) as image:
             return _picture(image, settings, name)
     except ImageError:
@@ -156,6 +159,8 @@ def _picture(image: Image.Image, settings: ImageSettings, name: str) -> Picture:
     if image.width * image.height > REFUSED:
         raise ImageError("too-large", f"{name}: more than {REFUSED:,} pixels")
     notes, size = _notes(image), image.size
+    if settings.channels not in MODES:
+        return _of_bands(read_pages(image, settings.channels), settings, name)
     if image.format in ("JPEG", "MPO"):
         # libjpeg reduces by 2, 4 or 8 while it decodes: 4 to 8 times as fast for photographs. With
         # the margin the result stays within half a level of 255 on average; smaller ones are exact.
@@ -170,6 +175,16 @@ def _picture(image: Image.Image, settings: ImageSettings, name: str) -> Picture:
     image = _square(_in_mode(image, MODES[settings.channels]), size, settings)
     pixels = np.array(image).reshape(settings.stored, settings.stored, settings.channels)
     return Picture(pixels, *size, tuple(notes))
+
+
+def _of_bands(values: np.ndarray, settings: ImageSettings, name: str) -> Picture:
+    """Return a picture of any number of channels (H, W, C), each resized and cut by itself."""
+    size = (values.shape[1], values.shape[0])
+    if size[0] * size[1] > REFUSED:
+        raise ImageError("too-large", f"{name}: more than {REFUSED:,} pixels")
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(values, 2, 0)]
+    squares = [np.asarray(_square(band, size, settings)) for band in bands]
+    return Picture(np.stack(squares, axis=-1), *size)
 
 
 def _notes(image: Image.Image) -> list[str]:
@@ -209,7 +224,7 @@ def _to_8_bit(image: Image.Image, notes: list[str], name: str) -> Image.Image:
         )
     if values.size and values.max() < 65536 // 8:
         notes.append("dark-16-bit")
-    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    return Image.fromarray(to_8_bit(values.astype(np.uint32)))
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -220,7 +220,7 @@ def _recolor(x: Tensor, pixels: Tensor, u: Tensor, strength: float) -> Tensor:
     Contrast turns about the mean gray of the stored image: a sum of integers, so exact, whatever
     the batch.
     """
-    color = x[:, :3]
+    color = x[:, :3] if x.shape[1] == 4 else x
     low, high = max(0.0, 1 - strength), 1 + strength
     light, contrast, saturation = (
         _between(u[:, column], low, high) for column in (_LIGHT, _CONTRAST, _SATURATION)
@@ -238,9 +238,9 @@ def _recolor(x: Tensor, pixels: Tensor, u: Tensor, strength: float) -> Tensor:
 
 
 def _gray(x: Tensor) -> Tensor:
-    """Return (B, 1, H, W) luma of the colours (B, 3, H, W), or the one channel itself."""
-    if x.shape[1] == 1:
-        return x
+    """Return (B, 1, H, W): the luma of colours (B, 3, H, W), of other channels their mean."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
     return x[:, :1] * _LUMA[0] + x[:, 1:2] * _LUMA[1] + x[:, 2:3] * _LUMA[2]
 
 

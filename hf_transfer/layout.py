@@ -28,6 +28,8 @@ class Layout:
     no_decay: tuple[str, ...] = ()  # that the backbone itself exempts from weight decay
     macs: tuple[int, ...] = ()  # multiply-adds of one image, by parameter, as far as counted
     shared: tuple[tuple[str, ...], ...] = ()  # other names of one parameter, after the one above
+    head_kept: bool = False  # the head is the checkpoint's own, and trained
+    adapted: tuple[str, ...] = ()  # first layers that were made to fit another number of channels
     image: dict[str, Any] = field(default_factory=dict)
     labels: int = 0
 

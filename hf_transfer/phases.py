@@ -59,6 +59,8 @@ def make_phases(
     for number, spec in enumerate(specs, 1):
         where = spec.place or f"{place}: phase {number}"
         for one in _expanded(spec, groups, layout, warm):
+            if not phases:
+                one = _with_first_layer(one, groups, layout)
             try:
                 names, adapters = select_adapted(one.train, groups, layout)
             except SelectorError as error:
@@ -71,7 +73,8 @@ def make_phases(
             problems.extend(f"{where}: {text}" for text in found)
             warm.update(names)
             phases.append(_phase(one, names, adapters, whole, phases))
-    cold = [name for name in layout.head if name not in warm and name not in layout.unused]
+    fresh = () if layout.head_kept else layout.head
+    cold = [name for name in fresh if name not in warm and name not in layout.unused]
     if cold and not problems:
         problems.append(
             f"{place}: the new head never trains ({cold[0]}); "
@@ -101,6 +104,13 @@ def phase_notes(phases: Sequence[Phase], groups: LayerGroups, layout: Layout) ->
     if holes:
         verb = "trains" if len(holes) == 1 else "train"
         notes.append(f"{span(holes, groups)} never {verb}, though {rows[lowest][0]} below does")
+    if layout.adapted and phases:
+        where = [phase.name for phase in phases if set(layout.adapted) <= set(phase.parameters)]
+        channels = layout.image.get("channels")
+        notes.append(
+            f"{layout.adapted[0]} is made from the pretrained one for {channels} channels; "
+            + (f"it trains in phase {where[0]}" if where else "it never trains")
+        )
     if layout.unused:
         first = f"{layout.unused[0]}{', …' * (len(layout.unused) > 1)}"
         notes.append(f"kept frozen, because the network never uses them: {first}")
@@ -135,11 +145,7 @@ def _phase(
 ) -> Phase:
     chosen = set(names)
     trains = [not chosen.isdisjoint(group.parameters) for group in groups.groups]
-    slug = spec.name or "-".join([spec.train] if isinstance(spec.train, str) else spec.train)
-    slug = re.sub(r"[^a-z0-9]+", "-", slug.lower().replace("%", " percent")).strip("-")
-    if len(slug) > SLUG_LENGTH:
-        slug = slug[: SLUG_LENGTH + 1].rpartition("-")[0]
-    slug = slug or "phase"
+    slug = _slug(spec)
     taken = {phase.name for phase in before}
     name = next(n for n in (slug, *(f"{slug}-{i}" for i in range(2, 10_000))) if n not in taken)
     return Phase(
@@ -151,6 +157,32 @@ def _phase(
         frozen_prefix=trains.index(True),
         adapters=adapters,
     )
+
+
+def _slug(spec: PhaseSpec) -> str:
+    """Return the name of a phase as a folder's name may have it."""
+    slug = spec.name or "-".join([spec.train] if isinstance(spec.train, str) else spec.train)
+    slug = re.sub(r"[^a-z0-9]+", "-", slug.lower().replace("%", " percent")).strip("-")
+    if len(slug) > SLUG_LENGTH:
+        slug = slug[: SLUG_LENGTH + 1].rpartition("-")[0]
+    return slug or "phase"
+
+
+def _with_first_layer(spec: PhaseSpec, groups: LayerGroups, layout: Layout) -> PhaseSpec:
+    """Return the first phase with what was made to fit other channels, unless it says "not" to it
+    or solves for the head alone."""
+    train = (spec.train,) if isinstance(spec.train, str) else spec.train
+    minus = [text.removeprefix("not ") for text in train if text.startswith("not ")]
+    try:
+        out = {name for text in minus for name in select(text, groups, layout)}
+        there = set(select_adapted(spec.train, groups, layout)[0])
+    except SelectorError:
+        return spec  # which is said in its place
+    first = [name for name in layout.adapted if name not in out and name not in there]
+    if not first or spec.solve:
+        return spec
+    plus = train if len(minus) < len(train) else ("all", *train)
+    return replace(spec, train=(*plus, *first), name=spec.name or _slug(spec))
 
 
 # --- gradual ---------------------------------------------------------------------------------
@@ -201,7 +233,8 @@ def _problems(
 ) -> list[str]:
     """Return what is wrong with one phase after those that trained `warm`."""
     head, new = head_parameters(groups, layout), set(layout.head) - set(layout.unused)
-    below = [name for name in names if name not in head]
+    below = [name for name in names if name not in head and name not in layout.adapted]
+    new = set() if layout.head_kept else new
     problems = []
     if new - set(warm) and below and not spec.cold_head:
         together = not new.isdisjoint(names)

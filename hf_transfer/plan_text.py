@@ -30,7 +30,9 @@ def _heading(plan: Plan) -> list[str]:
         weights = "trained first, as the recipe's source says"
     name = recipe.backbone or (recipe.source.backbone if recipe.source else "a backbone")
     told = "targets" if recipe.task == "regression" else "labels"
-    new = f"new head of {head:,} for {plan.layout.labels} {told}" if head else "head kept as it is"
+    new = f"new head of {head:,} for {plan.layout.labels} {told}"
+    if not head or plan.layout.head_kept:
+        new = "its own head is kept"
     counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
     phases = f"{len(plan.phases)} phase{'s' * (len(plan.phases) > 1)}{seeds}"

@@ -59,7 +59,7 @@ def _plan(
 
 def _layout(recipe: Recipe, labels: int) -> Layout:
     layout = recorded_layout(recipe.backbone, labels) if recipe.backbone else None
-    if layout is None or recipe.head.replace != 1:
+    if layout is None or recipe.head.replace != 1 or recipe.head.keep or recipe.data.channels:
         from hf_transfer.backbone import planned_layout
 
         layout = planned_layout(recipe, labels)

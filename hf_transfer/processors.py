@@ -5,27 +5,17 @@ Each processor has its own way to say the same few things; all become one ImageS
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any
 
-from hf_transfer.decoding import MODES, ImageSettings
+from hf_transfer.decoding import ImageSettings
 from hf_transfer.origins import BackboneError
-from hf_transfer.recipe import UserError
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 OTHERS = ("ImageGPT", "Perceiver", "Siglip2")  # colours by number; cut, then resized; patches
 REVERSED = ("PPLCNet",)  # gives BGR without saying so
 WARPED = 384  # px from which ConvNext's processor squashes instead of cutting out the middle
 BYTE = 255
-
-
-@dataclass(frozen=True)
-class TensorSettings(ImageSettings):
-    """Settings for a number of channels that no picture file has: such pixels come as tensors."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.channels == len(self.mean) == len(self.std):
-            raise UserError(f"an input has 1 or more channels, not {self.channels}")
 
 
 def read_processor(processor: Any, place: str) -> ImageSettings:
@@ -42,7 +32,7 @@ def read_processor(processor: Any, place: str) -> ImageSettings:
         )
     size, stored, mode = _sides(processor)
     mean, std = _statistics(processor)
-    return (ImageSettings if len(mean) in MODES else TensorSettings)(
+    return ImageSettings(
         size=size,
         channels=len(mean),
         mean=mean,
@@ -133,7 +123,7 @@ def with_input(
     """
     changes: dict[str, Any] = {"size": size} if size else {}
     if not channels or channels == image.channels:
-        return _settings(image, changes)
+        return replace(image, **changes)
     if statistics:
         mean, std = statistics
     elif channels == 1:
@@ -145,9 +135,4 @@ def with_input(
         )
     else:
         raise BackboneError(f"channels is {channels}; an input has 1 or more")
-    return _settings(image, {**changes, "channels": channels, "mean": mean, "std": std})
-
-
-def _settings(image: ImageSettings, changes: dict[str, Any]) -> ImageSettings:
-    values = {item.name: getattr(image, item.name) for item in fields(image)} | changes
-    return (ImageSettings if values["channels"] in MODES else TensorSettings)(**values)
+    return replace(image, **changes, channels=channels, mean=mean, std=std)

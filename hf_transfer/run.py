@@ -70,7 +70,9 @@ def run_seed(
         pretrained=recipe.pretrained,
         weights=recipe.weights,
         image_size=recipe.data.image_size,
+        channels=recipe.data.channels,
         replace_layers=recipe.head.replace,
+        keep_head=recipe.head.keep,
         seed=recipe.seed,
     )
     model.to(memory_format=torch.channels_last)  # ResNet-10-T: 1.2 times as fast on a CPU

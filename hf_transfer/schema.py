@@ -56,7 +56,10 @@ def read_recipe(tree: Node, name: str) -> Recipe:
 
 
 def _head(node: Node) -> HeadSpec:
-    return HeadSpec(**nodes.fields(node, {"replace": number(1, whole=True)}))
+    head = HeadSpec(**nodes.fields(node, {"replace": number(1, whole=True), "keep": switch}))
+    if head.keep and head.replace > 1:
+        raise node.wrong("keep and replace exclude each other; remove one of them")
+    return head
 
 
 def _data(node: Node) -> DataSpec:
@@ -66,6 +69,7 @@ def _data(node: Node) -> DataSpec:
         "validation": share,
         "test": share,
         "image_size": or_none(number(8, 4096, whole=True)),
+        "channels": or_none(number(1, 4096, whole=True)),
         "train_per_class": or_none(number(1, whole=True)),
         "validation_per_class": or_none(number(1, whole=True)),
         "image_column": words,
@@ -355,6 +359,10 @@ def _check_recipe(tree: Node, recipe: Recipe) -> None:
             places["weights"]
             .wrong("weights are not loaded with pretrained: false; remove one of them")
             .problems
+        )
+    if recipe.head.keep and not recipe.pretrained:
+        problems += (
+            places["head"].wrong("random weights have no head to keep; remove keep").problems
         )
     if recipe.source is not None and recipe.backbone is not None:
         problems += (

@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = frozenset(
     (
         *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe"),
         *(".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff"),
-        ".webp",
+        *(".npy", ".webp"),
     )
 )
 

@@ -104,13 +104,16 @@ class DataSpec:
     max_bad: float = 0.01  # share of bad images that is tolerated
     min_per_class: int = 2
     label_columns: tuple[str, ...] = ()  # one for each label or target, instead of label_column
+    channels: int | None = None  # of the images; None: as the backbone's checkpoint has seen
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """How many layers with weights, counted from the top, are newly initialised."""
+    """How many layers with weights, counted from the top, are newly initialised; or none: the
+    checkpoint's own head is kept, which must be for the same labels."""
 
     replace: int = 1
+    keep: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from hf_transfer import (
     solve,
 )
 from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
-from hf_transfer.backbone import describe
+from hf_transfer.backbone import Backbone, describe
 from hf_transfer.checkpoints import publish, write_phase
 from hf_transfer.data import ImageSet, collate
 from hf_transfer.evaluation import EpochMetrics
@@ -65,8 +65,9 @@ class TransferTrainer(Trainer):
     `phases` is a sequence of PhaseSpec, of mappings with the keys of a recipe's phase (what is
     absent comes from `args`), or of Phase. The model is one that `load_backbone` made, or any
     transformers classifier, or a module that maps pixel_values to logits together with `head`:
-    names or patterns of its newly initialised parameters. With `checkpoint_seconds` a checkpoint
-    is written whenever that many seconds have passed. All else is as for a Trainer.
+    names or patterns of its newly initialised parameters. `groups` are layers given by hand, from
+    input to output: {"stem": ["conv1.*"], …, "head": ["fc.*"]}. With `checkpoint_seconds` a
+    checkpoint is written whenever that many seconds have passed. All else is as for a Trainer.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class TransferTrainer(Trainer):
         phases: Sequence[PhaseSpec | Phase | dict[str, Any]] = (),
         *,
         head: Sequence[str] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
         class_weights: torch.Tensor | None = None,
         checkpoint_seconds: float | None = None,
         **kwargs: Any,
@@ -92,7 +94,7 @@ class TransferTrainer(Trainer):
             logger.info("one of %d GPUs is used; accelerate launch uses all", args.n_gpu)
             args._n_gpu = 1  # DataParallel copies the network in every step
         take_scale(model, kwargs.get("train_dataset"))
-        self.backbone = self._described = describe(model, head)
+        self.backbone = self._described = describe(model, head, groups)
         self.phases = resolved_phases(phases, args, self.backbone)
         self.class_weights = class_weights
         self.reports: list[PhaseReport] = []
@@ -445,7 +447,7 @@ class TransferTrainer(Trainer):
             if self.args.should_save:
                 path = Path(output_dir) / checkpoints.WEIGHTS
                 checkpoints.save_tensors(self.model.state_dict(), path)
-        elif getattr(self.model, "backbone", None) is self._described:
+        elif isinstance(getattr(self.model, "backbone", None), Backbone):
             if self.args.should_save:
                 publish(self.model, Path(output_dir or self.args.output_dir))
             if self.args.push_to_hub and not _internal_call:

@@ -76,8 +76,8 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 
 OWN = (
-    "train_dataset", "eval_dataset", "head", "class_weights", "checkpoint_seconds", "callbacks",
-    "compute_metrics", "compute_loss_func", "data_collator",
+    "train_dataset", "eval_dataset", "head", "groups", "class_weights", "checkpoint_seconds",
+    "callbacks", "compute_metrics", "compute_loss_func", "data_collator",
 )  # fmt: skip
 
 

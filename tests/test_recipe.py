@@ -154,7 +154,7 @@ SOURCED = replace(
 NUMBERS = replace(
     EVERYTHING,
     task="regression",
-    data=DataSpec(label_columns=("x", "1e-3")),
+    data=DataSpec(label_columns=("x", "1e-3"), channels=2),
     phases=(PhaseSpec("all", epochs=1.0, best="r2"),),
     loss="squared_error",
     metrics=(),
@@ -173,7 +173,7 @@ def test_every_setting_of_a_phase_and_of_data_differs_from_its_default_somewhere
     plain = PhaseSpec("head")
     assert {key for key in own if any(getattr(s, key) != getattr(plain, key) for s in specs)} == own
     kept = [f.name for f in fields(DataSpec) if getattr(EVERYTHING.data, f.name) == f.default]
-    assert kept == ["label_columns"]  # for other tasks than this one's
+    assert kept == ["label_columns", "channels"]  # which NUMBERS has
     assert NUMBERS.data.label_columns
 
 

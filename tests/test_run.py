@@ -6,13 +6,16 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from children import ended, start
 from PIL import Image
 
 from hf_transfer.backbone import load_model
 from hf_transfer.folder import FolderError
+from hf_transfer.plan_text import format_plan
 from hf_transfer.recipe import (
     DataSpec,
+    HeadSpec,
     LettersSpec,
     PhaseSpec,
     Recipe,
@@ -200,3 +203,99 @@ def test_metrics_of_the_recipe_are_known_and_tried_before_anything_is_trained(ph
     with pytest.raises(UserError, match="best: there is no metric 'blunt'; have .*sharp"):
         run(recipe(photos, metrics=(str(module),), phases=wrong), tmp_path / "other")
     assert not (tmp_path / "other" / "phase-1-head").exists()
+
+
+# --- other channels, and a head that is kept ---------------------------------------------------
+
+
+def _own_backbone(folder, channels=3):
+    from tiny_folders import timm_folder
+
+    return str(timm_folder(folder, "test_resnet", in_chans=channels))
+
+
+def _pictures(folder, channels):
+    """Write pictures of so many channels, the class in one of them."""
+    random = np.random.default_rng(0)
+    for k, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = random.integers(0, 120, (40, 40, channels), dtype=np.uint8)
+            pixels[..., k % channels] += 100 * (k + 1) // 2
+            path = folder / name / f"{i}.png"
+            if channels in (1, 4):
+                image = pixels[..., 0] if channels == 1 else pixels
+                Image.fromarray(image).save(path)
+            else:
+                np.save(path.with_suffix(".npy"), pixels)
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_images_of_any_number_of_channels_go_all_the_way(tmp_path, channels):
+    from hf_transfer.planning import plans_of
+    from hf_transfer.predict import find_images
+
+    folder = _pictures(tmp_path / "data", channels)
+    data = DataSpec(path=str(folder), validation=0.25, image_size=32, channels=channels)
+    spec = dataclasses.replace(
+        recipe(folder), backbone=_own_backbone(tmp_path / "own"), pretrained=True, data=data
+    )
+    (plan,) = plans_of(spec)
+    note = f"conv1.0.weight is made from the pretrained one for {channels} channels; it trains in"
+    assert any(text.startswith(note) for text in plan.notes)
+    first = plan.phases[0].phase
+    assert (first.name, first.groups) == ("head", ("stem", "head"))
+    report = run(spec, tmp_path / "out")
+    assert report.phases[0].checks["moved"] == 3  # the first layer, and the head's two
+    assert sum(report.data["counts"]["train"].values()) == 12  # none was left out
+    model = load_model(tmp_path / "out")
+    assert model.backbone.image.channels == channels
+    assert find_images([folder])
+
+
+def test_the_first_layer_stays_as_it_is_made_where_the_recipe_says_so(tmp_path):
+    folder = _pictures(tmp_path / "data", 2)
+    data = DataSpec(path=str(folder), validation=0.25, image_size=32, channels=2)
+    phases = (
+        PhaseSpec(("head", "not conv1.0.weight"), epochs=1, lr=1e-2, batch_size=8),
+        PhaseSpec(("last 1 stage"), epochs=1, batch_size=8),
+    )
+    spec = dataclasses.replace(
+        recipe(folder),
+        backbone=_own_backbone(tmp_path / "own"),
+        pretrained=True,
+        data=data,
+        phases=phases,
+    )
+    report = run(spec, tmp_path / "out")
+    assert report.phases[0].groups == ("head",)
+    assert report.phases[0].features == "cached"
+
+
+def test_a_head_for_the_same_labels_is_kept_and_may_train_with_the_backbone_at_once(
+    photos, tmp_path
+):
+    from hf_transfer.planning import plans_of
+
+    once = recipe(photos)
+    run(once, tmp_path / "once")
+    kept = dataclasses.replace(
+        once,
+        backbone=str(tmp_path / "once" / "model"),
+        pretrained=True,
+        head=HeadSpec(keep=True),
+        phases=(PhaseSpec("all", epochs=1, lr=1e-5, batch_size=8),),
+    )
+    (plan,) = plans_of(kept)
+    assert plan.layout.head_kept
+    assert "its own head is kept" in format_plan(plan)
+    again = run(kept, tmp_path / "again")
+    one, two = load_model(tmp_path / "once"), load_model(tmp_path / "again")
+    for name, value in one.state_dict().items():
+        if "fc." in name:
+            assert torch.allclose(value, two.state_dict()[name], atol=1e-3)
+    assert again.phases[0].checks["unmoved"] == []
+    others = DataSpec(path=str(_pictures(tmp_path / "two", 4)), image_size=32)
+    with pytest.raises(UserError, match="is for 3 labels, not 2"):
+        list(plans_of(dataclasses.replace(kept, data=others)))

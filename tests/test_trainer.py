@@ -32,6 +32,7 @@ from transformers import Trainer, TrainerCallback, default_data_collator
 from hf_transfer import checkpoints
 from hf_transfer.backbone import load_backbone, load_model
 from hf_transfer.data import ImageSet
+from hf_transfer.data import collate as together
 from hf_transfer.freezing import FreezingError
 from hf_transfer.layerwise import LayerwiseTrainer
 from hf_transfer.objective import LOSSES
@@ -229,6 +230,39 @@ def test_a_bare_module_trains_when_its_head_is_named(tmp_path):
     assert [report.features for report in done.reports] == ["cached", "live"]
     assert changed(before, state(model)) == set(before)
     assert done.reports[0].metrics["loss"] > 0
+
+
+def test_layers_that_cannot_be_found_are_given_by_hand(tmp_path):
+    class Two(nn.Module):
+        """Runs on nothing but its own two inputs, so that nobody can see its order."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.eyes, self.mouth = nn.Conv2d(3, 4, 7, 16), nn.Conv2d(4, 4, 1)
+            self.top = nn.Linear(4, 3)
+
+        def forward(self, pixel_values, more=None):
+            if more is None:
+                raise ValueError("more is needed")
+            return self.top((self.mouth(self.eyes(pixel_values)) + more).mean((2, 3)))
+
+    def collated(rows):
+        found = together(rows)
+        pixels = found["pixels"].permute(0, 3, 1, 2).float() / 255
+        return {"pixel_values": pixels, "labels": found["labels"], "more": torch.zeros(1)}
+
+    model, hand = Two(), {"eyes": ["eyes"], "mouth": ["mouth.*"], "head": ["top"]}
+    with pytest.raises(UserError, match=r"groups=\{'stem': \['conv1\.\*'\]"):
+        trainer(tmp_path, [HEAD], model, head=["top"])
+    done = trained(
+        tmp_path, [HEAD, {**ALL, "train": "last 1 block"}, {**ALL, "layer_decay": 0.5}], model,
+        groups=hand, data_collator=collated,
+    )  # fmt: skip
+    assert [report.groups for report in done.reports] == [
+        ("head",), ("mouth", "head"), ("eyes", "mouth", "head"),
+    ]  # fmt: skip
+    rates = {rate["label"]: rate["lr"] for rate in done.reports[2].rates}
+    assert rates["head"] == 2 * rates["mouth"] == 4 * rates["eyes"]
 
 
 def test_every_method_that_is_overridden_is_still_called_upstream():
