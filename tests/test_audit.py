@@ -260,3 +260,79 @@ def test_the_audit_of_the_real_flowers_finds_their_double_labels(flowers, tmp_pa
     assert set(kinds) <= {"two-labels", "repeated", "leak", "repeated-evaluation"}
     assert kinds["two-labels"].count == 8  # four photos are filed as a rose and as a tulip
     assert data.audit.bad == 0
+
+
+# --- several labels and numbers --------------------------------------------------------------
+
+
+def listed(root: Path, rows: list[tuple[str, int, str, str]], head: str) -> Path:
+    """Pictures by their seeds, and a table of name, cells and split."""
+    root.mkdir(parents=True)
+    for name, seed, _, _ in rows:
+        picture(seed).save(root / name)
+    lines = [f"{name},{cells},{split}\n" for name, _, cells, split in rows]
+    (root / "table.csv").write_text(f"image,{head},split\n" + "".join(lines))
+    return root / "table.csv"
+
+
+def told(path: Path, task: str, **options) -> ImageData:
+    spec = DataSpec(str(path), **options)
+    return load_data(spec, SETTINGS, 0, path.parent.parent / "cache", task=task)
+
+
+def test_images_without_a_label_and_labels_on_every_image_are_named(tmp_path):
+    rows = [(f"{i}.png", i, "a|b" if i % 2 else "a", "train") for i in range(6)]
+    rows += [("7.png", 7, "a", "validation"), ("8.png", 8, "", "validation")]
+    data = told(listed(tmp_path / "data", rows, "label"), "multi_label")
+    assert found(data) == {"no-label": ("8.png",), "always-there": (), "not-in-validation": ()}
+    assert "every training image has a" in done(data, "always-there")
+    assert data.train.labels.tolist() == [[1, 0], [1, 1]] * 3
+    assert data.train.labels.dtype == np.float32
+    assert data.counts["train"] == {"a": 6, "b": 3}
+
+
+def test_a_label_with_too_few_images_is_refused_by_name(tmp_path):
+    rows = [(f"{i}.png", i, "a|b" if i == 0 else "a", "train") for i in range(6)]
+    rows += [("7.png", 7, "a", "validation")]
+    with pytest.raises(DataError, match=r"fewer than 2 usable .* b \(1\); .* remove the label"):
+        told(listed(tmp_path / "data", rows, "label"), "multi_label")
+
+
+@pytest.mark.parametrize(("task", "cells"), [("multi_label", "ab"), ("regression", "12")])
+def test_the_same_picture_is_a_leak_or_a_contradiction_whatever_is_told(tmp_path, task, cells):
+    one, other = cells
+    both = f"{one}|{other}" if task == "multi_label" else "3"
+    rows = [(f"{i}.png", i, cells[i % 2], "train") for i in range(6)]
+    rows += [("twin.png", 0, one, "validation"), ("odd.png", 1, both, "train")]
+    rows += [("7.png", 7, other, "validation"), ("8.png", 8, one, "validation")]
+    data = told(listed(tmp_path / "data", rows, "label"), task)
+    assert found(data)["leak"] == ("0.png",)
+    assert found(data)["two-labels"] == ("1.png", "odd.png")
+    assert len(data.train) == 4
+
+
+def test_numbers_are_standard_for_the_training_images_alone(tmp_path):
+    rows = [(f"{i}.png", i, f"{100 + i},{i * i}", "train") for i in range(6)]
+    rows += [("9.png", 9, "200,0", "validation")]
+    data = told(listed(tmp_path / "data", rows, "x,y"), "regression", label_columns=("x", "y"))
+    np.testing.assert_allclose(data.train.labels.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(data.train.labels.std(0), 1, atol=1e-6)
+    np.testing.assert_allclose(data.scale.to_units(data.validation.labels), [[200, 0]], atol=1e-4)
+    assert data.train.scale == data.validation.scale == data.scale
+    assert data.train.subset([1, 2]).scale == data.scale
+
+
+def test_a_target_that_is_always_the_same_is_refused(tmp_path):
+    rows = [(f"{i}.png", i, "5", "train") for i in range(4)] + [("9.png", 9, "6", "validation")]
+    with pytest.raises(DataError, match="target 'x' is 5 in every training image"):
+        told(listed(tmp_path / "data", rows, "x"), "regression", label_column="x")
+
+
+def test_other_labels_or_numbers_have_another_fingerprint(tmp_path):
+    prints = set()
+    for k, cells in enumerate(("1", "1.5")):
+        rows = [(f"{i}.png", i, str(i), "train") for i in range(4)]
+        rows += [("9.png", 9, cells, "validation")]
+        path = listed(tmp_path / str(k) / "data", rows, "x")
+        prints.add(told(path, "regression", label_column="x").fingerprint)
+    assert len(prints) == 2

@@ -99,6 +99,7 @@ def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
         "rates",
         "features",
         "checks",
+        "rollbacks",
     }
     assert 0 <= values["metrics"]["accuracy"] <= 1
 

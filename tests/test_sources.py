@@ -380,3 +380,105 @@ def test_scanning_imports_no_torch_and_takes_no_time(flowers):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'train': {'daisy': 200, 'dandelion': 200" in done.stdout
+
+
+# --- several labels and numbers --------------------------------------------------------------
+
+
+def table(root: Path, text: str, name: str = "table.csv") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text, encoding="utf-8")
+    return root / name
+
+
+def test_a_column_of_several_labels_becomes_places_and_an_empty_cell_none(tmp_path):
+    path = table(tmp_path, "image,label,split\na.png,dog|cat,train\nb.png,,train\nc.png,cat,val\n")
+    found = scan(DataSpec(str(path)), task="multi_label")
+    assert found.labels == ("cat", "dog")
+    assert found.targets == ((0, 1), (), (0,))
+    assert found.counts == {"train": {"cat": 1, "dog": 1}, "validation": {"cat": 1, "dog": 0}}
+    assert found.images == {"train": 2, "validation": 1}
+    assert [found.shown(target) for target in found.targets] == ["cat|dog", "", "cat"]
+
+
+def test_lists_in_json_lines_and_columns_of_flags_say_the_same(tmp_path):
+    rows = [("a.png", ["x", "y"]), ("b.png", []), ("c.png", ["y"])]
+    lines = "".join(json.dumps({"image": name, "tags": tags}) + "\n" for name, tags in rows)
+    lists = scan(
+        DataSpec(str(table(tmp_path, lines, "t.jsonl")), label_column="tags", validation=0),
+        task="multi_label",
+    )
+    flags = table(tmp_path, "image,y,x,z\na.png,1,1,0\nb.png,0,0,0\nc.png,1,0,0\n")
+    spec = DataSpec(str(flags), label_columns=("x", "y", "z"), validation=0)
+    columns = scan(spec, task="multi_label")
+    assert lists.targets == columns.targets == ((0, 1), (), (1,))
+    assert lists.labels == ("x", "y")
+    assert columns.labels == ("x", "y", "z")  # asked for, so kept even where no image has it
+
+
+def test_numbers_have_the_names_of_their_columns_and_are_split_by_tenths(tmp_path):
+    rows = "".join(f"{i:03d}.png,{i},{-i / 2}\n" for i in range(100))
+    path = table(tmp_path, "image,x,y\n" + rows)
+    found = scan(DataSpec(str(path), label_columns=("y", "x")), task="regression")
+    assert found.labels == ("y", "x")
+    assert found.targets[3] == (-1.5, 3.0)
+    assert found.images == {"train": 80, "validation": 20}
+    chosen = [found.targets[i][1] for i, split in enumerate(found.splits) if split == "validation"]
+    assert [sum(10 * k <= value < 10 * k + 10 for value in chosen) for k in range(10)] == [2] * 10
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image,age\na.png,1\nb.png,nan\n", "table.csv:3: age is 'nan'; a target is a finite"),
+        ("image,age\na.png,inf\nb.png,2\n", "table.csv:2: age is 'inf'"),
+        ("image,age\na.png,\n", "table.csv:2: age is ''"),
+        ("image,years\na.png,3\n", "no column 'age'"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_with_its_row(tmp_path, text, words):
+    with pytest.raises(DataError) as caught:
+        scan(DataSpec(str(table(tmp_path, text)), label_column="age"), task="regression")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_class_folders_are_for_classification_only(tmp_path, task):
+    with pytest.raises(DataError, match=f"is for task: classification; for task: {task} name a"):
+        scan(DataSpec(str(classes(tmp_path, cat=3, dog=3))), task=task)
+
+
+def test_datasets_give_lists_of_class_labels_texts_and_numbers(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "kinds": datasets.Sequence(datasets.ClassLabel(names=["dog", "cat", "fox"])),
+            "words": datasets.Sequence(datasets.Value("string")),
+            "box": datasets.Sequence(datasets.Value("float32")),
+            "age": datasets.Value("float64"),
+        }
+    )
+    rows = {
+        "image": [picture] * 3,
+        "kinds": [[1, 0], [], [1]],
+        "words": [["b", "a"], [], ["b"]],
+        "box": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
+        "age": [1.5, None, 3.0],
+    }
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+
+    def found(task, column):
+        spec = DataSpec(str(tmp_path / "saved"), label_column=column, validation=0)
+        return scan(spec, task=task)
+
+    assert found("multi_label", "kinds").labels == ("dog", "cat")  # the source's order
+    assert found("multi_label", "kinds").targets == ((1, 0), (), (1,))
+    assert found("multi_label", "words").targets == ((0, 1), (), (1,))
+    assert found("regression", "box").labels == ("box 0", "box 1")
+    assert found("regression", "box").targets[2] == (5.0, 6.0)
+    ages = found("regression", "age")
+    assert ages.targets == ((1.5,), (3.0,))
+    assert ages.ignored == ("train/ (1 images without a label)",)
