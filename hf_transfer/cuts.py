@@ -57,11 +57,12 @@ def find_cut(
             cut = _joined(records)
             crossed = records[1].crossed
             features = [crossing.packed(crossed[crossing.slot]) for crossing in cut.stored]
+            _check_alone(features, crossing_values(model, cut, more[: PROBES[0]]))
             with Player(model, cut, strict=True) as player:
-                _same(logits_of(player.forward(features=features)), evaluated, "evaluation")
+                _check_same(logits_of(player.forward(features=features)), evaluated, "evaluation")
                 _to_training(model, still)
                 torch.manual_seed(0)
-                _same(logits_of(player.forward(features=features)), trained, "training")
+                _check_same(logits_of(player.forward(features=features)), trained, "training")
     except CutError as error:
         return str(error)
     return cut
@@ -182,12 +183,27 @@ def _crossing(
     return Crossing(slot, made, (each, *shape) if each > 1 else shape, order, value.dtype)
 
 
-def _same(replayed: Tensor, live: Tensor, mode: str) -> None:
+def _check_alone(whole: Sequence[Tensor], part: Sequence[Tensor]) -> None:
+    """Raise CutError unless a part of a batch gives what it gives as a part of the batch."""
+    for batch, few in zip(whole, part, strict=True):
+        if not _apart(few, batch[: len(few)]) <= _tolerance(batch):
+            raise CutError("what crosses the cut is made of several images")
+
+
+def _check_same(replayed: Tensor, live: Tensor, mode: str) -> None:
     """Raise CutError unless logits agree within float rounding."""
-    low = live.dtype in (torch.float16, torch.bfloat16)
-    apart = float((replayed - live).abs().max() / live.abs().max().clamp(min=1e-6))
-    if not apart <= (LOW_TOLERANCE if low else TOLERANCE):
+    apart = _apart(replayed, live)
+    if not apart <= _tolerance(live):
         raise CutError(f"in {mode} replayed logits differ from live ones by {apart:.0e}")
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    scale = other.float().abs().max().clamp(min=1e-6)
+    return float((one.float() - other.float()).abs().max() / scale)
+
+
+def _tolerance(values: Tensor) -> float:
+    return LOW_TOLERANCE if values.dtype in (torch.float16, torch.bfloat16) else TOLERANCE
 
 
 def _to_training(model: nn.Module, still: Collection[nn.Module]) -> None:

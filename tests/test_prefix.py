@@ -1,0 +1,56 @@
+"""Whether a frozen prefix is computed once is decided by what it costs, unless a recipe says."""
+
+import re
+
+import pytest
+
+from hf_transfer.groups import group_layers
+from hf_transfer.phases import make_phases
+from hf_transfer.prefix import feature_bytes, prefix_macs, why_live
+from hf_transfer.recipe import parse_phase
+from hf_transfer.recorded import recorded_layout
+
+
+def resnet50(backbone="timm/resnet50", **phase):
+    layout = recorded_layout(backbone, 5)
+    groups = group_layers(layout)
+    spec = {"train": "head", "epochs": 10, "cold_head": True, **phase}
+    spec = parse_phase({key: value for key, value in spec.items() if value is not None})
+    return make_phases([spec], groups, layout)[0], groups, layout
+
+
+def test_features_of_the_head_are_what_its_layer_takes():
+    assert feature_bytes(*resnet50()) == 4 * 2048
+    phase, groups, layout = resnet50()
+    assert prefix_macs(phase, groups, layout) == pytest.approx(4.1e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("phase", "why"),
+    [
+        ({}, None),
+        ({"train": "last 1 stage"}, None),
+        ({"train": "all"}, "nothing is frozen"),
+        ({"features": "live"}, "the recipe says so"),
+        ({"augment": "light"}, "vary from epoch to epoch"),
+        ({"augment": "light", "views": 4}, None),
+        ({"augment": "light", "views": 12}, "10 epochs are fewer than the 12 views"),
+        ({"augment": "light", "views": 12, "features": "cached"}, None),
+        ({"mixup": 0.2}, "mixed anew"),
+        ({"epochs": None, "steps": 10}, "0.32 epochs are fewer"),
+        ({"epochs": None, "steps": 10, "features": "cached"}, None),
+        ({"epochs": None, "steps": 100}, None),
+        ({"epochs": None, "solve": "lbfgs"}, None),
+    ],
+)
+def test_the_choice_and_its_reason(phase, why):
+    found = why_live(*resnet50(**phase), images=1000)
+    assert (found is None) == (why is None), found
+    assert found is None or re.search(why, found), found
+
+
+def test_a_thin_prefix_is_run_again_and_can_be_forced():
+    """MobileNet's first layer: 5 million multiply-adds give 800 kB of features."""
+    thin = {"backbone": "timm/mobilenetv3_large_100", "train": "from blocks.0"}
+    assert "costs less than reading" in why_live(*resnet50(**thin))
+    assert why_live(*resnet50(**thin, features="cached")) is None
