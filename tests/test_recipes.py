@@ -20,16 +20,18 @@ NAMES = (
     "full",
     "gradual",
     "lp_ft",
+    "multi_label",
     "quickstart",
+    "regression",
     "scratch",
     "small_medical",
     "vgg16_top_block",
 )
 
 
-def test_there_are_thirteen():
+def test_there_are_fifteen():
     assert tuple(shipped_recipes()) == NAMES
-    assert len(NAMES) == 13
+    assert len(NAMES) == 15
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from hf_transfer.recipe import parse_recipe
+from hf_transfer.recipe import load_recipe, parse_recipe
 from hf_transfer.report import RunReport
 from hf_transfer.run import run
 
@@ -127,3 +127,15 @@ def test_a_run_of_several_labels_may_mix_smooth_and_repeat(place, several):
     ranked = sorted(report.seeds["metrics"]["map"]["values"])
     assert report.metrics["map"] == ranked[0]
     assert json.loads((place / "mixed" / "report.json").read_text())["recipe"]["seeds"] == 1
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_the_shipped_recipe_runs_on_a_table(task, place, several, numbers):
+    table = {"multi_label": several[0] / "labels.csv", "regression": numbers[0] / "where.csv"}[task]
+    settings = [f"data.path={table}", "data.image_size=32", "phases.*.epochs=1"]
+    settings += ["backbone=timm/test_resnet", "pretrained=false"]
+    settings += ["data.label_columns=[y]"] if task == "regression" else []
+    report = run(load_recipe(task, settings), place / f"shipped-{task}")
+    assert report.task.name == task
+    assert report.headline is not None
+    assert [phase.name for phase in report.phases] == ["head", "all"]
