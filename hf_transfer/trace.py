@@ -137,9 +137,16 @@ def _loose(modules: dict[str, nn.Module]) -> list[str]:
         for path, module in modules.items()
         if path
         and next(module.parameters(), None) is None
-        and next(module.children(), None) is None
-        and (is_norm(module) or any(word in type(module).__name__.lower() for word in words))
+        and (is_norm(module) or _is_leaf(module) and _is_called(module, words))
     ]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _is_called(module: nn.Module, words: tuple[str, ...]) -> bool:
+    return any(word in type(module).__name__.lower() for word in words)
 
 
 def _shared(model: nn.Module) -> list[list[str]]:

@@ -5,6 +5,7 @@ import torch
 from small import CONVNEXT, RESNET, VIT, network
 from torch import nn
 
+from hf_transfer.describing import describe
 from hf_transfer.freezing import (
     FreezingError,
     NothingMovedError,
@@ -16,6 +17,7 @@ from hf_transfer.freezing import (
     prove,
     still_modules,
 )
+from hf_transfer.images import ImageSettings
 from hf_transfer.phases import make_phases
 from hf_transfer.recipe import PhaseSpec
 
@@ -160,3 +162,90 @@ def test_processes_that_differ_are_named_with_the_tensor():
     check_agreement(prints[:2])
     with pytest.raises(FreezingError, match=r"process 2 differs.*1 tensors.*fc\.bias"):
         check_agreement(prints)
+
+
+# --- kinds -----------------------------------------------------------------------------------
+
+
+class Volume(nn.Module):
+    """A layer for volumes or sequences, on images."""
+
+    def __init__(self, inner, shape):
+        super().__init__()
+        self.inner, self.shape = inner, shape
+
+    def forward(self, x):
+        return self.inner(x.reshape(x.shape[0], x.shape[1], *self.shape)).reshape(x.shape)
+
+
+def _kinds():
+    """Return a fresh module of each kind that training mode changes, of three libraries."""
+    from timm import layers
+    from torchvision import ops
+    from transformers.models.convnext.modeling_convnext import ConvNextDropPath
+
+    return {
+        "BatchNorm1d": Volume(nn.BatchNorm1d(4), (36,)),
+        "BatchNorm2d": nn.BatchNorm2d(4),
+        "BatchNorm3d": Volume(nn.BatchNorm3d(4), (4, 3, 3)),
+        "SyncBatchNorm": nn.SyncBatchNorm(4),
+        "BatchNorm2d without parameters": nn.BatchNorm2d(4, affine=False),
+        "InstanceNorm2d": nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+        "GroupNorm": nn.GroupNorm(2, 4),
+        "LayerNorm": nn.LayerNorm((4, 6, 6)),
+        "RMSNorm": nn.RMSNorm((4, 6, 6)),
+        "LocalResponseNorm": nn.LocalResponseNorm(2),
+        "FrozenBatchNorm2d": ops.FrozenBatchNorm2d(4),
+        "BatchNormAct2d": layers.BatchNormAct2d(4),
+        "GroupNormAct": layers.GroupNormAct(4, num_groups=2),
+        "FrozenBatchNormAct2d": layers.FrozenBatchNormAct2d(4),
+        "EvoNorm2dB0": layers.EvoNorm2dB0(4),
+        "EvoNorm2dS0": layers.EvoNorm2dS0(4, groups=2),
+        "FilterResponseNormTlu2d": layers.FilterResponseNormTlu2d(4),
+        "Dropout": nn.Dropout(0.5),
+        "Dropout2d": nn.Dropout2d(0.5),
+        "AlphaDropout": nn.AlphaDropout(0.5),
+        "DropPath": layers.DropPath(0.5),
+        "DropBlock2d": layers.DropBlock2d(0.5),
+        "StochasticDepth": ops.StochasticDepth(0.5, "row"),
+        "ConvNextDropPath": ConvNextDropPath(0.5),
+    }
+
+
+class Around(nn.Module):
+    """A network in which a module runs below the head."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.one, self.inner, self.two = nn.Conv2d(3, 4, 3), inner, nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, pixel_values):
+        return self.head(self.two(self.inner(self.one(pixel_values))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", list(_kinds()))
+def test_every_kind_of_layer_is_still_below_the_head_and_moves_when_all_trains(kind):
+    torch.manual_seed(0)
+    inner = _kinds()[kind]
+    model = Around(inner)
+    model.backbone = describe(model, head=["head"], image=ImageSettings(8))
+    before, pixels = fingerprint(model, ""), torch.randn(8, 3, 8, 8)
+    for selector in ("head", "all"):
+        phase, still = applied(model, selector)
+        model.train()
+        for name in still:
+            model.get_submodule(name).training = False
+        free = free_buffers(model, "", still)
+        leaves = [m for m in inner.modules() if not list(m.children())]
+        if selector == "head":
+            assert not any(module.training for module in leaves)
+            assert torch.equal(model(pixels), model(pixels))
+            assert before.changed(fingerprint(model, "")) == set()
+            assert free == set()
+        else:
+            assert all(module.training for module in leaves)
+            assert free == {name for name, _ in model.named_buffers()}
+    _, still = applied(model, "all", still_norms=True)
+    held = any(name.startswith("inner") for name in still)
+    assert held == ("Norm" in kind or "norm" in kind.lower())
