@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from hf_transfer import processes
 from hf_transfer.backbone import Backbone
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import Phase, make_phases
@@ -115,6 +116,9 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """
     if recipe.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("precision: fp16 needs an accelerator; write fp32 or bf16")
+    patience = int(os.environ.get("HF_TRANSFER_PEER_SECONDS", PEER_SECONDS))
+    if not torch.accelerator.is_available():
+        processes.meet(patience)
     fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return TrainingArguments(
         output_dir=str(out),
@@ -127,7 +131,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         per_device_eval_batch_size=64,
         save_strategy="no",  # checkpoints are written by time: see checkpoint_seconds
         report_to="none",
-        ddp_timeout=int(os.environ.get("HF_TRANSFER_PEER_SECONDS", PEER_SECONDS)),
+        ddp_timeout=patience,
         disable_tqdm=True,
     )
 

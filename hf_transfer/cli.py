@@ -179,17 +179,20 @@ def _planned(recipe: Any, processes: int) -> str:
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from hf_transfer.recipe import UserError, shipped_recipes
+    from hf_transfer.recipe import UserError, accelerate_configurations, shipped_recipes
 
-    shipped = shipped_recipes()
+    shipped, launching = shipped_recipes(), accelerate_configurations()
     if args.name is None:
         width = max(map(len, shipped))
         for name, path in shipped.items():
             title = path.read_text(encoding="utf-8").splitlines()[0]
             print(f"{name:{width}}  {title.partition(': ')[2]}")
         print("\nhf-transfer recipes NAME prints one, to copy and change.")
-    elif args.name in shipped:
-        print(shipped[args.name].read_text(encoding="utf-8"), end="")
+        print(
+            f"For several processes there are configurations of accelerate: {', '.join(launching)}"
+        )
+    elif args.name in {**shipped, **launching}:
+        print({**shipped, **launching}[args.name].read_text(encoding="utf-8"), end="")
     else:
         raise UserError(f"no recipe {args.name!r}; there are {', '.join(shipped)}")
 

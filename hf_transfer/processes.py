@@ -91,6 +91,12 @@ def _gloo(timeout_seconds: float) -> Any:
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
+def meet(timeout_seconds: float) -> None:
+    """Join the processes on CPUs; TrainingArguments, with use_cpu, would pass no timeout on."""
+    if launch.count() > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
 def settle_sums(wrapped: Any) -> None:
     """Fix the order in which gradients are summed, before the first step that trains.
 

@@ -65,10 +65,19 @@ class RecipeError(UserError):
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipes that travel with the package, by name, in the order of their names."""
+    return {path.stem: path for path in _shipped("*.yaml")}
+
+
+def accelerate_configurations() -> dict[str, Path]:
+    """Return the configurations for `accelerate launch` that travel with the recipes, by name."""
+    return {f"accelerate/{path.stem}": path for path in _shipped("accelerate/*.yaml")}
+
+
+def _shipped(pattern: str) -> list[Path]:
     here = Path(__file__).resolve().parent
     folders = (here / "recipes", here.parent / "recipes")  # a wheel; a checkout
     folder = next((folder for folder in folders if folder.is_dir()), None)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+    return sorted(folder.glob(pattern)) if folder else []
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

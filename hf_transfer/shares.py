@@ -16,6 +16,7 @@ import torch
 SHARE = "share"  # key of a batch's weight, where it is not 1
 
 Batch = dict[str, Any]
+ARRAYS = (torch.Tensor, np.ndarray)
 
 
 def own_rows(images: int, batch_size: int, rank: int, count: int) -> tuple[int, int]:
@@ -51,17 +52,18 @@ def shared(
 
 def _first(batch: Batch, rows: int) -> Batch:
     """Return the first rows of each array of a batch; all where that would leave none."""
-    arrays = (torch.Tensor, np.ndarray)
-    return {
-        key: value[: rows or None] if isinstance(value, arrays) and value.ndim else value
-        for key, value in batch.items()
-    }
+
+    def cut(value: Any) -> Any:
+        each = isinstance(value, list) or (isinstance(value, ARRAYS) and value.ndim > 0)
+        return value[:rows] if each and rows else value
+
+    return {key: cut(value) for key, value in batch.items()}
 
 
 def counted(batches: Sequence[Batch]) -> Iterator[Batch]:
     """Yield the batches as Trainer counts their labels: those of weight 0 have none."""
     for batch in batches:
-        none = batch.get(SHARE) == 0 and "labels" in batch
+        none = batch.get(SHARE) == 0 and isinstance(batch.get("labels"), ARRAYS)
         yield {**batch, "labels": batch["labels"] * 0 - 100} if none else batch
 
 
