@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +28,6 @@ from hf_transfer.building import (
 from hf_transfer.describing import describe
 from hf_transfer.fitting import transfer
 from hf_transfer.groups import GroupsError, Layout, group_layers
-from hf_transfer.images import ImageSettings
 from hf_transfer.origins import BackboneError, Origin, locate
 from hf_transfer.recipe import Recipe
 from hf_transfer.saving import save_model, wrap
@@ -293,12 +291,3 @@ def _keep_head(
             count = len(given[name])
             raise BackboneError(f"the head of {place} is for {count} labels, not {len(rows)}")
         given[name].copy_(given[name][rows])
-
-
-def _image_settings(origin: Origin, network: Any, size: int | None) -> ImageSettings:
-    """Return what a registered backbone sees; of timm by the pretrained_cfg of `network`."""
-    if network is None:
-        return draw(origin, size).image
-    from hf_transfer.with_timm import image_of
-
-    return image_of(network.pretrained_cfg)

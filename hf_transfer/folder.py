@@ -112,7 +112,9 @@ def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:
     chosen = order[(len(order) - 1) // 2]
     median = dataclasses.replace(chosen, seeds=aggregate(reports))
     if is_main():
-        shutil.copytree(out / f"seed-{median.seed}" / "model", out / "model", dirs_exist_ok=True)
+        for name in ("model", "adapter"):  # the second where adapters are kept
+            if (out / f"seed-{median.seed}" / name).is_dir():
+                shutil.copytree(out / f"seed-{median.seed}" / name, out / name, dirs_exist_ok=True)
         write_html(median, out / "report.html", seeds=reports)
         write_text(out / "model" / "README.md", model_card(median))
         median.save(out / "report.json")

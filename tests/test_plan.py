@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from hf_transfer.groups import Group, LayerGroups
+from hf_transfer.groups import Group, LayerGroups, group_layers
 from hf_transfer.layout import Layout
 from hf_transfer.phases import make_phases
 from hf_transfer.plan import make_plan, measure_speed, optimizer_steps
 from hf_transfer.plan_text import format_bytes, format_operations, format_plan, format_seconds
 from hf_transfer.recipe import DataSpec, GradualSpec, PhaseSpec, Recipe
+from hf_transfer.recorded import recorded_layout
 
 COUNTS = {"train": {"rose": 60, "tulip": 40}, "validation": {"rose": 12, "tulip": 8}}
 MACS = 1000  # of each convolution below
@@ -233,3 +234,19 @@ def test_numbers_are_scaled():
     assert format_bytes(4.7e9) == "4.7 GB"
     assert format_operations(2.8e12) == "2.8 TFLOP"
     assert format_operations(1e25) == "10000000 EFLOP"
+
+
+def test_a_deep_network_is_warned_of_only_where_its_first_layers_hardly_learn():
+    layout = recorded_layout("timm/densenet121", 2)
+    groups = group_layers(layout)
+    assert len(groups.groups) > 60
+    notes = {}
+    for decay in (0.75, 0.5):
+        spec = PhaseSpec("all", epochs=1, layer_decay=decay, cold_head=True)
+        phases = make_phases([spec], groups, layout)
+        plan = make_plan(Recipe("r", (spec,)), layout, groups, phases, COUNTS)
+        notes[decay] = [note for note in plan.notes if "will hardly move" in note]
+        lowest = plan.phases[0].lowest / plan.phases[0].head_lr
+        assert lowest == pytest.approx(decay**12)  # however many groups there are
+    assert notes[0.75] == []
+    assert "stem trains at 2.4e-04 of the head's rate" in notes[0.5][0]

@@ -299,3 +299,19 @@ def test_a_head_for_the_same_labels_is_kept_and_may_train_with_the_backbone_at_o
     others = DataSpec(path=str(_pictures(tmp_path / "two", 4)), image_size=32)
     with pytest.raises(UserError, match="is for 3 labels, not 2"):
         list(plans_of(dataclasses.replace(kept, data=others)))
+
+
+def test_adapters_are_kept_beside_the_merged_model_of_the_median_seed(photos, tmp_path):
+    phases = (
+        PhaseSpec("head", epochs=1, lr=1e-2, batch_size=8),
+        PhaseSpec("lora(r=2)", epochs=1, batch_size=8, keep_adapters=True),
+    )
+    spec = recipe(photos, phases=phases, seeds=2)
+    spec = dataclasses.replace(spec, backbone=_own_backbone(tmp_path / "own"), pretrained=True)
+    report = run(spec, tmp_path / "out")
+    for place in (tmp_path / "out", tmp_path / "out" / f"seed-{report.seed}"):
+        assert {path.name for path in (place / "adapter").iterdir()} >= {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        }
+    load_model(tmp_path / "out")

@@ -26,6 +26,7 @@ from small import (
     trainer,
     untimed,
 )
+from tiny_folders import stir
 from torch import nn
 from transformers import Trainer, TrainerCallback, default_data_collator
 
@@ -736,3 +737,30 @@ def test_one_line_a_phase_says_what_trains_and_at_which_rates(tmp_path, caplog):
     assert len(lines) == 1
     assert lines[0].startswith("phase 1 head: head; 291 of 372,979 parameters")
     assert "rates 0.01 to 0.01" in lines[0]
+
+
+@pytest.mark.parametrize("light", ["norms", "biases"])
+@pytest.mark.parametrize(
+    ("backbone", "kind"),
+    [(RESNET, nn.BatchNorm2d), ("timm/test_efficientnet_gn", nn.GroupNorm), (VIT, nn.LayerNorm)],
+)
+def test_norms_or_biases_train_with_the_head_and_nothing_else_moves(
+    tmp_path, backbone, kind, light
+):
+    model = stir(network(backbone))
+    own, prefix = model.backbone.layout, model.backbone.prefix
+    norms = [path for path, module in model.named_modules() if isinstance(module, kind)]
+    assert len(norms) >= 5
+    before = state(model)
+    phase = {**ALL, "train": ["head", light], "steps": 1, "epochs": None, "best": "last"}
+    done = trained(tmp_path, [LIVE, phase], model)
+    moved = {name.removeprefix(prefix) for name in changed(before, state(model))}
+    norms = {path.removeprefix(prefix) for path in norms}
+    sizes = dict(own.parameters)
+    if light == "norms":
+        wanted = {n for n in sizes if n.rpartition(".")[0] in norms}
+    else:
+        wanted = {n for n in sizes if n.endswith("bias")}
+    assert moved & set(sizes) == wanted | set(own.head)
+    assert {name.rpartition(".")[0] for name in moved - set(sizes)} <= norms  # their statistics
+    assert done.reports[1].trainable_parameters < 0.1 * done.reports[1].total_parameters
