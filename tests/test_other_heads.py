@@ -21,6 +21,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from hf_transfer.shares import SHARE, counted, shared
 from hf_transfer.trainer import TransferTrainer
 
 SIDE, WIDTH = 32, 12  # of an image, and of the square in it
@@ -195,3 +196,13 @@ def test_the_groups_run_from_the_image_to_the_head(make, tmp_path):
     first, last = groups.groups[0], groups.groups[-1]
     assert "patch" in first.parameters[0] or "embedder" in first.parameters[0]
     assert any("classifier" in name for name in last.parameters)
+
+
+def test_labels_in_a_list_are_shared_among_processes_like_their_images():
+    """Five images in batches of four on two processes: the second has one of its own."""
+    batch = together([Squares(4, boxes=True)[index] for index in range(4)])
+    for rank, rows in ((0, 4), (1, 1)):
+        (mine,) = shared([batch], 5, 4, last=True, rank=rank, count=2)
+        assert len(mine["pixel_values"]) == len(mine["labels"]) == rows
+    (none,) = counted([{**batch, SHARE: 0}])  # Trainer does not count the labels of detection
+    assert none["labels"] == batch["labels"]
