@@ -111,6 +111,7 @@ def phase_notes(phases: Sequence[Phase], groups: LayerGroups, layout: Layout) ->
             f"{layout.adapted[0]} is made from the pretrained one for {channels} channels; "
             + (f"it trains in phase {where[0]}" if where else "it never trains")
         )
+    notes += [_beside(phase, groups, layout) for phase in phases if phase.adapters]
     if layout.unused:
         first = f"{layout.unused[0]}{', …' * (len(layout.unused) > 1)}"
         notes.append(f"kept frozen, because the network never uses them: {first}")
@@ -261,6 +262,15 @@ def _problems(
                 "remove solve and write epochs: 10"
             )
     return problems
+
+
+def _beside(phase: Phase, groups: LayerGroups, layout: Layout) -> str:
+    """Return a sentence on the layers beside which a phase has adapters, and those without."""
+    have = {f"{path}.weight" for path in phase.adapters.layers} if phase.adapters else set()
+    there = {n for g in groups.groups if g.name in phase.groups for n in g.parameters}
+    left = layout.weights & there - have - set(phase.parameters)
+    text = f"phase {phase.name}: adapters stand beside {len(have)} layers"
+    return f"{text}; {len(left)} other weights in the same groups have none" if left else text
 
 
 def _adapter_problems(spec: PhaseSpec, adapters: Adapters | None) -> list[str]:

@@ -150,6 +150,7 @@ def read_phase(node: Node, any_name: bool = False) -> PhaseSpec | GradualSpec:
         "on_nan": one_of("stop", "rollback"),
         "cold_head": switch,
     }
+    _check_closed(node)
     gradual = isinstance(node.value, Pairs) and "gradual" in dict(node.value)
     if gradual:
         own: dict[str, Reader] = {
@@ -166,6 +167,16 @@ def read_phase(node: Node, any_name: bool = False) -> PhaseSpec | GradualSpec:
         return GradualSpec(count, grain, spec, lr_drop, thaws, spec.place)
     values = nodes.fields(node, {"train": _selector, **readers}, needs=("train",))
     return _phase_spec(node, values)
+
+
+def _check_closed(node: Node) -> None:
+    """Raise Mistakes where a comma has parted the settings of adapters into keys of their own."""
+    train = dict(node.value).get("train") if isinstance(node.value, Pairs) else None
+    text = getattr(train, "value", None)
+    if isinstance(text, str) and "(" in text and ")" not in text:
+        raise node.wrong(
+            f"{text!r} is not closed; write 'lora(r=8, alpha=16)' in quotes, or no comma"
+        )
 
 
 def _phase_spec(node: Node, values: dict[str, Any]) -> PhaseSpec:

@@ -173,7 +173,15 @@ def test_the_plan_counts_adapters_and_says_that_their_layers_change():
     assert f"{plan.phases[1].parameters:,}" in shown
     kept = sum(VIT[1].sizes[n] for n in VIT[1].sizes) - sum(VIT[1].sizes[n] for n in VIT[1].weights)
     assert f"never trained: {kept - 5:,} parameters" in shown  # biases, norms, positions
-    assert not any("never" in note for note in phase_notes(phases, *VIT))
+    notes = phase_notes(phases, *VIT)
+    assert not any("never" in note for note in notes)
+    assert notes == ("phase lora-r-8: adapters stand beside 49 layers",)
+
+
+def test_the_plan_says_which_layers_have_no_adapters():
+    there = network("timm/mobilenetv3_small_100")  # of which eleven convolutions are by channel
+    (note,) = phase_notes((phase("lora", there),), *there)[-1:]
+    assert note.endswith("; 11 other weights in the same groups have none")
 
 
 def test_reading_adapters_imports_neither_torch_nor_peft():

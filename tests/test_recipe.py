@@ -288,6 +288,7 @@ BAD_PHASES = {
     "train: head, solve: lbfgs, mixup: 1": "works on cached features",
     "train: head, solve: newton": "solve must be lbfgs",
     "train: head, epochs: 1, reestimate_norms: 1": "must be true, false or a number of images",
+    "train: lora(r=8, alpha=16), epochs: 1": "'lora(r=8' is not closed; write 'lora(r=8, ",
     "train: head, epochs: 1, still_norms: 1": "still_norms must be true or false, got 1",
     "gradual: 0 stages, epochs: 1": "gradual must be a step such as 1 stage",
     "gradual: 200%, epochs: 1": "gradual must be a step",

@@ -19,6 +19,7 @@ NAMES = (
     "freeze_bottom",
     "full",
     "gradual",
+    "lora",
     "lp_ft",
     "multi_label",
     "quickstart",
@@ -29,9 +30,9 @@ NAMES = (
 )
 
 
-def test_there_are_fifteen():
+def test_there_are_sixteen():
     assert tuple(shipped_recipes()) == NAMES
-    assert len(NAMES) == 15
+    assert len(NAMES) == 16
 
 
 @pytest.mark.parametrize("name", NAMES)
