@@ -494,9 +494,10 @@ class TransferTrainer(Trainer):
 
     def share_statistics(self) -> None:
         """Give all processes the first one's statistics; DDP leaves each with its last batch's."""
-        self.processes.take_first(
-            tensor for tensor in self._moving().values() if not isinstance(tensor, nn.Parameter)
-        )
+        if self.processes.count > 1:
+            self.processes.take_first(
+                tensor for tensor in self._moving().values() if not isinstance(tensor, nn.Parameter)
+            )
 
     def _prove(self, phase: Phase, before: freezing.Fingerprints) -> freezing.Proof:
         prefix = self.backbone.prefix
