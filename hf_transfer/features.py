@@ -5,12 +5,11 @@ The model's own forward runs on, from the cut; wrappers, losses and metrics stay
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,25 @@ from torch.utils.data import Dataset
 from hf_transfer.backbone import Backbone
 from hf_transfer.cuts import Context, crossing_values, find_cut
 from hf_transfer.data import ImageSet
+from hf_transfer.featurekey import feature_key
 from hf_transfer.featurestore import Column, StoredFeatures, build_features, open_features
 from hf_transfer.images import augment, to_model_input
 from hf_transfer.operations import digest
+from hf_transfer.overhead import threads_for
 from hf_transfer.phases import Phase
-from hf_transfer.pixels import LivePixels, StoredPixels
 from hf_transfer.player import Crossing, Cut, Player
-from hf_transfer.prefix import view_count, why_live
+from hf_transfer.prefix import top_macs, view_count, why_live
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import Augment, UserError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of what a key means
-BATCH = 64  # images computed at once
+# Images computed at once. On a CPU a tensor of up to 32 MiB is taken from memory that the process
+# already has (glibc's largest mmap threshold); a larger one is mapped anew, page by page, each time:
+# a fifth of the time that ResNet-10-T takes for 96 px.
+BATCH, DEVICE_BATCH = 64, 256
+BATCH_BYTES, DEVICE_BATCH_BYTES = 31 * 2**20, 2**30  # of the largest tensor in the prefix
 SECONDS = 5.0  # between two lines of progress
-LIBRARIES = ("torch", "transformers", "timm", "torchvision")
 
 
 class FeaturesError(UserError):
@@ -147,11 +149,11 @@ class Replay:
         *,
         seed: int,
         context: Context = nullcontext,
-        half: bool = False,
         folder: Path | None = None,
     ) -> None:
         self.model, self.backbone, self.cut, self.context = model, backbone, cut, context
-        self.augment, self.seed, self.half, self.folder = phase.spec.augment, seed, half, folder
+        self.augment, self.seed, self.folder = phase.spec.augment, seed, folder
+        self.half = phase.spec.feature_precision == "fp16"
         varied = self.augment != Augment()
         self.images: list[tuple[ImageSet, int | None]] = [
             (train, view if varied else None) for view in range(view_count(phase))
@@ -164,6 +166,8 @@ class Replay:
             self.images.append((evaluation, None))
             self.evaluation = IndexSet(evaluation.labels, len(self.train))
         self.device = next(model.parameters()).device
+        above = top_macs(phase, backbone.groups, backbone.layout)
+        self.work = above * phase.spec.batch_size if self.device.type == "cpu" else 0
 
     def compute(self, share: tuple[int, int] = (0, 1)) -> None:
         """Compute and store the features of this process's share that are not stored yet.
@@ -188,7 +192,11 @@ class Replay:
                 return player.forward(*args, **kwargs)
 
             self.model.forward = forward  # a bound method would be bound again, to the model
-            yield
+            try:
+                with threads_for(self.work):
+                    yield
+            finally:  # from here on the entries may be removed
+                self.views, self.held_out = [], None
 
     def _open(self) -> None:
         opened = [open_features(**entry) for entry in self.entries]
@@ -223,19 +231,21 @@ class Replay:
 
     def _entry(self, images: ImageSet, view: int | None, weights: str) -> dict[str, Any]:
         """Return the arguments that open one entry of the store."""
-        variation = (repr(self.augment), self.seed, view) if view is not None else ()
         columns = _columns(self.cut, self.half)
-        low = str(torch.get_autocast_dtype(self.device.type)) if self._autocasts() else ""
-        how = (
-            VERSION, [version(name) for name in LIBRARIES], self.cut.program, weights,
-            repr(self.backbone.image), variation, self.device.type, str(columns), low,
-        )  # fmt: skip
-        key = hashlib.blake2b(repr(how).encode(), digest_size=16)
-        key.update(_identity(images))
+        key = feature_key(
+            images,
+            program=self.cut.program,
+            weights=weights,
+            image=self.backbone.image,
+            variation=(repr(self.augment), self.seed, view) if view is not None else (),
+            device=self.device.type,
+            precision=str(torch.get_autocast_dtype(self.device.type)) if self._autocasts() else "",
+            columns=columns,
+        )
         what = f"{self.backbone.id}, {len(images)} images of {self.backbone.image.size} px"
         what += f", variation {view}" if view is not None else ""
         return {
-            "key": key.hexdigest(),
+            "key": key,
             "columns": columns,
             "rows": len(images),
             "compute": lambda span: self._computed(images, view, span),
@@ -257,8 +267,9 @@ class Replay:
         found = [np.empty((len(span), *column.shape), column.dtype) for column in columns]
         started = said = time.monotonic()
         with _evaluating(self.model), torch.no_grad(), self.context():
-            for first in range(0, len(span), BATCH):
-                rows = span[first : first + BATCH]
+            at_once = self._at_once()
+            for first in range(0, len(span), at_once):
+                rows = span[first : first + at_once]
                 batch = images.__getitems__(rows)
                 pixels = batch["pixels"].to(self.device)
                 if view is None:
@@ -277,6 +288,17 @@ class Replay:
         seconds = time.monotonic() - started
         logger.info("computed features of %d images in %.1f s", len(span), seconds)
         return found
+
+    def _at_once(self) -> int:
+        """Return how many images go through the prefix together."""
+        slots = zip(self.cut.shapes, self.cut.dtypes, strict=True)
+        largest = max(
+            math.prod(each or fixed for each, fixed in sides) * dtype.itemsize
+            for sides, dtype in slots
+        )
+        on_cpu = self.device.type == "cpu"
+        most, fit = (BATCH, BATCH_BYTES) if on_cpu else (DEVICE_BATCH, DEVICE_BATCH_BYTES)
+        return max(1, min(most, fit // max(1, largest)))
 
     def _tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """Return stored arrays as the tensors that crossed the cut."""
@@ -308,23 +330,6 @@ def _array(crossing: Crossing, value: Tensor, half: bool) -> np.ndarray:
         if not torch.isfinite(value).all():
             raise FeaturesError("features are too large for float16; store them in float32")
     return value.cpu().numpy()
-
-
-def _identity(images: ImageSet) -> bytes:
-    """Return a digest of the pixels that a set shows, from their store's key where there is one."""
-    found = hashlib.blake2b(digest_size=16)
-    pixels = images.pixels
-    if isinstance(pixels, StoredPixels):
-        found.update(f"{pixels.path.parent.name}{pixels.stored}".encode())
-        found.update(np.ascontiguousarray(pixels.rows, np.int64))
-    elif isinstance(pixels, LivePixels):
-        for row in pixels.rows:
-            found.update(pixels.found.identity(int(row)).encode(errors="surrogateescape") + b"\n")
-    else:
-        found.update(repr(pixels.shape).encode())
-        for first in range(0, len(pixels), BATCH):
-            found.update(np.ascontiguousarray(pixels[first : first + BATCH]))
-    return found.digest()
 
 
 @contextmanager

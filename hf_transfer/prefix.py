@@ -53,17 +53,23 @@ def prefix_macs(phase: Phase, groups: LayerGroups, layout: Layout) -> int:
     return sum(macs for _, macs in _prefix(phase, groups, layout))
 
 
+def top_macs(phase: Phase, groups: LayerGroups, layout: Layout) -> int:
+    """Return the multiply-adds of one image in all that is not frozen below what trains."""
+    return sum(layout.macs) - prefix_macs(phase, groups, layout)
+
+
 def feature_bytes(phase: Phase, groups: LayerGroups, layout: Layout) -> int:
-    """Return about how many bytes one image's features take, in float32.
+    """Return about how many bytes one image's features take.
 
     They are what the last frozen layer gives, or where the head alone trains, what it takes.
     """
+    scalar = 2 if phase.spec.feature_precision == "fp16" else 4
     shapes = dict(layout.parameters)
     first = next((n for n, _ in layout.parameters if n in set(phase.parameters)), None)
     if first in layout.head and len(shapes[first]) > 1:
-        return 4 * math.prod(shapes[first][1:])
+        return scalar * math.prod(shapes[first][1:])
     outputs = [macs // math.prod(shapes[n][1:]) for n, macs in _prefix(phase, groups, layout)]
-    return 4 * next((count for count in reversed(outputs) if count), 0)
+    return scalar * next((count for count in reversed(outputs) if count), 0)
 
 
 def _prefix(phase: Phase, groups: LayerGroups, layout: Layout) -> list[tuple[str, int]]:

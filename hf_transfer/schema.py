@@ -142,6 +142,7 @@ def read_phase(node: Node, any_name: bool = False) -> PhaseSpec | GradualSpec:
         "l2_sp": number(0),
         "max_grad_norm": number(0),
         "features": one_of("auto", "cached", "live"),
+        "feature_precision": one_of("fp32", "fp16"),
         "views": number(1, whole=True),
         "solve": or_none(one_of("lbfgs")),
         "still_norms": switch,
@@ -336,6 +337,10 @@ def _check_phase(node: Node, spec: PhaseSpec) -> None:
         (
             spec.views > 1 and spec.features == "live",
             "views are for cached features; remove features: live or views",
+        ),
+        (
+            spec.feature_precision != "fp32" and spec.features == "live",
+            "feature_precision is for cached features; remove features: live or feature_precision",
         ),
         (
             mixed and spec.features == "cached",

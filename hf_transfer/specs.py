@@ -66,6 +66,7 @@ class PhaseSpec:
     l2_sp: float = 0.0  # pull of the backbone towards its pretrained weights
     max_grad_norm: float = 1.0
     features: Literal["auto", "cached", "live"] = "auto"
+    feature_precision: Literal["fp32", "fp16"] = "fp32"  # of cached features, on disk
     views: int = 1  # augmented versions of each image whose features are cached
     solve: Literal["lbfgs"] | None = None  # logistic regression to convergence, not steps
     still_norms: bool = False  # keep the statistics of normalisation still where it trains, too

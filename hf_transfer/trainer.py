@@ -48,6 +48,7 @@ from hf_transfer.checkpoints import publish, write_phase
 from hf_transfer.data import ImageSet, collate
 from hf_transfer.evaluation import EpochMetrics
 from hf_transfer.outcome import metric_names, phase_report
+from hf_transfer.overhead import light_steps
 from hf_transfer.phases import Phase
 from hf_transfer.processes import Processes
 from hf_transfer.rates import param_groups
@@ -202,7 +203,7 @@ class TransferTrainer(Trainer):
         self._apply(phase)
         before = norms.begin(self, phase, before)
         folder = Path(self.args.output_dir)
-        with self._features(phase), self.watch.listening():
+        with self._features(phase), self.watch.listening(), light_steps():
             checkpoint = resuming.take_up(self, folder, self._about) if resume else None
             if checkpoint is None and self.watch.saves and self.processes.main:
                 checkpoints.drop(folder, end=True)  # of another run, which this one replaces

@@ -1,0 +1,42 @@
+"""What a step costs besides its arithmetic, left out where that changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+
+# accelerate asks twice in every step whether this package is there, and has the disk searched for
+# it: a third of a head's step.
+ASKED = "lomo_optim"
+SMALL_WORK = 2e7  # multiply-adds of a batch, below which waking a second thread costs more
+
+
+@contextmanager
+def light_steps() -> Iterator[None]:
+    """Answer from memory what the libraries ask in every step, until the block ends."""
+    absent = ASKED not in sys.modules and find_spec(ASKED) is None
+    if absent:
+        sys.modules[ASKED] = None  # type: ignore[assignment]  # Python's word for 'not there'
+    try:
+        yield
+    finally:
+        if absent:
+            sys.modules.pop(ASKED, None)
+
+
+@contextmanager
+def threads_for(work: float) -> Iterator[None]:
+    """Compute with one thread where a batch is only so many multiply-adds; 0: not known."""
+    before = torch.get_num_threads()
+    alone = 0 < work < SMALL_WORK and before > 1
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if alone:
+            torch.set_num_threads(before)

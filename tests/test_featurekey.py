@@ -1,0 +1,145 @@
+"""Whatever features depend on changes their name; what they do not depend on leaves it."""
+
+import numpy as np
+import pytest
+import torch
+from small import HEAD, images, network, trained
+
+from hf_transfer import featurekey, features
+from hf_transfer.cache import cache_entries, clear_cache
+from hf_transfer.data import ImageSet
+from hf_transfer.images import ImageSettings
+
+AUGMENTED = {**HEAD, "epochs": 4, "augment": "light", "views": 2}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "kept"))
+
+
+def keys(tmp_path, phase=HEAD, change=None, stored=None, **options):
+    """Return the names of the entries of training images that a phase makes."""
+    clear_cache()
+    model = network()
+    if change is not None:
+        with torch.no_grad():
+            change(model, dict(model.named_parameters()), dict(model.named_buffers()))
+    options |= {"train_dataset": stored or images(), "eval_dataset": None}
+    done = trained(tmp_path, [{**phase, "features": "cached"}], model, **options)
+    del done
+    return {entry.key for entry in cache_entries()}
+
+
+def add_one_bit(model, parameters, buffers):
+    next(iter(parameters.values())).view(-1)[0] *= 1 + 2**-20
+
+
+def move_a_statistic(model, parameters, buffers):
+    next(b for name, b in buffers.items() if name.endswith("running_var")).view(-1)[-1] += 1e-3
+
+
+def other_head(model, parameters, buffers):
+    for name in model.backbone.layout.head:
+        parameters[model.backbone.prefix + name].add_(1.0)
+
+
+def test_the_same_run_finds_its_features_again_and_another_head_too(tmp_path):
+    first = keys(tmp_path)
+    assert len(first) == 1
+    assert keys(tmp_path) == first
+    assert keys(tmp_path, change=other_head) == first
+    assert keys(tmp_path, {**HEAD, "lr": 0.5, "epochs": 3}, seed=11) == first  # not augmented
+
+
+@pytest.mark.parametrize("change", [add_one_bit, move_a_statistic])
+def test_the_prefixs_weights_and_buffers_count_to_the_last_bit(tmp_path, change):
+    assert not keys(tmp_path) & keys(tmp_path, change=change)
+
+
+def test_a_statistic_that_moved_by_one_bit_gives_other_features_not_stale_ones(tmp_path):
+    one = trained(tmp_path, [{**HEAD, "features": "cached"}])
+    model = network()
+    buffers = dict(model.named_buffers())
+    with torch.no_grad():
+        move_a_statistic(model, None, buffers)
+        next(b for n, b in buffers.items() if n.endswith("running_mean")).add_(0.5)
+    other = trained(tmp_path, [{**HEAD, "features": "cached"}], model)
+    live = network()
+    live.load_state_dict({**network().state_dict(), **{n: b for n, b in buffers.items()}})
+    again = trained(tmp_path, [{**HEAD, "features": "live"}], live)
+    assert other.reports[0].metrics["loss"] == pytest.approx(
+        again.reports[0].metrics["loss"], rel=1e-4
+    )
+    assert other.reports[0].metrics["loss"] != pytest.approx(
+        one.reports[0].metrics["loss"], rel=1e-4
+    )
+
+
+def test_images_and_their_order_count_and_labels_do_not(tmp_path):
+    first, stored = keys(tmp_path), images()
+    pixels = np.array(stored.pixels)
+    pixels[3, 0, 0, 0] ^= 1
+    assert not first & keys(tmp_path, stored=ImageSet(pixels, stored.labels, stored.names))
+    turned = ImageSet(stored.pixels[::-1].copy(), stored.labels, stored.names)
+    assert not first & keys(tmp_path, stored=turned)
+    relabelled = ImageSet(stored.pixels, stored.labels[::-1].copy(), stored.names)
+    assert first == keys(tmp_path, stored=relabelled)
+
+
+def test_preprocessing_counts(tmp_path):
+    def other_mean(model, parameters, buffers):
+        image = model.backbone.image
+        object.__setattr__(
+            model.backbone, "image", ImageSettings(image.size, mean=(0.4, 0.4, 0.4), std=image.std)
+        )
+
+    assert not keys(tmp_path) & keys(tmp_path, change=other_mean)
+
+
+def test_views_variation_and_seed_count_where_images_vary(tmp_path):
+    two = keys(tmp_path, AUGMENTED)
+    assert len(two) == 2
+    assert not two & keys(tmp_path)
+    assert not two & keys(tmp_path, AUGMENTED, seed=11)
+    assert not two & keys(tmp_path, {**AUGMENTED, "augment": "standard"})
+    assert two < keys(tmp_path, {**AUGMENTED, "views": 3})  # the first two hold
+
+
+@pytest.mark.parametrize("library", featurekey.LIBRARIES)
+def test_versions_of_the_libraries_count(tmp_path, monkeypatch, library):
+    first = keys(tmp_path)
+    real = featurekey.version
+    monkeypatch.setattr(featurekey, "version", lambda n: real(n) + ".1" * (n == library))
+    assert not first & keys(tmp_path)
+
+
+def test_precision_counts_in_computing_and_on_disk(tmp_path):
+    first = keys(tmp_path)
+    low = keys(tmp_path, bf16=True)
+    half = keys(tmp_path, {**HEAD, "feature_precision": "fp16"})
+    assert not (first & low or first & half or low & half)
+
+
+def test_half_precision_halves_the_disk_and_hardly_changes_the_result(tmp_path):
+    found = []
+    for precision in ("fp32", "fp16"):
+        clear_cache()
+        done = trained(tmp_path, [{**HEAD, "features": "cached", "feature_precision": precision}])
+        size = sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*.npy"))
+        found.append((done.reports[0].metrics["loss"], size))
+        del done
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-2)
+    assert found[1][0] != found[0][0]
+    headers = 2 * 128
+    assert (found[1][1] - headers) * 2 == found[0][1] - headers
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path):
+    def huge(model, parameters, buffers):
+        for name, buffer in buffers.items():
+            if name.endswith("running_var"):
+                buffer.mul_(1e-9)
+
+    with pytest.raises(features.FeaturesError, match="too large for float16"):
+        keys(tmp_path, {**HEAD, "feature_precision": "fp16"}, huge)

@@ -1,0 +1,96 @@
+"""What is left out of a step comes back after it, and changes no result."""
+
+import contextlib
+import importlib.util
+import sys
+
+import pytest
+import torch
+from small import HEAD, images, state, trained
+
+from hf_transfer import features, overhead
+from hf_transfer.overhead import ASKED, SMALL_WORK, light_steps, threads_for
+
+
+def test_a_package_that_is_not_there_is_not_searched_for_inside_and_is_outside(monkeypatch):
+    assert importlib.util.find_spec(ASKED) is None
+    searched = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            searched.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    with contextlib.suppress(KeyError), light_steps():
+        searched.clear()
+        assert importlib.util.find_spec(ASKED) is None
+        assert searched == []
+        raise KeyError
+    assert importlib.util.find_spec(ASKED) is None
+    assert searched == [ASKED]
+
+
+def test_accelerate_asks_for_it_in_every_step(tmp_path, monkeypatch):
+    """The reason for leaving it out; where this fails, ours can go."""
+    asked = []
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: (asked.append(n), real(n, *a))[1]
+    )
+    trained(tmp_path, [{**HEAD, "epochs": 2}])
+    assert asked.count(ASKED) >= 2 * 3
+
+
+def test_a_package_that_is_there_stays(monkeypatch):
+    module = type(sys)("lomo")
+    monkeypatch.setitem(sys.modules, ASKED, module)
+    with light_steps():
+        assert sys.modules[ASKED] is module
+    assert sys.modules[ASKED] is module
+
+
+@pytest.fixture
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize(
+    ("work", "threads"), [(0, 2), (1, 1), (SMALL_WORK / 2, 1), (SMALL_WORK, 2)]
+)
+def test_little_work_is_done_by_one_thread_and_the_others_come_back(work, threads):
+    with contextlib.suppress(KeyError), threads_for(work):
+        assert torch.get_num_threads() == threads
+        raise KeyError
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_a_head_phase_takes_one_thread_and_a_live_one_all(tmp_path, monkeypatch):
+    seen = {}
+    real = overhead.torch.optim.AdamW.step
+
+    for kind in ("cached", "live"):
+
+        def step(self, *args, kind=kind, **kwargs):
+            seen.setdefault(kind, torch.get_num_threads())
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        trained(tmp_path, [{**HEAD, "epochs": 1, "features": kind}])
+    assert seen == {"cached": 1, "live": 2}
+
+
+def test_features_are_the_same_however_many_go_through_at_once(tmp_path, monkeypatch):
+    ends = []
+    for most in (64, 5):
+        monkeypatch.setattr(features, "BATCH", most)
+        monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / str(most)))
+        done = trained(tmp_path, [{**HEAD, "features": "cached"}], train_dataset=images(13))
+        ends.append(state(done.model))
+    for name, value in ends[0].items():
+        assert torch.allclose(value.float(), ends[1][name].float(), atol=1e-5), name
