@@ -35,8 +35,8 @@ from hf_transfer.recipe import Augment, UserError
 logger = logging.getLogger(__name__)
 
 # Images computed at once. On a CPU a tensor of up to 32 MiB is taken from memory that the process
-# already has (glibc's largest mmap threshold); a larger one is mapped anew, page by page, each time:
-# a fifth of the time that ResNet-10-T takes for 96 px.
+# has already (glibc's largest mmap threshold); a larger one is mapped anew, page by page, each
+# time: a fifth of the time that ResNet-10-T takes for 96 px.
 BATCH, DEVICE_BATCH = 64, 256
 BATCH_BYTES, DEVICE_BATCH_BYTES = 31 * 2**20, 2**30  # of the largest tensor in the prefix
 SECONDS = 5.0  # between two lines of progress

@@ -66,7 +66,7 @@ def test_a_statistic_that_moved_by_one_bit_gives_other_features_not_stale_ones(t
         next(b for n, b in buffers.items() if n.endswith("running_mean")).add_(0.5)
     other = trained(tmp_path, [{**HEAD, "features": "cached"}], model)
     live = network()
-    live.load_state_dict({**network().state_dict(), **{n: b for n, b in buffers.items()}})
+    live.load_state_dict({**network().state_dict(), **buffers})
     again = trained(tmp_path, [{**HEAD, "features": "live"}], live)
     assert other.reports[0].metrics["loss"] == pytest.approx(
         again.reports[0].metrics["loss"], rel=1e-4
@@ -118,7 +118,7 @@ def test_precision_counts_in_computing_and_on_disk(tmp_path):
     first = keys(tmp_path)
     low = keys(tmp_path, bf16=True)
     half = keys(tmp_path, {**HEAD, "feature_precision": "fp16"})
-    assert not (first & low or first & half or low & half)
+    assert len(first | low | half) == 3
 
 
 def test_half_precision_halves_the_disk_and_hardly_changes_the_result(tmp_path):
