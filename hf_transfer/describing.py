@@ -31,6 +31,7 @@ def describe(
     transformers classifier it is found. `groups` gives layers by hand, from input to output: name
     to parameters, modules or patterns. `image` is what the model sees. Raises BackboneError.
     """
+    _check_plain(model)
     known = getattr(model, "backbone", None)
     if isinstance(known, Backbone) and head is None and groups is None:
         return known
@@ -75,6 +76,15 @@ def describe(
         weights="as given",
         task=task_of(getattr(getattr(model, "config", None), "problem_type", None)),
     )
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Raise BackboneError for a model with adapters: ours come and go with a phase."""
+    if hasattr(model, "peft_config"):
+        raise BackboneError(
+            f"this {type(model).__name__} has adapters; merge them (merge_and_unload()), and train "
+            "new ones with train: lora(r=8)"
+        )
 
 
 def _matched(names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:

@@ -164,6 +164,15 @@ def test_sharded_weights_are_refused_in_a_line():
         injecting.inject(model, model.backbone, phase_of(model, "lora"), 0, sharded=True)
 
 
+def test_a_model_that_has_adapters_already_is_asked_to_merge_them(tmp_path):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = network(VIT)
+    inject_adapter_in_model(LoraConfig(target_modules=["qkv"]), model)
+    with pytest.raises(UserError, match="has adapters; merge them"):
+        make(tmp_path, [HEAD], model)
+
+
 # --- going on, and together ------------------------------------------------------------------
 
 PHASES = [HEAD, {**LORA, "train": "lora(r=2 dropout=0.1)"}, {**ALL, "epochs": 1}]
