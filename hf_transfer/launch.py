@@ -9,6 +9,12 @@ from hf_transfer.specs import UserError
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
+# Seen with FSDP2: what thaws in a second phase is not in the optimizer that accelerate prepares.
+NO_SHARDS = (
+    "is not supported: what thaws in a later phase would not train in parameters that are sharded; "
+    "use accelerate/eight_gpus (hf-transfer recipes), and for memory a smaller batch_size"
+)
+
 
 def rank() -> int:
     """Return this process's number among all that were launched; the first writes and prints."""
@@ -31,12 +37,9 @@ def check() -> None:
     accelerate launch --cpu starts one process, whatever number it is given; all that it leaves of
     the number is the address at which they were to meet.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise UserError(
-            "DeepSpeed is not supported: it holds parameters that come and go as phases thaw; "
-            "use FSDP2 for what does not fit: accelerate launch --config_file fsdp2.yaml "
-            "(recipes/accelerate)"
-        )
+    for kind, name in (("DeepSpeed", "DEEPSPEED"), ("FSDP", "FSDP")):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UserError(f"{kind} {NO_SHARDS}")
     lonely = not any(name in os.environ for name in SIZES) and "MASTER_ADDR" in os.environ
     if lonely and "ACCELERATE_MIXED_PRECISION" in os.environ:
         raise UserError(

@@ -35,6 +35,7 @@ from hf_transfer import (
     freezing,
     injecting,
     inputs,
+    launch,
     norms,
     objective,
     recovery,
@@ -105,6 +106,8 @@ class TransferTrainer(Trainer):
         self.task, scale = self.backbone.task, self.backbone.scale
         kwargs.setdefault("compute_metrics", EpochMetrics(task=self.task, scale=scale))
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError(f"{'FSDP' if self.is_fsdp_enabled else 'DeepSpeed'} {launch.NO_SHARDS}")
         self.label_smoother = None  # smoothing is a phase's, and for training only
         self.processes = Processes.here(args.ddp_timeout)
         self._run_args = self.args

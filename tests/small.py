@@ -110,6 +110,6 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 
 def untimed(history: Any) -> list[dict[str, Any]]:
     """Return a Trainer's log or a report's history without what a clock says."""
-    timed = ("_runtime", "_per_second")
+    timed = ("_runtime", "_per_second", "_preparation_time")
     rows = [{k: v for k, v in row.items() if not k.endswith(timed)} for row in history]
     return [row for row in rows if "train_loss" not in row]

@@ -15,7 +15,14 @@ LONELY = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "ACCELERATE_MIXED_
 
 @pytest.fixture
 def given(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED", *LONELY):
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "ACCELERATE_USE_DEEPSPEED",
+        "ACCELERATE_USE_FSDP",
+        *LONELY,
+    ):
         monkeypatch.delenv(name, raising=False)
     return lambda values: [monkeypatch.setenv(key, value) for key, value in values.items()]
 
@@ -40,11 +47,12 @@ def test_one_process_that_accelerate_was_asked_for_is_fine(given):
     launch.check()
 
 
-def test_deepspeed_is_refused_in_one_line_before_anything_is_loaded(given, capsys):
-    given({"ACCELERATE_USE_DEEPSPEED": "true"})
+@pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
+def test_sharded_parameters_are_refused_in_one_line_before_anything_is_loaded(given, capsys, kind):
+    given({f"ACCELERATE_USE_{kind.upper()}": "true"})
     assert main(["train", "lp_ft"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("hf-transfer: error: DeepSpeed is not supported")
+    assert error.startswith(f"hf-transfer: error: {kind} is not supported")
     assert error.count("\n") == 1
 
 
