@@ -1,0 +1,93 @@
+"""precision: auto is measured once, written down, read back, and changes nothing of the model."""
+
+import json
+
+import pytest
+import torch
+from small import RESNET, network, state
+from test_cli import photos
+
+from hf_transfer import precision
+from hf_transfer.precision import FILE, GAIN, settle
+from hf_transfer.recipe import DataSpec, PhaseSpec, Recipe
+from hf_transfer.run import run
+
+
+def recipe(wanted="auto", **more):
+    return Recipe("r", (PhaseSpec("head", epochs=1.0, batch_size=4),), precision=wanted, **more)
+
+
+def speeds(monkeypatch, found):
+    asked = []
+
+    def speed(model, batch, device, wanted):
+        p = next(x for x in model.parameters() if x.ndim == 4 and x.shape[1] > 1 and x.shape[2] > 1)
+        last = p.is_contiguous(memory_format=torch.channels_last)
+        asked.append(f"{wanted} {'channels_last' if last else 'contiguous'}")
+        return found[asked[-1]]
+
+    monkeypatch.setattr(precision, "_speed", speed)
+    return asked
+
+
+ALL = {"fp32 channels_last": 100.0, "bf16 channels_last": 80.0, "fp32 contiguous": 90.0}
+
+
+@pytest.mark.parametrize(
+    ("bf16_contiguous", "chosen"),
+    [(150.0, ("bf16", "contiguous")), (100 * GAIN - 1, ("fp32", "channels_last"))],
+)
+def test_the_fastest_is_kept_unless_it_gains_next_to_nothing(
+    tmp_path, monkeypatch, bf16_contiguous, chosen
+):
+    asked = speeds(monkeypatch, {**ALL, "bf16 contiguous": bf16_contiguous})
+    model = network()
+    found = settle(recipe(), model, tmp_path)
+    assert (found["precision"], found["layout"]) == chosen
+    assert sorted(asked) == sorted(found["images_per_second"])
+    assert json.loads((tmp_path / FILE).read_text()) == found
+    last = [p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters()
+            if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]  # fmt: skip
+    assert all(last) == (chosen[1] == "channels_last")
+
+
+def test_measuring_changes_no_weight_statistic_mode_or_random_number(tmp_path):
+    model = network()
+    before, random = state(model), torch.get_rng_state()
+    modes = [module.training for module in model.modules()]
+    found = settle(recipe(), model, tmp_path)
+    assert all(speed > 0 for speed in found["images_per_second"].values())
+    assert all(torch.equal(value, before[name]) for name, value in state(model).items())
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_resumed_run_takes_the_choice_that_was_written(tmp_path, monkeypatch):
+    (tmp_path / FILE).write_text(json.dumps({"precision": "bf16", "layout": "contiguous"}))
+    asked = speeds(monkeypatch, {})
+    assert settle(recipe(), network(), tmp_path)["precision"] == "bf16"
+    assert asked == []
+
+
+def test_several_processes_do_not_measure_and_so_agree(tmp_path, monkeypatch):
+    asked = speeds(monkeypatch, {})
+    monkeypatch.setattr(precision.launch, "count", lambda: 2)
+    assert settle(recipe(), network(), tmp_path)["layout"] == "channels_last"
+    assert asked == []
+
+
+def test_a_precision_that_is_given_is_not_measured(tmp_path, monkeypatch):
+    asked = speeds(monkeypatch, {})
+    assert settle(recipe("fp32"), network(), tmp_path)["precision"] == "fp32"
+    assert asked == []
+    assert not (tmp_path / FILE).exists()
+
+
+def test_the_report_says_what_was_chosen(tmp_path, monkeypatch):
+    speeds(monkeypatch, {**ALL, "bf16 contiguous": 150.0})
+    folder = photos(tmp_path / "photos", classes=("cat", "dog"), count=8)
+    data = DataSpec(str(folder or tmp_path / "photos"), image_size=32)
+    report = run(recipe(backbone=RESNET, pretrained=False, data=data), tmp_path / "run")
+    assert report.environment["precision"] == "bf16"
+    assert report.environment["images_per_second"]["bf16 contiguous"] == 150.0
