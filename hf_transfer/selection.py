@@ -20,7 +20,7 @@ SHARE = re.compile(r"(first|last) (\d+(?:\.\d+)?) ?%")
 KEYWORDS = ("head", "all", "norms", "biases")
 FORMS = (
     "head, all, last N stages|blocks, first N stages|blocks, last P%, from NAME, norms, biases, "
-    "not SELECTOR, a name or a pattern"
+    "not SELECTOR, a name or a pattern, lora(r=8) SELECTOR"
 )
 
 
