@@ -1,6 +1,7 @@
 """What is computed once trains what is above it as the live network does."""
 
 import families
+import numpy as np
 import pytest
 import torch
 from small import (
@@ -13,12 +14,14 @@ from small import (
     network,
     state,
     trained,
+    trainer,
     untimed,
 )
 from torch import nn
 from transformers import default_data_collator
 
-from hf_transfer.recipe import UserError
+from hf_transfer.plan import make_plan
+from hf_transfer.recipe import DataSpec, Recipe, UserError
 
 
 def both(tmp_path, make, phase, **options):
@@ -149,3 +152,35 @@ def test_an_odd_head_learns_the_same_whether_it_is_cached_or_not(tmp_path, kind)
     assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-5)
     for name, value in ends[0][0].items():
         assert torch.allclose(value, ends[1][0][name], rtol=1e-5, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("phase", "cached"),
+    [
+        ({}, True),
+        ({"features": "live"}, False),
+        ({"augment": "light"}, False),
+        ({"augment": "light", "views": 2, "epochs": 4}, True),
+        ({"augment": "light", "views": 4, "epochs": 2}, False),
+        ({"augment": "light", "views": 4, "epochs": 2, "features": "cached"}, True),
+        ({"train": "last 1 stage", "cold_head": True}, True),
+        ({"train": "all", "cold_head": True}, False),
+        ({"feature_precision": "fp16"}, True),
+    ],
+)
+def test_what_the_plan_says_of_features_is_what_the_run_does(tmp_path, monkeypatch, phase, cached):
+    """Cached or live, and the bytes on disk: exactly at the head, and less elsewhere than twice."""
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "kept"))
+    made = trainer(tmp_path / "run", [{**HEAD, **phase}])
+    backbone, (planned,) = made.backbone, made.phases
+    counts = {"train": {"a": 24}, "validation": {"a": 12}}
+    recipe = Recipe("r", (planned.spec,), data=DataSpec(image_size=backbone.image.size))
+    (plan,) = make_plan(recipe, backbone.layout, backbone.groups, [planned], counts, 1e9).phases
+    made.train()
+    assert (plan.live is None) == (made.reports[0].features == "cached") == cached
+    found = sum(np.load(path, mmap_mode="r").nbytes for path in (tmp_path / "kept").rglob("*.npy"))
+    if phase.get("train"):
+        assert plan.disk_bytes / 2 <= found <= plan.disk_bytes * 2
+    else:
+        assert plan.disk_bytes == found
+    assert plan.seconds > 0
