@@ -23,6 +23,7 @@ from hf_transfer.cuts import Context, crossing_values, find_cut
 from hf_transfer.data import ImageSet
 from hf_transfer.featurekey import feature_key
 from hf_transfer.featurestore import Column, StoredFeatures, build_features, open_features
+from hf_transfer.freezing import evaluating
 from hf_transfer.images import augment, to_model_input
 from hf_transfer.operations import digest
 from hf_transfer.overhead import threads_for
@@ -266,7 +267,7 @@ class Replay:
         columns = _columns(self.cut, self.half)
         found = [np.empty((len(span), *column.shape), column.dtype) for column in columns]
         started = said = time.monotonic()
-        with _evaluating(self.model), torch.no_grad(), self.context():
+        with evaluating(self.model), torch.no_grad(), self.context():
             at_once = self._at_once()
             for first in range(0, len(span), at_once):
                 rows = span[first : first + at_once]
@@ -330,15 +331,3 @@ def _array(crossing: Crossing, value: Tensor, half: bool) -> np.ndarray:
         if not torch.isfinite(value).all():
             raise FeaturesError("features are too large for float16; store them in float32")
     return value.cpu().numpy()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold the model in evaluation mode, then give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -6,7 +6,7 @@ Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, secti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from hf_transfer.freezing import Fingerprints, fingerprint, prove
+from hf_transfer.freezing import Fingerprints, evaluating, fingerprint, prove
 from hf_transfer.phases import Phase
 from hf_transfer.recipe import UserError
 
@@ -67,7 +67,7 @@ def begin(trainer: TransferTrainer, phase: Phase, before: Fingerprints) -> Finge
             for name in STATISTICS
         }
         trainer.model.to(trainer.args.device)
-        with _evaluating(trainer.model):
+        with evaluating(trainer.model):
             batches = _batches(images, count, trainer.data_collator, trainer.args.seed)
             reestimate(trainer.model, (trainer._prepare_inputs(batch) for batch in batches))
         trainer.processes.take_first(
@@ -110,7 +110,7 @@ def reestimate(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:
 
     found = layers(model)
     kept = {n: b.clone() for p, m in found.items() for n, b in m.named_buffers(prefix=p)}
-    with _evaluating(model), ExitStack() as stack:
+    with evaluating(model), ExitStack() as stack:
         for path, layer in found.items():
             layer.training = True
             stack.callback(layer.register_forward_pre_hook(watch(path)).remove)
@@ -124,15 +124,3 @@ def reestimate(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:
             mean = total / n
             layer.running_mean.copy_(mean)
             layer.running_var.copy_((squares / n - mean**2).clamp(min=0) * n / (n - 1).clamp(min=1))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold the model in evaluation mode, then give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

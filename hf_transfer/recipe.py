@@ -13,7 +13,8 @@ import yaml
 
 from hf_transfer import nodes
 from hf_transfer.nodes import Mistakes
-from hf_transfer.schema import read_phase, read_recipe
+from hf_transfer.phase_schema import read_phase
+from hf_transfer.schema import read_recipe
 from hf_transfer.specs import (
     AUGMENTS,
     Augment,

@@ -44,7 +44,7 @@ def test_a_launcher_that_started_one_process_of_several_is_named(given, capsys):
 
 def test_one_process_that_accelerate_was_asked_for_is_fine(given):
     given({"ACCELERATE_MIXED_PRECISION": "no"})
-    launch.check()
+    assert launch.check() is None
 
 
 @pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
