@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import difflib
 import os
+import shutil
 from collections.abc import Collection, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
@@ -116,6 +118,8 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """
     if recipe.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("precision: fp16 needs an accelerator; write fp32 or bf16")
+    if recipe.compile and not torch.accelerator.is_available() and not compiler():
+        raise UserError("compile: true needs a C++ compiler (CXX, g++ or clang++); install one")
     patience = int(os.environ.get("HF_TRANSFER_PEER_SECONDS", PEER_SECONDS))
     if not torch.accelerator.is_available():
         processes.meet(patience)
@@ -128,6 +132,8 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
+        torch_compile=recipe.compile,
+        activation_checkpointing=recipe.gradient_checkpointing,
         per_device_eval_batch_size=64,
         save_strategy="no",  # checkpoints are written by time: see checkpoint_seconds
         report_to="none",
@@ -136,7 +142,25 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     )
 
 
+def compiler() -> str | None:
+    """Return the C++ compiler that torch.compile would call on a CPU."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
 # --- what cannot be trained ------------------------------------------------------------------
+
+
+def check_model(model: nn.Module, args: TrainingArguments) -> None:
+    """Raise UserError where the network cannot do what the arguments ask of it."""
+    if args.activation_checkpointing and not getattr(
+        model, "supports_gradient_checkpointing", False
+    ):
+        name = getattr(getattr(model, "backbone", None), "id", type(model).__name__)
+        raise UserError(
+            f"{name} knows no gradient checkpointing; remove gradient_checkpointing, and for "
+            "memory take a smaller batch_size with accumulate"
+        )
 
 
 def check_phases(

@@ -36,6 +36,8 @@ def read_recipe(tree: Node, name: str) -> Recipe:
         "seeds": number(1, whole=True),
         "precision": one_of("fp32", "bf16", "fp16", "auto"),
         "workers": number(0, whole=True),
+        "compile": switch,
+        "gradient_checkpointing": switch,
         "source": or_none(_source),
         "compare": or_none(_compare),
     }

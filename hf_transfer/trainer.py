@@ -43,7 +43,7 @@ from hf_transfer import (
     shares,
     solve,
 )
-from hf_transfer.arguments import check_phases, phase_arguments, resolved_phases
+from hf_transfer.arguments import check_model, check_phases, phase_arguments, resolved_phases
 from hf_transfer.backbone import Backbone, describe
 from hf_transfer.checkpoints import publish, write_phase
 from hf_transfer.data import ImageSet, collate
@@ -85,6 +85,7 @@ class TransferTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else TrainingArguments("run")
+        check_model(model, args)
         args.remove_unused_columns = False  # it would drop the images
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
         args.label_names = args.label_names or ["labels"]  # a bare module's forward names none

@@ -1,9 +1,17 @@
 """Phases in Trainer's words, and back."""
 
+from dataclasses import replace
+
 import pytest
 from small import NAMES, arguments, network
 
-from hf_transfer.arguments import phase_arguments, resolved_phases, training_arguments
+from hf_transfer.arguments import (
+    check_model,
+    phase_arguments,
+    resolved_phases,
+    training_arguments,
+)
+from hf_transfer.backbone import load_backbone
 from hf_transfer.phases import make_phases
 from hf_transfer.recipe import PhaseSpec, Recipe, RecipeError, UserError
 
@@ -94,3 +102,23 @@ def test_fp16_without_an_accelerator_is_refused_in_one_line(tmp_path, monkeypatc
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     with pytest.raises(UserError, match="fp16 needs an accelerator; write fp32 or bf16"):
         training_arguments(recipe(precision="fp16"), tmp_path)
+
+
+def test_compile_and_gradient_checkpointing_reach_the_trainer(tmp_path, monkeypatch):
+    recipe = Recipe(name="small", phases=(PhaseSpec("head", epochs=1),))
+    plain = training_arguments(recipe, tmp_path)
+    assert not plain.torch_compile
+    assert not plain.activation_checkpointing
+    both = training_arguments(replace(recipe, compile=True, gradient_checkpointing=True), tmp_path)
+    assert both.torch_compile
+    assert both.activation_checkpointing
+    monkeypatch.setattr("hf_transfer.arguments.compiler", lambda: None)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+        training_arguments(replace(recipe, compile=True), tmp_path)
+
+
+def test_gradient_checkpointing_is_refused_by_a_network_that_has_none(tmp_path):
+    args = arguments(tmp_path / "out", activation_checkpointing=True)
+    check_model(load_backbone("timm/test_vit", ["a", "b"], pretrained=False), args)
+    with pytest.raises(UserError, match="torchvision/alexnet knows no gradient checkpointing"):
+        check_model(load_backbone("torchvision/alexnet", ["a", "b"], pretrained=False), args)

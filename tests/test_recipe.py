@@ -151,6 +151,8 @@ EVERYTHING = Recipe(
     seeds=3,
     precision="auto",
     workers=2,
+    compile=True,
+    gradient_checkpointing=True,
     compare=CompareSpec((2, 5), 4),
 )
 SOURCED = replace(
