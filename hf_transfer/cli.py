@@ -125,9 +125,11 @@ def _load(args: argparse.Namespace) -> Any:
 
 
 def _train(args: argparse.Namespace) -> None:
-    # Threads that wait by spinning starve each other on a machine with other work: the quickstart
-    # took over 9 minutes with them and under 3 without. Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads that spin for long while they wait starve each other on a machine with other work: the
+    # quickstart took over 9 minutes; those that do not spin at all are slow on a quiet one. Read
+    # when torch is first imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     launch.check()
     recipe = _load(args)
     out = Path(args.out or Path("runs") / recipe.name)
