@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from hf_transfer.audit import Audit, audit
 from hf_transfer.decoding import ImageSettings
+from hf_transfer.packed import Names
 from hf_transfer.pixels import LivePixels, StoredPixels
 from hf_transfer.recipe import DataSpec
 from hf_transfer.scale import Scale
@@ -48,7 +49,8 @@ class ImageSet(Dataset[dict[str, Any]]):
     ) -> None:
         dtype = np.int64 if np.ndim(labels) == 1 else np.float32
         self.pixels, self.labels = pixels, np.asarray(labels, dtype=dtype)
-        self.names, self.files, self.scale = tuple(names), tuple(files), scale
+        self.names, self.scale = tuple(names), scale
+        self.files = files if isinstance(files, Names) else Names(files)
 
     @classmethod
     def from_arrays(
@@ -110,7 +112,7 @@ class ImageSet(Dataset[dict[str, Any]]):
         rows = np.asarray(indices, dtype=np.int64)
         pixels = self.pixels
         taken = pixels[rows] if isinstance(pixels, np.ndarray) else pixels.take(rows)
-        files = [self.files[row] for row in rows] if self.files else ()
+        files = self.files.take(rows) if self.files else ()
         return ImageSet(taken, self.labels[rows], self.names, files, self.scale)
 
     @property
@@ -187,15 +189,15 @@ def load_data(
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
         logger.info("%s: %d (%s): %s", finding.kind, finding.count, few, finding.done)
-    targets, splits = _labels(found), np.array(found.splits)
+    targets, splits = _labels(found), found.splits.take(kept)
     scale = None
     if task == "regression":
-        scale = Scale.of(targets[kept[splits[kept] == "train"]], found.labels)
+        scale = Scale.of(targets[kept[splits.where("train")]], found.labels)
         targets = scale.to_standard(targets)
     sets = {}
     for split in SPLITS:
-        rows = kept[splits[kept] == split]
-        files = [found.files[row] for row in rows]
+        rows = kept[splits.where(split)]
+        files = found.files.take(rows)
         sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files, scale)
     return ImageData(
         labels=found.labels,
@@ -213,7 +215,7 @@ def load_data(
 def _labels(found: Scan) -> np.ndarray:
     """Return targets as numbers: classes (N,), or (N, labels) of 0 and 1, or numbers (N, T)."""
     if found.task != "multi_label":
-        return np.array(found.targets)
+        return np.array(found.targets.table)[found.targets.codes]
     labels = np.zeros((len(found.files), len(found.labels)), np.float32)
     for row, places in enumerate(found.targets):
         labels[row, list(places)] = 1

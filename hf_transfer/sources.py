@@ -13,6 +13,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hf_transfer.packed import Codes, Names
 from hf_transfer.recipe import DataSpec
 from hf_transfer.splits import by_strata, draw_order, iterative, tenths
 from hf_transfer.tables import (
@@ -51,9 +54,9 @@ class Scan:
     path: str
     root: Path
     labels: tuple[str, ...]
-    files: tuple[str, ...]
-    targets: tuple[Any, ...]
-    splits: tuple[str, ...]
+    files: Names
+    targets: Codes
+    splits: Codes
     ignored: tuple[str, ...] = ()
     table: ImageTable | None = None
     task: str = "classification"
@@ -106,14 +109,15 @@ class Scan:
             return f"{name}\0missing"
         return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
 
-    def take(self, rows: Iterable[int]) -> Scan:
+    def take(self, rows: np.ndarray) -> Scan:
         """Return the scan of these rows alone, with the same labels."""
-        rows = list(rows)
+        if np.array_equal(rows, np.arange(len(self.files))):
+            return self
         return replace(
             self,
-            files=tuple(self.files[row] for row in rows),
-            targets=tuple(self.targets[row] for row in rows),
-            splits=tuple(self.splits[row] for row in rows),
+            files=self.files.take(rows),
+            targets=self.targets.take(rows),
+            splits=self.splits.take(rows),
         )
 
 
@@ -144,10 +148,10 @@ def scan(spec: DataSpec, seed: int = 0, task: str = "classification") -> Scan:
 def _read(path: Path, spec: DataSpec, task: str) -> Scan:
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         rows, order = read_table(path, spec, task)
-        return _listed(path, path.parent, rows, order=order, task=task)
+        return _listed(path, path.parent, sorted(rows), order=order, task=task)
     if is_datasets(path):
         table, rows, order, ignored = read_datasets(path, spec, task)
-        return replace(_listed(path, path, rows, ignored, order, task), table=table)
+        return replace(_listed(path, path, sorted(rows), ignored, order, task), table=table)
     if not path.is_dir():
         raise DataError(_not_there(path))
     if task != "classification":
@@ -166,9 +170,14 @@ def _listed(
     order: tuple[str, ...] = (),
     task: str = "classification",
 ) -> Scan:
-    rows = sorted(rows)
+    """Return the scan of rows that come in the order of their names."""
+    files, targets, splits = Names(), Codes(), Codes()
+    for name, target, split in rows:
+        files.append(name)
+        targets.append(target)
+        splits.append(split)
     told = {"classification": lambda target: (target,), "multi_label": tuple}.get(task)
-    present = {label for _, target, _ in rows for label in told(target)} if told else set()
+    present = {label for target in targets.table for label in told(target)} if told else set()
     named = tuple(label for label in order if label in present or task != "classification")
     labels = named or in_order(present)
     if not labels:
@@ -180,9 +189,9 @@ def _listed(
         path=str(path),
         root=root,
         labels=labels,
-        files=tuple(name for name, _, _ in rows),
-        targets=tuple(_placed(target, place) for _, target, _ in rows),
-        splits=tuple(split for _, _, split in rows),
+        files=files,
+        targets=targets.map(lambda target: _placed(target, place)),
+        splits=splits,
         ignored=ignored,
         task=task,
     )
@@ -207,29 +216,34 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _scan_folder(root: Path) -> Scan:
-    tops = _split_folders(root)
-    rows: list[Row] = []
     ignored: list[str] = []
-    loose = 0
+    found = _listed(root, root, _labelled(root, ignored))
+    return replace(found, ignored=tuple(sorted(ignored)))
+
+
+def _labelled(root: Path, ignored: list[str]) -> Iterator[Row]:
+    """Yield the images in class folders, in the order of their names; note all else."""
+    tops = _split_folders(root)
+    images = loose = 0
     for top, split in tops.items():
-        classes = {f"{top}/{name}" if top else name for name in _folders(root / top)}
-        for name in _walk(root / top, top):
+        classes = set(_folders(root / top))
+        for name in _walk(root, top):
             parts = name.split("/")[1 if top else 0 :]
             if len(parts) > 1 and looks_like_image(parts[-1]):
-                rows.append((name, parts[0], split))
-                classes.discard(name[: len(name) - len("/".join(parts[1:])) - 1])
+                images += 1
+                classes.discard(parts[0])
+                yield name, parts[0], split
             else:
                 ignored.append(name)
                 loose += looks_like_image(parts[-1]) and len(parts) == 1
-        ignored += [f"{name}/" for name in classes]  # folders without an image
+        ignored += [f"{top}/{name}/" if top else f"{name}/" for name in classes]  # no image there
     if tops != {"": ""}:
         ignored += [f"{name}/" for name in _folders(root) if name not in tops]
-    if not rows and loose:
+    if loose and not images:
         raise DataError(
             f"{root}: {loose:,} images lie in the folder itself; put each in a folder named after "
             f"its class, or name the table that lists them{_table_in(root)}"
         )
-    return _listed(root, root, rows, tuple(sorted(ignored)))
 
 
 def _split_folders(root: Path) -> dict[str, str]:
@@ -255,24 +269,25 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if shown(entry.name) and entry.is_dir())
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield the names of all files below, relative to the data's root, "/" between the parts."""
-    pending, seen = [(str(folder), prefix)], set()
+def _walk(root: Path, top: str) -> Iterator[str]:
+    """Yield all files below a folder of the root, in the order of their names, "/" between parts.
+
+    Only what is pending in the folders that are open is held in memory.
+    """
+    pending, seen = [f"{top}/" if top else ""], set()
     while pending:
-        here, name = pending.pop()
+        name = pending.pop()
+        if name and not name.endswith("/"):
+            yield name
+            continue
+        here = os.path.join(root, name)
         real = os.path.realpath(here)
         if real in seen:  # a link to a folder above, or a second link to one
             continue
         seen.add(real)
         with os.scandir(here) as entries:
-            for entry in entries:
-                below = f"{name}/{entry.name}" if name else entry.name
-                if not shown(entry.name):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, below))
-                else:
-                    yield below
+            below = [f"{e.name}/" if e.is_dir() else e.name for e in entries if shown(e.name)]
+        pending += [name + part for part in sorted(below, reverse=True)]
 
 
 def shown(name: str) -> bool:
@@ -322,37 +337,34 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
 
     Of every class each gets its share, at least one image, and train keeps at least one.
     """
-    splits = [split or "train" for split in found.splits]
+    splits = found.splits.map(lambda split: split or "train")
     shares = {"test": spec.test, "validation": spec.validation}
-    shares = {s: share for s, share in shares.items() if share and s not in splits}
-    rows = [row for row, split in enumerate(splits) if split == "train"]
+    shares = {s: share for s, share in shares.items() if share and s not in splits.table}
+    rows = np.flatnonzero(splits.where("train"))
     order = draw_order(found.files, seed)
     if found.task == "multi_label":
         drawn = iterative(rows, found.targets, order, shares)
     else:
-        tenth = found.task == "regression"
-        strata = tenths(rows, found.targets) if tenth else dict(enumerate(found.targets))
+        strata = tenths(rows, found.targets) if found.task == "regression" else found.targets
         drawn = by_strata(rows, strata, order, shares)
-    for row, split in drawn.items():
-        splits[row] = split
-    return replace(found, splits=tuple(splits))
+    splits = Codes(drawn.get(row, split) for row, split in enumerate(splits))
+    return replace(found, splits=splits)
 
 
-def limited(found: Scan, spec: DataSpec, seed: int) -> list[int]:
-    """Return the rows left when no class has more images than the recipe says, in order.
+def limited(found: Scan, spec: DataSpec, seed: int) -> np.ndarray:
+    """Return the rows left when no class has more images than the recipe says, int64, in order.
 
     They are drawn in an order that the seed decides, so a smaller limit gives a subset.
     """
     limits = {"train": spec.train_per_class, "validation": spec.validation_per_class}
     if limits == {"train": None, "validation": None}:
-        return list(range(len(found.files)))
-    order = draw_order(found.files, seed)
+        return np.arange(len(found.files))
     taken: Counter[tuple[str, Any]] = Counter()
     kept = []
-    for row in sorted(range(len(found.files)), key=lambda row: (order[row], row)):
+    for row in np.argsort(draw_order(found.files, seed), kind="stable"):
         stratum = found.splits[row], found.targets[row]
         limit = limits.get(found.splits[row])
         taken[stratum] += 1
         if limit is None or taken[stratum] <= limit:
             kept.append(row)
-    return sorted(kept)
+    return np.sort(np.array(kept, np.int64))

@@ -3,48 +3,55 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Strata = Mapping[int, int]  # for each row the stratum from which shares are drawn
+import numpy as np
+
+Strata = Mapping[int, Any] | Sequence[Any]  # for each row the stratum from which shares are drawn
 TENTHS = 10
 
 
-def draw_order(names: Sequence[str], seed: int) -> list[bytes]:
-    """Return what to sort rows by: the same names and seed give the same order everywhere."""
-    return [
-        hashlib.blake2b(f"{seed}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()
-        for name in names
-    ]
+def draw_order(names: Sequence[str], seed: int) -> np.ndarray:
+    """Return what to sort rows by, uint64: the same names and seed give the same order anywhere."""
+    texts = (f"{seed}\0{name}".encode(errors="surrogateescape") for name in names)
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    whole = (int.from_bytes(digest, "big") for digest in digests)
+    return np.fromiter(whole, np.uint64, len(names))
 
 
 def by_strata(
-    rows: Sequence[int], strata: Strata, order: Sequence[bytes], shares: Mapping[str, float]
+    rows: Sequence[int] | np.ndarray, strata: Strata, order: np.ndarray, shares: Mapping[str, float]
 ) -> dict[int, str]:
     """Return the split of the rows that are drawn: of every stratum each split gets its share, at
     least one row, and one at least stays."""
-    members: dict[int, list[int]] = {}
+    members: dict[Any, array[int]] = {}
     for row in rows:
-        members.setdefault(strata[row], []).append(row)
+        members.setdefault(strata[row], array("q")).append(row)
     drawn: dict[int, str] = {}
-    for mine in members.values():
-        mine.sort(key=lambda row: (order[row], row))
+    for found in members.values():
+        mine = np.frombuffer(found, np.int64)
+        mine = mine[np.lexsort((mine, order[mine]))]
         start = 0
         for split, share in shares.items():
             take = max(0, min(max(1, round(len(mine) * share)), len(mine) - start - 1))
-            drawn |= dict.fromkeys(mine[start : start + take], split)
+            drawn |= dict.fromkeys(mine[start : start + take].tolist(), split)
             start += take
     return drawn
 
 
-def tenths(rows: Sequence[int], targets: Sequence[Any]) -> dict[int, int]:
+def tenths(rows: Sequence[int] | np.ndarray, targets: Sequence[Any]) -> dict[int, int]:
     """Return for each row in which tenth of the rows it lies, by the first of its numbers."""
     ranked = sorted(rows, key=lambda row: (targets[row][0], row))
     return {row: place * TENTHS // len(ranked) for place, row in enumerate(ranked)}
 
 
 def iterative(
-    rows: Sequence[int], targets: Sequence[Any], order: Sequence[bytes], shares: Mapping[str, float]
+    rows: Sequence[int] | np.ndarray,
+    targets: Sequence[Any],
+    order: np.ndarray,
+    shares: Mapping[str, float],
 ) -> dict[int, str]:
     """Return the split of the rows that are drawn, so that every label has its share in each.
 

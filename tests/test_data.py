@@ -51,8 +51,8 @@ def test_every_image_has_its_own_pixels_and_label(photos, loaded):
             assert loaded.labels[batch["labels"][row]] == name.split("/")[0]
         assert images.pixels.shape == (len(images), 20, 20, 3)
         assert images.class_counts == (len(images) // 2,) * 2
-    files = loaded.train.files + loaded.validation.files + loaded.test.files
-    assert len(set(files)) == 40
+    files = {*loaded.train.files, *loaded.validation.files, *loaded.test.files}
+    assert len(files) == 40
     assert loaded.counts["test"] == {"cat": 2, "dog": 2}
 
 
