@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,22 +195,47 @@ def read(folder: Path) -> Checkpoint | None:
     return None
 
 
+def about_of(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its run, whole or not; nothing where it has no manifest."""
+    try:
+        return dict(json.loads((path / MANIFEST).read_text())["about"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def whole(folder: Path) -> Iterator[Checkpoint]:
+    """Yield the whole checkpoints of a phase under way, the newest first."""
+    found = (read(path) for path in numbered(folder))
+    return (checkpoint for checkpoint in found if checkpoint is not None)
+
+
 def newest(folder: Path) -> Checkpoint | None:
     """Return the newest whole checkpoint of a phase under way, or None."""
-    found = (read(path) for path in _numbered(folder))
-    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+    return next(whole(folder), None)
 
 
-def drop(folder: Path, keep: int = 0, end: bool = False) -> None:
-    """Remove all checkpoints of a phase that this module wrote but the newest `keep`, and what a
-    killed process left unfinished; with `end` the phase's end, too."""
-    for path in [*_numbered(folder)[keep:], *([folder / END] if end else [])]:
+def drop(folder: Path, keep: int = 0, good: int = 0, end: bool = False) -> None:
+    """Remove all checkpoints of a phase that this module wrote but the newest `keep` and the newest
+    `good` of those that say so, and what a killed process left; with `end` the phase's end, too."""
+    found = numbered(folder)
+    spared = [*found[:keep], *[path for path in found if about_of(path).get("good")][:good]]
+    remove(folder, [path for path in found if path not in spared])
+    if end:
+        remove(folder, [folder / END])
+
+
+def remove(folder: Path, paths: Iterable[Path]) -> None:
+    """Remove those of some checkpoints of a phase that this module wrote, each whole or not."""
+    aside = folder / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
+    for path in paths:
         if (path / MANIFEST).is_file():
-            shutil.rmtree(path)
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)  # a kill while it is removed leaves no half of it
+    shutil.rmtree(aside, ignore_errors=True)
 
 
-def _numbered(folder: Path) -> list[Path]:
+def numbered(folder: Path) -> list[Path]:
     """Return the checkpoints of a phase under way, the newest first."""
     found = {
         int(match[1]): path

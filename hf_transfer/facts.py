@@ -114,8 +114,8 @@ def warnings_of(trainer: TransferTrainer) -> tuple[str, ...]:
     for report in trainer.reports:
         if report.rollbacks:
             found.append(
-                f"phase {report.name}: its loss exploded; it was begun again "
-                f"{report.rollbacks} times, each time at a tenth of its rates"
+                f"phase {report.name}: its loss exploded; it went back {report.rollbacks} "
+                "times, each time to go on at a tenth of its rates"
             )
         unmoved = report.checks["unmoved"]
         if unmoved:

@@ -54,7 +54,7 @@ class PhaseReport:
     rates: tuple[Facts, ...] = ()  # {label, parameters, lr, weight_decay}
     features: str = "live"
     checks: Facts = field(default_factory=dict)
-    rollbacks: int = 0  # how often it was begun again, at a tenth of its rates, after a loss of nan
+    rollbacks: int = 0  # how often its loss exploded and it went back, to a tenth of its rates
 
     def __post_init__(self) -> None:
         _settle(self, tuples=("groups", "history", "rates"))

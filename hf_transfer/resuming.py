@@ -78,13 +78,15 @@ def take_up(trainer: Any, folder: Path, about: Mapping[str, Any]) -> Checkpoint 
         trainer._best = checkpoints.load_best(checkpoint.folder, trainer.args.device)
         loss = checkpoint.folder / f"loss_{trainer.processes.rank}.json"
         trainer.watch.running = json.loads(loss.read_text())
+        trainer._slower = trainer._rollbacks - checkpoint.about["rollbacks"]
     return checkpoint
 
 
 def keep(trainer: Any, about: Mapping[str, Any], save: Callable[[], None]) -> None:
     """Write a checkpoint within a phase: what Trainer's own `save` writes, and what it forgets."""
-    processes, args = trainer.processes, trainer.args
+    processes, args, step = trainer.processes, trainer.args, trainer.state.global_step
     place = Path(args.output_dir)
+    back = {"step": step, "rollbacks": trainer._rollbacks, "good": trainer.watch.good()}
 
     def fill(aside: Path) -> None:
         args.output_dir = str(aside.parent)
@@ -95,13 +97,13 @@ def keep(trainer: Any, about: Mapping[str, Any], save: Callable[[], None]) -> No
             checkpoints.save_tensors(trainer._best, aside / checkpoints.BEST)
 
     try:
-        name = f"checkpoint-{trainer.state.global_step}"
-        checkpoints.write(place, name, fill, about, processes)
+        checkpoints.write(place, f"checkpoint-{step}", fill, {**about, **back}, processes)
     finally:
         args.output_dir = str(place)
     limit = args.save_total_limit if args.save_strategy != "no" else checkpoints.KEPT
     if processes.main and limit:
-        checkpoints.drop(place, keep=limit)
+        again = trainer.phase.spec.on_nan == "rollback"
+        checkpoints.drop(place, keep=limit, good=checkpoints.KEPT if again else 0)
 
 
 def _continues(checkpoint: Checkpoint, about: Mapping[str, Any]) -> bool:

@@ -72,7 +72,7 @@ class PhaseSpec:
     still_norms: bool = False  # keep the statistics of normalisation still where it trains, too
     reestimate_norms: bool | int = False  # statistics anew before it, on all or so many images
     keep_adapters: bool = False  # write them as peft's folder, too, before they are merged
-    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: begin the phase again, rates / 10
+    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: last good checkpoint, rates / 10
     cold_head: bool = False  # allow the backbone to train with a head that is not trained yet
     place: str = field(default="", compare=False, repr=False)  # "recipe.yaml:14", if from a file
 

@@ -56,7 +56,7 @@ from hf_transfer.rates import param_groups
 from hf_transfer.recipe import PhaseSpec, UserError
 from hf_transfer.report import PhaseReport
 from hf_transfer.units import take_scale
-from hf_transfer.watch import DivergedError, PhaseWatch
+from hf_transfer.watch import PhaseWatch
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ class TransferTrainer(Trainer):
         self._best: dict[str, torch.Tensor] | None = None
         self._start: dict[str, torch.Tensor] = {}
         self._about: dict[str, Any] = {}
+        self._rollbacks = self._slower = 0
         self._saving = False
         self._replay: features.Replay | None = None
         self.remove_callback(PrinterCallback)  # a library does not print
@@ -150,7 +151,7 @@ class TransferTrainer(Trainer):
             of["images"] = len(self.train_dataset)
         try:
             for phase in self.phases:
-                output = self._run_phase(phase, of, bool(resume_from_checkpoint), **kwargs)
+                output = recovery.run_phase(self, phase, of, bool(resume_from_checkpoint), **kwargs)
         except (RuntimeError, OSError) as error:
             known = failures.in_one_line(error, self.phase, self.processes)
             if known is None:
@@ -161,43 +162,6 @@ class TransferTrainer(Trainer):
             self.backbone = self._described
             self.args, self.phase, self.is_in_train = self._run_args, None, False
         return output
-
-    def _run_phase(
-        self, phase: Phase, of: dict[str, Any], resume: bool, **kwargs: Any
-    ) -> TrainOutput:
-        """Read a finished phase back, or train it; with `on_nan: rollback` again if it diverges."""
-        folder = Path(self._run_args.output_dir) / phase.folder
-        before = freezing.fingerprint(self.model, self.backbone.prefix)
-        again = phase.spec.on_nan == "rollback"
-        start = copy.deepcopy(self.model.state_dict()) if again else {}
-        times = recovery.times_of(folder) if resume else 0
-        while True:
-            slower = recovery.slowed(phase, times)
-            self._about = resuming.about_phase(slower, before.digest(), {**of, "rollbacks": times})
-            done = resuming.finished(folder, self.model, self._about) if resume else None
-            resuming.check_shared(folder, done is not None, self.processes)
-            if done is not None:
-                self.reports.append(done)
-                return TrainOutput(0, 0.0, {})
-            try:
-                return self._train_phase(slower, before, resume, **kwargs)
-            except DivergedError as error:
-                if not again or times == recovery.TIMES:
-                    raise
-                times, resume = times + 1, False
-                logger.warning("%s", recovery.rolled_back(error, slower))
-                self._unwrap()
-                injecting.remove(self.model)
-                self.backbone = self._described
-                self.model.load_state_dict(start)
-                self._roll_back(folder, times)
-
-    def _roll_back(self, folder: Path, times: int) -> None:
-        """Forget the checkpoints of a phase that is begun again; a kill in here costs nothing."""
-        if self.watch.saves and self.processes.main:
-            checkpoints.drop(folder)
-            recovery.note(folder, times)
-        self.processes.wait()
 
     def _train_phase(
         self, phase: Phase, before: freezing.Fingerprints, resume: bool, **kwargs: Any
@@ -210,8 +174,7 @@ class TransferTrainer(Trainer):
         with self._features(phase), self.watch.listening(), light_steps():
             checkpoint = resuming.take_up(self, folder, self._about) if resume else None
             if checkpoint is None and self.watch.saves and self.processes.main:
-                checkpoints.drop(folder, end=True)  # of another run, which this one replaces
-                recovery.note(folder, self._about["rollbacks"])
+                recovery.begin_anew(folder, self._rollbacks)
             self._began = began - (checkpoint.about["seconds"] if checkpoint else 0.0)
             if phase.spec.solve:
                 output = solve.train_exactly(self, phase, self._replay)
@@ -221,7 +184,7 @@ class TransferTrainer(Trainer):
             self._load_best()
             proof = self._prove(phase, before)
             seconds = time.monotonic() - self._began
-            cached, times = self._replay is not None, self._about["rollbacks"]
+            cached, times = self._replay is not None, self._rollbacks
             report = phase_report(phase, self.backbone, self.state, proof, seconds, cached, times)
             self.reports.append(report)
             if phase.spec.keep_adapters and self.watch.saves and self.processes.main:
@@ -472,6 +435,12 @@ class TransferTrainer(Trainer):
             )
         finally:
             self._saving = False
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both, at the rates that the phase has come to since it went back."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._slower:
+            recovery.slow_down(self.optimizer, self.lr_scheduler, self._slower)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights of a checkpoint, every name of them."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
 
 from hf_transfer import stopping
@@ -94,7 +95,7 @@ class PhaseWatch(TrainerCallback):
         self.trainer.share_statistics()
         if state.global_step >= state.max_steps:
             control.should_save = False
-        elif self._reason() or self.postponed:
+        elif self._reason() or self.postponed or self._goes_back():
             control.should_save, self.postponed = True, False
 
     def on_evaluate(
@@ -150,13 +151,31 @@ class PhaseWatch(TrainerCallback):
         self.leaving = self.leaving or reason == CALLED
         return reason
 
-    def check_finite(self) -> None:
-        """Raise DivergedError, in all processes, if the loss since the last log is not finite."""
-        loss = float(self.trainer._tr_loss)
-        if self.trainer.processes.most(int(not math.isfinite(loss))):
-            self.diverged("loss", loss)
+    def _goes_back(self) -> bool:
+        return self.saves and self.trainer.phase.spec.on_nan == "rollback"
 
-    def diverged(self, what: str, value: float) -> None:
+    def check_finite(self) -> None:
+        """Raise DivergedError, in all processes, unless the loss since the last log, what trains
+        and the optimizer's state are finite."""
+        trainer = self.trainer
+        states = trainer.optimizer.state.values()
+        numbers = {
+            "loss": [trainer._tr_loss],
+            "largest weight": [p for p in trainer.model.parameters() if p.requires_grad],
+            "optimizer's state": [v for state in states for v in state.values()],
+        }
+        for what, values in numbers.items():
+            if trainer.processes.most(int(not all(map(_finite, values)))):
+                self.diverged(what, "not finite")
+
+    def good(self) -> bool:
+        """Return whether a phase that diverges later may go back to where it is now: to the end of
+        an epoch, as the clock has no part in where those are, with a loss not above the first."""
+        state = self.trainer.state
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        return float(state.epoch).is_integer() and losses[-1:] <= losses[:1]
+
+    def diverged(self, what: str, value: float | str) -> None:
         """Raise DivergedError with the place in the run."""
         trainer, state = self.trainer, self.trainer.state
         phase, step = trainer.phase, state.global_step
@@ -178,6 +197,12 @@ class PhaseWatch(TrainerCallback):
     def left(self) -> bool:
         """Return whether any process was called to stop; all of them call this together."""
         return self.saves and bool(self.trainer.processes.most(int(self.called or self.leaving)))
+
+
+def _finite(value: Any) -> bool:
+    """Return whether a tensor's numbers are all finite; a sharded one's are this process's."""
+    local = getattr(value, "to_local", lambda: value)()
+    return not isinstance(local, torch.Tensor) or bool(torch.isfinite(local).all())
 
 
 class _Deaf:

@@ -149,7 +149,8 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
     `options` are those of small.trainer and: backbone, kill = (where, call), processes =
     (rank, count, port), slow = seconds that each step takes, mute = ranks that cannot write files,
     images = how many to train on, cache = where features are kept, first = to evaluate before
-    training, reduced = whether to count the bytes that each step reduces.
+    training, reduced = whether to count the bytes that each step reduces, explode = (limit, after)
+    of small.Explode.
     """
     import small
 
@@ -167,6 +168,8 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
                 time.sleep(slow)
 
         callbacks.append(Slow())
+    if explode := options.pop("explode", ()):
+        callbacks.append(small.Explode(*explode))
     first, reduced = options.pop("first", False), Reduced()
     if options.pop("reduced", False):
         callbacks.append(reduced)
@@ -187,6 +190,7 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
             "checks": [report.checks for report in trainer.reports],
             "features": [report.features for report in trainer.reports],
             "epochs": [report.epochs for report in trainer.reports],
+            "rollbacks": [report.rollbacks for report in trainer.reports],
             "logits": logits.tolist(),
             "reduced": reduced.steps,
         }

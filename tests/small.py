@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from hf_transfer.backbone import load_backbone
 from hf_transfer.data import ImageSet
@@ -73,6 +73,18 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
     quiet |= {"dataloader_pin_memory": False, "seed": 7}
     return TrainingArguments(str(folder), **{**quiet, **options})
+
+
+class Explode(TrainerCallback):
+    """Spoils the weights after some epochs wherever the rate is above a limit."""
+
+    def __init__(self, limit: float, after: float = 1) -> None:
+        self.limit, self.after = limit, after
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.epoch > self.after and args.learning_rate > self.limit:
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
 
 
 OWN = (

@@ -76,6 +76,16 @@ def test_drop_keeps_the_newest_and_what_it_did_not_write(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7"]
 
 
+def test_drop_keeps_the_newest_good_ones_too_and_no_half_of_one(tmp_path, monkeypatch):
+    for step in range(1, 10):
+        write(tmp_path, step, {"step": step, "good": step % 3 == 0})
+    checkpoints.drop(tmp_path, keep=2, good=2)
+    assert [path.name[-1] for path in checkpoints.numbered(tmp_path)] == ["9", "8", "6"]
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *args, **kwargs: None)  # as if killed
+    checkpoints.drop(tmp_path, keep=1)
+    assert [path.name[-1] for path in checkpoints.numbered(tmp_path)] == ["9"]
+
+
 def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
