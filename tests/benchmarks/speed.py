@@ -37,6 +37,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from hf_transfer import precision
 from hf_transfer.backbone import load_backbone
 from hf_transfer.cuts import crossing_values, find_cut
 from hf_transfer.data import load_data
@@ -44,7 +45,7 @@ from hf_transfer.decoding import decode
 from hf_transfer.freezing import freeze_all_but, still_modules
 from hf_transfer.images import to_model_input
 from hf_transfer.phases import Phase, make_phases
-from hf_transfer.recipe import DataSpec, parse_phase
+from hf_transfer.recipe import DataSpec, Recipe, parse_phase
 from hf_transfer.sources import scan
 from hf_transfer.trainer import TransferTrainer
 
@@ -58,6 +59,7 @@ class Case:
     epochs: int  # of the plain Trainer; those of the phase, unless it is solved
     to_plain: float
     to_floor: float | None
+    auto: bool = False  # ours measures precisions and takes the fastest; the floor takes it, too
 
 
 CASES = (
@@ -73,7 +75,17 @@ CASES = (
         {"train": "all", "epochs": 5, "augment": "light"},
         5, 0.7, 1.15,
     ),
+    Case(
+        "everything, 5 epochs, augmented, precision: auto",
+        {"train": "all", "epochs": 5, "augment": "light"},
+        5, 0.7, 1.15, auto=True,
+    ),
     Case("head, solve: lbfgs", {"train": "head", "solve": "lbfgs"}, 20, 1 / 15, None),
+    Case(
+        "head, solve: lbfgs, reestimate_norms: 256",
+        {"train": "head", "solve": "lbfgs", "reestimate_norms": 256},
+        20, 1 / 15, None,
+    ),
 )  # fmt: skip
 
 
@@ -83,6 +95,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
         self.done: dict[str, tuple[float, float]] = {}  # what the plain Trainer took
+        self.low = options.bf16  # whether ours computes in bf16
         self.source = options.data or generated(folder / "generated", options.images * 3 // 2)
         per_class = options.images // len(scan(DataSpec(str(self.source))).labels)
         self.spec = DataSpec(
@@ -134,7 +147,8 @@ class Bench:
         """Return the arguments that both Trainers have."""
         return TrainingArguments(
             str(self.folder / "run"), save_strategy="no", report_to="none", disable_tqdm=True,
-            bf16=self.options.bf16, dataloader_pin_memory=self.device.type == "cuda", **more,
+            dataloader_pin_memory=self.device.type == "cuda", use_cpu=self.device.type == "cpu",
+            **more,
         )  # fmt: skip
 
     # --- the three -----------------------------------------------------------------------------
@@ -145,16 +159,22 @@ class Bench:
         cache = Path(tempfile.mkdtemp(dir=self.folder))
         os.environ["HF_TRANSFER_CACHE"] = str(cache)
         phase = self.phase(case, model)
-        trainer_folder = self.arguments()
         began = self.now()
+        self.low = self.options.bf16 or (case.auto and self.chosen(phase, model, cache) == "bf16")
         data = load_data(
             DataSpec(str(self.images), image_size=self.options.size), model.backbone.image
         )
-        trainer = TransferTrainer(model, trainer_folder, [phase], train_dataset=data.train)
+        arguments = self.arguments(bf16=self.low)
+        trainer = TransferTrainer(model, arguments, [phase], train_dataset=data.train)
         trainer.train()
         seconds = self.now() - began
         shutil.rmtree(cache)
         return seconds, self.accuracy(trainer)
+
+    def chosen(self, phase: Phase, model: Any, folder: Path) -> str:
+        """Return the precision that is measured to be the fastest, for the model as it is then."""
+        recipe = Recipe("speed", (phase.spec,), str(self.options.backbone), precision="auto")
+        return str(precision.settle(recipe, model, folder)["precision"])
 
     def plain(self, case: Case) -> tuple[float, float]:
         """Return the seconds that the plain Trainer takes for the same phase, and the accuracy.
@@ -162,7 +182,8 @@ class Bench:
         A head that is solved for is compared with the same Trainer as the one that is not.
         """
         phase = {**case.phase, "epochs": self.epochs(case)}
-        key = repr(sorted((k, v) for k, v in phase.items() if k not in ("solve", "views")))
+        ours = ("solve", "views", "reestimate_norms")
+        key = repr(sorted((k, v) for k, v in phase.items() if k not in ours))
         if key not in self.done:
             self.done[key] = self._plain(case)
         return self.done[key]
@@ -173,6 +194,7 @@ class Bench:
         augmented = "augment" in case.phase
         data = Files(self.files, self.targets, transforms_of(model.backbone.image, augmented))
         arguments = self.arguments(
+            bf16=self.options.bf16,
             num_train_epochs=self.epochs(case),
             per_device_train_batch_size=self.options.batch,
             learning_rate=1e-3,
@@ -277,8 +299,8 @@ class Bench:
         return right / len(self.held_out)
 
     def autocast(self) -> Any:
-        """Return the precision that all three compute in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16)
+        """Return the precision that ours and the floor compute in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.low)
 
     def now(self) -> float:
         """Return the time, when all that was asked of the device is done."""
