@@ -13,6 +13,7 @@ from hf_transfer.groups import LayerGroups, Layout
 from hf_transfer.phases import Phase, phase_notes, span
 from hf_transfer.prefix import feature_bytes, view_count, why_live
 from hf_transfer.rates import ParamGroup, param_groups
+from hf_transfer.recipe import RecipeError
 from hf_transfer.selection import head_parameters
 from hf_transfer.specs import PhaseSpec, Recipe
 
@@ -101,9 +102,10 @@ def make_plan(
     `counts` holds the images of each class by split ("train", "validation", "test"), `images` those
     of each split where one may count for several labels or for none. `speed` is the matrix rate in
     operations per second of all `processes` together, from `measure_speed`; None leaves out the
-    times.
+    times. Raises RecipeError as `check_warmup`.
     """
     images = images or {split: sum(classes.values()) for split, classes in counts.items()}
+    check_warmup(phases, images.get("train", 0), processes)
     size = int(layout.image.get("size", 224))
     side = recipe.data.image_size or size
     cost = _Cost(
@@ -144,6 +146,30 @@ def optimizer_steps(spec: PhaseSpec, images: int, processes: int = 1) -> int:
         return spec.steps
     batches = math.ceil(images / (spec.batch_size * processes))
     return math.ceil((spec.epochs or 0) * math.ceil(batches / spec.accumulate))
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Return how many of a phase's steps the rates rise for; a share leaves at least one of them.
+
+    As TrainingArguments.get_warmup_steps, but for a share that rounds up to all of the phase: its
+    only step would have a rate of 0.
+    """
+    return int(warmup) if warmup >= 1 else min(math.ceil(steps * warmup), max(steps - 1, 0))
+
+
+def check_warmup(phases: Sequence[Phase], images: int, processes: int = 1) -> None:
+    """Raise RecipeError, naming each, for a warmup that is as long as its phase or longer."""
+    problems = []
+    for phase in phases:
+        spec, steps = phase.spec, optimizer_steps(phase.spec, images, processes)
+        if 0 < steps <= warmup_steps(spec.warmup, steps):
+            place = spec.place or f"phase {phase.name}"
+            problems.append(
+                f"{place}: warmup: {spec.warmup:g} leaves none of the phase's {steps} steps at its "
+                "full rate; write fewer, or a share such as 0.1"
+            )
+    if problems:
+        raise RecipeError(problems)
 
 
 # --- one phase -------------------------------------------------------------------------------

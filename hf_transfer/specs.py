@@ -54,7 +54,7 @@ class PhaseSpec:
     optimizer: str = "adamw"
     momentum: float | None = None  # of sgd and rmsprop
     schedule: str = "cosine"
-    warmup: float = 0.0  # below 1: share of the phase; from 1: steps
+    warmup: float = 0.0  # below 1: share of the phase, but not all; from 1: steps
     batch_size: int = 32
     accumulate: int = 1  # batches in one step
     augment: Augment = field(default_factory=Augment)

@@ -51,6 +51,7 @@ from hf_transfer.evaluation import EpochMetrics
 from hf_transfer.outcome import metric_names, phase_report
 from hf_transfer.overhead import light_steps
 from hf_transfer.phases import Phase
+from hf_transfer.plan import check_warmup, warmup_steps
 from hf_transfer.processes import Processes
 from hf_transfer.rates import param_groups
 from hf_transfer.recipe import PhaseSpec, UserError
@@ -141,6 +142,8 @@ class TransferTrainer(Trainer):
         known, own_loss = metric_names(self.compute_metrics), self.compute_loss_func is not None
         check_phases(self.phases, self.train_dataset, self.eval_dataset, known, own_loss, self.task)
         norms.check(self.model, self.phases, self.train_dataset)
+        images = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else 0
+        check_warmup(self.phases, images, self.processes.count)
         self.reports, output = [], TrainOutput(0, 0.0, {})
         if any(phase.spec.l2_sp for phase in self.phases):
             named = freezing.bare_names(self.model, self.backbone.prefix)
@@ -148,7 +151,7 @@ class TransferTrainer(Trainer):
         at_first = freezing.fingerprint(self.model, self.backbone.prefix)
         of = {"backbone": at_first.digest(without=self.backbone.layout.head)}
         if hasattr(self.train_dataset, "__len__"):
-            of["images"] = len(self.train_dataset)
+            of["images"] = images
         try:
             for phase in self.phases:
                 output = recovery.run_phase(self, phase, of, bool(resume_from_checkpoint), **kwargs)
@@ -302,6 +305,14 @@ class TransferTrainer(Trainer):
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
         return super().create_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Build the phase's schedule; its warmup ends before its last step."""
+        if self.phase is not None:
+            self.args.warmup_steps = warmup_steps(self.phase.spec.warmup, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

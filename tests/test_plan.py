@@ -8,9 +8,9 @@ import pytest
 from hf_transfer.groups import Group, LayerGroups, group_layers
 from hf_transfer.layout import Layout
 from hf_transfer.phases import make_phases
-from hf_transfer.plan import make_plan, measure_speed, optimizer_steps
+from hf_transfer.plan import make_plan, measure_speed, optimizer_steps, warmup_steps
 from hf_transfer.plan_text import format_bytes, format_operations, format_plan, format_seconds
-from hf_transfer.recipe import DataSpec, GradualSpec, PhaseSpec, Recipe
+from hf_transfer.recipe import DataSpec, GradualSpec, PhaseSpec, Recipe, UserError
 from hf_transfer.recorded import recorded_layout
 
 COUNTS = {"train": {"rose": 60, "tulip": 40}, "validation": {"rose": 12, "tulip": 8}}
@@ -72,6 +72,22 @@ def test_parameters_are_counted():
 )
 def test_steps_are_those_that_the_trainer_takes(spec, steps):
     assert optimizer_steps(spec, 100) == steps
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "rise"), [(0.1, 1, 0), (0.1, 2, 1), (0.1, 100, 10), (0.99, 3, 2), (7, 9, 7)]
+)
+def test_a_warmup_given_as_a_share_never_takes_all_steps(warmup, steps, rise):
+    assert warmup_steps(warmup, steps) == rise
+
+
+def test_a_warmup_as_long_as_its_phase_is_refused_with_its_place():
+    specs = [PhaseSpec("head", epochs=1, warmup=4, place="recipe.yaml:7"), WHOLE]
+    with pytest.raises(UserError, match=r"recipe.yaml:7: warmup: 4 .* 4 steps .* such as 0\.1"):
+        planned(*(replace(spec, batch_size=25) for spec in specs))
+    assert planned(*(replace(spec, batch_size=20) for spec in specs)).phases[0].steps == 5
+    with pytest.raises(UserError, match="phase's 3 steps"):
+        planned(*(replace(spec, batch_size=20) for spec in specs), processes=2)
 
 
 def test_several_processes_share_the_steps_and_reduce_only_what_trains():

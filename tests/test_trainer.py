@@ -117,12 +117,26 @@ def test_a_callback_that_touches_a_frozen_parameter_stops_the_run_with_its_name(
 
 
 def test_a_group_that_cannot_move_is_named(tmp_path):
-    phase = {**HEAD, "epochs": None, "steps": 1, "warmup": 1, "schedule": "linear"}
-    del phase["epochs"]
     with pytest.raises(
         UserError, match="group head was to train and nothing in it moved; raise lr"
     ):
-        trained(tmp_path, [phase])
+        trained(tmp_path, [{**HEAD, "lr": 1e-30}])
+
+
+def test_a_warmup_given_as_a_share_lets_the_only_step_train(tmp_path):
+    """The shipped recipes warm up for a tenth of a phase, which rounds up to one step."""
+    only = {key: value for key, value in HEAD.items() if key != "epochs"} | {"steps": 1}
+    done = trained(tmp_path / "a", [{**only, "warmup": 0.1}])
+    plain = trained(tmp_path / "b", [only])
+    assert changed(state(plain.model), state(done.model)) == set()
+
+
+def test_a_warmup_as_long_as_its_phase_is_refused_before_anything_is_trained(tmp_path):
+    phases = [HEAD, {**ALL, "epochs": 2, "warmup": 6}]  # of three steps an epoch
+    with pytest.raises(UserError, match="phase all: warmup: 6 leaves none of the phase's 6 steps"):
+        trained(tmp_path, phases, checkpoint_seconds=0)
+    assert not list(tmp_path.iterdir())
+    assert trained(tmp_path, [HEAD, {**ALL, "epochs": 2, "warmup": 5}]).reports[1].steps == 6
 
 
 # --- equal to the plain Trainer --------------------------------------------------------------
@@ -280,6 +294,7 @@ def test_every_method_that_is_overridden_is_still_called_upstream():
         "_save_checkpoint",
         "compute_loss",
         "create_optimizer",
+        "create_scheduler",
         "evaluation_loop",
         "floating_point_ops",
         "get_batch_samples",
