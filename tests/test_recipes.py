@@ -14,6 +14,7 @@ NAMES = (
     "alexnet_fixed_blocks",
     "alexnet_last_two",
     "discriminative",
+    "exact_head",
     "feature_extraction",
     "feature_extraction_augmented",
     "freeze_bottom",
@@ -30,9 +31,9 @@ NAMES = (
 )
 
 
-def test_there_are_sixteen():
+def test_there_are_seventeen():
     assert tuple(shipped_recipes()) == NAMES
-    assert len(NAMES) == 16
+    assert len(NAMES) == 17
 
 
 @pytest.mark.parametrize("name", NAMES)
