@@ -124,7 +124,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     if not torch.accelerator.is_available():
         processes.meet(patience)
     fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(out),
         seed=recipe.seed,
         bf16=recipe.precision == "bf16" or (recipe.precision == "auto" and fast),
@@ -140,6 +140,9 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         ddp_timeout=patience,
         disable_tqdm=True,
     )
+    if not (args.bf16 or args.fp16):
+        args.mixed_precision = "no"  # and not what accelerate launch left in the environment
+    return args
 
 
 def compiler() -> str | None:

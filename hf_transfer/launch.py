@@ -31,6 +31,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def mixed_precision() -> str:
+    """Return the precision that accelerate launch was told, "no" where it was told none."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
 def check() -> None:
     """Raise UserError for a launch that would not do what was asked for, before anything is loaded.
 

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from hf_transfer import launch
+from hf_transfer.arguments import training_arguments
 from hf_transfer.objective import logits_of
+from hf_transfer.processes import Processes
 from hf_transfer.recipe import GradualSpec, Recipe
 from hf_transfer.report import write_text
 
@@ -31,28 +33,46 @@ def settle(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
     """Bring the model into its memory layout; return {"precision", "layout"} and what was measured.
 
     Only `precision: auto` is measured, once in a run: the choice is written into its folder, and
-    resuming reads it. Among several processes, which must agree, nothing is measured.
+    resuming reads it. What `accelerate launch --mixed_precision` was told stands for `auto`, and
+    for nothing else.
     """
-    path = out / FILE
-    if recipe.precision != "auto":
-        choice: dict[str, Any] = {"precision": recipe.precision, "layout": USUAL}
-    elif path.is_file():
-        choice = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        choice = _usual() if launch.count() > 1 else _measured(model, _batch(recipe))
-        if launch.is_main():
-            write_text(path, json.dumps(choice, indent=1) + "\n")
-        logger.info("precision: auto is %s, %s", choice["precision"], choice["layout"])
+    choice: dict[str, Any] = {"precision": recipe.precision, "layout": USUAL}
+    if recipe.precision == "auto":
+        choice = _chosen(recipe, model, out)
+    told = launch.mixed_precision()
+    if told not in ("no", choice["precision"]) and launch.is_main():
+        logger.warning(
+            "mixed_precision: %s of accelerate launch is not used: this run is in %s, by "
+            "precision: %s in its recipe; change it there (--set precision=…)",
+            told,
+            choice["precision"],
+            recipe.precision,
+        )
     model.to(memory_format=LAYOUTS[choice["layout"]])
     return choice
 
 
-def _usual() -> dict[str, Any]:
-    return {"precision": "bf16" if _has_bf16() else "fp32", "layout": USUAL}
+def _chosen(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
+    """Return what was chosen before, what the launcher was told, or what is fastest here."""
+    here, path = _joined(recipe, out), out / FILE
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    choice: dict[str, Any] | None = here.all(found)[0]
+    if choice is None:
+        told = launch.mixed_precision()
+        if told == "bf16" or (told == "fp16" and torch.accelerator.is_available()):
+            choice = {"precision": told, "layout": USUAL}
+        else:
+            choice = _measured(model, _batch(recipe), here)
+        if here.main:
+            write_text(path, json.dumps(choice, indent=1) + "\n")
+        logger.info("precision: auto is %s, %s", choice["precision"], choice["layout"])
+    return choice
 
 
-def _has_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def _joined(recipe: Recipe, out: Path) -> Processes:
+    if launch.count() == 1:
+        return Processes()
+    return Processes.here(training_arguments(recipe, out).ddp_timeout)  # which joins them
 
 
 def _batch(recipe: Recipe) -> int:
@@ -60,8 +80,11 @@ def _batch(recipe: Recipe) -> int:
     return min(IMAGES, max(spec.batch_size for spec in specs))
 
 
-def _measured(model: nn.Module, batch: int) -> dict[str, Any]:
-    """Return the fastest of the choices; weights, modes and random numbers stay as they are."""
+def _measured(model: nn.Module, batch: int, here: Processes) -> dict[str, Any]:
+    """Return the fastest of the choices; weights, modes and random numbers stay as they are.
+
+    Several processes measure at the same time, as they train, and wait for the slowest of them.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     home = next(model.parameters()).device
     speeds = {}
@@ -72,12 +95,15 @@ def _measured(model: nn.Module, batch: int) -> dict[str, Any]:
             for layout in LAYOUTS:
                 model.to(memory_format=LAYOUTS[layout])
                 for precision in ("fp32", "bf16"):
+                    here.wait()
                     speeds[f"{precision} {layout}"] = _speed(model, batch, device, precision)
     finally:
         model.to(home)
         for module, mode in modes:
             module.training = mode
         model.zero_grad(set_to_none=True)
+    everyone = here.all(speeds)
+    speeds = {name: min(each[name] for each in everyone) for name in speeds}
     best = f"fp32 {USUAL}"
     for name in sorted(speeds, key=lambda name: -speeds[name]):
         if speeds[name] > GAIN * speeds[best]:

@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
-from small import RESNET, network, state
+from children import ended, free_port, join, start
+from safetensors.torch import load_file
+from small import RESNET, changed, network, state
 from test_cli import photos
 
 from hf_transfer import precision
 from hf_transfer.precision import FILE, GAIN, settle
+from hf_transfer.processes import leave
 from hf_transfer.recipe import DataSpec, PhaseSpec, Recipe
 from hf_transfer.run import run
 
@@ -70,11 +73,63 @@ def test_a_resumed_run_takes_the_choice_that_was_written(tmp_path, monkeypatch):
     assert asked == []
 
 
-def test_several_processes_do_not_measure_and_so_agree(tmp_path, monkeypatch):
-    asked = speeds(monkeypatch, {})
-    monkeypatch.setattr(precision.launch, "count", lambda: 2)
-    assert settle(recipe(), network(), tmp_path)["layout"] == "channels_last"
-    assert asked == []
+def settle_twice(rank, port, folder):
+    """Be one of two processes, the second of which is slow at what is fastest in the first."""
+    join(rank, 2, port)
+    found = {**ALL, "bf16 channels_last": (140.0, 120.0)[rank]}
+    found["bf16 contiguous"] = (150.0, 60.0)[rank]
+    patch = pytest.MonkeyPatch()
+    asked = speeds(patch, found)
+    out = folder / str(rank)  # a folder that is not shared
+    out.mkdir()
+    choices = [settle(recipe(), network(), out) for _ in range(2)]
+    (folder / f"{rank}.json").write_text(json.dumps([choices, len(asked)]))
+    patch.undo()
+    leave()
+
+
+def test_several_processes_measure_together_and_agree_on_what_suits_the_slowest(tmp_path):
+    port = free_port()
+    children = [
+        start(settle_twice, tmp_path / f"log-{rank}", rank, port, tmp_path) for rank in range(2)
+    ]
+    statuses = [ended(child) for child in children]
+    assert statuses == [0, 0], "".join(path.read_text() for path in tmp_path.glob("log-*"))
+    (choices, asked), other = (json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2))
+    assert other == [choices, asked]
+    assert choices[0]["images_per_second"]["bf16 channels_last"] == 120
+    assert choices[0]["precision"] == "bf16"
+    assert choices[0]["layout"] == "channels_last"
+    assert choices[1] == choices[0]  # the second time as the first process has written
+    assert asked == 4
+
+
+@pytest.mark.parametrize(("told", "wanted"), [("bf16", "bf16"), ("no", "fp32"), ("fp8", "fp32")])
+def test_auto_takes_what_the_launcher_was_told_and_else_measures(
+    tmp_path, monkeypatch, caplog, told, wanted
+):
+    asked = speeds(monkeypatch, {**ALL, "bf16 contiguous": 1.0})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+    assert settle(recipe(), network(), tmp_path)["precision"] == wanted
+    assert bool(asked) == (told != "bf16")
+    assert ("mixed_precision: fp8 of accelerate launch is not used" in caplog.text) == (
+        told == "fp8"
+    )
+
+
+def test_a_recipe_decides_against_its_launcher_and_a_line_names_both(tmp_path, monkeypatch, caplog):
+    ends = []
+    photos(tmp_path / "photos", classes=("cat", "dog"), count=8)
+    data = DataSpec(str(tmp_path / "photos"), image_size=32)
+    for told in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+        assert not caplog.text
+        made = recipe("fp32", backbone=RESNET, pretrained=False, data=data)
+        run(made, tmp_path / told)
+        ends.append(load_file(tmp_path / told / "model" / "model.safetensors"))
+    assert "mixed_precision: bf16 of accelerate launch is not used" in caplog.text
+    assert "this run is in fp32, by precision: fp32 in its recipe; change it th" in caplog.text
+    assert changed(*ends) == set()
 
 
 def test_a_precision_that_is_given_is_not_measured(tmp_path, monkeypatch):

@@ -91,6 +91,21 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, extra, images, e
             assert [row[key] for row in one] == pytest.approx([row[key] for row in other], rel=1e-4)
 
 
+def test_two_processes_train_in_bfloat16_near_to_float32_and_agree(tmp_path):
+    losses, phases = [], [{**HEAD, "batch_size": 4}, {**ALL, "train": "last 1 stage"}]
+    for low in (True, False):
+        out = tmp_path / f"bf16-{low}"
+        assert together(2, out, phases, {"backbone": RESNET, "bf16": low}) == [0, 0], log(out)
+        end, facts = results(out)
+        assert [check["ranks"] for check in facts["checks"]] == [2, 2]
+        assert all(check["unmoved"] == [] for check in facts["checks"])
+        moved = changed(network(RESNET).state_dict(), end)
+        assert {name.split(".")[1] for name in moved} == {"layer4", "fc"}
+        losses.append([row["loss"] for rows in facts["history"] for row in rows if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+
+
 def test_a_phase_is_trained_together_after_an_exact_head_and_after_an_evaluation(tmp_path):
     """An evaluation alone marks the model as wrapped, and it would then train on each one's own."""
     out = tmp_path / "out"
@@ -221,7 +236,7 @@ def test_the_command_line_trains_under_a_launcher(tmp_path, launcher):
         "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2"],
         "accelerate": [
             "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+            "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no",
         ],
     }[launcher]  # fmt: skip
     own = "--master_port" if launcher == "torchrun" else "--main_process_port"
@@ -235,5 +250,7 @@ def test_the_command_line_trains_under_a_launcher(tmp_path, launcher):
     report = json.loads((out / "report.json").read_text())
     assert [phase["checks"]["ranks"] for phase in report["phases"]] == [2, 2]
     assert report["environment"]["processes"] == 2
+    told = "mixed_precision: bf16 of accelerate launch is not used: this run is in fp32"
+    assert result.stderr.count(told) == 2 * (launcher == "accelerate")  # once for each seed
     assert result.stdout.count(f"written to {out.relative_to(tmp_path)}") == 1
     assert (out / "model" / "model.safetensors").is_file()
