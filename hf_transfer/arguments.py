@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_transfer import processes
+from hf_transfer import batchnorm, processes
 from hf_transfer.backbone import Backbone
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import Phase, make_phases
@@ -154,8 +154,10 @@ def compiler() -> str | None:
 # --- what cannot be trained ------------------------------------------------------------------
 
 
-def check_model(model: nn.Module, args: TrainingArguments) -> None:
+def check_model(model: nn.Module, args: TrainingArguments, sync_batchnorm: bool = False) -> None:
     """Raise UserError where the network cannot do what the arguments ask of it."""
+    if sync_batchnorm:
+        batchnorm.check(model)
     if args.activation_checkpointing and not getattr(
         model, "supports_gradient_checkpointing", False
     ):

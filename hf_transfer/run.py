@@ -86,6 +86,7 @@ def run_seed(
         class_weights=facts.class_weights(data.train) if recipe.loss == "balanced" else None,
         compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
         checkpoint_seconds=CHECKPOINT_SECONDS,
+        sync_batchnorm=recipe.sync_batchnorm,
         callbacks=list(callbacks),
     )
     training = time.monotonic()

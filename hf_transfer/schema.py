@@ -36,6 +36,7 @@ def read_recipe(tree: Node, name: str) -> Recipe:
         "seeds": number(1, whole=True),
         "precision": one_of("fp32", "bf16", "fp16", "auto"),
         "workers": number(0, whole=True),
+        "sync_batchnorm": switch,
         "compile": switch,
         "gradient_checkpointing": switch,
         "source": or_none(_source),

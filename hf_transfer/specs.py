@@ -161,6 +161,7 @@ class Recipe:
     seeds: int = 1  # repeats with seed, seed + 1, …
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     workers: int = 0
+    sync_batchnorm: bool = False  # batch statistics over the images of all processes
     compile: bool = False  # the network by torch.compile, anew in each phase
     gradient_checkpointing: bool = False  # forward runs twice, for less memory
     source: SourceSpec | None = None

@@ -29,6 +29,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_transfer import (
+    batchnorm,
     checkpoints,
     failures,
     features,
@@ -70,7 +71,8 @@ class TransferTrainer(Trainer):
     transformers classifier, or a module that maps pixel_values to logits together with `head`:
     names or patterns of its newly initialised parameters. `groups` are layers given by hand, from
     input to output: {"stem": ["conv1.*"], …, "head": ["fc.*"]}. With `checkpoint_seconds` a
-    checkpoint is written whenever that many seconds have passed. All else is as for a Trainer.
+    checkpoint is written whenever that many seconds have passed. `sync_batchnorm` takes batch
+    statistics over the images of all processes. All else is as for a Trainer.
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class TransferTrainer(Trainer):
         groups: Mapping[str, Sequence[str]] | None = None,
         class_weights: torch.Tensor | None = None,
         checkpoint_seconds: float | None = None,
+        sync_batchnorm: bool = False,
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else TrainingArguments("run")
-        check_model(model, args)
+        check_model(model, args, sync_batchnorm)
         args.remove_unused_columns = False  # it would drop the images
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
         args.label_names = args.label_names or ["labels"]  # a bare module's forward names none
@@ -100,7 +103,7 @@ class TransferTrainer(Trainer):
         take_scale(model, kwargs.get("train_dataset"))
         self.backbone = self._described = describe(model, head, groups)
         self.phases = resolved_phases(phases, args, self.backbone)
-        self.class_weights = class_weights
+        self.class_weights, self.sync_batchnorm = class_weights, sync_batchnorm
         self.reports: list[PhaseReport] = []
         self.phase: Phase | None = None
         if isinstance(kwargs.get("train_dataset", kwargs.get("eval_dataset")), ImageSet):
@@ -120,6 +123,7 @@ class TransferTrainer(Trainer):
         self._about: dict[str, Any] = {}
         self._rollbacks = self._slower = 0
         self._saving = False
+        self.share: float | None = None  # weight of the batch that is trained on; None is 1
         self._replay: features.Replay | None = None
         self.remove_callback(PrinterCallback)  # a library does not print
         self.watch = PhaseWatch(self, checkpoint_seconds)
@@ -150,6 +154,7 @@ class TransferTrainer(Trainer):
             self._start = {name: p.detach().clone() for name, p in named.items()}
         at_first = freezing.fingerprint(self.model, self.backbone.prefix)
         of = {"backbone": at_first.digest(without=self.backbone.layout.head)}
+        of["sync_batchnorm"] = self.sync_batchnorm
         if hasattr(self.train_dataset, "__len__"):
             of["images"] = images
         try:
@@ -174,7 +179,7 @@ class TransferTrainer(Trainer):
         self._apply(phase)
         before = norms.begin(self, phase, before)
         folder = Path(self.args.output_dir)
-        with self._features(phase), self.watch.listening(), light_steps():
+        with self._features(phase), batchnorm.shared(self), self.watch.listening(), light_steps():
             checkpoint = resuming.take_up(self, folder, self._about) if resume else None
             if checkpoint is None and self.watch.saves and self.processes.main:
                 recovery.begin_anew(folder, self._rollbacks)
@@ -355,7 +360,7 @@ class TransferTrainer(Trainer):
                 if module.training:  # asking is cheaper than telling, and a replay passes them by
                     module.training = False
         spec = self.phase.spec if self.phase and training else None
-        share = inputs.pop(shares.SHARE, None)
+        share = self.share = inputs.pop(shares.SHARE, None)
         soft = inputs.pop("soft_labels", None)
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.class_weights is None

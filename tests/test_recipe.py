@@ -151,6 +151,7 @@ EVERYTHING = Recipe(
     seeds=3,
     precision="auto",
     workers=2,
+    sync_batchnorm=True,
     compile=True,
     gradient_checkpointing=True,
     compare=CompareSpec((2, 5), 4),
