@@ -144,7 +144,7 @@ class Reduced(TrainerCallback):
 
 
 def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
-    """Train small phases, resuming; write the end weights, the history and the metrics.
+    """Train small phases, resuming; write the end weights, the history, the metrics and the time.
 
     `options` are those of small.trainer and: backbone, kill = (where, call), processes =
     (rank, count, port), slow = seconds that each step takes, mute = ranks that cannot write files,
@@ -195,6 +195,7 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
             "reduced": reduced.steps,
         }
         torch.save(small.state(trainer.model), out / "end.pt")
+        (out / "seconds.json").write_text(json.dumps([r.seconds for r in trainer.reports]))
         (out / "end.json").write_text(json.dumps(result))
     from hf_transfer.processes import leave
 

@@ -4,9 +4,11 @@
 
 Small networks on 22 images in memory. A row's first difference is that of several processes to one
 with as many times their batch; its second that of the same processes killed (SIGKILL, all of them
-or one) at random moments and resumed, to the unbroken ones: weights, metrics and history. A run
-that ends before all its kills begins anew. What is killed has workers, a checkpoint at each step
-and features of its own; what is not has none of these. Exit status 1 where a bar is not met.
+or one) at random moments and resumed, to the unbroken ones: weights, metrics and history. For each
+kill a phase is drawn, then a moment in what it takes: drawn from the whole run, nearly all would
+fall into the first. After five kills, or where it ends before, a run begins anew. What is killed
+has workers, a checkpoint at each step and features of its own; what is not has none of these. Exit
+status 1 where a bar is not met.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from small import CONVNEXT, RESNET, VIT
 
 TOGETHER = 1e-5  # relative difference of all weights that several processes may have to one
 BATCH, IMAGES = 8, 22  # of all processes together; the last batch of an epoch has 6
+KILLS_IN_A_RUN = 5
 GRACE_SECONDS = 3.0  # in which processes end by themselves when another one was killed
 
 
@@ -99,7 +102,7 @@ class Row:
     together: float | None  # relative difference of all weights to one process
     bar: float | None
     kills: int
-    phases: str  # in which the kills fell, as counts
+    phases: str  # in which the kills fell, as counts; a number above all: after the last
     resumed: float | None  # largest difference of a weight to the unbroken run
     facts: bool  # whether metrics and history of the resumed run are the unbroken one's
     seconds: float
@@ -151,13 +154,25 @@ class Run:
             child.kill()
             child.join()
 
-    def under_way(self) -> str:
+    def under_way(self) -> int:
         """Return the number of the phase that is being trained, from 1 on."""
-        return str(1 + len(list(self.out.glob("phase-*/checkpoint-end"))))
+        return 1 + len(list(self.out.glob("phase-*/checkpoint-end")))
 
-    def training_seconds(self) -> float:
-        """Return the time from the start of training to its end."""
-        return (self.out / "end.json").stat().st_mtime - (self.out / "begun").stat().st_mtime
+    def await_moment(self, children: Sequence[Any], phase: int, seconds: float) -> None:
+        """Wait until so many seconds have passed in a phase, or here; or the run has ended."""
+
+        def wait_until(there: Callable[[], bool]) -> None:
+            while not there() and any(child.exitcode is None for child in children):
+                time.sleep(0.005)
+
+        wait_until((self.out / "begun").exists)
+        wait_until(lambda: self.under_way() >= phase)
+        until = time.monotonic() + seconds
+        wait_until(lambda: time.monotonic() >= until)
+
+    def phase_seconds(self) -> list[float]:
+        """Return the time that each phase took."""
+        return list(json.loads((self.out / "seconds.json").read_text()))
 
     def results(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the end weights, and metrics and history."""
@@ -180,32 +195,33 @@ def largest(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float
 
 
 def killed(
-    kind: Kind, count: int, folder: Path, kills: int, seconds: float, chance: random.Random
-) -> tuple[list[Run], list[str]]:
+    kind: Kind,
+    count: int,
+    folder: Path,
+    kills: int,
+    seconds: Sequence[float],
+    chance: random.Random,
+) -> tuple[list[Run], list[int]]:
     """Kill runs at random moments until there are `kills`; return the runs, all ended, and the
-    phases in which they were killed. `seconds` is what an unbroken one trains."""
+    phases in which they were killed. `seconds` is what each phase takes of an unbroken run."""
     runs: list[Run] = []
-    phases: list[str] = []
+    phases: list[int] = []
     while len(phases) < kills or not runs:
         run = Run(
             kind, count, folder / f"killed-{len(runs)}", checkpoint_seconds=0,
             dataloader_num_workers=1,
         )  # fmt: skip
         runs.append(run)
-        while True:
+        number = min(KILLS_IN_A_RUN, kills - len(phases))
+        for phase in sorted(chance.choices(range(len(seconds)), k=number)):
             children = run.start()
-            if len(phases) >= kills:
-                break
-            begun, wait = run.out / "begun", chance.uniform(0.0, 1.0) * seconds
-            while not begun.exists() and all(child.exitcode is None for child in children):
-                time.sleep(0.005)
-            until = time.monotonic() + wait
-            while time.monotonic() < until and any(child.exitcode is None for child in children):
-                time.sleep(0.005)
+            run.await_moment(children, phase + 1, chance.uniform(0.0, seconds[phase]))
             if all(child.exitcode is not None for child in children):
                 break
             phases.append(run.under_way())
             run.kill(children, chance.choice([None, chance.randrange(count)]))
+        else:
+            children = run.start()
         run.finish(children)
     return runs, phases
 
@@ -222,7 +238,7 @@ def measured(
             began, here = time.monotonic(), folder / f"{name}-{count}".replace(" ", "_")
             unbroken = Run(kind, count, here / "unbroken", save_strategy="no")
             unbroken.finish(unbroken.start())
-            seconds = unbroken.training_seconds()
+            seconds = unbroken.phase_seconds()
             weights, facts = unbroken.results()
             alone = weights if count == 1 else alone
             together = None if alone is None or count == 1 else relative(weights, alone)
