@@ -23,6 +23,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from transformers import TrainerCallback
 
+SHARD_BYTES = 1024  # of a file of features: so that there are several
 FOLDER = Path(__file__).resolve().parent
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["small", "children"])
@@ -112,14 +113,19 @@ def kill_at(where: str, call: int) -> None:
 
 def _surround(options: dict[str, Any]) -> None:
     """Make the process what the options say of it, and take them out."""
+    from hf_transfer import featurestore
+
     if cache := options.pop("cache", None):
         os.environ["HF_TRANSFER_CACHE"] = cache
-    mute = options.pop("mute", ())
+    featurestore.SHARD_BYTES = SHARD_BYTES
+    mute, rank = options.pop("mute", ()), 0
     if processes := options.pop("processes", None):
         join(*processes)
-        if processes[0] in mute:
+        rank = processes[0]
+        if rank in mute:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if kill := options.pop("kill", None):
+    kill, spared = options.pop("kill", None), options.pop("spared", ())
+    if kill and rank not in spared:
         kill_at(*kill)
 
 
@@ -146,11 +152,11 @@ class Reduced(TrainerCallback):
 def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
     """Train small phases, resuming; write the end weights, the history, the metrics and the time.
 
-    `options` are those of small.trainer and: backbone, kill = (where, call), processes =
-    (rank, count, port), slow = seconds that each step takes, mute = ranks that cannot write files,
-    images = how many to train on, cache = where features are kept, first = to evaluate before
-    training, reduced = whether to count the bytes that each step reduces, explode = (limit, after)
-    of small.Explode.
+    `options` are those of small.trainer and: backbone, kill = (where, call), spared = ranks that
+    are not killed, processes = (rank, count, port), slow = seconds that each step takes, mute =
+    ranks that cannot write files, images = how many to train on, cache = where features are kept,
+    first = to evaluate before training, reduced = whether to count the bytes that each step
+    reduces, explode = (limit, after) of small.Explode.
     """
     import small
 

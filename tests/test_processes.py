@@ -145,12 +145,26 @@ def unbroken(tmp_path_factory):
     return results(out)
 
 
-@pytest.mark.parametrize("call", [2, 5])
-def test_two_processes_killed_and_resumed_end_like_the_unbroken_two(tmp_path, unbroken, call):
+KILLS = [  # in one run after the other: (function, n-th call of it), the ranks that are spared
+    (("hf_transfer.featurestore:os.fsync", 2), (0,)),  # while features are written
+    (("transformers:Trainer._save_rng_state", 2), ()),
+    (("transformers:Trainer.prediction_step", 2), (1,)),  # within an evaluation
+    (("hf_transfer.trainer:TransferTrainer._apply", 2), ()),  # between the phases
+    (("transformers:Trainer._save_rng_state", 2), (0,)),
+]
+
+
+def test_two_processes_killed_and_resumed_end_like_the_unbroken_two(tmp_path, unbroken):
     out = tmp_path / "out"
-    options = {"backbone": RESNET, "checkpoint_seconds": 0}
-    kill = {"kill": ("transformers:Trainer._save_rng_state", call)}
-    assert together(2, out, PHASES, {**options, **kill}) == [-signal.SIGKILL] * 2, log(out)
+    options = {"backbone": RESNET, "checkpoint_seconds": 0, "cache": str(tmp_path / "cache")}
+    for kill, spared in KILLS:
+        own = {**options, "kill": kill, "spared": spared}
+        statuses = together(2, out, PHASES, own)
+        assert [status for i, status in enumerate(statuses) if i not in spared] == (
+            [-signal.SIGKILL] * (2 - len(spared))
+        ), log(out)
+        assert 0 not in statuses, log(out)
+    assert len(list(tmp_path.rglob("*.part"))) == 1
     assert together(2, out, PHASES, options) == [0, 0], log(out)
     end, facts = results(out)
     assert changed(unbroken[0], end) == set()

@@ -28,11 +28,11 @@ MOMENTS = [
     ("transformers:Trainer.training_step", 2),  # in the first epoch of a phase
     (f"{SAVING}:save_tensors", 2),  # while weights are written
     (f"{SAVING}:_to_disk", 12),  # while a checkpoint is sealed
-    ("transformers:Trainer.evaluate", 2),  # before an evaluation
+    ("transformers:Trainer.prediction_step", 2),  # within an evaluation
     ("hf_transfer.trainer:write_phase", 1),  # between the last step and the end's checkpoint
     ("hf_transfer.checkpoints:drop", 4),
     ("transformers:Trainer.training_step", 9),  # in the middle of an epoch
-    (f"{SAVING}:save_tensors", 5),
+    ("hf_transfer.trainer:TransferTrainer._apply", 2),  # between two phases
     ("transformers:Trainer._save_rng_state", 2),
     ("hf_transfer.freezing:prove", 2),  # after a phase, before it is written
     ("transformers:Trainer.training_step", 4),
@@ -82,6 +82,29 @@ def test_a_run_killed_again_and_again_ends_like_the_unbroken_one(tmp_path, unbro
     assert killed_and_resumed(out, MOMENTS, {"checkpoint_seconds": 0}) >= 6
     assert_same(out, unbroken)
     assert sorted(path.name for path in out.glob("phase-1-head/*")) == ["checkpoint-end"]
+
+
+def test_features_that_are_killed_while_they_are_written_are_taken_up_where_they_were(
+    tmp_path, unbroken
+):
+    """What was whole is read, what was not is computed: each file was written once."""
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    out.mkdir()
+    options = {"checkpoint_seconds": 0, "cache": str(cache)}
+    written = {}
+    store = "hf_transfer.featurestore"
+    for kill in ((f"{store}:np.save", 3), (f"{store}:os.fsync", 2), (f"{store}:os.replace", 3)):
+        child = start(train, out / "log", out, PHASES, {**options, "kill": kill})
+        assert ended(child) == -signal.SIGKILL, (out / "log").read_text()
+        found = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+        assert found.items() > written.items()
+        assert len(list(cache.rglob("*.part"))) > 0
+        written = found
+    assert ended(start(train, out / "log", out, PHASES, options)) == 0, (out / "log").read_text()
+    found = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    assert found.items() > written.items()
+    assert "is built again" not in (out / "log").read_text()
+    assert_same(out, unbroken)
 
 
 @pytest.mark.slow
