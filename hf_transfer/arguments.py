@@ -142,6 +142,8 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     )
     if not (args.bf16 or args.fp16):
         args.mixed_precision = "no"  # and not what accelerate launch left in the environment
+    if not recipe.compile:
+        args.torch_compile_backend = "no"  # likewise
     return args
 
 

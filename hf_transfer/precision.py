@@ -39,15 +39,8 @@ def settle(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
     choice: dict[str, Any] = {"precision": recipe.precision, "layout": USUAL}
     if recipe.precision == "auto":
         choice = _chosen(recipe, model, out)
-    told = launch.mixed_precision()
-    if told not in ("no", choice["precision"]) and launch.is_main():
-        logger.warning(
-            "mixed_precision: %s of accelerate launch is not used: this run is in %s, by "
-            "precision: %s in its recipe; change it there (--set precision=…)",
-            told,
-            choice["precision"],
-            recipe.precision,
-        )
+    for line in launch.not_followed(recipe, choice["precision"]) if launch.is_main() else ():
+        logger.warning("%s", line)
     model.to(memory_format=LAYOUTS[choice["layout"]])
     return choice
 

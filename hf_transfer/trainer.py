@@ -225,7 +225,7 @@ class TransferTrainer(Trainer):
         self._still = [self.model.get_submodule(name) for name in self._still_names]
         self._best = None
         set_seed(self.args.seed)
-        if self.args.torch_compile:
+        if self.accelerator.state.dynamo_plugin.backend.value != "NO":  # by args or a launcher
             torch._dynamo.reset()  # a frame compiled for other requires_grad may be reused
         sizes, rates = layout.sizes, [g.lr for g in param_groups(phase, groups, layout)]
         logger.info(

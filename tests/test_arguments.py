@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from small import NAMES, arguments, network
+from small import NAMES, arguments, images, network
 
 from hf_transfer.arguments import (
     check_model,
@@ -14,6 +14,7 @@ from hf_transfer.arguments import (
 from hf_transfer.backbone import load_backbone
 from hf_transfer.phases import make_phases
 from hf_transfer.recipe import PhaseSpec, Recipe, RecipeError, UserError
+from hf_transfer.trainer import TransferTrainer
 
 
 def one(tmp_path, phase, **options):
@@ -115,6 +116,15 @@ def test_compile_and_gradient_checkpointing_reach_the_trainer(tmp_path, monkeypa
     monkeypatch.setattr("hf_transfer.arguments.compiler", lambda: None)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
         training_arguments(replace(recipe, compile=True), tmp_path)
+
+
+def test_what_accelerate_launch_was_told_changes_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    args = training_arguments(recipe(), tmp_path)
+    made = TransferTrainer(network(), args, [{"train": "head"}], train_dataset=images())
+    assert made.accelerator.mixed_precision == "no"
+    assert made.accelerator.state.dynamo_plugin.backend.value == "NO"
 
 
 def test_gradient_checkpointing_is_refused_by_a_network_that_has_none(tmp_path):

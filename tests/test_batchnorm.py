@@ -79,12 +79,26 @@ def halves(rank, port):
             for key, value in whole.state_dict().items():
                 assert torch.allclose(layer.state_dict()[key], value, rtol=1e-5), (name, key)
     left_alone()
+    compiled(rank)
     low = nn.BatchNorm2d(3)
     with batchnorm.shared(sharing(low)):
         found = backward(low, torch.randn(2, 3, 4, 4).bfloat16(), torch.ones(()))
     assert found[0].dtype == found[1].dtype == torch.bfloat16
     assert low.running_var.dtype == found[2]["weight"].dtype == torch.float32
     dist.destroy_process_group()
+
+
+def compiled(rank):
+    """A network that torch.compile has made of the layers shares its statistics as well."""
+    net, x = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()), torch.ones(4, 3, 2, 2)
+    for p in net.parameters():
+        nn.init.constant_(p, 0.5)
+    x[:, 1] = torch.arange(4.0).view(4, 1, 1)
+    expected = copy.deepcopy(net)(x)
+    with batchnorm.shared(sharing(net)):
+        found = torch.compile(net, backend="aot_eager")(x[rank::2])
+        found.sum().backward()
+    assert torch.allclose(found, expected[rank::2], atol=1e-6)
 
 
 def left_alone():
