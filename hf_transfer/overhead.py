@@ -6,12 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 
 # accelerate asks twice in every step whether this package is there, and has the disk searched for
 # it: a third of a head's step.
 ASKED = "lomo_optim"
+AT_ONCE = 4096  # places that are Python's numbers at a time
 SMALL_WORK = 2e7  # multiply-adds of a batch, below which waking a second thread costs more
 
 
@@ -40,3 +43,21 @@ def threads_for(work: float) -> Iterator[None]:
     finally:
         if alone:
             torch.set_num_threads(before)
+
+
+class EpochOrder(SeedableRandomSampler):
+    """accelerate's order of an epoch in 8 bytes an image; as a list of Python's numbers, 40."""
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.epoch + self.initial_seed)
+        order = torch.randperm(len(self.data_source), generator=generator)
+        for some in order.split(AT_ONCE):
+            yield from some.tolist()
+        self.set_epoch(self.epoch + 1)
+
+
+def light_order(loader: Any) -> None:
+    """Let a prepared loader take the same images in the same order, in less memory."""
+    sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
+    if type(sampler) is SeedableRandomSampler and not sampler.replacement:
+        loader.set_sampler(EpochOrder(sampler.data_source, data_seed=sampler.initial_seed))

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from hf_transfer import stopping
 from hf_transfer.outcome import check_metric, metric_values
+from hf_transfer.overhead import light_order
 from hf_transfer.processes import settle_sums
 from hf_transfer.recipe import UserError
 
@@ -74,6 +75,7 @@ class PhaseWatch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         settle_sums(self.trainer.model_wrapped)
         loader = kwargs.get("train_dataloader")
+        light_order(loader)
         if loader is not None and getattr(loader, "num_workers", 0):
             loader.worker_init_fn = _Deaf(loader.worker_init_fn)
         if self.running is not None:

@@ -3,13 +3,16 @@
 import contextlib
 import importlib.util
 import sys
+import tracemalloc
 
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from small import HEAD, images, state, trained
+from transformers import TrainerCallback
 
 from hf_transfer import features, overhead
-from hf_transfer.overhead import ASKED, SMALL_WORK, light_steps, threads_for
+from hf_transfer.overhead import ASKED, SMALL_WORK, EpochOrder, light_steps, threads_for
 
 
 def test_a_package_that_is_not_there_is_not_searched_for_inside_and_is_outside(monkeypatch):
@@ -94,3 +97,36 @@ def test_features_are_the_same_however_many_go_through_at_once(tmp_path, monkeyp
         ends.append(state(done.model))
     for name, value in ends[0].items():
         assert torch.allclose(value.float(), ends[1][name].float(), atol=1e-5), name
+
+
+class Kept(TrainerCallback):
+    def on_epoch_end(self, *args, train_dataloader, **kwargs):
+        self.sampler = train_dataloader.batch_sampler.sampler
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_order_of_an_epoch_is_accelerates(tmp_path, seed):
+    kept = Kept()
+    trained(tmp_path, [HEAD], callbacks=[kept], data_seed=seed)
+    ours = kept.sampler
+    assert isinstance(ours, EpochOrder)
+    assert seed in (None, ours.initial_seed)
+    theirs = SeedableRandomSampler(range(10_000), data_seed=ours.initial_seed)
+    ours = EpochOrder(range(10_000), data_seed=ours.initial_seed)
+    for epoch in (0, 1, 7):
+        ours.set_epoch(epoch)
+        theirs.set_epoch(epoch)
+        assert list(ours) == list(theirs)
+    assert ours.epoch == theirs.epoch == 8
+
+
+def test_an_order_is_not_held_as_numbers_of_python():
+    count = 200_000
+    tracemalloc.start()
+    try:
+        first = iter(EpochOrder(range(count), data_seed=0))
+        next(first)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * count  # of torch's memory, 8 bytes each, nothing is seen here
