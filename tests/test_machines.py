@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small import untimed
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 8  # after which a machine that does not answer is lost, in these tests
@@ -55,7 +56,7 @@ class Machines:
                 return f"{' '.join(step[:3])}: {result.stderr.strip() or 'refused'}"
         return ""
 
-    def start(self, *more):
+    def start(self, out, *more):
         """Start the same training on both, one process each, as a user would."""
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "HF_TRANSFER_PEER_SECONDS": str(SECONDS),
@@ -70,7 +71,7 @@ class Machines:
                 sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
                 "--num_processes", "2", "--machine_rank", str(rank),
                 "--main_process_ip", ADDRESSES[0], "-m", "hf_transfer", "train", "small.yaml",
-                "--out", "out", *more,
+                "--out", out, *more,
             ]  # fmt: skip
             line = f"hostname {name} && exec {' '.join(launch)}"
             inside = ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", line]
@@ -110,36 +111,57 @@ class Machines:
         for space in self.spaces:
             run("ip", "netns", "del", space)
 
+    def end(self, out):
+        """Return what a finished run came to: weights, metrics, history; without its times."""
+        report = json.loads((self.folder / out / "report.json").read_text())
+        assert [phase["checks"]["ranks"] for phase in report["phases"]] == [2, 2]
+        history = [untimed(phase["history"]) for phase in report["phases"]]
+        weights = (self.folder / out / "model" / "model.safetensors").read_bytes()
+        return weights, report["metrics"], history
 
-@pytest.fixture
-def machines(tmp_path):
-    made = Machines(tmp_path)
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("machines")
+    made = Machines(folder)
     try:
         reason = made.up()
         if reason:
             pytest.skip(f"network namespaces are not permitted here ({reason})")
         random = np.random.default_rng(0)
         for name in ("cat", "dog"):
-            (tmp_path / "images" / name).mkdir(parents=True)
+            (folder / "images" / name).mkdir(parents=True)
             for i in range(12):
                 pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
-        (tmp_path / "small.yaml").write_text(
+                Image.fromarray(pixels).save(folder / "images" / name / f"{i}.png")
+        # With on_nan: rollback there is a checkpoint at the end of each epoch.
+        (folder / "small.yaml").write_text(
             "backbone: timm/test_vit\npretrained: false\n"
             "data: {path: images, validation: 0.5, image_size: 32}\nphases:\n"
             "  - {train: head, epochs: 1, batch_size: 2}\n"
-            "  - {train: all, epochs: 400, lr: 1e-4, batch_size: 2, best: last}\n"
+            "  - {train: all, epochs: 15, lr: 1e-4, batch_size: 2, augment: light, best: last, "
+            "on_nan: rollback}\n"
         )
         yield made
     finally:
         made.down()
 
 
+@pytest.fixture(scope="module")
+def unbroken(machines):
+    """The end of a run on two machines that was never interrupted."""
+    machines.start("unbroken")
+    assert machines.statuses() == [0, 0], machines.log("left")[-3000:]
+    return machines.end("unbroken")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["link", "power"])
-def test_a_machine_that_vanishes_ends_the_other_with_its_name_and_the_run_resumes(machines, loss):
-    machines.start()
-    machines.wait_for("epoch 3 of 400")
+def test_a_machine_that_vanishes_ends_the_other_with_its_name_and_the_run_resumes_exactly(
+    machines, unbroken, loss
+):
+    machines.start(loss)
+    machines.wait_for("epoch 3 of 15")
     lost = time.monotonic()
     if loss == "link":
         run("ip", "-n", machines.spaces[1], "link", "set", machines.links[1], "down")
@@ -155,22 +177,14 @@ def test_a_machine_that_vanishes_ends_the_other_with_its_name_and_the_run_resume
         machines.launchers[1].wait(SECONDS + 45)
         assert "phase all: machine left does not answer" in machines.log("right")
         run("ip", "-n", machines.spaces[1], "link", "set", machines.links[1], "up")
-    if loss == "power":  # both go the same way from here
-        return
-    machines.start("--resume")
-    machines.wait_for("epoch 2 of 400")
-    assert "phase 1 head" not in machines.log("left")
-    for launcher in machines.launchers:
-        os.killpg(launcher.pid, signal.SIGTERM)
-    machines.statuses()
-    assert "stopped by SIGTERM in phase all; saved checkpoint-" in machines.log("left")
-
-
-@pytest.mark.slow
-def test_two_machines_train_as_two_processes_of_one(machines):
-    text = (machines.folder / "small.yaml").read_text()
-    (machines.folder / "small.yaml").write_text(text.replace("400", "2"))
-    machines.start()
+        machines.start(loss, "--resume")
+        machines.wait_for("epoch 8 of 15")
+        for launcher in machines.launchers:
+            os.killpg(launcher.pid, signal.SIGTERM)
+        machines.statuses()
+        assert "stopped by SIGTERM in phase all; saved checkpoint-" in machines.log("left")
+    machines.start(loss, "--resume")
     assert machines.statuses() == [0, 0], machines.log("left")[-3000:]
-    report = json.loads((machines.folder / "out" / "report.json").read_text())
-    assert [phase["checks"]["ranks"] for phase in report["phases"]] == [2, 2]
+    for before in ("phase 1 head", "epoch 1 of 15"):  # it goes on within the phase
+        assert before not in machines.log("left")
+    assert machines.end(loss) == unbroken
