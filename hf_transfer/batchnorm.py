@@ -1,7 +1,8 @@
 """Batch statistics over the images of all processes, as if one process had the whole batch.
 
 nn.SyncBatchNorm takes no CPU tensors and stands in a layer's place; here the layers stay, and with
-them their groups, optimizer and proof.
+them their groups, optimizer and proof. One path serves all devices, at the price of a few passes
+over what comes to a layer that a kernel of its own would save.
 """
 
 from __future__ import annotations
