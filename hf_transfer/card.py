@@ -186,7 +186,7 @@ def _phase(phase: PhaseReport) -> list[str]:
     if len(groups) > 3:
         groups = [f"{groups[0]} … {groups[-1]} ({len(groups)} groups)"]
     rates = [row["lr"] for row in phase.rates if row.get("lr") is not None]
-    rate = show_rate(max(rates)) if rates else NOT_STATED
+    rate = show_rate(max(rates)) if rates else "none" if phase.solve else NOT_STATED
     if rates and min(rates) < max(rates):
         rate += f" down to {show_rate(min(rates))}"
     best = "" if phase.best_epoch is None else f"; best epoch {phase.best_epoch:g}"
@@ -194,7 +194,7 @@ def _phase(phase: PhaseReport) -> list[str]:
         ", ".join(groups),
         f"{show_count(phase.trainable_parameters)} of {show_count(phase.total_parameters)}",
         rate,
-        f"{phase.epochs:g}",
+        "solved" if phase.solve else f"{phase.epochs:g}",
         f"{phase.steps:,}",
         show_seconds(phase.seconds),
         text(phase.stopped or "ran to its end") + best,

@@ -29,7 +29,7 @@ def phase_report(
 ) -> PhaseReport:
     """Return the report of a finished phase; its metrics are those of the epoch it ended with."""
     history = history_of(state.log_history)
-    best = best_row(phase, history)
+    best, solved = best_row(phase, history), phase.spec.solve is not None
     sizes = backbone.layout.sizes
     return PhaseReport(
         name=phase.name,
@@ -40,15 +40,16 @@ def phase_report(
         steps=state.global_step,
         seconds=seconds,
         stopped=_stopped(phase, state),
-        best_epoch=best["epoch"] if best else None,
+        best_epoch=best["epoch"] if best and not solved else None,
         metrics={
             key.removeprefix("eval_"): value
             for key, value in best.items()
             if key.startswith("eval_") and not key.endswith(_SPEED)
         },
         history=tuple(history),
+        solve=phase.spec.solve,
         rates=()
-        if phase.spec.solve
+        if solved
         else tuple(
             {
                 "label": group.label,

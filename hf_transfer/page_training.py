@@ -63,8 +63,10 @@ def phases_section(report: RunReport) -> str:
 
 
 def curves_section(report: RunReport) -> str:
-    """Return the loss and the leading metric over the epochs of all phases; nothing without a
-    history."""
+    """Return the loss and the leading metric over the epochs of all phases; nothing where there are
+    none."""
+    if all(phase.solve for phase in report.phases):
+        return ""
     leads = report.task.headline
     bands: list[Band] = []
     train: list[Point] = []
@@ -106,6 +108,9 @@ def _phase_row(index: int, phase: PhaseReport, known: Sequence[str], leads: str)
     )
     rates = [row["lr"] for row in phase.rates if row.get("lr") is not None]
     rate = show_rate(max(rates)) if rates else MISSING
+    if phase.solve:
+        found = (row["regularisation"] for row in phase.history if "regularisation" in row)
+        rate = label(f"regularisation {next(found, 0):.3g}")
     if rates and min(rates) != max(rates):
         rate += label(f"down to {show_rate(min(rates))}")
     best = "" if phase.best_epoch is None else f"best epoch {phase.best_epoch:g}"
@@ -117,7 +122,7 @@ def _phase_row(index: int, phase: PhaseReport, known: Sequence[str], leads: str)
         f"{show_count(phase.trainable_parameters)} of {show_count(total)}"
         + meter(phase.trainable_parameters / (total or 1)),
         rate,
-        f"{phase.epochs:g}" + label(f"{phase.steps:,} steps"),
+        ("solved" if phase.solve else f"{phase.epochs:g}") + label(f"{phase.steps:,} steps"),
         show_seconds(phase.seconds),
         MISSING if value is None else show_value(leads, value),
         escape(phase.stopped or "ran to its end") + label(best),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hf_transfer.plan import Plan
+from hf_transfer.plan import Plan, PlannedPhase
 
 ROWS, COLUMNS = 20, 7  # of the table of rates; what is more is left out in the middle
 
@@ -72,10 +72,10 @@ def _phase_rows(plan: Plan) -> list[list[str]]:
                 planned.trains,
                 f"{planned.parameters:,}",
                 _share(planned.parameters / plan.groups.total),
-                _range(group.lr for group in planned.rates) + " !" * planned.hardly_moves,
+                "" if spec.solve else _rate_range(planned),
                 length,
                 f"{planned.steps:,}" if planned.steps else "",
-                accumulated if spec.accumulate > 1 else str(spec.batch_size),
+                "" if spec.solve else accumulated if spec.accumulate > 1 else str(spec.batch_size),
                 "live" if planned.live else f"cached, {format_bytes(planned.disk_bytes)}",
                 format_bytes(planned.memory_bytes),
                 format_operations(planned.operations),
@@ -169,6 +169,10 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in cells
     ]
+
+
+def _rate_range(planned: PlannedPhase) -> str:
+    return _range(group.lr for group in planned.rates) + " !" * planned.hardly_moves
 
 
 def _range(rates: Iterable[float]) -> str:

@@ -21,17 +21,21 @@ class EpochLines(TrainerCallback):
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.loss: float | None = None
+        self.solved: float | None = None  # the regularisation of a head that was solved for
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs:
-            self.loss = logs["loss"]
+            self.loss, self.solved = logs["loss"], logs.get("regularisation")
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
     ) -> None:
         if state.epoch is None or self.loss is None:
             return
-        words = [f"  epoch {state.epoch:g} of {state.num_train_epochs}", f"loss {self.loss:.4f}"]
+        done = f"epoch {state.epoch:g} of {state.num_train_epochs}"
+        if self.solved is not None:
+            done = f"solved in {state.global_step} steps, regularisation {self.solved:.3g}"
+        words = [f"  {done}", f"loss {self.loss:.4f}"]
         words.append(f"validation loss {metrics['eval_loss']:.4f}")
         for name in (task.headline for task in TASKS.values()):
             if f"eval_{name}" in metrics:

@@ -51,7 +51,8 @@ class PhaseReport:
     best_epoch: float | None = None
     metrics: Facts = field(default_factory=dict)
     history: tuple[Facts, ...] = ()
-    rates: tuple[Facts, ...] = ()  # {label, parameters, lr, weight_decay}
+    rates: tuple[Facts, ...] = ()  # {label, parameters, lr, weight_decay}; none where solved
+    solve: str | None = None  # by which solver the head was solved for, in `steps`; no epochs
     features: str = "live"
     checks: Facts = field(default_factory=dict)
     rollbacks: int = 0  # how often its loss exploded and it went back, to a tenth of its rates

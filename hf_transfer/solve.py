@@ -109,7 +109,7 @@ def train_exactly(trainer: Any, phase: Phase, replay: Replay) -> TrainOutput:
     )
     trainer.processes.take_first(p for p in trainer.model.parameters() if p.requires_grad)
     trainer.state = TrainerState(
-        epoch=float(solution.steps),
+        epoch=1.0,  # the images were looked at once, however many steps the solver took
         global_step=solution.steps,
         max_steps=solution.steps,
         is_local_process_zero=trainer.is_local_process_zero(),

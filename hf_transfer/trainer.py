@@ -229,14 +229,13 @@ class TransferTrainer(Trainer):
             torch._dynamo.reset()  # a frame compiled for other requires_grad may be reused
         sizes, rates = layout.sizes, [g.lr for g in param_groups(phase, groups, layout)]
         logger.info(
-            "phase %d %s: %s; %s of %s parameters; rates %.3g to %.3g",
+            "phase %d %s: %s; %s of %s parameters; %s",
             phase.index,
             phase.name,
             ", ".join(phase.groups),
             f"{sum(sizes[name] for name in phase.parameters):,}",
             f"{sum(sizes.values()):,}",
-            min(rates),
-            max(rates),
+            "solved" if phase.spec.solve else f"rates {min(rates):.3g} to {max(rates):.3g}",
         )
 
     def _unwrap(self) -> None:

@@ -100,6 +100,7 @@ def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
         "features",
         "checks",
         "rollbacks",
+        "solve",
     }
     assert 0 <= values["metrics"]["accuracy"] <= 1
 

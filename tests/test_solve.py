@@ -1,14 +1,19 @@
 """The exact head: the optimum that scikit-learn finds, written into the network, calibrated."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from sample_report import sample_report
 from sklearn.linear_model import LogisticRegression
 from small import HEAD, VIT, Pixels, images, network, state, trained
 from test_features import alexnet_like
 from torch import nn
 
 from hf_transfer import solve
+from hf_transfer.page import report_page
+from hf_transfer.progress import EpochLines
 from hf_transfer.recipe import UserError
 from hf_transfer.solve import FOLDS, STRENGTHS, _folds, solve_head
 
@@ -146,6 +151,20 @@ def test_a_solve_phase_writes_the_optimum_of_the_live_networks_features(tmp_path
     assert report.metrics["accuracy"] > 1 / 3
     again = trained(tmp_path / "again", [SOLVE], network(), train_dataset=images())
     assert all(torch.equal(value, state(again.model)[n]) for n, value in state(model).items())
+
+
+def test_a_solved_head_is_told_in_the_solvers_steps_and_not_in_epochs_or_rates(tmp_path):
+    lines = []
+    (report,) = trained(tmp_path, [SOLVE], callbacks=[EpochLines(lines.append)]).reports
+    assert report.solve == "lbfgs"
+    assert (report.rates, report.best_epoch) == ((), None)
+    strength = report.history[0]["regularisation"]
+    start = f"  solved in {report.steps} steps, regularisation {strength:.3g}, loss "
+    assert len(lines) == 1
+    assert lines[0].startswith(start)
+    page = report_page(replace(sample_report(), phases=(report,)))
+    assert f'solved<span class="label">{report.steps} steps' in page
+    assert "<h2>Training</h2>" not in page
 
 
 def test_it_is_no_worse_than_many_epochs_of_steps(tmp_path):
