@@ -64,11 +64,16 @@ def test_without_checkpoints_a_phase_begins_again_as_if_it_had_had_the_lower_rat
     assert any("it went back 2 times" in line for line in warnings_of(done))
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_a_phase_goes_on_from_its_last_good_epoch_at_a_tenth_of_its_rates(
-    tmp_path, caplog, schedule
-):
-    phase = {**LONG, "schedule": schedule, "layer_decay": 0.7}
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"schedule": "cosine", "best": "loss", "augment": "light"},
+        {"schedule": "linear", "warmup": 0.3, "train": "lora(r=2 dropout=0.1)"},
+        {"schedule": "constant", "optimizer": "sgd", "momentum": 0.9, "accumulate": 2},
+    ],
+)
+def test_a_phase_goes_on_from_its_last_good_epoch_at_a_tenth_of_its_rates(tmp_path, caplog, own):
+    phase = {**LONG, "layer_decay": 0.7, "name": "tuned", **own}
     models = [network(VIT, dropout=0.2) for _ in range(2)]
     done = trained(tmp_path / "a", [phase], models[0], callbacks=[Explode(5e-3, 2)], **SAVED)
     plain = trained(tmp_path / "b", [phase], models[1], callbacks=[Lower(2)])
@@ -80,8 +85,9 @@ def test_a_phase_goes_on_from_its_last_good_epoch_at_a_tenth_of_its_rates(
     assert [row["learning_rate"] for row in one] == pytest.approx(
         [row["learning_rate"] for row in two], rel=1e-12
     )
-    assert "epoch 3, by step 9" in caplog.text
-    assert "the phase goes on from step 6, at 0.1 of its rates (lr: 0.001)" in caplog.text
+    assert "phase tuned, epoch 3, by step" in caplog.text
+    half = done.reports[0].steps // 2
+    assert f"the phase goes on from step {half}, at 0.1 of its rates (lr: 0.001)" in caplog.text
 
 
 def test_a_phase_that_diverges_at_once_again_goes_back_one_further(tmp_path, caplog):
