@@ -117,8 +117,9 @@ def _surround(options: dict[str, Any]) -> None:
 
     if cache := options.pop("cache", None):
         os.environ["HF_TRANSFER_CACHE"] = cache
-    featurestore.SHARD_BYTES = SHARD_BYTES
     mute, rank = options.pop("mute", ()), 0
+    if not mute:  # or else a process that cannot write would have features of its own to
+        featurestore.SHARD_BYTES = SHARD_BYTES
     if processes := options.pop("processes", None):
         join(*processes)
         rank = processes[0]
