@@ -76,14 +76,16 @@ def replay_of(
     seed: int,
     context: Context = nullcontext,
     processes: Processes | None = None,
+    live: str | None = None,
 ) -> Replay | None:
     """Return what a phase trains on in place of images, computed; None where it runs live.
 
-    All processes call this together and get the same answer. Raises FeaturesError where the phase
-    insists on cached features, or on an exact head, and cannot have them.
+    `live` is a reason for that which phase and network do not know of. All processes call this
+    together and get the same answer. Raises FeaturesError where the phase insists on cached
+    features, or on an exact head, and cannot have them.
     """
     processes = processes or Processes()
-    cut = _cut(model, backbone, phase, still, train, evaluation, context)
+    cut = live or _cut(model, backbone, phase, still, train, evaluation, context)
     reason = cut if isinstance(cut, str) else ""
     replay = None
     if isinstance(cut, Cut):

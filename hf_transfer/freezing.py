@@ -139,8 +139,7 @@ def fingerprint(model: nn.Module, prefix: str) -> Fingerprints:
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
     """Return int64 (2,): the sum of a tensor's bits as numbers, and that weighted by place."""
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    flat = whole.detach().contiguous().reshape(-1)
+    flat = tensor.detach().contiguous().reshape(-1)
     sums = torch.zeros(2, dtype=torch.int64, device=flat.device)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)

@@ -19,14 +19,11 @@ from hf_transfer.phases import Phase
 from hf_transfer.recipe import UserError
 
 
-def inject(
-    model: nn.Module, backbone: Backbone, phase: Phase, seed: int, sharded: bool = False
-) -> Backbone:
+def inject(model: nn.Module, backbone: Backbone, phase: Phase, seed: int) -> Backbone:
     """Put a phase's adapters beside the layers, in place, and no others; return what is known of
     the model with them.
 
-    Their values are a function of `seed`; the logits are what they were. Raises UserError where
-    the parameters are `sharded`.
+    Their values are a function of `seed`; the logits are what they were.
     """
     adapters = phase.adapters
     remove(model)
@@ -34,10 +31,6 @@ def inject(
         return backbone
     from peft import inject_adapter_in_model
 
-    if sharded:
-        raise UserError(
-            f"{adapters.kind}: adapters cannot be merged into sharded weights; train without FSDP"
-        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(_config(adapters, backbone.prefix), model)

@@ -10,11 +10,16 @@ from hf_transfer.specs import Recipe, UserError
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# Seen with FSDP2: what thaws in a second phase is not in the optimizer that accelerate prepares.
-NO_SHARDS = (
-    "is not supported: what thaws in a later phase would not train in parameters that are sharded; "
-    "use accelerate/eight_gpus (hf-transfer recipes), and for memory a smaller batch_size"
+NO_DEEPSPEED = (
+    "is not supported; to shard parameters use accelerate/fsdp2, else accelerate/eight_gpus "
+    "(hf-transfer recipes)"
 )
+NO_FSDP1 = "is not supported; set fsdp_version: 2, as accelerate/fsdp2 does (hf-transfer recipes)"
+NOT_SHARDED = {  # settings of accelerate's FSDP, and what to do in their place
+    "cpu_ram_efficient_loading": "every process loads the weights itself: set it to false",
+    "offload_params": "set it to false, and for memory take a smaller batch_size",
+    "activation_checkpointing": "write gradient_checkpointing: true in the recipe",
+}
 
 
 def rank() -> int:
@@ -61,9 +66,15 @@ def check() -> None:
     accelerate launch --cpu starts one process, whatever number it is given; all that it leaves of
     the number is the address at which they were to meet.
     """
-    for kind, name in (("DeepSpeed", "DEEPSPEED"), ("FSDP", "FSDP")):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise UserError(f"{kind} {NO_SHARDS}")
+    if _on("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError(f"DeepSpeed {NO_DEEPSPEED}")
+    if _on("ACCELERATE_USE_FSDP"):
+        version = os.environ.get("FSDP_VERSION", "2")
+        if version != "2":
+            raise UserError(f"FSDP version {version} {NO_FSDP1}")
+        for name, instead in NOT_SHARDED.items():
+            if _on(f"FSDP_{name.upper()}"):
+                raise UserError(f"fsdp_{name} is not supported; {instead}")
     lonely = not any(name in os.environ for name in SIZES) and "MASTER_ADDR" in os.environ
     if lonely and "ACCELERATE_MIXED_PRECISION" in os.environ:
         raise UserError(
@@ -71,6 +82,10 @@ def check() -> None:
             "--cpu; use torchrun --nproc_per_node 2, or accelerate launch --config_file cpu.yaml "
             "--num_processes 2 (recipes/accelerate)"
         )
+
+
+def _on(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("true", "1")
 
 
 def speaker() -> str | None:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hf_transfer import sharding
+
 
 def logits_of(outputs: Any) -> torch.Tensor:
     """Return the logits (B, C) in a model's output: the tensor itself, or what is called so."""
@@ -70,7 +72,9 @@ def distance_from_start(
     Source: L2-SP, arXiv:1802.01483, equation 3; the head is new and has no start to keep to.
     """
     terms = [
-        (parameter - start[name].to(parameter)).pow(2).sum()
+        (sharding.one_whole(parameter) - start[name].to(parameter.device, parameter.dtype))
+        .pow(2)
+        .sum()
         for name, parameter in named.items()
         if parameter.requires_grad and name not in head
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_transfer import checkpoints
+from hf_transfer import checkpoints, sharding
 from hf_transfer.checkpoints import Checkpoint, CheckpointError
 from hf_transfer.phases import Phase
 from hf_transfer.processes import Processes
@@ -93,8 +93,10 @@ def keep(trainer: Any, about: Mapping[str, Any], save: Callable[[], None]) -> No
         save()
         loss = {"loss": trainer._tr_loss.item(), "logged": trainer._globalstep_last_logged}
         (aside / f"loss_{processes.rank}.json").write_text(json.dumps(loss))
-        if trainer._best is not None and processes.main:
-            checkpoints.save_tensors(trainer._best, aside / checkpoints.BEST)
+        if trainer._best is not None:
+            best = sharding.whole(trainer._best, processes.main)
+            if processes.main:
+                checkpoints.save_tensors(best, aside / checkpoints.BEST)
 
     try:
         checkpoints.write(place, f"checkpoint-{step}", fill, {**about, **back}, processes)

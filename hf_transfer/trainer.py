@@ -36,11 +36,11 @@ from hf_transfer import (
     freezing,
     injecting,
     inputs,
-    launch,
     norms,
     objective,
     recovery,
     resuming,
+    sharding,
     shares,
     solve,
 )
@@ -111,8 +111,7 @@ class TransferTrainer(Trainer):
         self.task, scale = self.backbone.task, self.backbone.scale
         kwargs.setdefault("compute_metrics", EpochMetrics(task=self.task, scale=scale))
         super().__init__(model=model, args=args, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError(f"{'FSDP' if self.is_fsdp_enabled else 'DeepSpeed'} {launch.NO_SHARDS}")
+        self.shards = sharding.take_over(self)
         self.label_smoother = None  # smoothing is a phase's, and for training only
         self.processes = Processes.here(args.ddp_timeout)
         self._run_args = self.args
@@ -179,7 +178,7 @@ class TransferTrainer(Trainer):
         self._apply(phase)
         before = norms.begin(self, phase, before)
         folder = Path(self.args.output_dir)
-        with self._features(phase), batchnorm.shared(self), self.watch.listening(), light_steps():
+        with self._features(phase), self.watch.listening(), light_steps():
             checkpoint = resuming.take_up(self, folder, self._about) if resume else None
             if checkpoint is None and self.watch.saves and self.processes.main:
                 recovery.begin_anew(folder, self._rollbacks)
@@ -187,7 +186,8 @@ class TransferTrainer(Trainer):
             if phase.spec.solve:
                 output = solve.train_exactly(self, phase, self._replay)
             else:
-                output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
+                with sharding.sharded(self), batchnorm.shared(self):
+                    output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
             self._unwrap()
             self._load_best()
             proof = self._prove(phase, before)
@@ -214,9 +214,7 @@ class TransferTrainer(Trainer):
         self.args = phase_arguments(self._run_args, phase, self.eval_dataset is not None)
         self._train_batch_size = self.args.train_batch_size
         self._unwrap()
-        self.backbone = injecting.inject(
-            self.model, self._described, phase, self.args.seed, self.is_fsdp_enabled
-        )
+        self.backbone = injecting.inject(self.model, self._described, phase, self.args.seed)
         prefix, layout, groups = self.backbone.prefix, self.backbone.layout, self.backbone.groups
         freezing.freeze_all_but(self.model, prefix, phase.parameters)
         self._still_names = freezing.still_modules(
@@ -278,6 +276,7 @@ class TransferTrainer(Trainer):
                 seed=self.args.seed,
                 context=self.accelerator.autocast,
                 processes=self.processes,
+                live=sharding.LIVE if self.shards and not phase.spec.solve else None,
             )
             if self._replay is None:
                 yield
@@ -424,12 +423,10 @@ class TransferTrainer(Trainer):
 
         Any other model is saved as Trainer does; a checkpoint gets the weights by their own names.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-        elif self._saving:
+        if self._saving:
+            tensors = sharding.whole(self.model.state_dict(), self.args.should_save)
             if self.args.should_save:
-                path = Path(output_dir) / checkpoints.WEIGHTS
-                checkpoints.save_tensors(self.model.state_dict(), path)
+                checkpoints.save_tensors(tensors, Path(output_dir) / checkpoints.WEIGHTS)
         elif isinstance(getattr(self.model, "backbone", None), Backbone):
             if self.args.should_save:
                 publish(self.model, Path(output_dir or self.args.output_dir))
@@ -453,16 +450,23 @@ class TransferTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load both, at the rates that the phase has come to since it went back."""
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.shards and checkpoint is not None:
+            sharding.load_optimizer(self, Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self._slower:
             recovery.slow_down(self.optimizer, self.lr_scheduler, self._slower)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights of a checkpoint, every name of them."""
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        checkpoints.load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save what Trainer does; where it is sharded, each process its part."""
+        if self.shards:
+            sharding.save_optimizer(self, Path(output_dir))
         else:
-            checkpoints.load_weights(self.model, Path(resume_from_checkpoint))
+            super()._save_optimizer_and_scheduler(output_dir)
 
     # --- best weights, proof --------------------------------------------------------------------
 
@@ -479,6 +483,8 @@ class TransferTrainer(Trainer):
 
     def _moving(self) -> dict[str, torch.Tensor]:
         """Return what may change in this phase: trained parameters, statistics not still."""
+        if self.shards:
+            sharding.gather_none(self.model)
         return freezing.moving(self.model, self.backbone.prefix, self._still_names)
 
     def share_statistics(self) -> None:

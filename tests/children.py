@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 SHARD_BYTES = 1024  # of a file of features: so that there are several
@@ -93,6 +95,24 @@ def join(rank: int, count: int, port: int) -> None:
     os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
 
 
+def shard() -> None:
+    """Have accelerate shard parameters (FSDP2) among CPU processes, where it would not."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
+    real = AcceleratorState.__init__
+
+    def begin(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        real(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = begin
+
+
 def kill_at(where: str, call: int) -> None:
     """Have this process killed at the n-th call of a function, named as module:function."""
     module, _, path = where.partition(":")
@@ -125,6 +145,8 @@ def _surround(options: dict[str, Any]) -> None:
         rank = processes[0]
         if rank in mute:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if options.pop("shard", False):
+        shard()
     kill, spared = options.pop("kill", None), options.pop("spared", ())
     if kill and rank not in spared:
         kill_at(*kill)
@@ -150,14 +172,31 @@ class Reduced(TrainerCallback):
         return default_hooks.allreduce_hook(None, bucket)
 
 
+class Shards(TrainerCallback):
+    """Notes of each phase which modules are sharded on their own, and this process's share."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Any] = {}
+        self.trainer: Any = None
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        model = self.trainer.model
+        units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+        parts = [p.to_local() for p in model.parameters() if isinstance(p, DTensor)]
+        numbers = sum(p.numel() for p in model.parameters())
+        share = sum(part.numel() for part in parts) / numbers
+        self.seen[self.trainer.phase.name] = {"units": units, "share": share}
+
+
 def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
     """Train small phases, resuming; write the end weights, the history, the metrics and the time.
 
     `options` are those of small.trainer and: backbone, kill = (where, call), spared = ranks that
-    are not killed, processes = (rank, count, port), slow = seconds that each step takes, mute =
-    ranks that cannot write files, images = how many to train on, cache = where features are kept,
-    first = to evaluate before training, reduced = whether to count the bytes that each step
-    reduces, explode = (limit, after) of small.Explode.
+    are not killed, processes = (rank, count, port), shard = whether to shard parameters, slow =
+    seconds that each step takes, mute = ranks that cannot write files, images = how many to train
+    on, cache = where features are kept, first = to evaluate before training, reduced = whether to
+    count the bytes that each step reduces, explode = (limit, after) of small.Explode, publish =
+    whether to save the model.
     """
     import small
 
@@ -177,18 +216,22 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
         callbacks.append(Slow())
     if explode := options.pop("explode", ()):
         callbacks.append(small.Explode(*explode))
-    first, reduced = options.pop("first", False), Reduced()
+    publish = options.pop("publish", False)
+    first, reduced, shards = options.pop("first", False), Reduced(), Shards()
     if options.pop("reduced", False):
         callbacks.append(reduced)
+    callbacks.append(shards)
     out.mkdir(parents=True, exist_ok=True)
     trainer = small.trainer(
         out, phases, small.network(backbone, dropout=dropout), callbacks=callbacks, **options
     )
-    reduced.trainer = trainer
+    reduced.trainer = shards.trainer = trainer
     (out / "begun").touch()
     if first:
         trainer.evaluate()
     trainer.train(resume_from_checkpoint=True)
+    if publish:
+        trainer.save_model(out / "model")
     if trainer.processes.main:
         logits = trainer.model.eval()(**small.Pixels(small.images(6), trainer.model)[:6]).logits
         result = {
@@ -203,6 +246,7 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
         }
         torch.save(small.state(trainer.model), out / "end.pt")
         (out / "seconds.json").write_text(json.dumps([r.seconds for r in trainer.reports]))
+        (out / "shards.json").write_text(json.dumps(shards.seen))
         (out / "end.json").write_text(json.dumps(result))
     from hf_transfer.processes import leave
 

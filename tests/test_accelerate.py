@@ -14,6 +14,7 @@ from hf_transfer.recipe import accelerate_configurations, shipped_recipes
 CONFIGURATIONS = {
     "cpu": (DistributedType.MULTI_GPU, 2, 1),
     "eight_gpus": (DistributedType.MULTI_GPU, 8, 1),
+    "fsdp2": (DistributedType.FSDP, 8, 1),
     "one_gpu": (DistributedType.NO, 1, 1),
     "two_machines": (DistributedType.MULTI_GPU, 16, 2),
 }
@@ -58,3 +59,11 @@ def test_the_configuration_for_the_cpu_starts_as_many_processes_as_asked_for(tmp
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.stdout.count("of 3;") == 3, result.stderr[-2000:]
+
+
+def test_the_sharding_configuration_says_what_is_supported():
+    found = load_config_from_file(str(accelerate_configurations()["accelerate/fsdp2"])).fsdp_config
+    assert found["fsdp_version"] == 2
+    assert found["fsdp_cpu_ram_efficient_loading"] is False  # accelerate's own default is true
+    assert found["fsdp_auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
+    assert "fsdp_transformer_layer_cls_to_wrap" not in found

@@ -158,12 +158,6 @@ def test_after_a_phase_that_failed_the_same_trainer_begins_anew(tmp_path):
     assert made.backbone is model.backbone
 
 
-def test_sharded_weights_are_refused_in_a_line():
-    model = network(VIT)
-    with pytest.raises(UserError, match="train without FSDP"):
-        injecting.inject(model, model.backbone, phase_of(model, "lora"), 0, sharded=True)
-
-
 def test_a_model_that_has_adapters_already_is_asked_to_merge_them(tmp_path):
     from peft import LoraConfig, inject_adapter_in_model
 

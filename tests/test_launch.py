@@ -23,6 +23,8 @@ def given(monkeypatch):
         "ACCELERATE_USE_DEEPSPEED",
         "ACCELERATE_USE_FSDP",
         "ACCELERATE_DYNAMO_BACKEND",
+        "FSDP_VERSION",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING",
         *LONELY,
     ):
         monkeypatch.delenv(name, raising=False)
@@ -62,13 +64,31 @@ def test_one_process_that_accelerate_was_asked_for_is_fine(given):
     assert launch.check() is None
 
 
-@pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
-def test_sharded_parameters_are_refused_in_one_line_before_anything_is_loaded(given, capsys, kind):
-    given({f"ACCELERATE_USE_{kind.upper()}": "true"})
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported; to shard parameters"),
+        ({"FSDP_VERSION": "1"}, "FSDP version 1 is not supported; set fsdp_version: 2"),
+        (
+            {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+            "fsdp_cpu_ram_efficient_loading is not supported; every process loads the weights",
+        ),
+    ],
+)
+def test_ways_to_shard_that_are_refused_say_so_before_anything_is_loaded(
+    given, capsys, values, said
+):
+    given({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **values})
     assert main(["train", "lp_ft"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"hf-transfer: error: {kind} is not supported")
+    assert error.startswith(f"hf-transfer: error: {said}")
     assert error.count("\n") == 1
+
+
+def test_sharding_by_the_second_version_is_taken(given):
+    given({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
+    given({"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"})
+    assert launch.check() is None
 
 
 def test_a_mistake_of_all_processes_is_said_once(given, capsys, monkeypatch):

@@ -292,6 +292,7 @@ def test_every_method_that_is_overridden_is_still_called_upstream():
         "_load_optimizer_and_scheduler",
         "_prepare_inputs",
         "_save_checkpoint",
+        "_save_optimizer_and_scheduler",
         "compute_loss",
         "create_optimizer",
         "create_scheduler",
