@@ -19,9 +19,12 @@ from hf_transfer.specs import PhaseSpec, Recipe
 
 Counts = Mapping[str, Mapping[str, int]]  # images of each class, by split
 
-# Share of this machine's matrix rate that training reaches: 0.3 to 0.5 measured on one core for
-# ResNet-10-T at 96 px, ResNet-50, VGG-16, ConvNeXt-T and ViT-S at 224 px.
-EFFICIENCY = 0.4
+# Where time goes, fitted to processor seconds on one core: steps of ResNet-50, VGG-16, ViT-S and
+# ConvNeXt-T at 224 px, whole phases of ResNet-10-T, ViT-Ti, ConvNeXt-A and MobileNetV3-S at 96 px.
+EFFICIENCY = 0.8  # share of this machine's matrix rate that matrix products reach
+OUTPUT_OPERATIONS = 320  # for each number that a layer gives: written, normalised, activated, read
+STEP_SECONDS = 0.003  # of a step with next to no arithmetic
+PHASE_SECONDS = 1.5  # to make ready and to prove
 # A layer's output is kept for the backward pass with about two more of its size: after the norm,
 # after the activation.
 KEPT_OUTPUTS = 3
@@ -183,6 +186,7 @@ class _Cost:
     scale: float  # of the area of the images, against what the layout was recorded at
     activation_bytes: int
     head: set[str]
+    per_output: float = 0.0  # operations that a number in a layer's output counts as
 
     def operations(self, names: set[str] | None, backward: set[str]) -> tuple[float, float]:
         """Return operations an image, forward and backward, through the named layers (None: all).
@@ -214,12 +218,13 @@ class _Cost:
         return KEPT_OUTPUTS * outputs * self.activation_bytes
 
     def _macs(self) -> list[tuple[str, float]]:
-        names = (name for name, _ in self.layout.parameters)
         macs = self.layout.macs or (0,) * len(self.layout.parameters)
-        return [
-            (name, count * (1.0 if name in self.head else self.scale))
-            for name, count in zip(names, macs, strict=True)
-        ]
+        found = []
+        for (name, shape), count in zip(self.layout.parameters, macs, strict=True):
+            area = 1.0 if name in self.head else self.scale
+            outputs = count / math.prod(shape[1:])
+            found.append((name, area * (count + self.per_output / 2 * outputs)))
+        return found
 
 
 def _planned(
@@ -246,15 +251,23 @@ def _planned(
         seen = spec.steps * spec.batch_size * spec.accumulate * processes
     above = {name for group in groups.groups[phase.frozen_prefix :] for name in group.parameters}
     part = None if live else above
-    forward, backward = cost.operations(part, chosen)
-    rounds = math.ceil(seen / train) if train else 0
-    operations = seen * (forward + backward) + rounds * validation * forward
-    if part is not None:  # the frozen part runs once over every image
+
+    def operations(cost: _Cost) -> float:
+        forward, backward = cost.operations(part, chosen)
         whole = cost.operations(None, set())[0]
-        operations += rows * (whole - forward)
-    if spec.reestimate_norms:
-        anew = train if spec.reestimate_norms is True else min(spec.reestimate_norms, train)
-        operations += anew * cost.operations(None, set())[0]
+        rounds = math.ceil(seen / train) if train else 0
+        found = seen * (forward + backward) + rounds * validation * forward
+        if part is not None:  # the frozen part runs once over every image
+            found += rows * (whole - forward)
+        if spec.reestimate_norms:
+            anew = train if spec.reestimate_norms is True else min(spec.reestimate_norms, train)
+            found += anew * whole
+        return found
+
+    seconds = None
+    if speed:
+        effort = operations(replace(cost, per_output=OUTPUT_OPERATIONS))
+        seconds = effort / (speed * EFFICIENCY) + STEP_SECONDS * steps + PHASE_SECONDS
     scale = 1.0 if above <= cost.head else cost.scale
     total = sum(sizes.values())
     state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)
@@ -274,8 +287,8 @@ def _planned(
         reduced_bytes=0 if processes == 1 or spec.solve else 4 * parameters,
         disk_bytes=0 if live else int(rows * feature_bytes(phase, groups, layout) * scale),
         memory_bytes=memory,
-        operations=operations,
-        seconds=operations / (speed * EFFICIENCY) if speed else None,
+        operations=operations(cost),
+        seconds=seconds,
     )
 
 

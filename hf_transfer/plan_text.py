@@ -111,7 +111,7 @@ def _below(plan: Plan) -> list[str]:
         "rough activations;"
     )
     lines.append(
-        "without decoding the images. Cached: the frozen part runs once an image, kept on disk."
+        "without starting and decoding. Cached: the frozen part runs once an image, kept on disk."
     )
     return lines
 

@@ -8,7 +8,16 @@ import pytest
 from hf_transfer.groups import Group, LayerGroups, group_layers
 from hf_transfer.layout import Layout
 from hf_transfer.phases import make_phases
-from hf_transfer.plan import make_plan, measure_speed, optimizer_steps, warmup_steps
+from hf_transfer.plan import (
+    EFFICIENCY,
+    OUTPUT_OPERATIONS,
+    PHASE_SECONDS,
+    STEP_SECONDS,
+    make_plan,
+    measure_speed,
+    optimizer_steps,
+    warmup_steps,
+)
 from hf_transfer.plan_text import format_bytes, format_operations, format_plan, format_seconds
 from hf_transfer.recipe import DataSpec, GradualSpec, PhaseSpec, Recipe, UserError
 from hf_transfer.recorded import recorded_layout
@@ -150,6 +159,26 @@ def test_seeds_multiply_the_time_and_without_speed_none_is_stated():
     assert planned(PROBE, seeds=3).seconds == pytest.approx(3 * planned(PROBE).seconds)
     assert planned(PROBE, speed=None).seconds is None
     assert "not known" in format_plan(planned(PROBE, speed=None))
+
+
+def test_time_counts_what_layers_give_besides_their_products_and_each_step_and_phase():
+    whole = replace(WHOLE, cold_head=True)
+    (dense,) = planned(whole, speed=1e6).phases
+    groups, layout = network()
+    shapes = {f"b{i}.weight": (16, 1, 1, 1) for i in range(3)}  # by depth: as many products
+    parameters = tuple((name, shapes.get(name, shape)) for name, shape in layout.parameters)
+    recipe = Recipe("mine", (whole,), backbone="timm/tiny")
+    layout = replace(layout, parameters=parameters)
+    phases = make_phases(recipe.phases, groups, layout)
+    (light,) = make_plan(recipe, layout, groups, phases, COUNTS, 1e6).phases
+    assert light.operations == dense.operations
+    outputs = (light.seconds - dense.seconds) * 1e6 * EFFICIENCY / OUTPUT_OPERATIONS
+    more = 3 / 4 * MACS  # of a layer in one pass; the first layer's input has no gradient
+    assert outputs == pytest.approx(more * (3 * (200 * 3 + 40) - 200))
+    small = planned(replace(whole, batch_size=1), speed=1e6).phases[0]
+    assert small.seconds - dense.seconds == pytest.approx(STEP_SECONDS * (200 - 8))
+    at_once = planned(whole, speed=1e20).phases[0]
+    assert at_once.seconds == pytest.approx(PHASE_SECONDS + 8 * STEP_SECONDS)
 
 
 def test_this_machine_has_a_speed():
