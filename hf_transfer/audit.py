@@ -99,7 +99,7 @@ def audit(
     for kind, rows in same.items():
         if kind != "repeated":
             usable[rows] = False
-        findings.append(_finding(kind, found.files.take(np.array(rows)), CONTENT[kind]))
+        findings.append(_finding(kind, [found.files[row] for row in rows], CONTENT[kind]))
     kept = np.flatnonzero(usable)
     chosen = found.take(kept)
     _check_splits(chosen, spec, same)
@@ -132,7 +132,7 @@ def _bad(found: Scan, facts: Facts, spec: DataSpec) -> list[Finding]:
         )
     by_kind = {kind: [row for row in rows if facts.errors[row][0] == kind] for kind in LEFT_OUT}
     return [
-        _finding(kind, found.files.take(np.array(members)), LEFT_OUT[kind])
+        _finding(kind, [found.files[row] for row in members], LEFT_OUT[kind])
         for kind, members in by_kind.items()
         if members
     ]
@@ -140,21 +140,23 @@ def _bad(found: Scan, facts: Facts, spec: DataSpec) -> list[Finding]:
 
 def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding]:
     """Return what was handled while decoding, by kind."""
-    by_kind: dict[str, Any] = {kind: [] for kind in HANDLED}
+    by_kind: dict[str, list[int]] = {kind: [] for kind in HANDLED}
     for row in sorted(facts.notes):
         for kind in facts.notes[row]:
             by_kind[kind].append(row)
     short = facts.sizes.min(1)
-    by_kind["tiny"] = np.flatnonzero((short > 0) & (short < max(TINY_PX, settings.size / 4)))
+    by_kind["tiny"] = np.flatnonzero(
+        (short > 0) & (short < max(TINY_PX, settings.size / 4))
+    ).tolist()
     done = dict(HANDLED)
     if settings.channels == 1:
         done["grayscale"] = "as the model wants it"
     if settings.channels == 4:
         done["alpha"] = "kept as the fourth channel"
     return [
-        _finding(kind, found.files.take(np.array(rows)), done[kind])
+        _finding(kind, [found.files[row] for row in rows], done[kind])
         for kind, rows in by_kind.items()
-        if len(rows)
+        if rows
     ]
 
 
@@ -183,18 +185,14 @@ def _same_content(found: Scan, facts: Facts, usable: np.ndarray) -> dict[str, li
 
 
 def _groups(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
-    """Yield the rows that share a digest, two at least in each list, in order.
-
-    The first half of the digests is sorted, and the whole looked at only where that is the same.
-    """
-    half = np.ascontiguousarray(digests).view(np.uint64)[:, 0]
-    order = rows[np.argsort(half[rows], kind="stable")]
-    again = np.flatnonzero(half[order[1:]] == half[order[:-1]])
-    for run in np.split(again, np.flatnonzero(np.diff(again) > 1) + 1):
-        members: dict[bytes, list[int]] = {}
-        for row in order[run[0] : run[-1] + 2].tolist() if len(run) else ():
-            members.setdefault(digests[row].tobytes(), []).append(row)
-        yield from (found for found in members.values() if len(found) > 1)
+    """Yield the rows that share a digest, two at least in each list."""
+    keys = np.ascontiguousarray(digests[rows]).view(f"V{digests.shape[1]}")[:, 0]
+    _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(counts[group] > 1)
+    order = shared[np.argsort(group[shared], kind="stable")]
+    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        if len(members):
+            yield rows[members].tolist()
 
 
 # --- classes ---------------------------------------------------------------------------------

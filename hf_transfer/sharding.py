@@ -76,22 +76,22 @@ def take_over(trainer: Any) -> bool:
 def unit_classes(model: nn.Module, prefix: str, groups: LayerGroups) -> set[str]:
     """Return the names of the classes of which each module is gathered on its own: blocks.
 
-    A block is the outermost module of a group that is no mere list or sequence and has at least two
-    parts with parameters. Empty where the network has none, as VGG.
+    A block is the outermost module of a group, behind the stem, that is no mere list or sequence
+    and has at least two parts with matrices. Empty where the network has none, as VGG.
     """
 
     def blocks(module: nn.Module) -> Iterator[str]:
-        parts = [child for child in module.children() if any(True for _ in child.parameters())]
-        if type(module).__module__.startswith("torch.nn."):
+        parts = [c for c in module.children() if any(p.ndim > 1 for p in c.parameters())]
+        if len(parts) > 1 and not type(module).__module__.startswith("torch.nn."):
+            yield type(module).__name__
+        else:
             for part in parts:
                 yield from blocks(part)
-        elif len(parts) > 1:
-            yield type(module).__name__
 
     return {
         name
         for group in groups.groups
-        if group.name != "head"
+        if group.name not in ("stem", "head")
         for path in group.modules
         for name in blocks(model.get_submodule(prefix + path))
     }
@@ -134,7 +134,14 @@ def copied(model: nn.Module) -> nn.Module:
                 f"FSDP: {path or 'the model'} has a function in the place of its forward, which "
                 "cannot be copied; make it a method of its class"
             )
-    return copy.deepcopy(model)
+    copied = copy.deepcopy(model)
+    # accelerate would shard them on their own, and transformers knows none of many image models.
+    copied.get_input_embeddings = _none  # type: ignore[assignment]
+    return copied
+
+
+def _none() -> None:
+    return None
 
 
 def gather_none(model: nn.Module) -> None:

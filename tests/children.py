@@ -145,7 +145,7 @@ def _surround(options: dict[str, Any]) -> None:
         rank = processes[0]
         if rank in mute:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if options.pop("shard", False):
+    if options.pop("shard", False) and processes:
         shard()
     kill, spared = options.pop("kill", None), options.pop("spared", ())
     if kill and rank not in spared:
@@ -192,8 +192,8 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
     """Train small phases, resuming; write the end weights, the history, the metrics and the time.
 
     `options` are those of small.trainer and: backbone, kill = (where, call), spared = ranks that
-    are not killed, processes = (rank, count, port), shard = whether to shard parameters, slow =
-    seconds that each step takes, mute = ranks that cannot write files, images = how many to train
+    are not killed, processes = (rank, count, port), shard = whether several shard parameters, slow
+    = seconds that each step takes, mute = ranks that cannot write files, images = how many to train
     on, cache = where features are kept, first = to evaluate before training, reduced = whether to
     count the bytes that each step reduces, explode = (limit, after) of small.Explode, publish =
     whether to save the model.

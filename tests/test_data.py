@@ -3,7 +3,6 @@
 import logging
 import pickle
 import shutil
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -215,23 +214,3 @@ def test_the_flowers_load_as_the_readme_says(flowers, tmp_path):
     assert data.validation.class_counts == (100,) * 5
     assert data.labels == ("daisy", "dandelion", "rose", "sunflower", "tulip")
     assert data.test is None
-
-
-def test_loading_holds_few_bytes_an_image_and_not_many_more_while_it_looks(tmp_path):
-    count, classes, rng = 5000, 10, np.random.default_rng(0)
-    for row in range(count):
-        place = tmp_path / "data" / f"class-{row % classes}"
-        place.mkdir(parents=True, exist_ok=row >= classes)
-        pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)  # tiny: a finding for each
-        Image.fromarray(pixels).save(place / f"{row:08d}.bmp")
-    load = DataSpec(str(tmp_path / "data")), ImageSettings(4), 0, tmp_path / "cache"
-    load_data(*load)
-    tracemalloc.start()
-    try:
-        data = load_data(*load)
-        held, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(data.train) + len(data.validation) == count
-    assert held < 70 * count  # name 21, where it ends 8, label 8, rows in file and pixels 16
-    assert peak < 200 * count  # the digests that are looked through are another 40

@@ -71,9 +71,8 @@ def one_and_two(folder, phases, **options):
     for count in (1, 2):
         out = folder / f"of-{count}"
         own = [{**phase, "batch_size": 8 // count} for phase in phases]
-        assert (
-            together(count, out, own, {**OPTIONS, **options, "shard": count == 2}) == [0] * count
-        ), log(out)
+        own_options = {**OPTIONS, **options, "shard": count > 1}
+        assert together(count, out, own, own_options) == [0] * count, log(out)
         found.append((ends(out), results(out)[1]))
     return found
 
@@ -149,6 +148,13 @@ def test_what_is_gathered_on_its_own_are_the_blocks(backbone, classes):
     model = network(backbone)
     groups, prefix = model.backbone.groups, model.backbone.prefix
     assert sharding.unit_classes(model, prefix, groups) == classes
+
+
+def test_a_network_whose_input_embeddings_transformers_does_not_know_can_be_sharded():
+    model = network("torchvision/squeezenet1_1")
+    with pytest.raises(NotImplementedError):
+        model.get_input_embeddings()
+    assert sharding.copied(model).get_input_embeddings() is None
 
 
 def test_features_that_a_sharded_phase_insists_on_are_refused():

@@ -90,6 +90,10 @@ KINDS = {
         [HEAD, {"train": "all", "epochs": 2, "lr": 1e-3, **VARIED}], together=None,
         options={"bf16": True},
     ),
+    "lp_ft, sharded": Kind(
+        [HEAD, {"train": "all", "epochs": 2, "lr": 1e-3, "layer_decay": 0.75, **VARIED}],
+        options={"shard": True},
+    ),
 }  # fmt: skip
 
 
