@@ -113,6 +113,7 @@ class TransferTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self.shards = sharding.take_over(self)
         self.label_smoother = None  # smoothing is a phase's, and for training only
+        self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact
         self.processes = Processes.here(args.ddp_timeout)
         self._run_args = self.args
         self._own_forward = self.model.__dict__.get("forward")

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from small import HEAD, NAMES, state, trained
+from tiny_folders import resnet_folder
 
+from hf_transfer.backbone import load_backbone
 from hf_transfer.shares import SHARE, counted, own_rows, shared
 
 
@@ -50,3 +53,18 @@ def test_what_is_given_for_each_image_is_cut_alike():
     (found,) = shared([batch], 10, 3, True, 1, 2)
     assert [len(found[key]) for key in ("x", "rows", "labels")] == [1, 1, 1]
     assert found["size"] == 32
+
+
+def test_accumulated_batches_are_one_whether_or_not_a_model_tells_its_loss_how_many_there_are(
+    tmp_path,
+):
+    """transformers' ResNet takes their number, and its loss knows nothing of it."""
+    folder = resnet_folder(tmp_path / "resnet")
+    ends = []
+    for accumulate in (1, 2):
+        model = load_backbone(f"transformers/{folder}", NAMES, image_size=32)
+        phase = {**HEAD, "optimizer": "sgd", "batch_size": 8 // accumulate}
+        made = trained(tmp_path / str(accumulate), [{**phase, "accumulate": accumulate}], model)
+        ends.append(state(made.model))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-6)
