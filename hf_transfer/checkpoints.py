@@ -151,9 +151,14 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file(plain, path, metadata={"format": "pt"})
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint, by the names in the model's state_dict."""
+    return load_file(folder / WEIGHTS)
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Give the model the weights of a checkpoint; every name must be there."""
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(weights(folder))
 
 
 def load_best(folder: Path, device: torch.device) -> dict[str, torch.Tensor] | None:

@@ -5,7 +5,7 @@ Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, secti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +49,17 @@ def check(model: nn.Module, phases: Sequence[Phase], images: Any) -> None:
         )
 
 
-def begin(trainer: TransferTrainer, phase: Phase, before: Fingerprints) -> Fingerprints:
+def begin(
+    trainer: TransferTrainer,
+    phase: Phase,
+    before: Fingerprints,
+    weights: Mapping[str, torch.Tensor] | None,
+) -> Fingerprints:
     """Estimate the statistics anew if a phase asks for it, as the first process sees them.
 
-    Returns the fingerprints with which the phase's own training begins: of `before` no more than
-    those statistics has changed.
+    Where it goes on from a checkpoint they are those of its `weights`: another processor would
+    estimate them otherwise in the last bits. Returns the fingerprints with which the phase's own
+    training begins: of `before` no more than those statistics has changed.
     """
     if not phase.spec.reestimate_norms and not phase.adapters:
         return before
@@ -67,9 +73,15 @@ def begin(trainer: TransferTrainer, phase: Phase, before: Fingerprints) -> Finge
             for name in STATISTICS
         }
         trainer.model.to(trainer.args.device)
-        with evaluating(trainer.model):
-            batches = _batches(images, count, trainer.data_collator, trainer.args.seed)
-            reestimate(trainer.model, (trainer._prepare_inputs(batch) for batch in batches))
+        if weights is not None:
+            with torch.no_grad():
+                for path, layer in layers(trainer.model).items():
+                    for name in STATISTICS:
+                        getattr(layer, name).copy_(weights[f"{path}.{name}"])
+        else:
+            with evaluating(trainer.model):
+                batches = _batches(images, count, trainer.data_collator, trainer.args.seed)
+                reestimate(trainer.model, (trainer._prepare_inputs(batch) for batch in batches))
         trainer.processes.take_first(
             getattr(layer, name) for layer in layers(trainer.model).values() for name in STATISTICS
         )

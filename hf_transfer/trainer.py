@@ -177,10 +177,11 @@ class TransferTrainer(Trainer):
         """Apply a phase, train it, end with its best weights, prove it and write it down."""
         began = time.monotonic()
         self._apply(phase)
-        before = norms.begin(self, phase, before)
         folder = Path(self.args.output_dir)
+        checkpoint = resuming.take_up(self, folder, self._about) if resume else None
+        saved = checkpoints.weights(checkpoint.folder) if checkpoint else None
+        before = norms.begin(self, phase, before, saved)
         with self._features(phase), self.watch.listening(), light_steps():
-            checkpoint = resuming.take_up(self, folder, self._about) if resume else None
             if checkpoint is None and self.watch.saves and self.processes.main:
                 recovery.begin_anew(folder, self._rollbacks)
             self._began = began - (checkpoint.about["seconds"] if checkpoint else 0.0)

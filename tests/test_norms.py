@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 from children import together
-from small import ALL, HEAD, RESNET, VIT, Pixels, changed, images, network, state, trained
+from small import ALL, HEAD, RESNET, VIT, Pixels, changed, images, network, state, trained, trainer
 from torch import nn
+from transformers import TrainerCallback
 
 from hf_transfer import norms
 from hf_transfer.freezing import FreezingError
@@ -16,6 +17,13 @@ from hf_transfer.norms import STATISTICS, layers, reestimate
 from hf_transfer.recipe import UserError
 
 ANEW = {**HEAD, "reestimate_norms": True}
+
+
+class Interrupt(TrainerCallback):
+    """Ends training at the first checkpoint, as a kill would."""
+
+    def on_save(self, *args, **kwargs):
+        raise KeyboardInterrupt
 
 
 class Own(nn.Module):
@@ -53,6 +61,25 @@ def test_statistics_are_mean_and_variance_over_all_values():
         f"{name}.{kind}" for name in ("one", "two") for kind in STATISTICS
     }
     assert all(module.training for module in model.modules())
+
+
+def test_a_phase_that_goes_on_takes_its_statistics_from_the_checkpoint(tmp_path, monkeypatch):
+    """Another processor would estimate them otherwise, in the last bits."""
+    phases = [{**ANEW, "epochs": 3}]
+    options = {"save_strategy": "epoch"}
+    unbroken = trained(tmp_path / "unbroken", phases, network(RESNET), **options)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "out", phases, network(RESNET), callbacks=[Interrupt()], **options)
+
+    def elsewhere(model, batches):
+        reestimate(model, batches)
+        for layer in layers(model).values():
+            layer.running_mean.mul_(1 + 1e-6)
+
+    monkeypatch.setattr(norms, "reestimate", elsewhere)
+    resumed = trainer(tmp_path / "out", phases, network(RESNET), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert changed(state(unbroken.model), state(resumed.model)) == set()
 
 
 def test_a_head_phase_begins_with_the_statistics_of_the_whole_training_set(tmp_path):
