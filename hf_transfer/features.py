@@ -76,16 +76,16 @@ def replay_of(
     seed: int,
     context: Context = nullcontext,
     processes: Processes | None = None,
-    live: str | None = None,
+    sharded: bool = False,
 ) -> Replay | None:
     """Return what a phase trains on in place of images, computed; None where it runs live.
 
-    `live` is a reason for that which phase and network do not know of. All processes call this
-    together and get the same answer. Raises FeaturesError where the phase insists on cached
-    features, or on an exact head, and cannot have them.
+    `sharded` says whether the parameters will be while it trains. All processes call this together
+    and get the same answer. Raises FeaturesError where the phase insists on cached features, or on
+    an exact head, and cannot have them.
     """
     processes = processes or Processes()
-    cut = live or _cut(model, backbone, phase, still, train, evaluation, context)
+    cut = _cut(model, backbone, phase, still, train, evaluation, context, sharded)
     reason = cut if isinstance(cut, str) else ""
     replay = None
     if isinstance(cut, Cut):
@@ -113,10 +113,11 @@ def _cut(
     train: Any,
     evaluation: Any,
     context: Context,
+    sharded: bool,
 ) -> Cut | str:
     """Return where a phase's network is cut, or why its frozen prefix runs live."""
     images = len(train) if hasattr(train, "__len__") else None
-    reason = why_live(phase, backbone.groups, backbone.layout, images)
+    reason = why_live(phase, backbone.groups, backbone.layout, images, sharded)
     if reason:
         return reason
     if not isinstance(train, ImageSet):

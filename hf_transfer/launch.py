@@ -68,7 +68,7 @@ def check() -> None:
     """
     if _on("ACCELERATE_USE_DEEPSPEED"):
         raise UserError(f"DeepSpeed {NO_DEEPSPEED}")
-    if _on("ACCELERATE_USE_FSDP"):
+    if shards():
         version = os.environ.get("FSDP_VERSION", "2")
         if version != "2":
             raise UserError(f"FSDP version {version} {NO_FSDP1}")
@@ -82,6 +82,11 @@ def check() -> None:
             "--cpu; use torchrun --nproc_per_node 2, or accelerate launch --config_file cpu.yaml "
             "--num_processes 2 (recipes/accelerate)"
         )
+
+
+def shards() -> bool:
+    """Return whether accelerate was asked to share out parameters among the processes (FSDP)."""
+    return _on("ACCELERATE_USE_FSDP")
 
 
 def _on(name: str) -> bool:

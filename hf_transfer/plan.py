@@ -82,6 +82,7 @@ class Plan:
     phases: tuple[PlannedPhase, ...]
     notes: tuple[str, ...]
     processes: int = 1
+    sharded: bool = False  # whether these share out the parameters (FSDP)
 
     @property
     def seconds(self) -> float | None:
@@ -99,13 +100,14 @@ def make_plan(
     speed: float | None = None,
     processes: int = 1,
     images: Mapping[str, int] | None = None,
+    sharded: bool = False,
 ) -> Plan:
     """Return the plan of a recipe; nothing is loaded or changed.
 
     `counts` holds the images of each class by split ("train", "validation", "test"), `images` those
     of each split where one may count for several labels or for none. `speed` is the matrix rate in
     operations per second of all `processes` together, from `measure_speed`; None leaves out the
-    times. Raises RecipeError as `check_warmup`.
+    times. `sharded` says whether they share out the parameters. Raises as `check_warmup`.
     """
     images = images or {split: sum(classes.values()) for split, classes in counts.items()}
     check_warmup(phases, images.get("train", 0), processes)
@@ -115,11 +117,13 @@ def make_plan(
         layout, (side / size) ** 2, BYTES[recipe.precision], head_parameters(groups, layout)
     )
     planned = tuple(
-        _planned(phase, groups, layout, images, cost, speed, processes) for phase in phases
+        _planned(phase, groups, layout, images, cost, speed, processes, sharded) for phase in phases
     )
     labels = len({label for classes in counts.values() for label in classes})
     notes = (*phase_notes(phases, groups, layout), *_rate_notes(planned))
-    return Plan(recipe, layout, groups, dict(images), labels, side, planned, notes, processes)
+    return Plan(
+        recipe, layout, groups, dict(images), labels, side, planned, notes, processes, sharded
+    )
 
 
 def measure_speed() -> float:
@@ -235,6 +239,7 @@ def _planned(
     cost: _Cost,
     speed: float | None,
     processes: int,
+    sharded: bool,
 ) -> PlannedPhase:
     spec, chosen = phase.spec, set(phase.parameters)
     groups, layout = adapted(phase.adapters, groups, layout)
@@ -243,7 +248,7 @@ def _planned(
     parameters = sum(sizes[name] for name in phase.parameters)
     rates = param_groups(phase, groups, layout)
     train, validation = images.get("train", 0), images.get("validation", 0)
-    live = why_live(phase, groups, layout, train)
+    live = why_live(phase, groups, layout, train, sharded)
     rows = train * view_count(phase) + validation
     steps = optimizer_steps(spec, train, processes)
     seen = round((spec.epochs or 0) * train)

@@ -118,6 +118,11 @@ def _below(plan: Plan) -> list[str]:
 
 def _together(plan: Plan) -> str:
     """Return what several processes share: the batches, and in each step only what trains."""
+    if plan.sharded:
+        return (
+            f"{plan.processes} processes, each with its own batches, share out parameters, "
+            "gradients and optimizer (FSDP): each needs less memory than stands here"
+        )
     reduced = [
         f"{planned.reduced_bytes:,} bytes ({planned.phase.name})"
         for planned in plan.phases

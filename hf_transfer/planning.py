@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from hf_transfer import launch
 from hf_transfer.groups import Layout, group_layers
 from hf_transfer.phases import make_phases
 from hf_transfer.plan import Counts, Plan, make_plan, measure_speed
@@ -54,7 +55,8 @@ def _plan(
     layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
     groups = group_layers(layout)
     phases = make_phases(recipe.phases, groups, layout)
-    return make_plan(recipe, layout, groups, phases, counts, speed, processes, images)
+    sharded = launch.shards()
+    return make_plan(recipe, layout, groups, phases, counts, speed, processes, images, sharded)
 
 
 def _layout(recipe: Recipe, labels: int) -> Layout:

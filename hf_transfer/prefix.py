@@ -14,11 +14,16 @@ WORTH = 10
 
 
 def why_live(
-    phase: Phase, groups: LayerGroups, layout: Layout, images: int | None = None
+    phase: Phase,
+    groups: LayerGroups,
+    layout: Layout,
+    images: int | None = None,
+    sharded: bool = False,
 ) -> str | None:
     """Return why what is frozen must run in every epoch of a phase; None where once is enough.
 
     With the number of training `images` also a phase given in steps is judged by its length.
+    Parameters that are `sharded` while a phase trains are no network to be cut.
     `features: cached` overrides what is only a matter of cost.
     """
     spec = phase.spec
@@ -26,6 +31,8 @@ def why_live(
         return "the recipe says so"
     if not phase.frozen_prefix:
         return "nothing is frozen below what trains"
+    if sharded and not spec.solve:
+        return "the parameters are sharded (FSDP)"
     if spec.mixup or spec.cutmix:
         return "images are mixed anew in every epoch"
     if spec.augment != Augment() and spec.views < 2:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +27,6 @@ from hf_transfer.recipe import UserError
 
 logger = logging.getLogger(__name__)
 
-LIVE = "the parameters are sharded (FSDP)"  # why no features are cached
-
 
 def take_over(trainer: Any) -> bool:
     """Return whether a Trainer's phases are to be sharded; Trainer's own ways with it are set off.
@@ -40,7 +37,7 @@ def take_over(trainer: Any) -> bool:
     if trainer.is_deepspeed_enabled:
         raise UserError(f"DeepSpeed {launch.NO_DEEPSPEED}")
     if plugin is None:
-        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        if launch.shards():
             raise UserError(
                 "FSDP was asked for, and accelerate shards among accelerators only; use "
                 "accelerate/cpu (hf-transfer recipes)"

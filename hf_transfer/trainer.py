@@ -278,7 +278,7 @@ class TransferTrainer(Trainer):
                 seed=self.args.seed,
                 context=self.accelerator.autocast,
                 processes=self.processes,
-                live=sharding.LIVE if self.shards and not phase.spec.solve else None,
+                sharded=self.shards,
             )
             if self._replay is None:
                 yield

@@ -49,12 +49,13 @@ def network(depth: int = 3, macs: bool = True) -> tuple[LayerGroups, Layout]:
 
 
 def planned(
-    *specs, depth: int = 3, speed: float | None = 1e9, macs: bool = True, processes=1, **settings
-):
+    *specs, depth: int = 3, speed: float | None = 1e9, macs: bool = True, processes=1,
+    sharded=False, **settings
+):  # fmt: skip
     groups, layout = network(depth, macs)
     recipe = Recipe("mine", tuple(specs), backbone="timm/tiny", **settings)
     phases = make_phases(recipe.phases, groups, layout)
-    return make_plan(recipe, layout, groups, phases, COUNTS, speed, processes)
+    return make_plan(recipe, layout, groups, phases, COUNTS, speed, processes, sharded=sharded)
 
 
 PROBE = PhaseSpec("head", epochs=5, batch_size=30)
@@ -108,6 +109,17 @@ def test_several_processes_share_the_steps_and_reduce_only_what_trains():
     text = format_plan(four)
     assert f"{4 * four.phases[0].parameters:,} bytes (head)" in text
     assert "bytes (head)" not in format_plan(one)
+
+
+def test_what_is_sharded_runs_live_and_the_plan_says_so():
+    plan = planned(PROBE, WHOLE, processes=4, sharded=True)
+    assert [phase.live is None for phase in plan.phases] == [False, False]
+    text = format_plan(plan)
+    assert "head runs what is frozen in every epoch: the parameters are sharded (FSDP)" in text
+    assert "4 processes, each with its own batches, share out parameters" in text
+    assert "bytes (head)" not in text
+    (exact,) = planned(PhaseSpec("head", solve="lbfgs"), processes=4, sharded=True).phases
+    assert exact.live is None  # a head is solved between phases that shard
 
 
 def test_operations_of_a_live_phase_are_forward_and_backward_of_what_trains_and_above():

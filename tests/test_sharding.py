@@ -162,7 +162,7 @@ def test_features_that_a_sharded_phase_insists_on_are_refused():
     known = model.backbone
     phases = make_phases([parse_phase({**HEAD, "features": "cached"})], known.groups, known.layout)
     with pytest.raises(FeaturesError, match="features: cached is not possible, because the param"):
-        replay_of(model, known, phases[0], (), images(), None, seed=0, live=sharding.LIVE)
+        replay_of(model, known, phases[0], (), images(), None, seed=0, sharded=True)
 
 
 def asking(version=2, offload=False, checkpointing=False, compiled=False):
