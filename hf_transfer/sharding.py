@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from hf_transfer.groups import LayerGroups
 from hf_transfer.recipe import UserError
 
 logger = logging.getLogger(__name__)
+
+NAMED = "transformer_cls_names_to_wrap"  # where a user says which classes are sharded on their own
 
 
 def take_over(trainer: Any) -> bool:
@@ -59,9 +62,12 @@ def take_over(trainer: Any) -> bool:
     trainer.is_fsdp_enabled = False
     plugin.mixed_precision_policy = None  # autocast, as everywhere else
     trainer.model.to(trainer.args.device)
-    by_class = plugin.auto_wrap_policy is transformer_auto_wrap_policy
-    if by_class and plugin.transformer_cls_names_to_wrap is None:
+    own = trainer.args.fsdp_plugin_args or {}
+    named = own.get(NAMED) or os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
+    policy = getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy)
+    if policy is transformer_auto_wrap_policy and not named:
         groups, prefix = trainer.backbone.groups, trainer.backbone.prefix
+        plugin.auto_wrap_policy = policy  # one that has the classes of an earlier network has gone
         plugin.transformer_cls_names_to_wrap = sorted(unit_classes(trainer.model, prefix, groups))
     logger.info(
         "parameters are sharded (FSDP2) in units of: %s",

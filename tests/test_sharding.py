@@ -3,6 +3,7 @@
 accelerate shards among accelerators only; `children.shard` has it do so on CPUs, in the children.
 """
 
+import functools
 import json
 import signal
 from types import MethodType, SimpleNamespace
@@ -26,6 +27,8 @@ from small import (
     trainer,
 )
 from test_processes import log, results
+from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoModelForImageClassification
 
 from hf_transfer import sharding
@@ -167,17 +170,17 @@ def test_features_that_a_sharded_phase_insists_on_are_refused():
 
 def asking(version=2, offload=False, checkpointing=False, compiled=False):
     """Return what a Trainer knows of FSDP when it is asked for."""
-    from torch.distributed.fsdp import CPUOffloadPolicy
-
     plugin = SimpleNamespace(
         fsdp_version=version,
         cpu_offload=CPUOffloadPolicy() if offload else None,
         activation_checkpointing=checkpointing,
+        auto_wrap_policy=transformer_auto_wrap_policy,
+        transformer_cls_names_to_wrap=None,
     )
     return SimpleNamespace(
         accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),
         is_deepspeed_enabled=False,
-        args=SimpleNamespace(torch_compile=compiled),
+        args=SimpleNamespace(torch_compile=compiled, device="cpu", fsdp_plugin_args=None),
     )
 
 
@@ -212,3 +215,19 @@ def test_a_forward_that_a_copy_would_share_is_named():
     model.timm_model.layer1.forward = MethodType(type(layer).forward, layer)
     copied = sharding.copied(model).timm_model.layer1
     assert copied.forward.__self__ is copied
+
+
+def test_each_network_of_a_process_has_its_own_blocks_unless_a_user_names_classes(monkeypatch):
+    """A run with a source or several seeds trains several; accelerate keeps one configuration."""
+    asked = asking()
+    plugin = asked.accelerator.state.fsdp_plugin
+    for backbone, classes in ((VIT, ["Block"]), (CONVNEXT, ["ConvNeXtBlock"])):
+        asked.model = network(backbone)
+        asked.backbone = asked.model.backbone
+        assert sharding.take_over(asked)
+        assert plugin.transformer_cls_names_to_wrap == classes
+        plugin.auto_wrap_policy = functools.partial(transformer_auto_wrap_policy)  # as accelerate
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Mlp")
+    plugin.transformer_cls_names_to_wrap = ["Mlp"]
+    assert sharding.take_over(asked)
+    assert plugin.transformer_cls_names_to_wrap == ["Mlp"]
