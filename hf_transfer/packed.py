@@ -92,7 +92,7 @@ class Codes(_Packed):
 
     def where(self, value: Hashable) -> np.ndarray:
         """Return which rows have a value: bool (N,)."""
-        return self.codes == self._places.get(value, len(self.table))
+        return np.equal(self.codes, self._places.get(value, len(self.table)))
 
     def take(self, rows: np.ndarray) -> Codes:
         """Return the values of these rows."""
