@@ -92,7 +92,8 @@ class Codes(_Packed):
 
     def where(self, value: Hashable) -> np.ndarray:
         """Return which rows have a value: bool (N,)."""
-        return np.equal(self.codes, self._places.get(value, len(self.table)))
+        rows: np.ndarray = self.codes == self._places.get(value, len(self.table))
+        return rows
 
     def take(self, rows: np.ndarray) -> Codes:
         """Return the values of these rows."""
