@@ -39,11 +39,12 @@ def measure(
     names: Sequence[str] | None = None,
     scale: Scale | None = None,
     bootstrap: int = 1000,
+    tables: bool = True,
 ) -> dict[str, Any]:
     """Return the metrics of a task; standard numbers are measured in the units of their `scale`."""
     if scale is not None:
         outputs, labels = scale.to_units(outputs), scale.to_units(labels)
-    return MEASURES[task](outputs, labels, names, bootstrap=bootstrap)
+    return MEASURES[task](outputs, labels, names, bootstrap=bootstrap, tables=tables)
 
 
 class EpochMetrics:
@@ -61,10 +62,14 @@ class EpochMetrics:
         scale: Scale | None = None,
     ) -> None:
         self.extra, self.task, self.scale = tuple(extra), task, scale
-        random = np.random.default_rng(0)
+        self.names = frozenset({*TASKS[task].metrics, *self._tried(classes)})
+
+    def _tried(self, classes: int) -> dict[str, Any]:
+        if not self.extra:
+            return {}  # the logits of thousands of classes are hundreds of megabytes
         labels = np.arange(4 * classes) % classes
-        found = self._extras(random.normal(size=(len(labels), classes)), labels)
-        self.names = frozenset({*TASKS[task].metrics, *found})
+        logits = np.random.default_rng(0).normal(size=(len(labels), classes))
+        return self._extras(logits, labels)
 
     def _extras(self, logits: Any, labels: Any) -> dict[str, Any]:
         return {key: value for one in self.extra for key, value in one(logits, labels).items()}
@@ -74,7 +79,7 @@ class EpochMetrics:
         logits, labels = prediction.predictions, prediction.label_ids
         if isinstance(logits, tuple):
             logits = logits[0]
-        found = measure(self.task, logits, labels, scale=self.scale, bootstrap=0)
+        found = measure(self.task, logits, labels, scale=self.scale, bootstrap=0, tables=False)
         ours = {key: value for key, value in found.items() if isinstance(value, float)}
         return {**self._extras(logits, labels), **ours}
 
@@ -94,7 +99,7 @@ def load_metric(name_or_path: str) -> Measure:
 
 
 def _ours(name: str, logits: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
-    values = classification_metrics(logits, labels, bootstrap=0)
+    values = classification_metrics(logits, labels, bootstrap=0, tables=False)
     return {name: values[name]} if name in values else {}
 
 

@@ -15,6 +15,7 @@ from hf_transfer.resampling import Floats, Ints, intervals, weights_of
 ECE_BINS = 15
 # Ranking every class in every resample costs resamples x n x classes; no interval beyond this.
 AUROC_BUDGET = 400_000_000
+MOST_CONFUSED = 200  # classes; the matrix of more has more cells than anyone reads
 
 
 def log_softmax(logits: ArrayLike) -> Floats:
@@ -37,12 +38,14 @@ def classification_metrics(
     label_names: Sequence[str] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    tables: bool = True,
 ) -> dict[str, Any]:
     """Return the metrics of logits (N, C) against labels (N,), as plain JSON values.
 
     Scalars are in 0..1 but `nll` (nats, mean); what is undefined is None, with the cause under
     `reasons`. `intervals` holds 95% percentile bootstrap intervals from `bootstrap` resamples of
     rows (0: none); `ece` has none, since resampling biases it upwards. Ties go to the first class.
+    `tables` are `per_class` and, of up to MOST_CONFUSED classes, the matrix `confusion`.
     Raises UserError for logits that are not finite, ValueError for shapes that do not fit.
     """
     scores, truth = _checked(logits, labels)
@@ -61,9 +64,15 @@ def classification_metrics(
     result["intervals"], reason = _intervals(facts, bootstrap, seed, auroc is not None)
     if reason:
         result["reasons"]["auroc interval"] = reason
-    result["per_class"] = _per_class(facts, names)
-    cells = np.bincount(truth * classes + facts.predicted, minlength=classes * classes)
-    result["confusion"] = cells.reshape(classes, classes).tolist()
+    if tables:
+        result["per_class"] = _per_class(facts, names)
+        if classes <= MOST_CONFUSED:
+            cells = np.bincount(truth * classes + facts.predicted, minlength=classes * classes)
+            result["confusion"] = cells.reshape(classes, classes).tolist()
+        else:
+            result["reasons"]["confusion"] = (
+                f"left out: {classes:,} classes make a matrix of {classes**2:,} cells"
+            )
     return result
 
 
@@ -75,7 +84,7 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
     logits, labels = prediction if isinstance(prediction, tuple) else _unpack(prediction)
     if isinstance(logits, tuple):
         logits = logits[0]
-    values = classification_metrics(logits, labels, bootstrap=0)
+    values = classification_metrics(logits, labels, bootstrap=0, tables=False)
     return {key: value for key, value in values.items() if isinstance(value, float)}
 
 

@@ -21,13 +21,15 @@ def multilabel_metrics(
     label_names: Sequence[str] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    tables: bool = True,
 ) -> dict[str, Any]:
     """Return the metrics of logits (N, L) against labels (N, L) of 0 and 1, as plain JSON values.
 
     A label counts as predicted where its logit is above 0, its probability above one half. `map`
     and `auroc` are means over the labels for which they are defined, `macro_f1` over those there or
     predicted; `all_right` is the share of images with every label right. What is undefined is
-    None, with the cause under `reasons`. `intervals` are 95% percentile bootstrap (0: none).
+    None, with the cause under `reasons`. `intervals` are 95% percentile bootstrap (0: none);
+    `tables` adds `per_label`.
     """
     scores, truth = _checked(logits, labels)
     n, count = scores.shape
@@ -58,7 +60,8 @@ def multilabel_metrics(
     if not ranked:
         reason = f"{n} images of {count} labels are too many to resample"
         result["reasons"] |= dict.fromkeys(("map interval", "auroc interval"), reason)
-    result["per_label"] = rows.label_by_label(names)
+    if tables:
+        result["per_label"] = rows.label_by_label(names)
     return result
 
 

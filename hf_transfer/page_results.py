@@ -9,7 +9,6 @@ from hf_transfer.charts import heat_map, interval, scatter
 from hf_transfer.page_tables import MISSING, meter, table
 from hf_transfer.report import WORDS, Facts, RunReport, metric_words, show_value
 
-MOST_CLASSES_DRAWN = 200
 MOST_TARGETS_DRAWN = 12
 BESIDE = 6  # up to so many classes the matrix leaves room for a table beside it
 IN_ORDER = 12  # up to so many classes their table keeps their order
@@ -67,6 +66,9 @@ def details_section(report: RunReport) -> str:
     split, values = _measured(report)
     trained = (report.data.get("counts") or {}).get("train") or {}
     parts = [_matrix(values.get("confusion"), report.labels)]
+    why = values.get("reasons", {}).get("confusion")
+    if why:
+        parts.append(f'<p class="note">Confusion matrix {escape(why)}.</p>')
     if values.get("per_class"):
         parts.append(_per_class(values["per_class"], trained))
     if values.get("per_label"):
@@ -82,10 +84,8 @@ def details_section(report: RunReport) -> str:
 def _matrix(matrix: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> str:
     if not matrix or len(labels) != len(matrix):
         return ""
-    drawn = f"<p>{len(labels)} classes are too many to draw: see report.json.</p>"
-    if len(labels) <= MOST_CLASSES_DRAWN:
-        drawn = heat_map(matrix, labels)
     note = "Rows are true classes, shaded by their share: blue is right, orange is wrong."
+    drawn = heat_map(matrix, labels)
     beside = "two" if len(labels) <= BESIDE else ""
     return (
         f'<p class="note">{note}</p><div class="{beside}"><div class="scroll">{drawn}</div>'

@@ -21,13 +21,14 @@ def regression_metrics(
     target_names: Sequence[str] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    tables: bool = True,
 ) -> dict[str, Any]:
     """Return R2, MAE and RMSE (units of the target) of two arrays (N,) or (N, T), as JSON values.
 
-    Of several targets each is the mean over them; `per_target` has them one by one, with up to
-    POINTS pairs [true, predicted] of rows evenly spaced. R2 is None, with the cause under
-    `reasons`, where a target is the same in every row. `intervals` are 95% percentile bootstrap
-    (0: none).
+    Of several targets each is the mean over them; `per_target`, of `tables`, has them one by one,
+    with up to POINTS pairs [true, predicted] of rows evenly spaced. R2 is None, with the cause
+    under `reasons`, where a target is the same in every row. `intervals` are 95% percentile
+    bootstrap (0: none).
     """
     values, truth = finite(predictions), np.asarray(targets, dtype=np.float64)
     if values.shape != truth.shape or values.ndim not in (1, 2):
@@ -47,18 +48,20 @@ def regression_metrics(
     reasons = {"r2": _same(constant, len(names))} if constant else {}
     if "r2" in undefined and not constant:
         reasons["r2 interval"] = "there are so few images that in many resamples all are the same"
-    return {
+    result: dict[str, Any] = {
         "n": len(truth),
         "r2": None if constant else float(own["r2"].mean()),
         "mae": float(own["mae"].mean()),
         "rmse": float(own["rmse"].mean()),
         "reasons": reasons,
         "intervals": bounds,
-        "per_target": [
+    }
+    if tables:
+        result["per_target"] = [
             _target(name, {key: each[0, i] for key, each in own.items()}, truth[:, i], values[:, i])
             for i, name in enumerate(names)
-        ],
-    }
+        ]
+    return result
 
 
 def _measured(values: Floats, truth: Floats, drawn: Ints) -> dict[str, Floats]:

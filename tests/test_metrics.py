@@ -53,6 +53,24 @@ def test_the_result_is_plain_json() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_without_tables_the_numbers_are_the_same_and_nothing_else_is_there() -> None:
+    sample = sample_logits(60, 6, 0)
+    whole = classification_metrics(*sample, bootstrap=0)
+    bare = classification_metrics(*sample, bootstrap=0, tables=False)
+    assert {**bare, "per_class": whole["per_class"], "confusion": whole["confusion"]} == whole
+
+
+def test_the_metrics_of_many_classes_stay_small_and_say_what_is_left_out() -> None:
+    logits = np.random.default_rng(0).normal(size=(600, 201))
+    found = classification_metrics(logits, np.arange(600) % 201, bootstrap=0)
+    assert len(found["per_class"]) == 201
+    assert "confusion" not in found
+    assert found["reasons"]["confusion"] == "left out: 201 classes make a matrix of 40,401 cells"
+    assert len(json.dumps(found)) < 60_000
+    few = classification_metrics(logits[:, :200], np.arange(600) % 200, bootstrap=0)
+    assert np.sum(few["confusion"]) == 600
+
+
 def test_auroc_counts_ties_as_half() -> None:
     generator = np.random.default_rng(3)
     logits = generator.integers(0, 3, size=(300, 4)).astype(float)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small import network
 
@@ -18,6 +19,7 @@ from hf_transfer.outcome import (
 )
 from hf_transfer.phases import make_phases
 from hf_transfer.recipe import PhaseSpec, Stop, UserError
+from hf_transfer.tasks import CLASSIFICATION, TASKS
 
 LOG = [
     {"step": 3, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1},
@@ -90,3 +92,21 @@ def test_the_names_of_metrics_are_known_before_training_where_they_can_be():
     assert metric_names(print) is None
     own = EpochMetrics([lambda logits, labels: {"mine": 1.0}], classes=3)
     assert {"loss", "accuracy", "mine"} <= metric_names(own)
+
+
+def test_no_logits_are_drawn_to_know_the_names_of_our_own_metrics(monkeypatch):
+    monkeypatch.setattr(np.random, "default_rng", None)
+    assert metric_names(EpochMetrics(classes=3000)) == set(CLASSIFICATION.metrics)
+
+
+def test_an_epochs_metrics_build_no_tables(monkeypatch):
+    for name in ("hf_transfer.metrics._per_class", "hf_transfer.multilabel._Labels.label_by_label"):
+        monkeypatch.setattr(name, None)
+    monkeypatch.setattr("hf_transfer.regression._target", None)
+    logits, labels = np.eye(3), np.arange(3)
+    for task, truth in (("classification", labels), ("multi_label", np.eye(3, dtype=int))):
+        found = EpochMetrics(task=task)(SimpleNamespace(predictions=logits, label_ids=truth))
+        assert found["auroc"] == 1.0
+        assert set(found) < set(TASKS[task].metrics)
+    values = SimpleNamespace(predictions=logits[:, :1], label_ids=logits[:, :1])
+    assert EpochMetrics(task="regression")(values) == {"r2": 1.0, "mae": 0.0, "rmse": 0.0}
