@@ -13,10 +13,11 @@ from typing import Any
 
 from hf_transfer.card import model_card
 from hf_transfer.launch import is_main
-from hf_transfer.recipe import Recipe, UserError, dump_recipe
+from hf_transfer.recipe import DataSpec, Recipe, UserError, dump_recipe, parse_recipe
 from hf_transfer.report import RunReport, aggregate, write_html, write_text
 
-BEGUN = {"recipe.yaml", "inputs.json"}  # all that a run writes before it trains
+# All that a run writes before it trains.
+BEGUN = {"recipe.yaml", "inputs.json", "precision.json", "letters"}
 
 
 class FolderError(UserError):
@@ -39,12 +40,29 @@ def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
             raise FolderError(
                 f"--out {out} is not empty; choose another folder, or add --resume to go on there"
             )
-        if written.is_file() and written.read_text(encoding="utf-8") != text:
-            changed = _difference(written.read_text(encoding="utf-8"), text)
-            raise FolderError(
-                f"--resume: {written} is another recipe ({changed}); choose another --out"
-            )
+        before = written.read_text(encoding="utf-8") if written.is_file() else text
+        if before != text:
+            was, now = _deciding(parse_recipe(before, written.name)), _deciding(recipe)
+            if was != now:
+                raise FolderError(
+                    f"--resume: {written} is another recipe ({_difference(was, now)}); choose "
+                    "another --out"
+                )
     write_text(written, text)
+
+
+def _deciding(recipe: Recipe) -> str:
+    """Return as YAML what decides the results: not how a path is written, nor who reads images."""
+
+    def placed(data: DataSpec | None) -> DataSpec | None:
+        if data is None or data.path is None:
+            return data
+        return dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
+
+    source = recipe.source and dataclasses.replace(recipe.source, data=placed(recipe.source.data))
+    return dump_recipe(
+        dataclasses.replace(recipe, data=placed(recipe.data), source=source, workers=0)
+    )
 
 
 @contextmanager
@@ -54,8 +72,8 @@ def opened(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError):
-        files = {path.name for path in out.rglob("*") if not path.is_dir()}
-        if is_main() and not resume and files <= BEGUN:  # what was there before would be resumed
+        found = {path.relative_to(out).parts[0] for path in out.rglob("*") if not path.is_dir()}
+        if is_main() and not resume and found <= BEGUN:  # what was there before would be resumed
             shutil.rmtree(out, ignore_errors=True)
         raise
 

@@ -1,16 +1,17 @@
 """A run's folder: never overwritten, and resumed only by the same run."""
 
+from dataclasses import replace
+
 import pytest
 
 from hf_transfer.folder import FolderError, keep_inputs, open_folder, opened
-from hf_transfer.recipe import PhaseSpec, Recipe, UserError, load_recipe
+from hf_transfer.precision import FILE
+from hf_transfer.recipe import DataSpec, PhaseSpec, Recipe, SourceSpec, UserError, load_recipe
 
 
 def recipe(lr=1e-3, **options):
-    return Recipe(
-        name="small", backbone="timm/test_resnet", phases=(PhaseSpec("head", epochs=1, lr=lr),),
-        **options,
-    )  # fmt: skip
+    made = Recipe("small", (PhaseSpec("head", epochs=1, lr=lr),), backbone="timm/test_resnet")
+    return replace(made, **options)
 
 
 def test_a_new_folder_gets_the_recipe_which_reads_back_equal(tmp_path):
@@ -31,12 +32,15 @@ def failing(out, resume, *more):
     with opened(out, recipe(), resume):
         keep_inputs(out, {"backbone": "x"})
         for name in more:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).touch()
         raise UserError("no connection")
 
 
 @pytest.mark.parametrize(("resume", "more", "left"), [
     (False, (), False), (True, (), True), (False, ("checkpoint",), True),
+    (False, (FILE,), False), (False, ("letters/upper-A/0.png",), False),
+    (False, ("source/letters/0.png",), True),
 ])  # fmt: skip
 def test_a_run_that_fails_before_it_trains_leaves_nothing_in_the_way(tmp_path, resume, more, left):
     with pytest.raises(UserError, match="no connection"):
@@ -52,6 +56,25 @@ def test_another_recipe_is_refused_naming_the_line_that_differs(tmp_path):
     with pytest.raises(FolderError, match="is another recipe .*seed: 3"):
         open_folder(tmp_path / "run", recipe(seed=3), resume=True)
     assert (tmp_path / "run" / "recipe.yaml").read_bytes() == before
+
+
+def test_what_changes_no_result_may_be_another_when_a_run_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def read(path, **options):
+        first = SourceSpec("timm/test_resnet", (PhaseSpec("all", epochs=1, cold_head=True),))
+        first = replace(first, data=DataSpec(path=path))
+        return recipe(data=DataSpec(path=path), backbone=None, source=first, **options)
+
+    out = tmp_path / "run"
+    open_folder(out, read("photos"), resume=False)
+    for path in ("./photos", str(tmp_path / "photos"), "run/../photos"):
+        open_folder(out, read(path, workers=1), resume=True)
+    assert load_recipe(str(out / "recipe.yaml")).workers == 1
+    with pytest.raises(FolderError, match=r"another recipe \(was .*photos', is .*pictures'\)"):
+        open_folder(out, read("pictures"), resume=True)
+    with pytest.raises(FolderError, match="is 'seed: 3'"):
+        open_folder(out, read("./photos", seed=3), resume=True)
 
 
 def test_a_file_is_no_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -140,6 +141,16 @@ def test_resuming_with_other_images_or_weights_is_refused(finished, photos, tmp_
         (out / "inputs.json").write_text(json.dumps(inputs))
     finally:
         (tmp_path / "report.json").rename(out / "report.json")
+
+
+def test_a_run_is_resumed_with_other_workers_and_the_same_data_by_another_path(
+    finished, photos, tmp_path
+):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    (out / "report.json").unlink()
+    made = recipe(photos / ".." / photos.name, workers=1)
+    assert run(made, out, resume=True).metrics == finished[1].metrics
 
 
 def test_repeated_seeds_have_a_folder_each_and_a_median(photos, tmp_path):
