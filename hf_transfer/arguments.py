@@ -120,7 +120,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         raise UserError("precision: fp16 needs an accelerator; write fp32 or bf16")
     if recipe.compile and not torch.accelerator.is_available() and not compiler():
         raise UserError("compile: true needs a C++ compiler (CXX, g++ or clang++); install one")
-    patience = int(os.environ.get("HF_TRANSFER_PEER_SECONDS", PEER_SECONDS))
+    patience = peer_seconds()
     if not torch.accelerator.is_available():
         processes.meet(patience)
     fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -145,6 +145,19 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     if not recipe.compile:
         args.torch_compile_backend = "no"  # likewise
     return args
+
+
+def peer_seconds() -> int:
+    """Return after how many seconds a process that does not answer is lost.
+
+    Raises UserError for a HF_TRANSFER_PEER_SECONDS that is no such number.
+    """
+    text = os.environ.get("HF_TRANSFER_PEER_SECONDS", str(PEER_SECONDS))
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(
+            f"HF_TRANSFER_PEER_SECONDS is {text!r}; set it to whole seconds, such as {PEER_SECONDS}"
+        )
+    return int(text)
 
 
 def compiler() -> str | None:

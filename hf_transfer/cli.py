@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"hf-transfer: error: {who}{line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("hf-transfer: interrupted; add --resume to go on", file=sys.stderr)
+        how = "; add --resume to go on" if args.resumable else ""
+        print(f"hf-transfer: interrupted{how}", file=sys.stderr)
         return 130
 
 
@@ -66,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", _plan, "print what a recipe would train, and train nothing")
     _recipe_arguments(plan)
-    plan.add_argument("--processes", type=int, default=1, metavar="N", help="that train together")
+    together = "how many train together (default: 1)"
+    plan.add_argument("--processes", type=_count, default=1, metavar="N", help=together)
 
     recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this recipe, to copy and change it")
@@ -80,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     predict = _command(commands, "predict", _predict, "label images with a trained model")
     predict.add_argument("model", help="a run folder, a model folder or a Hub repository")
     predict.add_argument("images", nargs="+", help="image files or folders of images")
-    predict.add_argument("--top", type=int, metavar="N", help="labels to show (default: 3 classes)")
+    shown = "labels to show (default: 3 classes)"
+    predict.add_argument("--top", type=_count, metavar="N", help=shown)
     predict.add_argument("--json", action="store_true", help="print JSON instead of text")
 
     push = _command(commands, "push", _push, "send a run's model and card to the Hub")
@@ -101,8 +104,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, call: Callable[..., Any], words: str) -> Any:
     command = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
-    command.set_defaults(command=call)
+    command.set_defaults(command=call, resumable=False)
     return command
+
+
+def _count(text: str) -> int:
+    """Return a number given on the command line that counts something: 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
@@ -135,6 +145,7 @@ def _train(args: argparse.Namespace) -> None:
     out = Path(args.out or Path("runs") / recipe.name)
     if recipe.compare is not None:
         return _compare(args, recipe, out)
+    args.resumable = True
     if launch.is_main():
         logging.getLogger("hf_transfer").setLevel(logging.INFO)
         print(_planned(recipe, launch.count()), flush=True)
@@ -170,7 +181,7 @@ def _say(line: str) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    print(_planned(_load(args), max(1, args.processes)))
+    print(_planned(_load(args), args.processes))
 
 
 def _planned(recipe: Any, processes: int) -> str:

@@ -105,6 +105,13 @@ def test_fp16_without_an_accelerator_is_refused_in_one_line(tmp_path, monkeypatc
         training_arguments(recipe(precision="fp16"), tmp_path)
 
 
+@pytest.mark.parametrize("text", ["10m", "0", "-5", "1.5"])
+def test_a_time_to_wait_that_is_no_number_is_refused_in_one_line(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("HF_TRANSFER_PEER_SECONDS", text)
+    with pytest.raises(UserError, match=f"HF_TRANSFER_PEER_SECONDS is '{text}'; set it to whole s"):
+        training_arguments(recipe(), tmp_path)
+
+
 def test_compile_and_gradient_checkpointing_reach_the_trainer(tmp_path, monkeypatch):
     recipe = Recipe(name="small", phases=(PhaseSpec("head", epochs=1),))
     plain = training_arguments(recipe, tmp_path)

@@ -351,3 +351,37 @@ def test_an_unknown_command(capsys):
 
 def test_an_unknown_option(capsys):
     assert "--fast" in mistake(capsys, "train", "lp_ft", "--fast")
+
+
+@pytest.mark.parametrize("count", ["-3", "0", "two"])
+def test_a_number_that_counts_nothing(count, finished, images, capsys):
+    said = f"{count} is not a whole number of 1 or more"
+    assert said in mistake(capsys, "plan", "lp_ft", "--processes", count)
+    assert said in mistake(capsys, "predict", finished, images, "--top", count)
+
+
+def test_a_time_to_wait_that_is_no_number_leaves_no_folder(tmp_path, images, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TRANSFER_PEER_SECONDS", "10m")
+    assert "'10m'" in mistake(capsys, *small(tmp_path, "--data", images))
+    assert not (tmp_path / "out").exists()
+
+
+# --- interrupted -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "words", "more"),
+    [
+        ("planning.plans_of", ["train", "lp_ft"], "; add --resume to go on"),
+        ("quickstart.run_quickstart", ["train", "quickstart"], ""),
+        ("planning.plans_of", ["plan", "lp_ft"], ""),
+        ("predict.ready", ["predict", "model", "photo.png"], ""),
+    ],
+)
+def test_resuming_is_suggested_where_it_can_be_done(where, words, more, capsys, monkeypatch):
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"hf_transfer.{where}", stop)
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"hf-transfer: interrupted{more}\n"
