@@ -113,9 +113,10 @@ def warnings_of(trainer: TransferTrainer) -> tuple[str, ...]:
     found = []
     for report in trainer.reports:
         if report.rollbacks:
+            often = "once" if report.rollbacks == 1 else f"{report.rollbacks} times, each time"
             found.append(
-                f"phase {report.name}: its loss exploded; it went back {report.rollbacks} "
-                "times, each time to go on at a tenth of its rates"
+                f"phase {report.name}: its loss exploded; it went back {often} to go on at a tenth "
+                "of its rates"
             )
         unmoved = report.checks["unmoved"]
         if unmoved:

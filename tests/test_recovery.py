@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,7 +62,9 @@ def test_without_checkpoints_a_phase_begins_again_as_if_it_had_had_the_lower_rat
     assert caplog.text.count("the phase begins again from the weights it started with") == 2
     assert "phase all, epoch 2" in caplog.text
     assert "lr: 0.001" in caplog.text
-    assert any("it went back 2 times" in line for line in warnings_of(done))
+    assert any("it went back 2 times, each time to go on" in line for line in warnings_of(done))
+    done.reports[1] = replace(done.reports[1], rollbacks=1)
+    assert any("it went back once to go on" in line for line in warnings_of(done))
 
 
 @pytest.mark.parametrize(
