@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TrainingArguments
@@ -56,6 +57,8 @@ def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) ->
         return phase.spec
     if not isinstance(phase, dict):
         return phase
+    if phase.get("solve") is not None:
+        return parse_phase(phase)  # nothing that the arguments set is the solver's
     length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
     defaults = {
         "lr": args.learning_rate,
@@ -68,7 +71,7 @@ def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) ->
         "label_smoothing": args.label_smoothing_factor,
         "max_grad_norm": args.max_grad_norm,
     }
-    given = {"epochs", "steps", "solve"} & set(phase)
+    given = {"epochs", "steps"} & set(phase)
     return parse_phase({**defaults, **({} if given else length), **phase})
 
 
@@ -217,6 +220,11 @@ def _data_problems(spec: PhaseSpec, train: Any, own_loss: bool) -> list[str]:
     varied = {"augment": spec.augment != Augment(), "mixup": spec.mixup, "cutmix": spec.cutmix}
     named = [key for key, used in varied.items() if used]
     problems = []
+    if spec.solve and isinstance(train, ImageSet) and len(np.unique(train.labels)) < 2:
+        problems.append(
+            f"solve: {spec.solve} needs training images of two classes at least, and all "
+            f"{len(train)} are of one; add images of another, or write epochs: 10 instead"
+        )
     if named and not isinstance(train, ImageSet):
         problems.append(
             f"{', '.join(named)} vary the pixels of an ImageSet, and this data set is a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from hf_transfer import nodes
@@ -12,6 +13,12 @@ from hf_transfer.specs import AUGMENTS, Augment, GradualSpec, PhaseSpec, Stop
 
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "adagrad", "rmsprop")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
+# What sets the steps, the rates or the loss, and a head that is solved for has none of.
+UNSOLVED = (
+    *("epochs", "steps", "lr", "lrs", "layer_decay", "weight_decay", "optimizer", "momentum"),
+    *("schedule", "warmup", "batch_size", "accumulate", "label_smoothing", "mixup", "cutmix"),
+    *("stop", "best", "l2_sp", "max_grad_norm", "on_nan"),
+)
 GRADUAL = re.compile(r"(\d+) ?(stage|block|%)s?")
 
 
@@ -85,7 +92,8 @@ def _phase_spec(node: Node, values: dict[str, Any]) -> PhaseSpec:
     if isinstance(values.get("lr"), tuple):
         values["lr_geometric"], values["lr"] = values["lr"], values["lr"][1]
     spec = PhaseSpec(**values, place=node.place if node.line else "")
-    _check_phase(node, spec)
+    given = [key for key, child in node.value if child.value is not None]
+    _check_phase(node, spec, [key for key in UNSOLVED if spec.solve and key in given])
     return spec
 
 
@@ -201,8 +209,11 @@ def _stop(node: Node) -> Stop | None:
 # --- what goes with what ---------------------------------------------------------------------
 
 
-def _check_phase(node: Node, spec: PhaseSpec) -> None:
-    """Raise Mistakes where settings of a phase contradict each other or would have no effect."""
+def _check_phase(node: Node, spec: PhaseSpec, unsolved: Sequence[str]) -> None:
+    """Raise Mistakes where settings of a phase contradict each other or would have no effect.
+
+    `unsolved` are the keys given that mean nothing to a solver.
+    """
     lengths = [key for key in ("epochs", "steps") if getattr(spec, key) is not None]
     augmented, mixed = spec.augment != Augment(), spec.mixup > 0 or spec.cutmix > 0
     conflicts = (
@@ -210,10 +221,14 @@ def _check_phase(node: Node, spec: PhaseSpec) -> None:
             not lengths and spec.solve is None,
             "a phase needs epochs or steps, such as epochs: 10",
         ),
-        (len(lengths) == 2, "a phase has either epochs or steps, not both; remove one"),
         (
-            bool(lengths) and spec.solve is not None,
-            f"solve: lbfgs runs until it converges; remove {' and '.join(lengths)}",
+            len(lengths) == 2,
+            "a phase has either epochs or steps, not both; remove one",
+        ),
+        (
+            bool(unsolved),
+            f"solve: lbfgs runs until it converges; remove {', '.join(unsolved)}, which it does "
+            "not use",
         ),
         (
             spec.lr_geometric is not None and spec.layer_decay is not None,
@@ -248,8 +263,8 @@ def _check_phase(node: Node, spec: PhaseSpec) -> None:
             "mixup and cutmix mix pixels, not features; remove them or features: cached",
         ),
         (
-            spec.solve is not None and (mixed or spec.features == "live"),
-            "solve: lbfgs works on cached features; remove mixup, cutmix and features: live",
+            spec.solve is not None and spec.features == "live",
+            "solve: lbfgs works on cached features; remove features: live",
         ),
     )
     problems = [problem for bad, what in conflicts if bad for problem in node.wrong(what).problems]

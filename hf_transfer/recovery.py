@@ -46,7 +46,7 @@ def run_phase(
     if done is not None:
         trainer.reports.append(done)
         return TrainOutput(0, 0.0, {})
-    again = phase.spec.on_nan == "rollback"
+    again = phase.spec.on_nan == "rollback" and not phase.spec.solve  # the same would come again
     start = copy.deepcopy(trainer.model.state_dict()) if again else {}
     past = went_back_to(folder) if resume else ()
     while True:

@@ -38,6 +38,15 @@ def test_what_a_mapping_leaves_out_comes_from_the_arguments(tmp_path):
     assert one(tmp_path, {"steps": 2}, **options)[1].spec.epochs is None
 
 
+def test_the_arguments_set_nothing_of_a_head_that_is_solved_for(tmp_path):
+    options = {"learning_rate": 0.3, "warmup_steps": 0.1, "per_device_train_batch_size": 5}
+    _, phase = one(tmp_path, {"solve": "lbfgs"}, **options)
+    assert phase.spec == PhaseSpec("head", solve="lbfgs")
+    with pytest.raises(RecipeError, match="remove lr, batch_size"):
+        one(tmp_path, {"solve": "lbfgs", "batch_size": 5, "lr": 0.3})
+    assert one(tmp_path, {"solve": None}, num_train_epochs=4)[1].spec.epochs == 4
+
+
 def test_specs_and_phases_are_taken_as_they_are(tmp_path):
     backbone, args = network().backbone, arguments(tmp_path, learning_rate=0.3)
     spec = PhaseSpec("head", epochs=1)

@@ -14,10 +14,11 @@ from torch import nn
 from hf_transfer import solve
 from hf_transfer.page import report_page
 from hf_transfer.progress import EpochLines
-from hf_transfer.recipe import UserError
+from hf_transfer.recipe import PhaseSpec, UserError
 from hf_transfer.solve import FOLDS, STRENGTHS, _folds, solve_head
+from hf_transfer.watch import DivergedError
 
-SOLVE = {"train": "head", "solve": "lbfgs", "batch_size": 8}
+SOLVE = {"train": "head", "solve": "lbfgs"}
 
 
 def blobs(rows=150, sides=8, classes=3, noise=1.0, seed=0):
@@ -231,6 +232,27 @@ def test_logits_that_are_not_the_layers_own_are_refused_and_nothing_is_changed(t
     with pytest.raises(UserError, match="logits that come straight from the head's layer"):
         trained(tmp_path, [SOLVE], model, head=["head.*"], train_dataset=stored, eval_dataset=None)
     assert all(torch.equal(value, start[name]) for name, value in state(model).items())
+
+
+def test_one_class_is_refused_with_the_phase_before_anything_is_trained(tmp_path):
+    stored = images()
+    stored.labels = np.zeros_like(stored.labels)
+    with pytest.raises(UserError, match="^phase second: solve: lbfgs needs .* two classes"):
+        trained(tmp_path, [HEAD, {**SOLVE, "name": "second"}], train_dataset=stored)
+    assert not list(tmp_path.rglob("phase-*"))
+
+
+def test_a_solver_that_finds_no_number_is_not_asked_again(tmp_path, monkeypatch):
+    asked = []
+
+    def diverge(*args, **kwargs):
+        asked.append(args)
+        raise DivergedError("no number")
+
+    monkeypatch.setattr(solve, "train_exactly", diverge)
+    with pytest.raises(DivergedError):
+        trained(tmp_path, [PhaseSpec("head", solve="lbfgs", on_nan="rollback")])
+    assert len(asked) == 1
 
 
 def test_alexnets_form_is_solved_below_its_last_layer(tmp_path):

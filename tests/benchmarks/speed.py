@@ -131,6 +131,7 @@ class Bench:
     def phase(self, case: Case, model: Any) -> Phase:
         """Return a case's phase on the backbone, and freeze what it does not train."""
         words = {"batch_size": self.options.batch, "lr": 1e-3, "cold_head": True, "best": "last"}
+        words = {} if "solve" in case.phase else words
         phase = dict(case.phase)
         if "epochs" in phase:
             phase["epochs"] = self.epochs(case)
