@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -173,12 +173,6 @@ def remove(entry: CacheEntry) -> int:
         if place >= 0:
             os.close(place)
     return entry.size_bytes
-
-
-def clear_cache(*folders: Path, keys: Collection[str] | None = None) -> int:
-    """Remove the entries with these keys, or all, but those in use; return the bytes freed."""
-    chosen = [e for e in cache_entries(*folders) if keys is None or e.key in keys]
-    return sum(remove(entry) for entry in chosen)
 
 
 def make_room(root: Path, key: str, needed: int, limit_bytes: int | None = None) -> None:

@@ -57,13 +57,6 @@ class Cut:
         """Return what differs from image to image, and is to be stored."""
         return tuple(crossing for crossing in self.crossings if crossing.constant is None)
 
-    @property
-    def image_bytes(self) -> int:
-        """Return the bytes that one image's crossing values take."""
-        return sum(
-            torch.Size(crossing.shape).numel() * crossing.dtype.itemsize for crossing in self.stored
-        )
-
 
 class Player:
     """Runs a model's forward from the cut on: `forward` stands for the model's own.

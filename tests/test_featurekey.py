@@ -6,7 +6,7 @@ import torch
 from small import HEAD, images, network, trained
 
 from hf_transfer import featurekey, features
-from hf_transfer.cache import cache_entries, clear_cache
+from hf_transfer.cache import cache_entries, cache_report
 from hf_transfer.data import ImageSet
 from hf_transfer.images import ImageSettings
 
@@ -20,7 +20,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 def keys(tmp_path, phase=HEAD, change=None, stored=None, **options):
     """Return the names of the entries of training images that a phase makes."""
-    clear_cache()
+    cache_report(clear=True)
     model = network()
     if change is not None:
         with torch.no_grad():
@@ -124,7 +124,7 @@ def test_precision_counts_in_computing_and_on_disk(tmp_path):
 def test_half_precision_halves_the_disk_and_hardly_changes_the_result(tmp_path):
     found = []
     for precision in ("fp32", "fp16"):
-        clear_cache()
+        cache_report(clear=True)
         done = trained(tmp_path, [{**HEAD, "features": "cached", "feature_precision": precision}])
         size = sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*.npy"))
         found.append((done.reports[0].metrics["loss"], size))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hf_transfer import featurestore
-from hf_transfer.cache import StoreError, cache_entries, clear_cache
+from hf_transfer.cache import StoreError, cache_entries, remove
 from hf_transfer.featurestore import Column, build_features, open_features
 
 COLUMNS = (Column((3, 2), "float32"), Column((), "int16"))
@@ -218,11 +218,11 @@ def test_an_entry_in_use_by_another_process_is_neither_evicted_nor_cleared(tmp_p
     old(tmp_path, "held", 300)
     with pytest.raises(StoreError, match="in use"):
         opened(tmp_path, key="new", limit_bytes=BYTES + BYTES // 2)
-    assert clear_cache(tmp_path) == 0
+    assert sum(map(remove, cache_entries(tmp_path))) == 0
     done.set()
     child.join(30)
     assert child.exitcode == 0
-    assert clear_cache(tmp_path) > 0
+    assert sum(map(remove, cache_entries(tmp_path))) > 0
     assert cache_entries(tmp_path) == []
 
 
@@ -241,12 +241,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         opened(tmp_path / "file" / "below")
 
 
-def test_entries_are_listed_and_cleared_by_key(tmp_path):
+def test_entries_are_listed_and_removed_one_by_one(tmp_path):
     opened(tmp_path, key="one", about="flowers")
     opened(tmp_path, key="two")
     old(tmp_path, "two", 100)
     assert [(e.key, e.about) for e in cache_entries(tmp_path)] == [("one", "flowers"), ("two", "")]
     assert all(entry.size_bytes >= BYTES for entry in cache_entries(tmp_path))
-    assert clear_cache(tmp_path, keys=["one"]) >= BYTES
+    assert remove(cache_entries(tmp_path)[0]) >= BYTES
     assert [entry.key for entry in cache_entries(tmp_path)] == ["two"]
     assert cache_entries(tmp_path / "nowhere") == []
