@@ -16,7 +16,7 @@ from hf_transfer.backbone import Backbone, load_model
 from hf_transfer.decoding import ImageError, decode
 from hf_transfer.images import to_model_input
 from hf_transfer.recipe import UserError
-from hf_transfer.sources import IMAGE_SUFFIXES
+from hf_transfer.sources import looks_like_image, shown
 from hf_transfer.tasks import THRESHOLD
 
 ANSWERS = 5  # classes that are kept where nobody says how many
@@ -100,8 +100,8 @@ def ready(where: str | Path) -> PreTrainedModel:
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Return the files named, and of each folder named all images below it, sorted.
 
-    Files named are kept whatever they are; hidden files in folders are not. Raises UserError for
-    a path that is not there and for a folder without images.
+    Files named are kept whatever they are; in folders those that training takes. Raises UserError
+    for a path that is not there and for a folder without images.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -113,8 +113,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         below = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            if looks_like_image(file.name)
+            and all(map(shown, file.relative_to(path).parts))
+            and file.is_file()
         )
         if not below:
             raise UserError(f"the folder {path} holds no images")

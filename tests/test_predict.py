@@ -241,6 +241,15 @@ def test_folders_give_their_images_sorted_and_files_are_kept(tmp_path):
     ]
 
 
+def test_folders_give_what_training_takes_from_them(tmp_path):
+    for name in ("bare", "1.png", "__MACOSX/1.png", "@eaDir/2.png", "Thumbs.db", "cat.png/3"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path])]
+    assert found == ["1.png", "bare", "cat.png/3"]
+
+
 def test_paths_without_images_are_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no image or folder .*absent"):
         find_images([tmp_path / "absent"])
