@@ -23,6 +23,7 @@ from hf_transfer.tables import (
     SUFFIXES,
     ImageTable,
     Row,
+    identity_of,
     is_datasets,
     read_datasets,
     read_table,
@@ -103,11 +104,7 @@ class Scan:
         name = self.files[row]
         if self.table is not None:
             return self.table.identity(name)
-        try:
-            found = os.stat(os.path.join(self.root, name))
-        except OSError:
-            return f"{name}\0missing"
-        return f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
+        return f"{name}\0{identity_of(os.path.join(self.root, name))}"
 
     def take(self, rows: np.ndarray) -> Scan:
         """Return the scan of these rows alone, with the same labels."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +157,15 @@ def _split(record: dict[str, Any], place: str) -> str:
     return SPLIT_NAMES.get(split, "")
 
 
+def identity_of(path: Path | str) -> str:
+    """Return what changes when a file does: its size and time of change, or that it is missing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{found.st_size}\0{found.st_mtime_ns}"
+
+
 # --- datasets --------------------------------------------------------------------------------
 
 
@@ -163,16 +175,32 @@ class ImageTable:
 
     splits: dict[str, Any]
 
+    @cached_property
+    def paths(self) -> dict[str, Any]:
+        """For each row of a split the file that its image is in; null where the table has it."""
+        from pyarrow.compute import if_else, is_null, struct_field
+
+        images = {split: t.with_format("arrow")[:]["image"] for split, t in self.splits.items()}
+        return {
+            split: if_else(is_null(struct_field(each, "bytes")), struct_field(each, "path"), None)
+            for split, each in images.items()
+        }
+
     def read(self, name: str) -> bytes:
         """Return the bytes of the image called `split/number`. Raises OSError."""
         split, _, number = name.rpartition("/")
         image = self.splits[split][int(number)]["image"]
-        return image["bytes"] or Path(image["path"]).read_bytes()
+        if image is None or (image["bytes"] is None and image["path"] is None):
+            raise FileNotFoundError(errno.ENOENT, "the row has no image", name)
+        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
 
     def identity(self, name: str) -> str:
-        """Return the name with what `datasets` knows the content of the split by."""
-        split = name.rpartition("/")[0]
-        return f"{name}\0{self.splits[split]._fingerprint}"
+        """Return the name with what `datasets` knows the content of the split by, and of an image
+        that the table has only the path of what changes with its file."""
+        split, _, number = name.rpartition("/")
+        known = f"{name}\0{self.splits[split]._fingerprint}"
+        path = self.paths[split][int(number)].as_py()
+        return known if path is None else f"{known}\0{identity_of(path)}"
 
 
 def is_datasets(path: Path) -> bool:

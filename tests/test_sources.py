@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_transfer.recipe import DataSpec, UserError
 from hf_transfer.sources import DataError, scan
+from hf_transfer.tables import ImageTable
 
 
 def make(root: Path, *names: str) -> Path:
@@ -329,6 +330,39 @@ def test_a_saved_dataset_is_scanned_and_read(tmp_path):
     }
     assert found.read(0)[:4] == b"\x89PNG"
     assert found.identity(0) != found.identity(1)
+
+
+def test_an_image_that_a_dataset_has_the_path_of_changes_with_its_file(tmp_path):
+    import datasets
+
+    paths = [str(tmp_path / f"{number}.png") for number in range(8)]
+    for path in paths:
+        Path(path).write_bytes(b"x")
+    made = datasets.Dataset.from_dict({"image": paths, "label": list("abababab")})
+    made.save_to_disk(str(tmp_path / "saved"))
+    found = scan(DataSpec(str(tmp_path / "saved")))
+    before = [found.identity(row) for row in range(8)]
+    Path(paths[3]).write_bytes(b"yy")
+    Path(paths[5]).unlink()
+    after = [scan(DataSpec(str(tmp_path / "saved"))).identity(row) for row in range(8)]
+    assert [row for row in range(8) if before[row] != after[row]] == [3, 5]
+    assert after[5].endswith("missing")
+
+
+def test_images_of_a_table_may_lie_in_it_beside_it_or_nowhere(tmp_path):
+    import datasets
+
+    (tmp_path / "1.png").write_bytes(b"x")
+    rows = [{"bytes": b"own", "path": "0.png"}, {"bytes": None, "path": str(tmp_path / "1.png")}]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    made = datasets.Dataset.from_dict({"image": [*rows, None]}, features=features)
+    table = ImageTable({"train": made})
+    before = [table.identity(f"train/{row}") for row in range(3)]
+    (tmp_path / "1.png").write_bytes(b"yy")
+    assert [row for row in range(3) if table.identity(f"train/{row}") != before[row]] == [1]
+    assert [table.read("train/0"), table.read("train/1")] == [b"own", b"yy"]
+    with pytest.raises(OSError, match="no image"):
+        table.read("train/2")
 
 
 def test_a_single_dataset_or_parquet_with_other_names_will_do(tmp_path, monkeypatch):
