@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for a user's mistake, 130 interrupted."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, TextIOWrapper):  # which would end a run at a name it cannot print
+        sys.stdout.reconfigure(errors="backslashreplace")
     from hf_transfer.recipe import UserError
 
     try:
@@ -130,8 +134,17 @@ def _load(args: argparse.Namespace) -> Any:
     from hf_transfer.recipe import load_recipe
 
     changes = {"data.path": args.data, "backbone": args.backbone, "seed": args.seed}
-    given = [f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None]
+    given = [f"{key}={_quoted(value)}" for key, value in changes.items() if value is not None]
     return load_recipe(args.recipe, [*given, *args.set])
+
+
+def _quoted(value: str | int) -> str:
+    """Return a value as YAML: a text in quotes, with escapes for bytes that are not UTF-8."""
+    import yaml
+
+    if isinstance(value, int):
+        return str(value)
+    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf).rstrip()
 
 
 def _train(args: argparse.Namespace) -> None:

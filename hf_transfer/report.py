@@ -161,13 +161,16 @@ def write_html(report: RunReport, path: str | Path, seeds: Sequence[RunReport] =
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file, whole or not at all, and return its path. Raises UserError."""
+    """Write a text file, whole or not at all, and return its path. Raises UserError.
+
+    What UTF-8 cannot hold, such as a file name of other bytes, becomes an escape: JSON's own.
+    """
     path = Path(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with scratch.open("w", encoding="utf-8") as file:
+            with scratch.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

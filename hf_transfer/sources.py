@@ -179,6 +179,11 @@ def _listed(
     labels = named or in_order(present)
     if not labels:
         raise DataError(f"{path}: no images; expected one folder per class with images in each")
+    if odd := next((label for label in labels if not _is_text(label)), None):
+        raise DataError(
+            f"{path}: the label {odd!r} is not UTF-8, as a saved model's labels must be; rename "
+            "its folder, or write it otherwise in the table"
+        )
     if len(labels) < 2 and task == "classification":
         raise DataError(f"{path}: only one class, {labels[0]!r}{_nested(root / labels[0])}")
     place = {label: at for at, label in enumerate(labels)}
@@ -192,6 +197,11 @@ def _listed(
         ignored=ignored,
         task=task,
     )
+
+
+def _is_text(label: str) -> bool:
+    """Return whether a label is text, and not the bytes of a name in another encoding."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in label)
 
 
 def _placed(target: Target, place: dict[str, int]) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hf_transfer.cli import main
+from hf_transfer.report import RunReport
 
 HEAD = "phases:\n  - {train: head, epochs: 1}\n"
 
@@ -113,6 +114,21 @@ def test_groups_prints_the_groups_of_a_backbone(capsys):
     assert [line.split()[1] for line in printed.splitlines()[1:7]] == [
         "stem", "layer1", "layer2", "layer3", "layer4", "head",
     ]  # fmt: skip
+
+
+def test_names_of_any_bytes_and_letters_go_all_the_way(tmp_path, capsys):
+    data = photos(tmp_path / os.fsdecode(b"caf\xe9 \xf0\x9f\x98\x80"))
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("L", (40, 40), 99).save(data / "cat" / name)
+    words = [*map(str, small(tmp_path, "--data", data))]
+    assert main(words) == 0
+    findings = RunReport.load(tmp_path / "out").data["audit"]["findings"]
+    assert f"cat/{name}" in findings[0]["files"]
+    assert "caf\\udce9.png" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "out" / "report.json").unlink()
+    assert main([*words, "--resume"]) == 0
+    assert main(["predict", str(tmp_path / "out"), str(data)]) == 0
+    assert "caf\\udce9.png" in capsys.readouterr().out
 
 
 # --- mistakes --------------------------------------------------------------------------------

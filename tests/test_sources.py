@@ -168,6 +168,13 @@ def test_names_that_are_not_unicode_are_names_too(tmp_path):
     assert len(found.files) == 8
 
 
+def test_a_label_that_is_not_unicode_is_refused_with_what_to_do(tmp_path):
+    classes(tmp_path, cat=5, **{os.fsdecode(b"caf\xe9"): 5})
+    assert r"the label 'caf\udce9' is not UTF-8" in refused(tmp_path)
+    (tmp_path / "l.jsonl").write_text('{"image": "1", "label": "\\udce9"}\n' * 2)
+    assert "write it otherwise in the table" in refused(tmp_path / "l.jsonl")
+
+
 def test_reading_and_identity_follow_the_file(tmp_path):
     found = scan(DataSpec(str(classes(tmp_path, cat=3, dog=3))))
     assert found.read(0) == b"x"
