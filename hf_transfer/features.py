@@ -28,7 +28,7 @@ from hf_transfer.images import augment, to_model_input
 from hf_transfer.operations import digest
 from hf_transfer.overhead import threads_for
 from hf_transfer.phases import Phase
-from hf_transfer.player import Crossing, Cut, Player
+from hf_transfer.player import Cut, Player
 from hf_transfer.prefix import top_macs, view_count, why_live
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import Augment, UserError
@@ -45,6 +45,16 @@ SECONDS = 5.0  # between two lines of progress
 
 class FeaturesError(UserError):
     """Features that cannot be computed once, where a recipe asks for it."""
+
+
+class TooLargeError(FeaturesError):
+    """Features beyond what the numbers that a phase stores them in can hold."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__(
+            f"phase {phase}: feature_precision: fp16 holds numbers up to 65,504, and there are "
+            "features beyond; write feature_precision: fp32"
+        )
 
 
 class IndexSet(Dataset[dict[str, Any]]):
@@ -87,14 +97,20 @@ def replay_of(
     processes = processes or Processes()
     cut = _cut(model, backbone, phase, still, train, evaluation, context, sharded)
     reason = cut if isinstance(cut, str) else ""
-    replay = None
+    replay, too_large = None, False
     if isinstance(cut, Cut):
         replay = Replay(model, backbone, cut, phase, train, evaluation, seed=seed, context=context)
         try:
             replay.compute((processes.rank, processes.count))
         except OSError as error:
             reason = error.strerror or str(error)
-    if processes.most(int(bool(reason))):
+        except TooLargeError as error:  # told below: the others, whose features fit, wait there
+            reason = str(error)
+            too_large = True
+    worst = processes.most(2 if too_large else int(bool(reason)))
+    if worst == 2:
+        raise TooLargeError(phase.name)
+    if worst:
         reason = reason or "another process cannot keep its features"
         wanted = "solve: lbfgs" if phase.spec.solve else "features: cached"
         if phase.spec.features == "cached" or phase.spec.solve:
@@ -157,7 +173,7 @@ class Replay:
     ) -> None:
         self.model, self.backbone, self.cut, self.context = model, backbone, cut, context
         self.augment, self.seed, self.folder = phase.spec.augment, seed, folder
-        self.half = phase.spec.feature_precision == "fp16"
+        self.phase, self.half = phase.name, phase.spec.feature_precision == "fp16"
         varied = self.augment != Augment()
         self.images: list[tuple[ImageSet, int | None]] = [
             (train, view if varied else None) for view in range(view_count(phase))
@@ -284,8 +300,8 @@ class Replay:
                         pixels, index, view, self.seed, self.augment, self.backbone.image
                     )
                 crossed = crossing_values(self.model, self.cut, values)
-                for array, crossing, value in zip(found, self.cut.stored, crossed, strict=True):
-                    array[first : first + len(rows)] = _array(crossing, value, self.half)
+                for array, value in zip(found, crossed, strict=True):
+                    array[first : first + len(rows)] = self._array(value)
                 if time.monotonic() - said > SECONDS:
                     said = time.monotonic()
                     logger.info("features of %d of %d images", rows[-1] + 1, len(images))
@@ -303,6 +319,16 @@ class Replay:
         on_cpu = self.device.type == "cpu"
         most, fit = (BATCH, BATCH_BYTES) if on_cpu else (DEVICE_BATCH, DEVICE_BATCH_BYTES)
         return max(1, min(most, fit // max(1, largest)))
+
+    def _array(self, value: Tensor) -> np.ndarray:
+        """Return values as they are stored; numpy has no bfloat16, so its bits go as integers."""
+        if value.dtype == torch.bfloat16:
+            return value.view(torch.int16).cpu().numpy()
+        if self.half and value.dtype == torch.float32:
+            value = value.half()
+            if not torch.isfinite(value).all():
+                raise TooLargeError(self.phase)
+        return value.cpu().numpy()
 
     def _tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """Return stored arrays as the tensors that crossed the cut."""
@@ -323,14 +349,3 @@ def _columns(cut: Cut, half: bool) -> list[Column]:
             dtype = "float16"
         found.append(Column(crossing.shape, "int16" if dtype == "bfloat16" else dtype))
     return found
-
-
-def _array(crossing: Crossing, value: Tensor, half: bool) -> np.ndarray:
-    """Return values as they are stored; numpy has no bfloat16, so its bits go as integers."""
-    if value.dtype == torch.bfloat16:
-        return value.view(torch.int16).cpu().numpy()
-    if half and value.dtype == torch.float32:
-        value = value.half()
-        if not torch.isfinite(value).all():
-            raise FeaturesError("features are too large for float16; store them in float32")
-    return value.cpu().numpy()

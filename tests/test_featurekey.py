@@ -9,6 +9,7 @@ from hf_transfer import featurekey, features
 from hf_transfer.cache import cache_entries, cache_report
 from hf_transfer.data import ImageSet
 from hf_transfer.images import ImageSettings
+from hf_transfer.processes import Processes
 
 AUGMENTED = {**HEAD, "epochs": 4, "augment": "light", "views": 2}
 
@@ -135,11 +136,25 @@ def test_half_precision_halves_the_disk_and_hardly_changes_the_result(tmp_path):
     assert (found[1][1] - headers) * 2 == found[0][1] - headers
 
 
-def test_what_float16_cannot_hold_is_refused(tmp_path):
+def test_what_float16_cannot_hold_is_refused_once_all_processes_know(tmp_path, monkeypatch):
     def huge(model, parameters, buffers):
         for name, buffer in buffers.items():
             if name.endswith("running_var"):
                 buffer.mul_(1e-9)
 
-    with pytest.raises(features.FeaturesError, match="too large for float16"):
+    line = r"^phase head: feature_precision: fp16 .* write feature_precision: fp32$"
+    with pytest.raises(features.FeaturesError, match=line):
         keys(tmp_path, {**HEAD, "feature_precision": "fp16"}, huge)
+    asked = []
+    monkeypatch.setattr(Processes, "most", lambda self, value: asked.append(value) or value)
+    with pytest.raises(features.FeaturesError, match=line):
+        keys(tmp_path, {**HEAD, "feature_precision": "fp16"}, huge)
+    assert asked[-1] == 2  # the others are told before this one ends
+
+
+def test_what_another_process_cannot_hold_in_float16_ends_all_with_the_same_line(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Processes, "most", lambda self, value: 2)
+    with pytest.raises(features.FeaturesError, match=r"^phase head: feature_precision: fp16"):
+        keys(tmp_path, {**HEAD, "feature_precision": "fp16"})
