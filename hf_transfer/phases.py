@@ -16,10 +16,11 @@ from hf_transfer.selection import (
     share_of,
     units,
 )
-from hf_transfer.specs import GradualSpec, PhaseSpec
+from hf_transfer.specs import Augment, GradualSpec, PhaseSpec
 
-__all__ = ["Phase", "SelectorError", "make_phases", "phase_notes", "select", "span"]
+__all__ = ["Phase", "SelectorError", "make_phases", "never_cached", "phase_notes", "select", "span"]
 
+FOR_FEATURES = {"views": 1, "feature_precision": "fp32"}  # what is for kept features: the default
 SLUG_LENGTH = 40  # of a phase's name, which is part of a folder's
 
 
@@ -51,7 +52,8 @@ def make_phases(
     about phases that know no line of a file.
 
     Raises RecipeError with all problems, each with its line: selectors that match nothing, phases
-    that change nothing, a head that never trains, or trains only together with the backbone.
+    that change nothing, features that cannot be kept, a head that never trains, or trains only
+    together with the backbone.
     """
     problems: list[str] = []
     phases: list[Phase] = []
@@ -67,12 +69,14 @@ def make_phases(
                 problems.append(f"{where}: train: {error}")
                 continue
             whole, there = adapted(adapters, groups, layout)
+            made = _phase(one, names, adapters, whole, phases)
             found = _problems(one, names, whole, there, warm) + _adapter_problems(one, adapters)
+            found += _feature_problems(made, alone=isinstance(spec, PhaseSpec))
             if phases and not found:
                 found = _repeats(one, names, phases[-1])
             problems.extend(f"{where}: {text}" for text in found)
             warm.update(names)
-            phases.append(_phase(one, names, adapters, whole, phases))
+            phases.append(made)
     fresh = () if layout.head_kept else layout.head
     cold = [name for name in fresh if name not in warm and name not in layout.unused]
     if cold and not problems:
@@ -84,6 +88,22 @@ def make_phases(
     if problems:
         raise RecipeError(problems)
     return tuple(phases)
+
+
+def never_cached(phase: Phase) -> tuple[str, str] | None:
+    """Return why the features of a phase cannot be kept on any data, and what would mend it."""
+    spec = phase.spec
+    if spec.features == "live":
+        return "the recipe says so", "remove features: live"
+    if not phase.frozen_prefix:
+        wanted = "solve: lbfgs and write epochs: 10" if spec.solve else "features: cached"
+        return "nothing is frozen below what trains", f"remove {wanted}"
+    if spec.mixup or spec.cutmix:
+        return "images are mixed anew in every epoch", "remove mixup and cutmix"
+    if spec.augment != Augment() and spec.views < 2:
+        what = "images vary from epoch to epoch; views: 4 would keep four variations of each"
+        return what, "write that, or remove augment"
+    return None
 
 
 def phase_notes(phases: Sequence[Phase], groups: LayerGroups, layout: Layout) -> tuple[str, ...]:
@@ -280,6 +300,22 @@ def _adapter_problems(spec: PhaseSpec, adapters: Adapters | None) -> list[str]:
     if spec.l2_sp:
         return ["l2_sp pulls weights that adapters leave as they are; remove it"]
     return []
+
+
+def _feature_problems(phase: Phase, alone: bool) -> list[str]:
+    """Return what asks for features that cannot be kept, or is for them; in one phase of
+    `gradual`, not `alone`, the latter may be meant for the others."""
+    spec, never = phase.spec, never_cached(phase)
+    if never is None:
+        return []
+    wanted = "solve: lbfgs" if spec.solve else "features: cached"
+    if spec.solve or spec.features == "cached":
+        because, remedy = never
+        return [f"phase {phase.name}: {wanted} is not possible, because {because}; {remedy}"]
+    idle = [key for key, default in FOR_FEATURES.items() if alone and getattr(spec, key) != default]
+    return [
+        f"phase {phase.name}: {key} has no effect, because {never[0]}; remove it" for key in idle
+    ]
 
 
 def _kept_problems(

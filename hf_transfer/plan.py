@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from hf_transfer.adapters import adapted, is_adapter
 from hf_transfer.groups import LayerGroups, Layout
-from hf_transfer.phases import Phase, phase_notes, span
+from hf_transfer.phases import FOR_FEATURES, Phase, phase_notes, span
 from hf_transfer.prefix import feature_bytes, view_count, why_live
 from hf_transfer.rates import ParamGroup, param_groups
 from hf_transfer.recipe import RecipeError
@@ -120,7 +120,7 @@ def make_plan(
         _planned(phase, groups, layout, images, cost, speed, processes, sharded) for phase in phases
     )
     labels = len({label for classes in counts.values() for label in classes})
-    notes = (*phase_notes(phases, groups, layout), *_rate_notes(planned))
+    notes = (*phase_notes(phases, groups, layout), *_rate_notes(planned), *_idle_notes(planned))
     return Plan(
         recipe, layout, groups, dict(images), labels, side, planned, notes, processes, sharded
     )
@@ -320,3 +320,13 @@ def _rate_notes(phases: Sequence[PlannedPhase]) -> list[str]:
                 "of the highest in the recipe, and little will move; raise lr or lr_drop"
             )
     return notes
+
+
+def _idle_notes(phases: Sequence[PlannedPhase]) -> list[str]:
+    """Return what is for kept features in phases that keep none."""
+    return [
+        f"phase {planned.phase.name}: {key} has no effect, because {planned.live}"
+        for planned in phases
+        for key, default in FOR_FEATURES.items()
+        if planned.live and getattr(planned.phase.spec, key) != default
+    ]

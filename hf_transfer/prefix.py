@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hf_transfer.groups import LayerGroups, Layout
-from hf_transfer.phases import Phase
+from hf_transfer.phases import Phase, never_cached
 from hf_transfer.specs import Augment
 
 # Multiply-adds that a byte of features must save to be worth reading back: about 20 billion a
@@ -27,16 +27,11 @@ def why_live(
     `features: cached` overrides what is only a matter of cost.
     """
     spec = phase.spec
-    if spec.features == "live":
-        return "the recipe says so"
-    if not phase.frozen_prefix:
-        return "nothing is frozen below what trains"
+    never = never_cached(phase)
+    if never is not None:
+        return never[0]
     if sharded and not spec.solve:
         return "the parameters are sharded (FSDP)"
-    if spec.mixup or spec.cutmix:
-        return "images are mixed anew in every epoch"
-    if spec.augment != Augment() and spec.views < 2:
-        return "images vary from epoch to epoch; views: 4 would keep four variations of each"
     if spec.features == "cached" or spec.solve:
         return None
     passes = spec.epochs or math.inf

@@ -1,11 +1,14 @@
 """Phases: selectors on hand-made networks, gradual expansion, and what is refused."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from hf_transfer.groups import Group, LayerGroups
 from hf_transfer.layout import Layout
 from hf_transfer.phases import make_phases, phase_notes, span
-from hf_transfer.recipe import GradualSpec, PhaseSpec, RecipeError
+from hf_transfer.recipe import AUGMENTS, GradualSpec, PhaseSpec, RecipeError
 from hf_transfer.selection import SelectorError, select, units
 
 
@@ -187,6 +190,7 @@ def test_norms_of_a_network_without_any_are_named_as_such():
 # --- phases ----------------------------------------------------------------------------------
 
 PROBE = PhaseSpec("head", epochs=1)
+LIGHT = AUGMENTS["light"]
 
 
 def made(*specs, blocks=CNN, **options):
@@ -338,6 +342,29 @@ def test_settings_that_have_no_effect_on_what_trains_are_refused():
     assert "write train: head" in refused(PROBE, PhaseSpec("all", solve="lbfgs"))
     solved = PhaseSpec("head", solve="lbfgs")
     assert "a head of one layer, and this one has 2" in refused(solved, head=("fc1", "fc2"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"epochs": 1, "features": "cached"}, "nothing is frozen .*; remove features: cached"),
+        ({"epochs": 1, "features": "cached", "train": "fc", "augment": LIGHT}, "remove augment"),
+        ({"solve": "lbfgs", "train": "fc", "augment": LIGHT}, "solve: lbfgs is not .* views: 4"),
+        ({"epochs": 1, "views": 4, "augment": LIGHT}, "views has no effect, because nothing is"),
+        ({"epochs": 1, "feature_precision": "fp16"}, "feature_precision has no effect"),
+        ({"epochs": 1, "train": "fc", "mixup": 1.0, "feature_precision": "fp16"}, "mixed anew"),
+    ],
+)
+def test_features_that_cannot_be_kept_are_refused_with_phase_line_and_remedy(settings, why):
+    spec = PhaseSpec(**{"train": "all", "name": "second", "place": "a.yaml:7", **settings})
+    assert re.search(f"^a.yaml:7: phase second: .*{why}", refused(PROBE, spec))
+
+
+def test_gradual_may_keep_views_while_it_can_but_not_insist_on_features():
+    each = PhaseSpec("head", epochs=1, augment=LIGHT, views=2)
+    assert made(GradualSpec(1, "stages", each))[-1].frozen_prefix == 0
+    insisting = GradualSpec(1, "stages", replace(each, features="cached"))
+    assert "phase all: features: cached is not possible" in refused(insisting)
 
 
 def test_all_problems_of_all_phases_are_named_at_once():

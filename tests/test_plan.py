@@ -19,7 +19,7 @@ from hf_transfer.plan import (
     warmup_steps,
 )
 from hf_transfer.plan_text import format_bytes, format_operations, format_plan, format_seconds
-from hf_transfer.recipe import DataSpec, GradualSpec, PhaseSpec, Recipe, UserError
+from hf_transfer.recipe import Augment, DataSpec, GradualSpec, PhaseSpec, Recipe, UserError
 from hf_transfer.recorded import recorded_layout
 
 COUNTS = {"train": {"rose": 60, "tulip": 40}, "validation": {"rose": 12, "tulip": 8}}
@@ -205,6 +205,14 @@ def test_planning_changes_nothing_and_says_the_same_twice():
     one, two = (make_plan(recipe, layout, groups, phases, COUNTS, 1e9) for _ in range(2))
     assert one == two
     assert (recipe, layout, groups) == before
+
+
+def test_settings_for_kept_features_are_noted_where_the_data_keep_none():
+    few = PhaseSpec("head", epochs=2, augment=Augment(flip=True), views=4)
+    assert planned(few, WHOLE).notes == (
+        "phase head: views has no effect, because 2 epochs are fewer than the 4 views",
+    )
+    assert planned(replace(few, epochs=4), WHOLE).notes == ()
 
 
 # --- notes -----------------------------------------------------------------------------------
