@@ -103,6 +103,7 @@ def audit(
     kept = np.flatnonzero(usable)
     chosen = found.take(kept)
     _check_splits(chosen, spec, same)
+    _check_validation(found, chosen, spec)
     imbalance = 1.0
     if found.task != "regression":
         counts = chosen.counts
@@ -202,8 +203,26 @@ def _check_splits(found: Scan, spec: DataSpec, same: dict[str, list[int]]) -> No
     least = max(1, spec.min_per_class) if found.task != "classification" else 0
     if found.images.get("train", 0) < least:
         raise DataError(f"{found.path}: fewer than {least} usable training images{_copies(same)}")
-    if found.task != "classification" and not found.images.get("validation"):
-        raise DataError(f"{found.path}: no validation images; set data.validation above 0")
+
+
+def _check_validation(found: Scan, chosen: Scan, spec: DataSpec) -> None:
+    """Raise DataError, why and what helps, where the audit leaves nothing to validate on.
+
+    A share of a class, or of a tenth of numbers, always leaves one to train on, however large.
+    """
+    rows = np.flatnonzero(chosen.splits.where("validation"))
+    if any(chosen.targets[row] != () for row in rows):
+        return
+    if len(rows):
+        why = f"the {len(rows):,} there show none of the labels; add images that do"
+    elif given := found.images.get("validation"):
+        why = f"all {given:,} cannot be read, or are copies of others; add others"
+    elif not spec.validation:
+        why = "set data.validation above 0, or add a split of that name"
+    else:
+        larger = " or make the share larger" if found.task == "multi_label" else ""
+        why = f"a share of {spec.validation:g} of so few comes to none; add images{larger}"
+    raise DataError(f"{found.path}: no validation images: {why}")
 
 
 def _check_classes(
@@ -224,8 +243,6 @@ def _check_classes(
             f"{found.path}: fewer than {max(1, spec.min_per_class)} usable training images in: "
             f"{_few(few)}; add images, remove the {kind} or lower data.min_per_class{_copies(same)}"
         )
-    if not any(counts.get("validation", {}).values()):
-        raise DataError(f"{found.path}: no validation images; set data.validation above 0")
 
 
 def _copies(same: dict[str, list[int]]) -> str:

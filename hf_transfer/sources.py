@@ -342,7 +342,9 @@ def _not_there(path: Path) -> str:
 def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     """Return the scan with validation and test drawn from train where the source has none.
 
-    Of every class each gets its share, at least one image, and train keeps at least one.
+    Of every class (numbers: of every tenth) each gets its share, at least one image, and train
+    keeps at least one. Of several labels each gets its share as nearly as whole images allow, which
+    may be none.
     """
     splits = found.splits.map(lambda split: split or "train")
     shares = {"test": spec.test, "validation": spec.validation}

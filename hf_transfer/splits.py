@@ -53,7 +53,8 @@ def iterative(
     order: np.ndarray,
     shares: Mapping[str, float],
 ) -> dict[int, str]:
-    """Return the split of the rows that are drawn, so that every label has its share in each.
+    """Return the split of the rows that are drawn, so that every label has its share in each, as
+    nearly as whole images allow: of few images a small share may be none.
 
     The rarest label is dealt out first, each image to the split that lacks it most. Source:
     iterative stratification, Sechidis et al. 2011, doi 10.1007/978-3-642-23808-6_10.

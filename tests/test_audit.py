@@ -217,6 +217,42 @@ def test_no_validation_is_refused(tmp_path):
     assert "set data.validation above 0" in refused(root, validation=0.0)
 
 
+@pytest.mark.parametrize(
+    ("task", "count", "options", "words"),
+    [
+        ("classification", 2, {"min_per_class": 1}, "a share of 0.1 of so few"),
+        ("regression", 10, {}, "a share of 0.1 of so few comes to none; add images"),
+        ("multi_label", 4, {}, "comes to none; add images or make the share larger"),
+    ],
+)
+def test_a_share_that_comes_to_none_says_what_helps(tmp_path, task, count, options, words):
+    rows = [f"{number}.png,{number}" for number in range(count)]
+    if task == "multi_label":
+        rows = [f"{number}.png,a" for number in range(count)]
+    for number in range(count):
+        picture(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "list.csv").write_text("\n".join(["image,label", *rows]))
+    spec = DataSpec(str(tmp_path / "list.csv"), validation=0.1, **options)
+    with pytest.raises(DataError, match=f"no validation images: .*{words}"):
+        load_data(spec, SETTINGS, 0, tmp_path / "cache", task=task)
+
+
+def test_validation_images_without_a_label_say_so(tmp_path):
+    for number in range(4):
+        picture(number).save(tmp_path / f"{number}.png")
+    rows = ["0.png,a,train", "1.png,b,train", "2.png,,val", "3.png,,val"]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label,split", *rows]))
+    spec = DataSpec(str(tmp_path / "list.csv"), min_per_class=1)
+    with pytest.raises(DataError, match="the 2 there show none of the labels"):
+        load_data(spec, SETTINGS, 0, tmp_path / "cache", task="multi_label")
+
+
+def test_validation_images_of_which_none_can_be_used_say_so(root):
+    shutil.rmtree(root / "validation")
+    shutil.copytree(root / "test", root / "validation")
+    assert "no validation images: all 10 cannot be read, or are copies" in refused(root)
+
+
 def test_imbalance_is_named_with_its_numbers(tmp_path):
     data = load(folders(tmp_path / "data", cat=40, dog=10))
     assert data.audit.imbalance == 4.0
