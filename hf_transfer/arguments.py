@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_transfer import batchnorm, processes
+from hf_transfer import batchnorm, processes, stopping
 from hf_transfer.backbone import Backbone
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import Phase, make_phases
@@ -252,8 +252,12 @@ def _metric_problems(
             for key, metric in asked.items()
             if not any(metric.startswith(f"{name}_") for name in evaluation)
         ]
+    if metrics is None:
+        return []
     return [
-        f"{key}: there is no metric {metric!r}; have {', '.join(sorted(metrics))}"
+        f"{key}: {stopping.unclear(metric)}"
+        if metric in metrics
+        else f"{key}: there is no metric {metric!r}; have {', '.join(sorted(metrics))}"
         for key, metric in asked.items()
-        if metrics is not None and metric not in metrics
+        if metric not in metrics or stopping.unclear(metric)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_transfer import nodes
+from hf_transfer import nodes, stopping
 from hf_transfer.nodes import Mistakes, Node, Reader, items, number, one_of, or_none, switch
 from hf_transfer.nodes import text as words
 from hf_transfer.phase_schema import read_phase
@@ -149,7 +149,8 @@ def _phase_problems(
     """Return what of a phase does not go with the task: settings, and the metrics that it stops
     at or keeps the best of.
 
-    With the recipe's own `metrics` any name may come up, and is looked for after an evaluation.
+    With the recipe's own `metrics` any name that says what is better may come up, and is looked
+    for once they are loaded.
     """
     spec = phase.each if isinstance(phase, GradualSpec) else phase
     known = TASKS[task].metrics
@@ -160,5 +161,10 @@ def _phase_problems(
         f"{', '.join(known)}{' and last' * (key == 'best')}"
         for key, metric in used.items()
         if not extra and metric not in (*known, *(("last",) if key == "best" else ()))
+    ]
+    wrong += [
+        f"{key}: {why}"
+        for key, metric in used.items()
+        if extra and (key, metric) != ("best", "last") and (why := stopping.unclear(metric))
     ]
     return [problem for what in wrong for problem in node.wrong(what).problems]

@@ -235,6 +235,10 @@ BAD = {
         2,
         "best knows no metric 'accuracy'; nearest: auroc",
     ),
+    "metrics: [mcnemar]\nphases: [{train: head, epochs: 1, best: p}]\n": (
+        2,
+        "best: whether more or less of 'p' is better is not known",
+    ),
     HEAD + "precision: int8\n": (2, "fp32, bf16, fp16 or auto"),
     HEAD + "backbone: 50\n": (2, "backbone must be a text, got 50; write it in quotes: '50'"),
     HEAD + "head: 2\n": (2, "head must be a mapping such as {replace: …}"),

@@ -201,17 +201,18 @@ def test_metrics_of_the_recipe_are_known_and_tried_before_anything_is_trained(ph
         "                                      'references': datasets.Value('int64')})\n"
         "        return evaluate.MetricInfo(description='', citation='', features=features)\n"
         "    def _compute(self, predictions, references):\n"
-        "        return {'sharp': float(sum(p == r for p, r in zip(predictions, references)))}\n"
+        "        right = sum(p == r for p, r in zip(predictions, references))\n"
+        "        return {'sharp_score': float(right)}\n"
     )
-    best = (PhaseSpec("head", epochs=2, batch_size=8, best="sharp"),)
+    best = (PhaseSpec("head", epochs=2, batch_size=8, best="sharp_score"),)
     out = tmp_path / "out"
     report = run(recipe(photos, metrics=(str(module),), phases=best), out)
-    assert report.phases[0].metrics["sharp"] == max(
-        row["eval_sharp"] for row in report.phases[0].history
+    assert report.phases[0].metrics["sharp_score"] == max(
+        row["eval_sharp_score"] for row in report.phases[0].history
     )
-    assert "sharp" in report.metrics
+    assert "sharp_score" in report.metrics
     wrong = (PhaseSpec("head", epochs=2, best="blunt"),)
-    with pytest.raises(UserError, match="best: there is no metric 'blunt'; have .*sharp"):
+    with pytest.raises(UserError, match="best: there is no metric 'blunt'; have .*sharp_score"):
         run(recipe(photos, metrics=(str(module),), phases=wrong), tmp_path / "other")
     assert not (tmp_path / "other" / "phase-1-head").exists()
 

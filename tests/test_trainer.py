@@ -34,6 +34,7 @@ from hf_transfer import checkpoints
 from hf_transfer.backbone import load_backbone, load_model
 from hf_transfer.data import ImageSet
 from hf_transfer.data import collate as together
+from hf_transfer.evaluation import EpochMetrics
 from hf_transfer.freezing import FreezingError
 from hf_transfer.layerwise import LayerwiseTrainer
 from hf_transfer.objective import LOSSES
@@ -608,6 +609,7 @@ def test_a_loss_function_of_the_users_is_used_with_the_pull_of_l2_sp(tmp_path):
     [
         ({"best": "acuracy"}, {}, r"best: there is no metric 'acuracy'; have .*accuracy"),
         ({"stop": {"metric": "f1"}}, {}, "stop: there is no metric 'f1'"),
+        ({"best": "p"}, {"compute_metrics": EpochMetrics([lambda *_: {"p": 0.5}])}, "less of 'p'"),
         ({"best": "accuracy"}, {"compute_metrics": None}, "no metric 'accuracy'; have loss"),
         ({"stop": "rises"}, {"eval_dataset": None}, "stop needs validation images"),
         ({"best": "accuracy"}, {"eval_dataset": None}, "best needs validation images"),
