@@ -18,10 +18,11 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_transfer import batchnorm, processes, stopping
+from hf_transfer import batchnorm, launch, processes, stopping
 from hf_transfer.backbone import Backbone
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import Phase, make_phases
+from hf_transfer.processes import Processes
 from hf_transfer.recipe import Augment, PhaseSpec, Recipe, UserError, parse_phase
 from hf_transfer.tasks import phase_conflicts
 
@@ -148,6 +149,13 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     if not recipe.compile:
         args.torch_compile_backend = "no"  # likewise
     return args
+
+
+def joined(recipe: Recipe, out: Path) -> Processes:
+    """Return the processes of a run before there is a Trainer; all of them call this together."""
+    if launch.count() == 1:
+        return Processes()
+    return Processes.here(training_arguments(recipe, out).ddp_timeout)  # these join them
 
 
 def peer_seconds() -> int:

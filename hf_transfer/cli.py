@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = "; add --resume to go on" if args.resumable else ""
         print(f"hf-transfer: interrupted{how}", file=sys.stderr)
         return 130
+    finally:  # after the line is printed, which all that have joined print
+        if processes := sys.modules.get("hf_transfer.processes"):  # else none has joined
+            processes.leave()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,13 +1,16 @@
-"""Failures while training, in one line: what died, ran out or went missing, and what to do."""
+"""Failures of a run, in one line: what died, ran out or went missing, and what to do."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from hf_transfer import launch
 from hf_transfer.phases import Phase
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import UserError
@@ -26,10 +29,22 @@ class LostError(UserError):
     """Another process of the run does not answer any more."""
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """Raise as UserError, by in_one_line, what fails around the phases: loading, measuring."""
+    try:
+        yield
+    except RuntimeError as error:
+        known = in_one_line(error, None, Processes(launch.count(), launch.rank()))
+        if known is None:
+            raise
+        raise known from error
+
+
 def in_one_line(error: BaseException, phase: Phase | None, here: Processes) -> UserError | None:
-    """Return what a user should read of an error while training; None where it is a defect."""
+    """Return what a user should read of an error in a run; None where it is a defect."""
     text = str(error)
-    place = f"phase {phase.name}" if phase else "training"
+    place = f"phase {phase.name}" if phase else "the run"
     if phase and (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(text)):
         return UserError(f"{place}: {_no_memory(phase, here)}")
     missing = MISSING.search(text)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hf_transfer import launch
-from hf_transfer.arguments import training_arguments
+from hf_transfer.arguments import joined
 from hf_transfer.objective import logits_of
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import GradualSpec, Recipe
@@ -47,7 +47,7 @@ def settle(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
 
 def _chosen(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
     """Return what was chosen before, what the launcher was told, or what is fastest here."""
-    here, path = _joined(recipe, out), out / FILE
+    here, path = joined(recipe, out), out / FILE
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     choice: dict[str, Any] | None = here.all(found)[0]
     if choice is None:
@@ -60,12 +60,6 @@ def _chosen(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
             write_text(path, json.dumps(choice, indent=1) + "\n")
         logger.info("precision: auto is %s, %s", choice["precision"], choice["layout"])
     return choice
-
-
-def _joined(recipe: Recipe, out: Path) -> Processes:
-    if launch.count() == 1:
-        return Processes()
-    return Processes.here(training_arguments(recipe, out).ddp_timeout)  # which joins them
 
 
 def _batch(recipe: Recipe) -> int:

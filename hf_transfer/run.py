@@ -12,8 +12,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from hf_transfer import facts, folder, launch, precision, processes
-from hf_transfer.arguments import training_arguments
+from hf_transfer import facts, failures, folder, launch, precision
+from hf_transfer.arguments import joined, training_arguments
 from hf_transfer.backbone import load_backbone, save_model
 from hf_transfer.data import load_data
 from hf_transfer.evaluation import EpochMetrics
@@ -31,25 +31,17 @@ def run(
 ) -> RunReport:
     """Train a recipe into the folder `out` and return its report; once per seed.
 
-    With `resume`, finished phases and seeds are read back and an interrupted one goes on.
+    With `resume`, finished phases and seeds are read back and an interrupted one goes on. Several
+    processes are still joined afterwards: who begins them calls processes.leave.
     """
-    try:
-        return run_seeds(recipe, out, resume, callbacks)
-    finally:
-        processes.leave()
-
-
-def run_seeds(
-    recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
-) -> RunReport:
-    """Train a recipe as often as it says, each time into its own folder where it is repeated."""
-    with folder.opened(out, recipe, resume):
+    with folder.opened(out, recipe, resume), failures.told():
         if recipe.seeds == 1:
             return run_seed(recipe, out, resume, callbacks)
         reports = []
         for seed in range(recipe.seed, recipe.seed + recipe.seeds):
             one = dataclasses.replace(recipe, seed=seed, seeds=1)
-            reports.append(run_seeds(one, out / f"seed-{seed}", resume, callbacks))
+            one_out = out / f"seed-{seed}"
+            reports.append(run(one, one_out, resume=resume, callbacks=callbacks))
         return folder.finish_seeds(reports, out)
 
 
@@ -108,7 +100,9 @@ def run_seed(
         warnings=facts.warnings_of(trainer),
         created=facts.now(),
     )
-    return folder.finish(report, out)
+    report = folder.finish(report, out)
+    trainer.processes.wait()  # what comes next may read the folder
+    return report
 
 
 def train_source(
@@ -117,7 +111,10 @@ def train_source(
     """Train the backbone on its source task first, in `out`/source; return the model's folder."""
     first = source_recipe(recipe)
     if recipe.source.letters is not None:
-        path = write_letters(recipe.source.letters, out / "letters", recipe.seed)
+        path, here = out / "letters", joined(recipe, out)
+        if here.main:  # not before it has opened the folder, where they would be in the way
+            write_letters(recipe.source.letters, path, recipe.seed)
+        here.wait()
         first = dataclasses.replace(first, data=dataclasses.replace(first.data, path=str(path)))
-    run_seeds(first, out / "source", resume and (out / "source").is_dir(), callbacks)
+    run(first, out / "source", resume=resume, callbacks=callbacks)
     return str(out / "source" / "model")

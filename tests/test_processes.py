@@ -1,5 +1,6 @@
 """Two processes train as one: they agree bit for bit, and with one process to rounding."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,18 +8,19 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
-from children import ended, free_port, start, together, train
-from PIL import Image
+from children import ended, free_port, join, start, together, train
 from small import ALL, COLD, CONVNEXT, HEAD, RESNET, VIT, changed, network
+from test_cli import photos
 
+from hf_transfer.cli import main
 from hf_transfer.groups import group_layers
 from hf_transfer.phases import make_phases
 from hf_transfer.plan import make_plan
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import Recipe, UserError, parse_phase
+from hf_transfer.report import RunReport
 
 GRADUAL = [{"gradual": "2 stages", "epochs": 1, "lr": 2e-3, "lr_drop": 0.5, "batch_size": 4}]
 MIXED = {"augment": "light", "mixup": 0.3, "label_smoothing": 0.1, "weight_decay": 0.05}
@@ -231,15 +233,67 @@ def test_a_disk_that_is_full_for_one_process_ends_both_in_one_line(tmp_path):
     assert not list(out.glob("phase-*/checkpoint-*"))
 
 
+# --- by the command line -------------------------------------------------------------------------
+
+
+def run_as(place, words, slow, broken):
+    """Be one of several processes of the command line; of functions named as module:function the
+    first process waits a second before each of `slow`, and the second fails in each of `broken`."""
+
+    def surround(where, do):
+        module, _, name = where.partition(":")
+        owner = importlib.import_module(module)
+        real = getattr(owner, name)
+        setattr(owner, name, lambda *args, **options: do() or real(*args, **options))
+
+    def fail():
+        raise UserError("nothing to be seen here")
+
+    join(*place)
+    names, do = (broken, fail) if place[0] else (slow, lambda: time.sleep(1))
+    for where in names:
+        surround(where, do)
+    raise SystemExit(main(words))
+
+
+def commanded(out, words, slow=(), broken=()):
+    """Run the command line in two processes; return their exit statuses and what they printed."""
+    port, logs = free_port(), [out.with_name(f"{rank}.log") for rank in range(2)]
+    words = [*map(str, words), "--out", str(out), "--set", "data.image_size=32"]
+    children = [start(run_as, logs[i], (i, 2, port), words, slow, broken) for i in range(2)]
+    return [ended(child, 100) for child in children], [log.read_text() for log in logs]
+
+
+def test_a_source_is_whole_before_any_process_loads_it(tmp_path):
+    """Its letters are drawn after the folder is opened, however late the first process is."""
+    (tmp_path / "two.yaml").write_text(
+        "phases: [{train: head, epochs: 1, batch_size: 8}]\n"
+        "source: {backbone: timm/test_resnet, letters: {fonts: 1, images: 111}, "
+        "phases: [{train: all, epochs: 1, cold_head: true}]}\n"
+    )
+    words = ["train", tmp_path / "two.yaml", "--data", photos(tmp_path / "images")]
+    out = tmp_path / "out"
+    slow = ("hf_transfer.cli:_planned", "hf_transfer.run:save_model")
+    statuses, logs = commanded(out, words, slow)
+    assert statuses == [0, 0], logs
+    assert RunReport.load(out).environment["processes"] == 2
+
+
+def test_a_mistake_of_one_process_alone_is_told_by_it_and_the_other_says_it_is_gone(tmp_path):
+    (tmp_path / "one.yaml").write_text("phases: [{train: head, epochs: 1, batch_size: 8}]\n")
+    words = ["train", tmp_path / "one.yaml", "--data", photos(tmp_path / "images")]
+    words += ["--backbone", "timm/test_resnet", "--set", "pretrained=false"]
+    statuses, logs = commanded(tmp_path / "out", words, broken=("hf_transfer.facts:measure",))
+    assert statuses == [2, 2], logs
+    assert "hf-transfer: error: process 1: nothing to be seen here\n" in logs[1]
+    assert "hf-transfer: error: the run: process 1 does not answer any more (" in logs[0]
+    assert "Traceback" not in "".join(logs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_the_command_line_trains_under_a_launcher(tmp_path, launcher):
-    random = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(8):
-            pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    photos(tmp_path / "images")
     (tmp_path / "small.yaml").write_text(
         "backbone: timm/test_resnet\npretrained: false\nseeds: 2\n"
         "data: {path: images, validation: 0.5, image_size: 32}\n"
