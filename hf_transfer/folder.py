@@ -15,6 +15,7 @@ from hf_transfer.card import model_card
 from hf_transfer.launch import is_main
 from hf_transfer.recipe import DataSpec, Recipe, UserError, dump_recipe, parse_recipe
 from hf_transfer.report import RunReport, aggregate, write_html, write_text
+from hf_transfer.targets import is_text
 
 # All that a run writes before it trains.
 BEGUN = {"recipe.yaml", "inputs.json", "precision.json", "letters"}
@@ -27,10 +28,15 @@ class FolderError(UserError):
 def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     """Make the run's folder and write its recipe.yaml; nothing in use is ever overwritten.
 
-    Raises FolderError where the folder holds a run and `resume` is off, or another recipe.
+    Raises FolderError where the folder holds a run and `resume` is off, or another recipe, or has
+    a name that weights cannot be read back from.
     """
     if not is_main():  # whose own recipe.yaml would be in the way; the launcher ends all as one
         return
+    if not is_text(str(out)):
+        raise FolderError(
+            f"--out {out} is not UTF-8, and safetensors opens no such path; choose another folder"
+        )
     text = dump_recipe(recipe)
     written = out / "recipe.yaml"
     if out.exists() and not out.is_dir():

@@ -28,7 +28,7 @@ from hf_transfer.tables import (
     read_datasets,
     read_table,
 )
-from hf_transfer.targets import BETWEEN, DataError, Target
+from hf_transfer.targets import BETWEEN, DataError, Target, is_text
 
 __all__ = ["SPLITS", "DataError", "Scan", "limited", "scan"]
 
@@ -179,7 +179,7 @@ def _listed(
     labels = named or in_order(present)
     if not labels:
         raise DataError(f"{path}: no images; expected one folder per class with images in each")
-    if odd := next((label for label in labels if not _is_text(label)), None):
+    if odd := next((label for label in labels if not is_text(label)), None):
         raise DataError(
             f"{path}: the label {odd!r} is not UTF-8, as a saved model's labels must be; rename "
             "its folder, or write it otherwise in the table"
@@ -197,11 +197,6 @@ def _listed(
         ignored=ignored,
         task=task,
     )
-
-
-def _is_text(label: str) -> bool:
-    """Return whether a label is text, and not the bytes of a name in another encoding."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in label)
 
 
 def _placed(target: Target, place: dict[str, int]) -> Any:

@@ -104,3 +104,8 @@ def check_separator(path: str, column: str, targets: Iterable[Target]) -> None:
             f"{path}: {column} holds {odd!r}; several labels are separated by {BETWEEN}, as in "
             f"cat{BETWEEN}dog"
         )
+
+
+def is_text(name: str) -> bool:
+    """Return whether UTF-8 can hold a text: whether it is no name of other bytes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)

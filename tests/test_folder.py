@@ -1,5 +1,6 @@
 """A run's folder: never overwritten, and resumed only by the same run."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -75,6 +76,14 @@ def test_what_changes_no_result_may_be_another_when_a_run_is_resumed(tmp_path, m
         open_folder(out, read("pictures"), resume=True)
     with pytest.raises(FolderError, match="is 'seed: 3'"):
         open_folder(out, read("./photos", seed=3), resume=True)
+
+
+def test_a_name_that_weights_cannot_be_read_back_from_is_refused(tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(FolderError, match="is not UTF-8"):
+        open_folder(out, recipe(), resume=False)
+    assert not out.exists()
+    open_folder(tmp_path / "café 😀", recipe(), resume=False)
 
 
 def test_a_file_is_no_folder(tmp_path):
