@@ -274,11 +274,8 @@ def _planned(
         effort = operations(replace(cost, per_output=OUTPUT_OPERATIONS))
         seconds = effort / (speed * EFFICIENCY) + STEP_SECONDS * steps + PHASE_SECONDS
     scale = 1.0 if above <= cost.head else cost.scale
-    total = sum(sizes.values())
-    state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)
-    best = 4 * (spec.best != "last")
-    memory = 4 * total + (4 + state + best) * parameters
-    memory += int(min(spec.batch_size, max(train, 1)) * cost.activations(part, chosen))
+    at_once = min(spec.batch_size, max(train, 1))
+    activations = int(at_once * cost.activations(part, chosen))
     return PlannedPhase(
         phase=phase,
         groups=groups,
@@ -291,10 +288,17 @@ def _planned(
         live=live,
         reduced_bytes=0 if processes == 1 or spec.solve else 4 * parameters,
         disk_bytes=0 if live else int(rows * feature_bytes(phase, groups, layout) * scale),
-        memory_bytes=memory,
+        memory_bytes=_held(spec, sum(sizes.values()), parameters) + activations,
         operations=operations(cost),
         seconds=seconds,
     )
+
+
+def _held(spec: PhaseSpec, total: int, trained: int) -> int:
+    """Return the bytes of weights, and of gradients, optimizer and best weights of what trains."""
+    state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)
+    best = 4 * (spec.best != "last")
+    return 4 * total + (4 + state + best) * trained
 
 
 def _head_rate(rates: Sequence[ParamGroup], head: set[str]) -> float:
