@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ ASKED = "lomo_optim"
 AT_ONCE = 4096  # places that are Python's numbers at a time
 SMALL_WORK = 2e7  # multiply-adds of a batch, below which waking a second thread costs more
 
+TRIM, MAPPED = -1, -3  # glibc's names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+USUAL = {TRIM: 64 * 2**20, MAPPED: 32 * 2**20}  # where glibc itself comes to with large blocks
+KEPT = 2**30
+
 
 @contextmanager
 def light_steps() -> Iterator[None]:
@@ -29,6 +34,27 @@ def light_steps() -> Iterator[None]:
     finally:
         if absent:
             sys.modules.pop(ASKED, None)
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keep what a step frees for the next one, until the block ends; on a CPU, with glibc.
+
+    Large blocks would go back to the system, which gives them anew page by page, each filled with
+    zeros: 17,000 pages in a step of ResNet-10-T (batch 32, 96 px), an eighth to a third of it.
+    """
+    glibc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(glibc, "malloc_trim"):  # another C library
+        yield
+        return
+    for name in USUAL:
+        glibc.mallopt(name, KEPT)
+    try:
+        yield
+    finally:
+        for name, size in USUAL.items():
+            glibc.mallopt(name, size)
+        glibc.malloc_trim(0)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import nn
 from hf_transfer import launch
 from hf_transfer.arguments import joined
 from hf_transfer.objective import logits_of
+from hf_transfer.overhead import kept_memory
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import GradualSpec, Recipe
 from hf_transfer.report import write_text
@@ -78,7 +79,7 @@ def _measured(model: nn.Module, batch: int, here: Processes) -> dict[str, Any]:
     speeds = {}
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), kept_memory():
             model.eval().to(device)  # statistics stay; the work is that of training all the same
             for layout in LAYOUTS:
                 model.to(memory_format=LAYOUTS[layout])

@@ -50,7 +50,7 @@ from hf_transfer.checkpoints import publish, write_phase
 from hf_transfer.data import ImageSet, collate
 from hf_transfer.evaluation import EpochMetrics
 from hf_transfer.outcome import metric_names, phase_report
-from hf_transfer.overhead import light_steps
+from hf_transfer.overhead import kept_memory, light_steps
 from hf_transfer.phases import Phase
 from hf_transfer.plan import check_warmup, warmup_steps
 from hf_transfer.processes import Processes
@@ -158,8 +158,11 @@ class TransferTrainer(Trainer):
         if hasattr(self.train_dataset, "__len__"):
             of["images"] = images
         try:
-            for phase in self.phases:
-                output = recovery.run_phase(self, phase, of, bool(resume_from_checkpoint), **kwargs)
+            with kept_memory():
+                for phase in self.phases:
+                    output = recovery.run_phase(
+                        self, phase, of, bool(resume_from_checkpoint), **kwargs
+                    )
         except (RuntimeError, OSError) as error:
             known = failures.in_one_line(error, self.phase, self.processes)
             if known is None:

@@ -1,7 +1,9 @@
 """What is left out of a step comes back after it, and changes no result."""
 
 import contextlib
+import ctypes
 import importlib.util
+import resource
 import sys
 import tracemalloc
 
@@ -12,7 +14,14 @@ from small import HEAD, images, state, trained
 from transformers import TrainerCallback
 
 from hf_transfer import features, overhead
-from hf_transfer.overhead import ASKED, SMALL_WORK, EpochOrder, light_steps, threads_for
+from hf_transfer.overhead import (
+    ASKED,
+    SMALL_WORK,
+    EpochOrder,
+    kept_memory,
+    light_steps,
+    threads_for,
+)
 
 
 def test_a_package_that_is_not_there_is_not_searched_for_inside_and_is_outside(monkeypatch):
@@ -51,6 +60,57 @@ def test_a_package_that_is_there_stays(monkeypatch):
     with light_steps():
         assert sys.modules[ASKED] is module
     assert sys.modules[ASKED] is module
+
+
+def pages(times=5):
+    """Return how many pages the system had to give for a large tensor, made anew each time."""
+
+    def count():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    for _ in range(4):  # of 64 MiB; the first may be new in any case
+        torch.ones(2**24)
+    before = count()
+    for _ in range(times):
+        torch.ones(2**24)
+    return count() - before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not the GNU C library")
+def test_memory_of_a_step_is_kept_for_the_next_and_given_back_after_the_last():
+    outside = pages()
+    with kept_memory():
+        inside = pages()
+    assert inside < 100
+    assert min(outside, pages()) > 5 * 10_000
+
+
+def test_training_keeps_its_memory_and_gives_it_back(tmp_path, monkeypatch):
+    asked = []
+
+    class Library:
+        def mallopt(self, name, size):
+            asked.append((name, size))
+
+        def malloc_trim(self, left):
+            asked.append("trim")
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            asked.append("step")
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    trained(tmp_path, [{**HEAD, "epochs": 1}], callbacks=[Look()])
+    kept = [(name, overhead.KEPT) for name in overhead.USUAL]
+    steps = asked.count("step")
+    assert steps
+    assert asked == [*kept, *["step"] * steps, *overhead.USUAL.items(), "trim"]
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    with kept_memory():
+        pass
 
 
 @pytest.fixture
