@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_transfer.decoding import ImageSettings
 from hf_transfer.recipe import DataSpec
+from hf_transfer.scratch import AT_ONCE, grouped, spans, where, zeros
 from hf_transfer.sources import SPLITS, DataError, Scan
 from hf_transfer.store import Facts
 from hf_transfer.tasks import TASKS
@@ -100,7 +101,7 @@ def audit(
         if kind != "repeated":
             usable[rows] = False
         findings.append(_finding(kind, [found.files[row] for row in rows], CONTENT[kind]))
-    kept = np.flatnonzero(usable)
+    kept = where(usable)
     chosen = found.take(kept)
     _check_splits(chosen, spec, same)
     _check_validation(found, chosen, spec)
@@ -145,10 +146,10 @@ def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding
     for row in sorted(facts.notes):
         for kind in facts.notes[row]:
             by_kind[kind].append(row)
-    short = facts.sizes.min(1)
-    by_kind["tiny"] = np.flatnonzero(
-        (short > 0) & (short < max(TINY_PX, settings.size / 4))
-    ).tolist()
+    for span in spans(len(facts.sizes)):
+        short = facts.sizes[span].min(1)
+        tiny = (short > 0) & (short < max(TINY_PX, settings.size / 4))
+        by_kind["tiny"] += (np.flatnonzero(tiny) + span.start).tolist()
     done = dict(HANDLED)
     if settings.channels == 1:
         done["grayscale"] = "as the model wants it"
@@ -167,7 +168,7 @@ def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding
 def _same_content(found: Scan, facts: Facts, usable: np.ndarray) -> dict[str, list[int]]:
     """Return the rows that show the same picture as another, by what that means."""
     same: dict[str, list[int]] = {kind: [] for kind in CONTENT}
-    for rows in _groups(facts.pixels, np.flatnonzero(usable)):
+    for rows in _groups(facts.pixels, where(usable)):
         by_split = {split: [row for row in rows if found.splits[row] == split] for split in SPLITS}
         train, validation, test = by_split.values()
         if len({found.targets[row] for row in rows}) > 1:
@@ -186,7 +187,20 @@ def _same_content(found: Scan, facts: Facts, usable: np.ndarray) -> dict[str, li
 
 
 def _groups(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
-    """Yield the rows that share a digest, two at least in each list."""
+    """Yield the rows that share a digest, two at least in each list.
+
+    Looked for among those that begin alike, so few that they fit into memory.
+    """
+    parts = np.uint32(1 + len(rows) // AT_ONCE)
+    begins = zeros(len(digests), np.uint16)
+    for span in spans(len(digests)):
+        first, second = digests[span, :2].T.astype(np.uint32)
+        begins[span] = (first * 256 + second) * parts >> 16
+    for some in grouped(begins, rows):
+        yield from _equal(digests, some)
+
+
+def _equal(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
     keys = np.ascontiguousarray(digests[rows]).view(f"V{digests.shape[1]}")[:, 0]
     _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(counts[group] > 1)

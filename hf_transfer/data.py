@@ -19,6 +19,7 @@ from hf_transfer.packed import Names
 from hf_transfer.pixels import LivePixels, StoredPixels
 from hf_transfer.recipe import DataSpec
 from hf_transfer.scale import Scale
+from hf_transfer.scratch import give_back, take, where, zeros
 from hf_transfer.sources import SPLITS, Scan, limited, scan
 from hf_transfer.store import Facts, open_pixels
 
@@ -113,7 +114,7 @@ class ImageSet(Dataset[dict[str, Any]]):
         pixels = self.pixels
         taken = pixels[rows] if isinstance(pixels, np.ndarray) else pixels.take(rows)
         files = self.files.take(rows) if self.files else ()
-        return ImageSet(taken, self.labels[rows], self.names, files, self.scale)
+        return ImageSet(taken, take(self.labels, rows), self.names, files, self.scale)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -185,7 +186,7 @@ def load_data(
     found = scan(_with_spare(spec), seed, task)
     pixels, facts = open_pixels(found, settings, cache_dir, limit_bytes)
     about, kept = audit(found, facts, settings, spec)
-    kept = kept[limited(found.take(kept), spec, seed)]
+    kept = take(kept, limited(found.take(kept), spec, seed))
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
         logger.info("%s: %d (%s): %s", finding.kind, finding.count, few, finding.done)
@@ -196,16 +197,18 @@ def load_data(
         targets = scale.to_standard(targets)
     sets = {}
     for split in SPLITS:
-        rows = kept[splits.where(split)]
+        rows = take(kept, where(splits.where(split)))
         files = found.files.take(rows)
-        sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files, scale)
+        sets[split] = ImageSet(pixels.take(rows), take(targets, rows), found.labels, files, scale)
+    fingerprint = _fingerprint(found, facts, kept)
+    give_back()
     return ImageData(
         labels=found.labels,
         train=sets["train"],
         validation=sets["validation"],
         test=sets["test"] if len(sets["test"]) else None,
         audit=about,
-        fingerprint=_fingerprint(found, facts, kept),
+        fingerprint=fingerprint,
         path=found.path,
         task=task,
         scale=scale,
@@ -215,8 +218,8 @@ def load_data(
 def _labels(found: Scan) -> np.ndarray:
     """Return targets as numbers: classes (N,), or (N, labels) of 0 and 1, or numbers (N, T)."""
     if found.task != "multi_label":
-        return np.array(found.targets.table)[found.targets.codes]
-    labels = np.zeros((len(found.files), len(found.labels)), np.float32)
+        return take(np.array(found.targets.table), found.targets.codes)
+    labels = zeros((len(found.files), len(found.labels)), np.float32)
     for row, places in enumerate(found.targets):
         labels[row, list(places)] = 1
     return labels

@@ -22,7 +22,7 @@ from hf_transfer.backbone import Backbone
 from hf_transfer.cuts import Context, crossing_values, find_cut
 from hf_transfer.data import ImageSet
 from hf_transfer.featurekey import feature_key
-from hf_transfer.featurestore import Column, StoredFeatures, build_features, open_features
+from hf_transfer.featurestore import Column, StoredFeatures, Write, build_features, open_features
 from hf_transfer.freezing import evaluating
 from hf_transfer.images import augment, to_model_input
 from hf_transfer.operations import digest
@@ -268,7 +268,7 @@ class Replay:
             "key": key,
             "columns": columns,
             "rows": len(images),
-            "compute": lambda span: self._computed(images, view, span),
+            "compute": lambda span, write: self._computed(images, view, span, write),
             "about": what,
             "root": self.folder,
         }
@@ -281,10 +281,8 @@ class Replay:
         with self.context():
             return torch.is_autocast_enabled(self.device.type)
 
-    def _computed(self, images: ImageSet, view: int | None, span: range) -> list[np.ndarray]:
-        """Return the features of some rows of a set, each column's in one array."""
-        columns = _columns(self.cut, self.half)
-        found = [np.empty((len(span), *column.shape), column.dtype) for column in columns]
+    def _computed(self, images: ImageSet, view: int | None, span: range, write: Write) -> None:
+        """Write the features of some rows of a set, a batch at a time."""
         started = said = time.monotonic()
         with evaluating(self.model), torch.no_grad(), self.context():
             at_once = self._at_once()
@@ -299,15 +297,12 @@ class Replay:
                     values = augment(
                         pixels, index, view, self.seed, self.augment, self.backbone.image
                     )
-                crossed = crossing_values(self.model, self.cut, values)
-                for array, value in zip(found, crossed, strict=True):
-                    array[first : first + len(rows)] = self._array(value)
+                write([*map(self._array, crossing_values(self.model, self.cut, values))])
                 if time.monotonic() - said > SECONDS:
                     said = time.monotonic()
                     logger.info("features of %d of %d images", rows[-1] + 1, len(images))
         seconds = time.monotonic() - started
         logger.info("computed features of %d images in %.1f s", len(span), seconds)
-        return found
 
     def _at_once(self) -> int:
         """Return how many images go through the prefix together."""

@@ -15,10 +15,10 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,11 +26,12 @@ from hf_transfer.cache import Hold, StoreError, cache_root, make_room, touch, wr
 
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 64 * 2**20  # of one file; what building holds in memory
+SHARD_BYTES = 64 * 2**20  # of one file
 MAPPED_BYTES = 64 * 2**20  # read through a map before its pages are given back
 ABANDONED_SECONDS = 24 * 3600  # a build that was killed leaves its unfinished file behind
 
-Compute = Callable[[range], Sequence[np.ndarray]]
+Write = Callable[[Sequence[np.ndarray]], None]
+Compute = Callable[[range, Write], None]
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,9 @@ def build_features(
 ) -> list[list[Path]]:
     """Compute those shards of an entry that are not there or do not hold; return their files.
 
-    `compute(range)` gives one array (len(range), …) for each column. `share` is (i, n): only every
-    n-th shard, from the i-th on, is looked at. Raises StoreError where the features are larger than
+    `compute(range, write)` hands on the rows in order, some at a time: `write` takes one array
+    (some, …) for each column. `share` is (i, n): only every n-th shard, from the i-th on, is looked
+    at. Raises StoreError where the features are larger than
     the limit, the disk is full, or the folder cannot be written.
     """
     root = root or default_folder()
@@ -215,26 +217,62 @@ def _checksum(array: np.ndarray) -> str:
 
 
 def _build(folder: Path, columns: Sequence[Column], span: range, compute: Compute) -> list[Path]:
-    """Compute a shard and put its files in place."""
-    found = []
-    for number, (array, column) in enumerate(zip(compute(span), columns, strict=True)):
-        if array.shape != (len(span), *column.shape) or array.dtype != np.dtype(column.dtype):
+    """Compute a shard, some rows at a time, and put its files in place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as aside:
+        parts = [aside.enter_context(_part(folder, column, len(span))) for column in columns]
+
+        def write(arrays: Sequence[np.ndarray]) -> None:
+            for part, array in zip(parts, arrays, strict=True):
+                part.add(array)
+
+        compute(span, write)
+        return [part.publish(_stem(number, span)) for number, part in enumerate(parts)]
+
+
+@dataclass
+class _Part:
+    """A shard's file while it is written aside."""
+
+    file: IO[bytes]
+    column: Column
+    missing: int  # rows to come
+    checksum: int = 0
+
+    def add(self, array: np.ndarray) -> None:
+        column = self.column
+        if array.shape[1:] != column.shape or array.dtype != np.dtype(column.dtype):
             raise ValueError(f"features are {array.dtype} {array.shape}, expected {column}")
-        array = np.ascontiguousarray(array)
-        place = folder / f"{_stem(number, span)}-{_checksum(array)}.npy"
-        folder.mkdir(parents=True, exist_ok=True)  # another run may have made room just now
-        descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, place)
-        except BaseException:
-            Path(aside).unlink(missing_ok=True)
-            raise
-        found.append(place)
-    return found
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self.file.write(flat)
+        self.checksum = zlib.crc32(flat, self.checksum)
+        self.missing -= len(array)
+
+    def publish(self, stem: str) -> Path:
+        if self.missing:
+            raise ValueError(f"{self.missing} rows of features are missing in {stem}")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        aside = Path(self.file.name)
+        place = aside.parent / f"{stem}-{self.checksum:08x}.npy"
+        os.replace(aside, place)
+        return place
+
+
+@contextlib.contextmanager
+def _part(folder: Path, column: Column, rows: int) -> Iterator[_Part]:
+    """Begin a shard's file; remove it unless it has been put in place."""
+    descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
+    os.close(descriptor)
+    try:
+        with open(aside, "wb") as file:
+            descr = np.lib.format.dtype_to_descr(np.dtype(column.dtype))
+            layout = {"descr": descr, "fortran_order": False, "shape": (rows, *column.shape)}
+            np.lib.format.write_array_header_1_0(file, layout)
+            yield _Part(file, column, rows)
+    finally:
+        Path(aside).unlink(missing_ok=True)
 
 
 def _sweep(root: Path) -> None:

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+
+from hf_transfer.scratch import give_back, zeros
 
 # accelerate asks twice in every step whether this package is there, and has the disk searched for
 # it: a third of a head's step.
@@ -54,7 +57,7 @@ def kept_memory() -> Iterator[None]:
     finally:
         for name, size in USUAL.items():
             glibc.mallopt(name, size)
-        glibc.malloc_trim(0)
+        give_back()
 
 
 @contextmanager
@@ -76,7 +79,9 @@ class EpochOrder(SeedableRandomSampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.epoch + self.initial_seed)
-        order = torch.randperm(len(self.data_source), generator=generator)
+        count = len(self.data_source)
+        order = torch.from_numpy(zeros(count, np.int64))
+        torch.randperm(count, generator=generator, out=order)
         for some in order.split(AT_ONCE):
             yield from some.tolist()
         self.set_epoch(self.epoch + 1)

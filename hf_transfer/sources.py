@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.packed import Codes, Names
+from hf_transfer.packed import Codes, Names, sorted_texts
 from hf_transfer.recipe import DataSpec
-from hf_transfer.splits import by_strata, draw_order, iterative, tenths
+from hf_transfer.scratch import arange, grouped, spans, where
+from hf_transfer.splits import by_strata, draw_order, drawn_first, iterative, tenths
 from hf_transfer.tables import (
     SPLIT_NAMES,
     SUFFIXES,
@@ -108,7 +109,10 @@ class Scan:
 
     def take(self, rows: np.ndarray) -> Scan:
         """Return the scan of these rows alone, with the same labels."""
-        if np.array_equal(rows, np.arange(len(self.files))):
+        if len(rows) == len(self.files) and all(
+            np.array_equal(rows[span], np.arange(span.start, span.stop))
+            for span in spans(len(rows))
+        ):
             return self
         return replace(
             self,
@@ -274,11 +278,14 @@ def _folders(folder: Path) -> list[str]:
 def _walk(root: Path, top: str) -> Iterator[str]:
     """Yield all files below a folder of the root, in the order of their names, "/" between parts.
 
-    Only what is pending in the folders that are open is held in memory.
+    Only some of each folder that is open are held in memory.
     """
-    pending, seen = [f"{top}/" if top else ""], set()
-    while pending:
-        name = pending.pop()
+    begun, seen = [iter([f"{top}/" if top else ""])], set()
+    while begun:
+        name = next(begun[-1], None)
+        if name is None:
+            begun.pop()
+            continue
         if name and not name.endswith("/"):
             yield name
             continue
@@ -287,9 +294,17 @@ def _walk(root: Path, top: str) -> Iterator[str]:
         if real in seen:  # a link to a folder above, or a second link to one
             continue
         seen.add(real)
-        with os.scandir(here) as entries:
-            below = [f"{e.name}/" if e.is_dir() else e.name for e in entries if shown(e.name)]
-        pending += [name + part for part in sorted(below, reverse=True)]
+        begun.append(map(name.__add__, _listing(here)))
+
+
+def _listing(folder: str) -> Iterator[str]:
+    """Return the names in a folder, in order; those of folders end with "/"."""
+    with os.scandir(folder) as entries:
+        return sorted_texts(
+            f"{entry.name}/" if entry.is_dir() else entry.name
+            for entry in entries
+            if shown(entry.name)
+        )
 
 
 def shown(name: str) -> bool:
@@ -344,14 +359,16 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     splits = found.splits.map(lambda split: split or "train")
     shares = {"test": spec.test, "validation": spec.validation}
     shares = {s: share for s, share in shares.items() if share and s not in splits.table}
-    rows = np.flatnonzero(splits.where("train"))
+    rows = where(splits.where("train"))
     order = draw_order(found.files, seed)
     if found.task == "multi_label":
         drawn = iterative(rows, found.targets, order, shares)
     else:
-        strata = tenths(rows, found.targets) if found.task == "regression" else found.targets
+        numbers = found.task == "regression"
+        strata = tenths(rows, found.targets) if numbers else found.targets.codes
         drawn = by_strata(rows, strata, order, shares)
-    splits = Codes(drawn.get(row, split) for row, split in enumerate(splits))
+    for split, mine in drawn.items():
+        splits.put(mine, split)
     return replace(found, splits=splits)
 
 
@@ -362,13 +379,11 @@ def limited(found: Scan, spec: DataSpec, seed: int) -> np.ndarray:
     """
     limits = {"train": spec.train_per_class, "validation": spec.validation_per_class}
     if limits == {"train": None, "validation": None}:
-        return np.arange(len(found.files))
-    taken: Counter[tuple[str, Any]] = Counter()
-    kept = []
-    for row in np.argsort(draw_order(found.files, seed), kind="stable"):
-        stratum = found.splits[row], found.targets[row]
-        limit = limits.get(found.splits[row])
-        taken[stratum] += 1
-        if limit is None or taken[stratum] <= limit:
-            kept.append(row)
-    return np.sort(np.array(kept, np.int64))
+        return arange(len(found.files))
+    order, codes = draw_order(found.files, seed), found.targets.codes
+    kept = np.ones(len(found.files), bool)
+    for split, limit in limits.items():
+        if limit is not None:
+            for mine in grouped(codes, where(found.splits.where(split))):
+                kept[drawn_first(mine, order)[limit:]] = False
+    return where(kept)

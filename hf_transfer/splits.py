@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-Strata = Mapping[int, Any] | Sequence[Any]  # for each row the stratum from which shares are drawn
+from hf_transfer.scratch import grouped, spans, zeros
+
 TENTHS = 10
 
 
@@ -18,49 +18,56 @@ def draw_order(names: Sequence[str], seed: int) -> np.ndarray:
     texts = (f"{seed}\0{name}".encode(errors="surrogateescape") for name in names)
     digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     whole = (int.from_bytes(digest, "big") for digest in digests)
-    return np.fromiter(whole, np.uint64, len(names))
+    order = zeros(len(names), np.uint64)
+    for span in spans(len(names)):
+        order[span] = np.fromiter(whole, np.uint64, span.stop - span.start)
+    return order
+
+
+def drawn_first(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return rows as they are drawn: by `draw_order`'s order."""
+    return rows[np.lexsort((rows, order[rows]))]
 
 
 def by_strata(
-    rows: Sequence[int] | np.ndarray, strata: Strata, order: np.ndarray, shares: Mapping[str, float]
-) -> dict[int, str]:
-    """Return the split of the rows that are drawn: of every stratum each split gets its share, at
-    least one row, and one at least stays."""
-    members: dict[Any, array[int]] = {}
-    for row in rows:
-        members.setdefault(strata[row], array("q")).append(row)
-    drawn: dict[int, str] = {}
-    for found in members.values():
-        mine = np.frombuffer(found, np.int64)
-        mine = mine[np.lexsort((mine, order[mine]))]
+    rows: np.ndarray, strata: np.ndarray, order: np.ndarray, shares: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Return the rows that are drawn for each split: of every stratum each split gets its share, at
+    least one row, and one at least stays. `strata` are small whole numbers, one for each image."""
+    drawn: dict[str, list[np.ndarray]] = {split: [] for split in shares}
+    for members in grouped(strata, rows):
+        mine = drawn_first(members, order)
         start = 0
         for split, share in shares.items():
             take = max(0, min(max(1, round(len(mine) * share)), len(mine) - start - 1))
-            drawn |= dict.fromkeys(mine[start : start + take].tolist(), split)
+            drawn[split].append(mine[start : start + take])
             start += take
-    return drawn
+    return {split: np.concatenate(parts) for split, parts in drawn.items() if parts}
 
 
-def tenths(rows: Sequence[int] | np.ndarray, targets: Sequence[Any]) -> dict[int, int]:
-    """Return for each row in which tenth of the rows it lies, by the first of its numbers."""
-    ranked = sorted(rows, key=lambda row: (targets[row][0], row))
-    return {row: place * TENTHS // len(ranked) for place, row in enumerate(ranked)}
+def tenths(rows: np.ndarray, targets: Sequence[Any]) -> np.ndarray:
+    """Return for each image, if it is one of the rows, in which tenth of them it lies, by the first
+    of its numbers."""
+    ranked = sorted(rows.tolist(), key=lambda row: (targets[row][0], row))
+    found = zeros(len(targets), np.uint8)
+    found[ranked] = np.arange(len(ranked)) * TENTHS // max(1, len(ranked))
+    return found
 
 
 def iterative(
-    rows: Sequence[int] | np.ndarray,
+    rows: np.ndarray,
     targets: Sequence[Any],
     order: np.ndarray,
     shares: Mapping[str, float],
-) -> dict[int, str]:
-    """Return the split of the rows that are drawn, so that every label has its share in each, as
+) -> dict[str, np.ndarray]:
+    """Return the rows that are drawn for each split, so that every label has its share in each, as
     nearly as whole images allow: of few images a small share may be none.
 
     The rarest label is dealt out first, each image to the split that lacks it most. Source:
     iterative stratification, Sechidis et al. 2011, doi 10.1007/978-3-642-23808-6_10.
     """
     whole = {"train": 1 - sum(shares.values()), **shares}
-    left = sorted(rows, key=lambda row: (order[row], row))
+    left = drawn_first(rows, order).tolist()
     counts: dict[int, int] = {}
     for row in left:
         for label in targets[row]:
@@ -83,4 +90,7 @@ def iterative(
                 lacks[split][label] -= 1
                 counts[label] -= 1
         left = [row for row in left if row not in drawn]
-    return {row: split for row, split in drawn.items() if split != "train"}
+    return {
+        split: np.array([row for row, here in drawn.items() if here == split], np.int64)
+        for split in shares
+    }

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from hf_transfer import decoding
 from hf_transfer.cache import Hold, StoreError, cache_root, make_room, touch, write_about
 from hf_transfer.decoding import ImageError, ImageSettings, decode_noted
 from hf_transfer.pixels import LivePixels, StoredPixels, row_shape
+from hf_transfer.scratch import spans, zeros
 from hf_transfer.sources import DataError, Scan
 
 logger = logging.getLogger(__name__)
@@ -136,8 +138,7 @@ def _key(found: Scan, settings: ImageSettings) -> str:
 def _open(folder: Path, shape: tuple[int, ...]) -> Facts | None:
     """Return the facts of an entry if all of it holds, else None."""
     try:
-        with (folder / "facts.npz").open("rb") as file, np.load(file, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}  # zipfile checks their CRC
+        arrays = _arrays(folder / "facts.npz")
         about = json.loads(arrays["about"].tobytes())
         facts = Facts(
             pixels=arrays["pixels"],
@@ -160,6 +161,27 @@ def _open(folder: Path, shape: tuple[int, ...]) -> Facts | None:
     return facts
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return a .npz file's arrays, read a part at a time; zipfile checks their CRC.
+
+    Raises ValueError and what zipfile raises where they do not hold.
+    """
+    found = {}
+    with zipfile.ZipFile(path) as file:
+        for info in file.infolist():
+            with file.open(info) as part:
+                np.lib.format.read_magic(part)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(part)
+                if info.file_size - part.tell() != math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"{info.filename} is not as long as it says")
+                array = zeros(shape, dtype)
+                whole = array.reshape(-1).view(np.uint8)
+                for span in spans(len(whole)):
+                    whole[span] = np.frombuffer(part.read(span.stop - span.start), np.uint8)
+            found[info.filename.removesuffix(".npy")] = array
+    return found
+
+
 def _holds(path: Path, recorded: list[int], facts: Facts, shape: tuple[int, ...]) -> bool:
     """Return whether the pixels are as they were written: size, time of change, and a sample."""
     stat = path.stat()
@@ -176,6 +198,18 @@ def _holds(path: Path, recorded: list[int], facts: Facts, shape: tuple[int, ...]
 
 def _digest(data: np.ndarray | bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _write_arrays(file: Any, arrays: dict[str, np.ndarray]) -> None:
+    """Write a .npz file as numpy does, a part at a time."""
+    with zipfile.ZipFile(file, "w") as whole:
+        for name, array in arrays.items():
+            with whole.open(f"{name}.npy", "w", force_zip64=True) as part:
+                layout = np.lib.format.header_data_from_array_1_0(array)
+                np.lib.format.write_array_header_1_0(part, layout)
+                values = array.reshape(-1).view(np.uint8)
+                for span in spans(len(values)):
+                    part.write(values[span])
 
 
 # --- building --------------------------------------------------------------------------------
@@ -201,7 +235,8 @@ def _build(root: Path, key: str, found: Scan, settings: ImageSettings, stored: b
         about = {"shape": shape, "file": recorded, "notes": facts.notes, "errors": facts.errors}
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         with (aside / "facts.npz").open("wb") as file:
-            np.savez(file, about=text, pixels=facts.pixels, files=facts.files, sizes=facts.sizes)
+            arrays = {"pixels": facts.pixels, "files": facts.files, "sizes": facts.sizes}
+            _write_arrays(file, {"about": text, **arrays})
             _to_disk(file)
         side = f"{settings.stored} px{'' if stored else ', decoded live'}"
         write_about(aside, f"{found.path}, {shape[0]} images of {side}", shape[0])
@@ -215,9 +250,8 @@ def _decode_all(found: Scan, settings: ImageSettings, file: Any) -> Facts:
     """Decode in threads, wave by wave, writing pixels in order; return the facts of all rows."""
     count, shape = len(found.files), row_shape(settings)
     facts = Facts(
-        np.zeros((count, 16), np.uint8), np.zeros((count, 16), np.uint8),
-        np.zeros((count, 2), np.int32), {}, {},
-    )  # fmt: skip
+        *(zeros((count, 16), np.uint8) for _ in range(2)), zeros((count, 2), np.int32), {}, {}
+    )
     wave = min(4096, max(64, WAVE_BYTES // int(np.prod(shape))))
     black, start, said = np.zeros(shape, np.uint8), time.monotonic(), 0.0
 

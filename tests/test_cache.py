@@ -41,7 +41,10 @@ def decoded(folder, seed=0):
 
 def features(key, rows=1000):
     column = featurestore.Column((8,), "float32")
-    compute = lambda span: [np.zeros((len(span), 8), np.float32)]  # noqa: E731
+
+    def compute(span, write):
+        write([np.zeros((len(span), 8), np.float32)])
+
     return featurestore.open_features(key, [column], rows, compute, about=f"features {key}")
 
 

@@ -15,7 +15,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from small import HEAD, images, state, trained
 from transformers import TrainerCallback
 
-from hf_transfer import features, overhead
+from hf_transfer import features, overhead, scratch
 from hf_transfer.overhead import (
     ASKED,
     SMALL_WORK,
@@ -182,8 +182,9 @@ class Kept(TrainerCallback):
         self.sampler = train_dataloader.batch_sampler.sampler
 
 
-@pytest.mark.parametrize("seed", [None, 5])
-def test_the_order_of_an_epoch_is_accelerates(tmp_path, seed):
+@pytest.mark.parametrize(("seed", "large"), [(None, 2**20), (5, 0)])
+def test_the_order_of_an_epoch_is_accelerates(tmp_path, monkeypatch, seed, large):
+    monkeypatch.setattr(scratch, "LARGE_BYTES", large)
     kept = Kept()
     trained(tmp_path, [HEAD], callbacks=[kept], data_seed=seed)
     ours = kept.sampler

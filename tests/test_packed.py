@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from hf_transfer import packed
 from hf_transfer.packed import Codes, Names
 from hf_transfer.recipe import DataSpec
 from hf_transfer.sources import scan
@@ -50,6 +51,20 @@ def test_codes_are_what_was_put_in():
     assert (codes[-1], codes[1:3]) == ((2,), ((), (0, 1)))
     assert Codes() == ()
     assert Codes().where(1).tolist() == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 50])
+def test_texts_are_sorted_in_parts_as_at_once(monkeypatch, count):
+    monkeypatch.setattr(packed, "SORTED_AT_ONCE", 8)
+    texts = [*TEXTS, *(f"{number * 37 % 50}.png" for number in range(count))]
+    assert list(packed.sorted_texts(texts)) == sorted(texts)
+
+
+def test_some_rows_are_given_a_value():
+    codes = Codes("abab").map(str.upper)
+    codes.put(np.array([0, 3]), "C")
+    assert codes == ("C", "B", "A", "C")
+    assert codes.where("C").tolist() == [True, False, False, True]
 
 
 def test_a_scan_holds_few_bytes_an_image_and_not_much_more_while_it_is_made(tmp_path):

@@ -102,6 +102,7 @@ def one(count: int, folder: Path, kind: str, workers: int) -> None:
     from hf_transfer.data import ImageSet, load_data
     from hf_transfer.images import ImageSettings
     from hf_transfer.recipe import DataSpec
+    from hf_transfer.scratch import arange, zeros
     from hf_transfer.trainer import TransferTrainer
 
     warnings.simplefilter("ignore")
@@ -121,8 +122,9 @@ def one(count: int, folder: Path, kind: str, workers: int) -> None:
     model.backbone = describe(model, ["top.*"], image=ImageSettings(SEEN_PX))  # type: ignore
     start, began, peak = memory(), time.perf_counter(), Peak()
     if kind == "virtual":
-        rows = np.arange(count)
-        images = ImageSet(Made(rows), rows % CLASSES, names)  # type: ignore[arg-type]
+        rows, labels = arange(count), zeros(count, np.int64)
+        np.remainder(rows, CLASSES, out=labels)
+        images = ImageSet(Made(rows), labels, names)  # type: ignore[arg-type]
         few = np.arange(0, count, max(1, count // 2000))
         train, validation = images, images.subset(few)
     else:
