@@ -29,6 +29,7 @@ from hf_transfer.tasks import phase_conflicts
 # A recipe's short words; any other name of Trainer's `optim` goes through as it is.
 OPTIMIZERS = {"adamw": "adamw_torch_fused"}
 SEED_STEP = 1_000_003  # from one phase's seed to the next; repeats of a run use seed, seed + 1, …
+NO_COMPILER = "needs a C++ compiler (CXX, g++ or clang++); install one"
 PEER_SECONDS = 600  # after which a process that does not answer is lost; they wait for each other
 Name = TypeVar("Name", bound=Enum)
 
@@ -122,8 +123,8 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """
     if recipe.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("precision: fp16 needs an accelerator; write fp32 or bf16")
-    if recipe.compile and not torch.accelerator.is_available() and not compiler():
-        raise UserError("compile: true needs a C++ compiler (CXX, g++ or clang++); install one")
+    if recipe.compile is True and not torch.accelerator.is_available() and not compiler():
+        raise UserError(f"compile: true {NO_COMPILER}")
     patience = peer_seconds()
     if not torch.accelerator.is_available():
         processes.meet(patience)
@@ -136,7 +137,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        torch_compile=recipe.compile,
+        torch_compile=recipe.compile is True,
         activation_checkpointing=recipe.gradient_checkpointing,
         per_device_eval_batch_size=64,
         save_strategy="no",  # checkpoints are written by time: see checkpoint_seconds
@@ -146,7 +147,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     )
     if not (args.bf16 or args.fp16):
         args.mixed_precision = "no"  # and not what accelerate launch left in the environment
-    if not recipe.compile:
+    if recipe.compile is not True:
         args.torch_compile_backend = "no"  # likewise
     return args
 

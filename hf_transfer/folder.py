@@ -17,8 +17,8 @@ from hf_transfer.recipe import DataSpec, Recipe, UserError, dump_recipe, parse_r
 from hf_transfer.report import RunReport, aggregate, write_html, write_text
 from hf_transfer.targets import is_text
 
-# All that a run writes before it trains.
-BEGUN = {"recipe.yaml", "inputs.json", "precision.json", "letters"}
+# All that a run writes before it trains, and in a phase's folder before there is a checkpoint.
+BEGUN, CHOSEN = {"recipe.yaml", "inputs.json", "precision.json", "letters"}, "compile.json"
 
 
 class FolderError(UserError):
@@ -78,8 +78,9 @@ def opened(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError):
-        found = {path.relative_to(out).parts[0] for path in out.rglob("*") if not path.is_dir()}
-        if is_main() and not resume and found <= BEGUN:  # what was there before would be resumed
+        found = [path.relative_to(out).parts for path in out.rglob("*") if not path.is_dir()]
+        begun = all(names[0] in BEGUN or names[-1] == CHOSEN for names in found)
+        if is_main() and not resume and begun:  # what was there before would be resumed
             shutil.rmtree(out, ignore_errors=True)
         raise
 

@@ -53,10 +53,10 @@ def not_followed(recipe: Recipe, precision: str) -> Iterator[str]:
             "(--set precision=…)"
         )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if backend != "no" and not recipe.compile:
+    if backend != "no" and recipe.compile is not True:
         yield (
-            f"dynamo_backend: {backend} of accelerate launch is not used, by compile: false in the "
-            "recipe; change it there (--set compile=true)"
+            f"dynamo_backend: {backend} of accelerate launch is not used, by compile: "
+            f"{str(recipe.compile).lower()} in the recipe; change it there (--set compile=true)"
         )
 
 

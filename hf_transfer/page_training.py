@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from hf_transfer.charts import Band, Line, Point, line_chart, shorten, thin
@@ -126,7 +126,7 @@ def _phase_row(index: int, phase: PhaseReport, known: Sequence[str], leads: str)
         show_seconds(phase.seconds),
         MISSING if value is None else show_value(leads, value),
         escape(phase.stopped or "ran to its end") + label(best),
-        _checks(phase.checks) + label("features cached" if phase.features == "cached" else ""),
+        _checks(phase.checks) + label(", ".join(_how(phase))),
     ]
 
 
@@ -144,6 +144,14 @@ def _groups(groups: Sequence[str]) -> str:
     if len(groups) <= 3:
         return "".join(chips)
     return f"{chips[0]}… {chips[-1]}{label(f'{len(groups)} groups')}"
+
+
+def _how(phase: PhaseReport) -> Iterator[str]:
+    """Yield how a phase was run where that is not as usual."""
+    if phase.features == "cached":
+        yield "features cached"
+    if phase.compiled.get("compiled"):
+        yield "compiled"
 
 
 def _checks(checks: Facts) -> str:

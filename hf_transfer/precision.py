@@ -110,16 +110,17 @@ def _speed(model: nn.Module, batch: int, device: torch.device, precision: str) -
     low = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     best = float("inf")
     for step in range(WARM_STEPS + STEPS):
-        began = _now(device)
+        began = now(device)
         with low:
             loss = logits_of(model(pixel_values=pixels)).float().logsumexp(-1).mean()
         loss.backward()
         if step >= WARM_STEPS:
-            best = min(best, _now(device) - began)
+            best = min(best, now(device) - began)
     return batch / best
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Return seconds of a clock, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

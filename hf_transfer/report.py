@@ -55,6 +55,7 @@ class PhaseReport:
     solve: str | None = None  # by which solver the head was solved for, in `steps`; no epochs
     features: str = "live"
     checks: Facts = field(default_factory=dict)
+    compiled: Facts = field(default_factory=dict)  # {compiled, why, step, seconds}, by `auto`
     rollbacks: int = 0  # how often its loss exploded and it went back, to a tenth of its rates
 
     def __post_init__(self) -> None:

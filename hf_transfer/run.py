@@ -79,6 +79,7 @@ def run_seed(
         compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
         checkpoint_seconds=CHECKPOINT_SECONDS,
         sync_batchnorm=recipe.sync_batchnorm,
+        auto_compile=recipe.compile == "auto",
         callbacks=list(callbacks),
     )
     training = time.monotonic()

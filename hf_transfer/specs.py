@@ -162,7 +162,7 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     workers: int = 0
     sync_batchnorm: bool = False  # batch statistics over the images of all processes
-    compile: bool = False  # the network by torch.compile, anew in each phase
+    compile: bool | Literal["auto"] = False  # torch.compile in each phase; auto: where it pays
     gradient_checkpointing: bool = False  # forward runs twice, for less memory
     source: SourceSpec | None = None
     compare: CompareSpec | None = None

@@ -9,6 +9,7 @@ come in as data.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hf_transfer import (
     batchnorm,
     checkpoints,
+    compiling,
     failures,
     features,
     freezing,
@@ -72,7 +74,8 @@ class TransferTrainer(Trainer):
     names or patterns of its newly initialised parameters. `groups` are layers given by hand, from
     input to output: {"stem": ["conv1.*"], …, "head": ["fc.*"]}. With `checkpoint_seconds` a
     checkpoint is written whenever that many seconds have passed. `sync_batchnorm` takes batch
-    statistics over the images of all processes. All else is as for a Trainer.
+    statistics over the images of all processes, and `auto_compile` runs torch.compile in phases
+    where, measured, it pays. All else is as for a Trainer.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class TransferTrainer(Trainer):
         class_weights: torch.Tensor | None = None,
         checkpoint_seconds: float | None = None,
         sync_batchnorm: bool = False,
+        auto_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else TrainingArguments("run")
@@ -104,6 +108,7 @@ class TransferTrainer(Trainer):
         self.backbone = self._described = describe(model, head, groups)
         self.phases = resolved_phases(phases, args, self.backbone)
         self.class_weights, self.sync_batchnorm = class_weights, sync_batchnorm
+        self.auto_compile, self.compiling = auto_compile, None
         self.reports: list[PhaseReport] = []
         self.phase: Phase | None = None
         if isinstance(kwargs.get("train_dataset", kwargs.get("eval_dataset")), ImageSet):
@@ -111,6 +116,7 @@ class TransferTrainer(Trainer):
         self.task, scale = self.backbone.task, self.backbone.scale
         kwargs.setdefault("compute_metrics", EpochMetrics(task=self.task, scale=scale))
         super().__init__(model=model, args=args, **kwargs)
+        compiling.check(self)
         self.shards = sharding.take_over(self)
         self.label_smoother = None  # smoothing is a phase's, and for training only
         self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact
@@ -191,7 +197,8 @@ class TransferTrainer(Trainer):
             if phase.spec.solve:
                 output = solve.train_exactly(self, phase, self._replay)
             else:
-                with sharding.sharded(self), batchnorm.shared(self):
+                weighed = compiling.weighed(self, folder, resume)
+                with sharding.sharded(self), batchnorm.shared(self), weighed:
                     output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
             self._unwrap()
             self._load_best()
@@ -199,6 +206,7 @@ class TransferTrainer(Trainer):
             seconds = time.monotonic() - self._began
             cached, times = self._replay is not None, self._rollbacks
             report = phase_report(phase, self.backbone, self.state, proof, seconds, cached, times)
+            report = dataclasses.replace(report, compiled=compiling.facts(self))
             self.reports.append(report)
             if phase.spec.keep_adapters and self.watch.saves and self.processes.main:
                 injecting.keep(self.model, self._described, phase, folder.with_name("adapter"))
@@ -226,7 +234,7 @@ class TransferTrainer(Trainer):
             self.model, prefix, layout, groups, phase.parameters, phase.spec.still_norms
         )
         self._still = [self.model.get_submodule(name) for name in self._still_names]
-        self._best = None
+        self._best = self.compiling = None
         set_seed(self.args.seed)
         if self.accelerator.state.dynamo_plugin.backend.value != "NO":  # by args or a launcher
             torch._dynamo.reset()  # a frame compiled for other requires_grad may be reused
@@ -329,6 +337,17 @@ class TransferTrainer(Trainer):
         batches = shares.next_step(self, epoch_iterator, num_batches)
         count = super().get_batch_samples(shares.counted(batches), num_batches, device)[1]
         return batches, count
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return a batch's loss, its gradients taken; compiled in a phase where that pays."""
+        step = super().training_step
+        if self.compiling is None:
+            return step(model, inputs, num_items_in_batch)
+        return self.compiling.step(
+            lambda network: step(network, copy.copy(inputs), num_items_in_batch), model, inputs
+        )
 
     def _prepare_inputs(self, inputs_: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of stored pixels into the model's input, varied while training."""

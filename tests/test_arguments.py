@@ -132,6 +132,7 @@ def test_compile_and_gradient_checkpointing_reach_the_trainer(tmp_path, monkeypa
     monkeypatch.setattr("hf_transfer.arguments.compiler", lambda: None)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
         training_arguments(replace(recipe, compile=True), tmp_path)
+    assert not training_arguments(replace(recipe, compile="auto"), tmp_path).torch_compile
 
 
 def test_what_accelerate_launch_was_told_changes_no_run(tmp_path, monkeypatch):

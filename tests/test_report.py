@@ -101,6 +101,7 @@ def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
         "checks",
         "rollbacks",
         "solve",
+        "compiled",
     }
     assert 0 <= values["metrics"]["accuracy"] <= 1
 
@@ -236,6 +237,14 @@ def test_runs_of_other_things_are_not_averaged(change: dict[str, Any], words: st
 
 
 # --- the page -------------------------------------------------------------------------------
+
+
+def test_the_page_says_of_a_phase_that_it_was_compiled() -> None:
+    report = sample_report()
+    first, last = report.phases
+    chosen = replace(last, compiled={"compiled": True, "why": "it is faster"})
+    assert "compiled" not in Page(report_page(report)).text
+    assert "compiled" in Page(report_page(replace(report, phases=(first, chosen)))).text
 
 
 def test_the_page_shows_result_phases_rates_classes_audit_and_record(tmp_path: Path) -> None:
