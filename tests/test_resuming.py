@@ -93,7 +93,7 @@ def test_features_that_are_killed_while_they_are_written_are_taken_up_where_they
     options = {"checkpoint_seconds": 0, "cache": str(cache)}
     written = {}
     store = "hf_transfer.featurestore"
-    for kill in ((f"{store}:np.save", 3), (f"{store}:os.fsync", 2), (f"{store}:os.replace", 3)):
+    for kill in ((f"{store}:_Part.add", 3), (f"{store}:os.fsync", 2), (f"{store}:os.replace", 3)):
         child = start(train, out / "log", out, PHASES, {**options, "kill": kill})
         assert ended(child) == -signal.SIGKILL, (out / "log").read_text()
         found = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
