@@ -6,7 +6,7 @@ Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, secti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,27 @@ def check(model: nn.Module, phases: Sequence[Phase], images: Any) -> None:
         raise UserError(
             f"phase {asked[0]}: reestimate_norms needs a data set with a length above 1"
         )
+
+
+@contextmanager
+def counted_once(model: nn.Module, twice: bool) -> Iterator[None]:
+    """Let running statistics take each batch once, until the block ends, where forward runs
+    `twice`: with gradient checkpointing its second time is within the backward pass."""
+    kept: dict[nn.Module, list[torch.Tensor]] = {}
+
+    def keep(layer: nn.Module, args: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:  # as torch.utils.checkpoint itself asks
+            kept[layer] = [buffer.clone() for buffer in layer.buffers()]
+
+    def put_back(layer: nn.Module, args: Any, output: Any) -> None:
+        for buffer, before in zip(layer.buffers(), kept.pop(layer, ()), strict=False):
+            buffer.copy_(before)
+
+    with ExitStack() as stack:
+        for layer in layers(model).values() if twice else ():
+            stack.callback(layer.register_forward_pre_hook(keep).remove)
+            stack.callback(layer.register_forward_hook(put_back).remove)
+        yield
 
 
 def begin(

@@ -130,7 +130,8 @@ def _apart(
     batch = replay.batch(replay.train.__getitems__(rows), 0)
     training = model.training
     model.eval()
-    found = logits_of(model(features=[value.to(device) for value in batch["features"]]))
+    values = [value.float().to(device) for value in batch["features"]]  # as they were solved for
+    found = logits_of(model(features=values))
     model.train(training)
     expected = features[rows] @ solution.weight.T + solution.bias
     return float(np.abs(found.double().cpu().numpy() - expected).max() / np.abs(expected).max())

@@ -197,8 +197,9 @@ class TransferTrainer(Trainer):
             if phase.spec.solve:
                 output = solve.train_exactly(self, phase, self._replay)
             else:
+                counted = norms.counted_once(self.model, self.args.activation_checkpointing)
                 weighed = compiling.weighed(self, folder, resume)
-                with sharding.sharded(self), batchnorm.shared(self), weighed:
+                with sharding.sharded(self), batchnorm.shared(self), counted, weighed:
                     output = super().train(checkpoint and str(checkpoint.folder), **kwargs)
             self._unwrap()
             self._load_best()

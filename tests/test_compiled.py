@@ -62,3 +62,11 @@ def test_gradient_checkpointing_trains_the_same_above_a_frozen_prefix(tmp_path):
     assert apart(state(ends[0].model), state(ends[1].model)) < 1e-6
     assert passes[1] > passes[0]  # forward ran again for the backward pass
     assert [r.checks for r in ends[1].reports] == [r.checks for r in ends[0].reports]
+
+
+def test_gradient_checkpointing_counts_each_batch_once_in_running_statistics(tmp_path):
+    plain, twice = (
+        trained(tmp_path / str(on), [COLD], activation_checkpointing=on).model
+        for on in (False, True)
+    )
+    assert apart(state(plain), state(twice)) < 1e-6

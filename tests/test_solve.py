@@ -7,7 +7,7 @@ import pytest
 import torch
 from sample_report import sample_report
 from sklearn.linear_model import LogisticRegression
-from small import HEAD, VIT, Pixels, images, network, state, trained
+from small import ALL, HEAD, VIT, Pixels, images, network, state, trained
 from test_features import alexnet_like
 from torch import nn
 
@@ -166,6 +166,15 @@ def test_a_solved_head_is_told_in_the_solvers_steps_and_not_in_epochs_or_rates(t
     page = report_page(replace(sample_report(), phases=(report,)))
     assert f'solved<span class="label">{report.steps} steps' in page
     assert "<h2>Training</h2>" not in page
+
+
+def test_a_head_is_solved_for_and_fine_tuned_in_bf16_as_in_fp32(tmp_path):
+    low, full = (
+        trained(tmp_path / str(bf16), [SOLVE, ALL], bf16=bf16).reports for bf16 in (True, False)
+    )
+    assert [report.solve for report in low] == ["lbfgs", None]
+    assert low[0].metrics["loss"] == pytest.approx(full[0].metrics["loss"], abs=0.01)
+    assert low[1].checks["moved"] == full[1].checks["moved"]
 
 
 def test_it_is_no_worse_than_many_epochs_of_steps(tmp_path):
