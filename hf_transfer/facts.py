@@ -152,16 +152,15 @@ def measure(
 
     `extra` metrics are computed from the same logits.
     """
-    metrics = _measured(trainer, data.validation, data.task, extra)
+    logits = trainer.predict_validation().predictions
+    metrics = _measured(logits, data.validation, data.task, extra)
     if data.test is not None:
-        metrics["test"] = _measured(trainer, data.test, data.task, extra)
+        logits = trainer.predict(data.test).predictions
+        metrics["test"] = _measured(logits, data.test, data.task, extra)
     return metrics
 
 
-def _measured(
-    trainer: TransferTrainer, images: ImageSet, task: str, extra: Sequence[Extra]
-) -> dict[str, Any]:
-    logits = trainer.predict(images).predictions
+def _measured(logits: Any, images: ImageSet, task: str, extra: Sequence[Extra]) -> dict[str, Any]:
     metrics = measured(task, logits, images.labels, images.names, images.scale)
     for metric in extra:
         metrics |= metric(logits, images.labels)

@@ -27,7 +27,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from hf_transfer import (
     batchnorm,
@@ -180,12 +180,30 @@ class TransferTrainer(Trainer):
             self.args, self.phase, self.is_in_train = self._run_args, None, False
         return output
 
+    def predict_validation(self) -> PredictionOutput:
+        """Return what `predict` gives for the validation images when all phases are done: from the
+        features of the last one where it kept them, which it trained on and was judged by."""
+        last = self.phases[-1]
+        if self.reports[-1].features != "cached" or last.adapters:
+            return self.predict(self.eval_dataset)
+        try:
+            self._apply(last)
+            with kept_memory(), self._features(last):
+                return self.predict(self.eval_dataset)
+        except features.FeaturesError as error:  # there is no room for them any more
+            logger.info("%s", error)
+            return self.predict(self.eval_dataset)
+        finally:
+            self._unwrap()
+            self.args, self.phase = self._run_args, None
+
     def _train_phase(
         self, phase: Phase, before: freezing.Fingerprints, resume: bool, **kwargs: Any
     ) -> TrainOutput:
         """Apply a phase, train it, end with its best weights, prove it and write it down."""
         began = time.monotonic()
         self._apply(phase)
+        self._announce(phase)
         folder = Path(self.args.output_dir)
         checkpoint = resuming.take_up(self, folder, self._about) if resume else None
         saved = checkpoints.weights(checkpoint.folder) if checkpoint else None
@@ -239,7 +257,12 @@ class TransferTrainer(Trainer):
         set_seed(self.args.seed)
         if self.accelerator.state.dynamo_plugin.backend.value != "NO":  # by args or a launcher
             torch._dynamo.reset()  # a frame compiled for other requires_grad may be reused
-        sizes, rates = layout.sizes, [g.lr for g in param_groups(phase, groups, layout)]
+
+    def _announce(self, phase: Phase) -> None:
+        """Log what a phase trains, and how."""
+        layout = self.backbone.layout
+        sizes, groups = layout.sizes, param_groups(phase, self.backbone.groups, layout)
+        rates = [group.lr for group in groups]
         logger.info(
             "phase %d %s: %s; %s of %s parameters; %s",
             phase.index,

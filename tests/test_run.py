@@ -10,7 +10,9 @@ import pytest
 import torch
 from children import ended, start
 from PIL import Image
+from torch import nn
 
+from hf_transfer import facts
 from hf_transfer.backbone import load_model
 from hf_transfer.folder import FolderError
 from hf_transfer.plan_text import format_plan
@@ -86,6 +88,32 @@ def test_a_run_leaves_report_page_model_and_what_resuming_needs(finished):
     assert report.seconds["wall"] >= report.seconds["training"] > 0
     assert load_model(out).backbone.labels == ("cat", "dog", "fox")
     assert json.loads((out / "inputs.json").read_text())["images"] == 30
+
+
+def test_validation_is_measured_on_the_features_that_are_there(photos, tmp_path, monkeypatch):
+    """The prefix runs again for the images to test alone; likewise after a stop in between."""
+    alone, seen = recipe(photos, phases=PHASES[:1]), []
+    measure = facts.measure
+
+    def watched(trainer, *args):
+        stem = next(m for m in trainer.model.modules() if isinstance(m, nn.Conv2d))
+        hook = stem.register_forward_pre_hook(lambda module, x: seen.append(len(x[0])))
+        try:
+            return measure(trainer, *args)
+        finally:
+            hook.remove()
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(facts, "measure", watched)
+    whole = run(alone, tmp_path / "whole")
+    assert [count for count in seen if count > 3] == [6]  # fewer find where the network is cut
+    monkeypatch.setattr(facts, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(alone, tmp_path / "halved")
+    monkeypatch.setattr(facts, "measure", measure)
+    assert measured(run(alone, tmp_path / "halved", resume=True)) == measured(whole)
 
 
 def test_a_finished_run_is_read_back_and_not_trained_again(finished, photos):
