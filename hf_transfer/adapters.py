@@ -77,6 +77,7 @@ def adapted(
     if adapters is None:
         return groups, layout
     macs = dict(zip((n for n, _ in layout.parameters), layout.macs, strict=False))
+    crossing = dict(zip((n for n, _ in layout.parameters), layout.crossing, strict=False))
     added: dict[str, dict[str, tuple[int, ...]]] = {}
     costs: dict[str, int] = {}
     for path in adapters.layers:
@@ -85,6 +86,8 @@ def adapted(
         own = _shapes(adapters, path, layout)
         added[weight] = own
         costs |= {n: math.prod(s) * positions * ("_A." in n or "_B." in n) for n, s in own.items()}
+        given = positions * dict(layout.parameters)[weight][0]  # the adapter's own is added to it
+        crossing |= dict.fromkeys(own, crossing.get(weight, 0) + given)
     parameters: dict[str, tuple[int, ...]] = {}
     for name, shape in layout.parameters:
         parameters |= {name: shape, **added.get(name, {})}
@@ -94,6 +97,7 @@ def adapted(
         layout,
         parameters=tuple(parameters.items()),
         macs=tuple(costs[name] for name in parameters) if layout.macs else (),
+        crossing=tuple(crossing[name] for name in parameters) if layout.crossing else (),
         no_decay=(*layout.no_decay, *magnitudes),
     )
     members = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isqrt, prod
 from typing import Any
@@ -27,6 +27,7 @@ class Layout:
     loose: tuple[tuple[str, int], ...] = ()  # dropout and its kin: (path, parameters used before)
     no_decay: tuple[str, ...] = ()  # that the backbone itself exempts from weight decay
     macs: tuple[int, ...] = ()  # multiply-adds of one image, by parameter, as far as counted
+    crossing: tuple[int, ...] = ()  # numbers of one image made before a parameter, used from it on
     shared: tuple[tuple[str, ...], ...] = ()  # other names of one parameter, after the one above
     head_kept: bool = False  # the head is the checkpoint's own, and trained
     adapted: tuple[str, ...] = ()  # first layers that were made to fit another number of channels
@@ -53,6 +54,35 @@ class Layout:
             return frozenset(n for (n, _), m in zip(self.parameters, self.macs, strict=True) if m)
         return frozenset(name for name, shape in self.parameters if len(shape) > 1)
 
+    def at(self, size: int) -> Layout:
+        """Return the layout for images of `size` px: costs and numbers follow their area.
+
+        Exact where sides are halved without rests. What runs once an image, on as many numbers as
+        its weights' shape says, stays as it is: a head, a layer after pooling to a fixed size.
+        """
+        own = self.image.get("size", size)
+        if size == own:
+            return self
+        area = (size / own) ** 2
+
+        def scaled(counts: tuple[int, ...]) -> tuple[int, ...]:
+            pairs = zip(self.parameters, counts, strict=False)
+            return tuple(n if name in self._fixed else round(n * area) for (name, _), n in pairs)
+
+        image = {**self.image, "size": size}
+        return replace(self, macs=scaled(self.macs), crossing=scaled(self.crossing), image=image)
+
+    @cached_property
+    def _fixed(self) -> frozenset[str]:
+        """Parameters that meet the same numbers whatever the size of the images."""
+        costs = zip(self.parameters, self.macs, self.crossing, strict=False)
+        return frozenset(
+            name
+            for (name, shape), macs, crossing in costs
+            if crossing <= prod(shape[1:] or shape)
+            and (len(shape) == 1 or macs == self.sizes[name])
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the layout as plain JSON values; `from_dict` gives an equal layout."""
         return {
@@ -77,5 +107,5 @@ class Layout:
         )
 
 
-_LISTS = ("unused", "sequences", "head", "norms", "layers", "no_decay", "macs")
+_LISTS = ("unused", "sequences", "head", "norms", "layers", "no_decay", "macs", "crossing")
 _PAIRS = ("loose", "shared")

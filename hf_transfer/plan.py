@@ -111,11 +111,9 @@ def make_plan(
     """
     images = images or {split: sum(classes.values()) for split, classes in counts.items()}
     check_warmup(phases, images.get("train", 0), processes)
-    size = int(layout.image.get("size", 224))
-    side = recipe.data.image_size or size
-    cost = _Cost(
-        layout, (side / size) ** 2, BYTES[recipe.precision], head_parameters(groups, layout)
-    )
+    side = recipe.data.image_size or int(layout.image.get("size", 224))
+    layout = layout.at(side)
+    cost = _Cost(layout, BYTES[recipe.precision])
     planned = tuple(
         _planned(phase, groups, layout, images, cost, speed, processes, sharded) for phase in phases
     )
@@ -187,9 +185,7 @@ class _Cost:
     """What running and training a network costs, from its multiply-adds."""
 
     layout: Layout
-    scale: float  # of the area of the images, against what the layout was recorded at
     activation_bytes: int
-    head: set[str]
     per_output: float = 0.0  # operations that a number in a layer's output counts as
 
     def operations(self, names: set[str] | None, backward: set[str]) -> tuple[float, float]:
@@ -225,9 +221,8 @@ class _Cost:
         macs = self.layout.macs or (0,) * len(self.layout.parameters)
         found = []
         for (name, shape), count in zip(self.layout.parameters, macs, strict=True):
-            area = 1.0 if name in self.head else self.scale
             outputs = count / math.prod(shape[1:])
-            found.append((name, area * (count + self.per_output / 2 * outputs)))
+            found.append((name, count + self.per_output / 2 * outputs))
         return found
 
 
@@ -273,7 +268,6 @@ def _planned(
     if speed:
         effort = operations(replace(cost, per_output=OUTPUT_OPERATIONS))
         seconds = effort / (speed * EFFICIENCY) + STEP_SECONDS * steps + PHASE_SECONDS
-    scale = 1.0 if above <= cost.head else cost.scale
     at_once = min(spec.batch_size, max(train, 1))
     activations = int(at_once * cost.activations(part, chosen))
     return PlannedPhase(
@@ -282,12 +276,12 @@ def _planned(
         trains=span(phase.groups, groups),
         parameters=parameters,
         rates=rates,
-        head_lr=_head_rate(rates, cost.head),
+        head_lr=_head_rate(rates, head_parameters(groups, layout)),
         images=seen,
         steps=steps,
         live=live,
         reduced_bytes=0 if processes == 1 or spec.solve else 4 * parameters,
-        disk_bytes=0 if live else int(rows * feature_bytes(phase, groups, layout) * scale),
+        disk_bytes=0 if live else rows * feature_bytes(phase, layout),
         memory_bytes=_held(spec, sum(sizes.values()), parameters) + activations,
         operations=operations(cost),
         seconds=seconds,

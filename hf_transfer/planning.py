@@ -60,7 +60,10 @@ def _plan(
 
 
 def _layout(recipe: Recipe, labels: int) -> Layout:
-    layout = recorded_layout(recipe.backbone, labels) if recipe.backbone else None
+    layout = None
+    if recipe.backbone:  # at the images' size, or at its own and from there by their area
+        layout = recorded_layout(recipe.backbone, labels, recipe.data.image_size)
+        layout = layout or recorded_layout(recipe.backbone, labels)
     if layout is None or recipe.head.replace != 1 or recipe.head.keep or recipe.data.channels:
         from hf_transfer.backbone import planned_layout
 

@@ -39,7 +39,7 @@ def why_live(
         passes = spec.steps * spec.batch_size * spec.accumulate / images
     if passes < view_count(phase):
         return f"{passes:.2g} epochs are fewer than the {view_count(phase)} views"
-    macs, size = prefix_macs(phase, groups, layout), feature_bytes(phase, groups, layout)
+    macs, size = prefix_macs(phase, groups, layout), feature_bytes(phase, layout)
     if any(layout.macs) and macs < WORTH * size:
         return "running it again costs less than reading its features back"
     return None
@@ -60,18 +60,13 @@ def top_macs(phase: Phase, groups: LayerGroups, layout: Layout) -> int:
     return sum(layout.macs) - prefix_macs(phase, groups, layout)
 
 
-def feature_bytes(phase: Phase, groups: LayerGroups, layout: Layout) -> int:
-    """Return about how many bytes one image's features take.
-
-    They are what the last frozen layer gives, or where the head alone trains, what it takes.
+def feature_bytes(phase: Phase, layout: Layout) -> int:
+    """Return how many bytes one image's features take: all that is made below the first parameter
+    that trains and used from it on. 0 where the layout does not say; of float32 numbers.
     """
-    scalar = 2 if phase.spec.feature_precision == "fp16" else 4
-    shapes = dict(layout.parameters)
-    first = next((n for n, _ in layout.parameters if n in set(phase.parameters)), None)
-    if first in layout.head and len(shapes[first]) > 1:
-        return scalar * math.prod(shapes[first][1:])
-    outputs = [macs // math.prod(shapes[n][1:]) for n, macs in _prefix(phase, groups, layout)]
-    return scalar * next((count for count in reversed(outputs) if count), 0)
+    scalar, chosen = 2 if phase.spec.feature_precision == "fp16" else 4, set(phase.parameters)
+    numbers = zip(layout.parameters, layout.crossing, strict=False)
+    return scalar * next((count for (name, _), count in numbers if name in chosen), 0)
 
 
 def _prefix(phase: Phase, groups: LayerGroups, layout: Layout) -> list[tuple[str, int]]:

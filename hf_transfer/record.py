@@ -75,7 +75,7 @@ def recording(name: str) -> dict[str, Any]:
     sizes = dict.fromkeys(own[:1] if _is_fixed(network) else (*own, *SIZES))
     traces = {size: [fresh_layout(name, labels, size) for labels in (10, 11)] for size in sizes}
     ten, eleven = traces[own[0]]
-    layout = {k: v for k, v in ten.to_dict().items() if k not in ("macs", "labels")}
+    layout = {k: v for k, v in ten.to_dict().items() if k not in ("macs", "crossing", "labels")}
     layout["parameters"] = [
         [parameter, [LABELS if a != b else a for a, b in zip(shape, other, strict=True)]]
         for (parameter, shape), (_, other) in zip(ten.parameters, eleven.parameters, strict=True)
@@ -89,12 +89,15 @@ def recording(name: str) -> dict[str, Any]:
 
 
 def _cost(ten: Layout, eleven: Layout) -> dict[str, Any]:
-    """Return the multiply-adds that do not depend on the labels, and those of each label."""
-    slope = [b - a for a, b in zip(ten.macs, eleven.macs, strict=True)]
-    return {
-        "macs": [macs - 10 * more for macs, more in zip(ten.macs, slope, strict=True)],
-        "macs_per_label": [[i, more] for i, more in enumerate(slope) if more],
-    }
+    """Return the multiply-adds and crossing numbers that do not depend on the labels, and those of
+    each label."""
+    found: dict[str, Any] = {}
+    for key in ("macs", "crossing"):
+        few, more = getattr(ten, key), getattr(eleven, key)
+        slope = [b - a for a, b in zip(few, more, strict=True)]
+        found[key] = [count - 10 * each for count, each in zip(few, slope, strict=True)]
+        found[f"{key}_per_label"] = [[i, each] for i, each in enumerate(slope) if each]
+    return found
 
 
 def _images(name: str) -> dict[str, dict[str, Any]]:

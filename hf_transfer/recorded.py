@@ -86,8 +86,9 @@ def _layout(
         [name, [labels if side == LABELS else side for side in shape]]
         for name, shape in layout["parameters"]
     ]
-    per_label = dict(cost["macs_per_label"])
-    layout["macs"] = [macs + labels * per_label.get(i, 0) for i, macs in enumerate(cost["macs"])]
+    for key in ("macs", "crossing"):
+        per_label = dict(cost[f"{key}_per_label"])
+        layout[key] = [count + labels * per_label.get(i, 0) for i, count in enumerate(cost[key])]
     layout["image"] = {**image, "size": size}
     layout["labels"] = labels
     return Layout.from_dict(layout)

@@ -10,8 +10,10 @@ import copy
 import inspect
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -53,7 +55,7 @@ def trace_layout(
     """
     named = dict(model.named_parameters())
     seen = _watched(model, image)
-    used = seen.order()
+    used, crossing = seen.order(), seen.crossing()
     order = [*used, *(name for name in named if name not in set(used))]
     bare = lambda names: tuple(name.removeprefix(prefix) for name in names)  # noqa: E731
     new, spared = {name.removeprefix(prefix) for name in head}, exempt_from_decay(model)
@@ -69,6 +71,7 @@ def trace_layout(
         no_decay=bare(name for name in order if name in spared),
         shared=tuple(bare(names) for names in _shared(model)),
         macs=tuple(seen.macs.get(name, 0) for name in order),
+        crossing=tuple(crossing.get(name, 0) for name in order),
         image=dict(image),
         labels=labels,
     )
@@ -174,6 +177,10 @@ class _Watch(TorchFunctionMode):
         self.made = {id(b): (b, frozenset[str]()) for b in model.buffers()}
         self.acted: dict[str, None] = {}
         self.touched: dict[str, tuple[int, int]] = {}  # how many had acted, been touched, before
+        self.operations = 0
+        self.touched_in: dict[str, int] = {}  # the operation that a parameter is first touched in
+        # Tensors of the image, by id, with the operations that made and last used them.
+        self.lives: dict[int, tuple[torch.Tensor, int, int]] = {}
         self.macs: dict[str, int] = {}
         self.before: dict[str, int] = {}  # module to how many parameters had acted before it ran
 
@@ -183,6 +190,16 @@ class _Watch(TorchFunctionMode):
         rank = {name: (i, 1, 0) for i, name in enumerate(self.acted)}
         rank |= {name: (self.touched[name][0], 0, self.touched[name][1]) for name in lost}
         return sorted(rank, key=rank.__getitem__)
+
+    def crossing(self) -> dict[str, int]:
+        """Return how many numbers of the image are made before each parameter is first touched, and
+        used then or later."""
+        change: Counter[int] = Counter()
+        for tensor, made, used in self.lives.values():
+            change[made + 1] += tensor.numel()
+            change[used + 1] -= tensor.numel()
+        alive = list(accumulate(change[operation] for operation in range(self.operations + 1)))
+        return {name: alive[operation] for name, operation in self.touched_in.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -194,8 +211,14 @@ class _Watch(TorchFunctionMode):
         given = list(_tensors((args, kwargs)))
         origins = [self._origin(tensor) for tensor in given]
         used = frozenset[str]().union(*(origin for origin in origins if origin))
+        self.operations += 1
         for parameter in sorted(used - self.touched.keys()):
             self.touched[parameter] = (len(self.acted), len(self.touched))
+            self.touched_in[parameter] = self.operations
+        for tensor, origin in zip(given, origins, strict=True):
+            if origin is None:  # what no operation made is the image itself
+                _, made_in, _ = self.lives.get(id(tensor), (tensor, 0, 0))
+                self.lives[id(tensor)] = (tensor, made_in, self.operations)
         if None not in origins:
             self.made.update({id(tensor): (tensor, used) for tensor in made})
             return result
@@ -207,6 +230,7 @@ class _Watch(TorchFunctionMode):
                 self.macs[main] = self.macs.get(main, 0) + _macs(name, tensor, made[0], args)
         for tensor in made:
             self.made.pop(id(tensor), None)  # changed in place
+            self.lives.setdefault(id(tensor), (tensor, self.operations, self.operations))
         return result
 
     def _origin(self, tensor: torch.Tensor) -> frozenset[str] | None:

@@ -1,6 +1,7 @@
 """A cut network answers as the whole one, or says why it cannot be cut."""
 
 import copy
+import math
 import re
 
 import families
@@ -52,6 +53,19 @@ def test_replayed_logits_are_those_of_the_whole_network_for_any_batch(family):
             live = logits_of(model(pixel_values=pixels))
             found = replayed(model, cut, pixels)
         assert torch.allclose(found, live, atol=1e-5 * float(live.abs().max()))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_layout_knows_how_many_numbers_cross_every_cut(family):
+    """Also where pooling or flattening lies below what trains, or several values cross."""
+    model = families.make(family)
+    layout, groups = model.backbone.layout, model.backbone.groups
+    crossing = dict(zip(layout.sizes, layout.crossing, strict=True))
+    some = groups.groups[1::2] if len(groups.groups) > 8 else groups.groups[1:]
+    for group in some:
+        cut, _ = cut_at(model, f"from {group.name}")
+        first = next(name for name in layout.sizes if name in group.parameters)
+        assert sum(math.prod(each.shape) for each in cut.stored) == crossing[first], group.name
 
 
 @pytest.mark.parametrize("family", ["timm resnet", "transformers swin"])

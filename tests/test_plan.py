@@ -37,11 +37,13 @@ def network(depth: int = 3, macs: bool = True) -> tuple[LayerGroups, Layout]:
     shapes |= {"fc.weight": (2, 4), "fc.bias": (2,)}
     groups.append(Group("head", "head", ("fc.weight", "fc.bias"), 10))
     cost = {"fc.weight": 8, **{f"b{i}.weight": MACS for i in range(depth)}}
+    crossing = {name: 4 if "fc" in name else MACS // 4 for name in shapes}
     layout = Layout(
         parameters=tuple(shapes.items()),
         head=("fc.weight", "fc.bias"),
         norms=tuple(f"b{i}.norm" for i in range(depth)),
         macs=tuple(cost.get(name, 0) for name in shapes) if macs else (),
+        crossing=tuple(crossing.values()) if macs else (),
         image={"size": 32, "channels": 3},
         labels=2,
     )

@@ -69,3 +69,13 @@ def test_the_quickstart_is_planned_with_its_letters_and_digits() -> None:
 def test_a_recipe_without_backbone_or_source_is_told_so(photos: Path) -> None:
     with pytest.raises(UserError, match="names no backbone"):
         list(plans_of(planned(PHASES, f"data.path={photos}")))
+
+
+def test_features_are_planned_at_the_size_of_the_images(photos: Path) -> None:
+    """Of 224 px AlexNet gives 27 x 27 positions to its second layer, of 96 px 11, not 11.6."""
+    text = (
+        f"data: {{path: {photos}, image_size: 96}}\nbackbone: torchvision/alexnet\n"
+        "phases: [{train: from features.3, epochs: 1, cold_head: true, features: cached}]\n"
+    )
+    (plan,) = plans_of(planned(text))
+    assert plan.phases[0].disk_bytes == 20 * 4 * 64 * 11 * 11

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from hf_transfer.adapters import adapted
 from hf_transfer.groups import group_layers
 from hf_transfer.phases import make_phases
 from hf_transfer.prefix import feature_bytes, prefix_macs, why_live
@@ -20,8 +21,8 @@ def resnet50(backbone="timm/resnet50", **phase):
 
 
 def test_features_of_the_head_are_what_its_layer_takes():
-    assert feature_bytes(*resnet50()) == 4 * 2048
     phase, groups, layout = resnet50()
+    assert feature_bytes(phase, layout) == 4 * 2048
     assert prefix_macs(phase, groups, layout) == pytest.approx(4.1e9, rel=0.02)
 
 
@@ -54,3 +55,33 @@ def test_a_thin_prefix_is_run_again_and_can_be_forced():
     thin = {"backbone": "timm/mobilenetv3_large_100", "train": "from blocks.0"}
     assert "costs less than reading" in why_live(*resnet50(**thin))
     assert why_live(*resnet50(**thin, features="cached")) is None
+
+
+@pytest.mark.parametrize(
+    ("backbone", "train", "numbers"),
+    [
+        ("timm/vgg16", ["features.24", "head"], 14 * 14 * 512),  # a pooling layer below it
+        ("torchvision/vgg16", ["classifier.0", "head"], 7 * 7 * 512),
+        ("timm/vit_tiny_patch16_224", "from blocks.0", 197 * 192),  # with the class token
+        ("timm/vit_tiny_patch16_224", "lora(r=2) last 1 block", 2 * 197 * 192 + 3 * 197 * 192),
+    ],
+)
+def test_features_are_all_that_crosses_to_the_first_layer_that_trains(backbone, train, numbers):
+    """An adapter's layer is frozen: what it takes and what it gives cross, and the residual."""
+    phase, groups, layout = resnet50(backbone, train=train)
+    _, layout = adapted(phase.adapters, groups, layout)
+    assert feature_bytes(phase, layout) == 4 * numbers
+
+
+@pytest.mark.parametrize("name", ["timm/vgg16", "timm/resnet50", "torchvision/densenet121"])
+def test_a_layout_at_another_size_of_images_is_as_if_traced_there(name):
+    """Every group's cut; of these networks the sides are halved without rests."""
+    layout = recorded_layout(name, 5)
+    above = group_layers(layout).groups[1:]
+    first = [next(name for name in layout.sizes if name in group.parameters) for group in above]
+    for size in (64, 96, 128):
+        layouts = recorded_layout(name, 5, size), layout.at(size)
+        traced, scaled = (dict(zip(x.sizes, x.crossing, strict=True)) for x in layouts)
+        assert [traced[name] for name in first] == [scaled[name] for name in first], size
+        assert layouts[1].image["size"] == size
+    assert layout.at(layout.image["size"]) == layout
