@@ -67,17 +67,19 @@ def test_a_package_that_is_there_stays(monkeypatch):
 HERE = Path(__file__).parent
 
 
-def pages(times=5):
-    """Return how many pages the system had to give for a large tensor, made anew each time."""
+def pages(times=5, size=2**26):
+    """Return how many pages the system had to give for a large block, made anew each time.
+
+    Of bytes, not of a tensor: where an aligned block is taken from depends on what else lies there.
+    """
 
     def count():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-    for _ in range(4):  # of 64 MiB; the first may be new in any case
-        torch.ones(2**24)
+    b"x" * size  # the first is new in any case
     before = count()
     for _ in range(times):
-        torch.ones(2**24)
+        b"x" * size
     return count() - before
 
 
