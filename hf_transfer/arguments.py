@@ -20,8 +20,10 @@ from transformers.training_args import OptimizerNames
 
 from hf_transfer import batchnorm, launch, processes, stopping
 from hf_transfer.backbone import Backbone
+from hf_transfer.cache import room
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import Phase, make_phases
+from hf_transfer.prefix import check_kept, insists
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import Augment, PhaseSpec, Recipe, UserError, parse_phase
 from hf_transfer.tasks import phase_conflicts
@@ -223,6 +225,48 @@ def check_phases(
     ]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def check_features(
+    phases: Sequence[Phase],
+    backbone: Backbone,
+    train: Any,
+    evaluation: Any,
+    here: Processes,
+    *,
+    sharded: bool,
+    halved: bool,
+) -> None:
+    """Raise UserError for phases that insist on features that one of the machines cannot keep, as
+    `check_kept`, or that there are no stored pixels for. All processes call this together."""
+    phases = [phase for phase in phases if insists(phase.spec)]
+    if not phases:
+        return
+    for what, data in {"data set": train, "validation set": evaluation}.items():
+        if not isinstance(data, ImageSet | None):
+            wanted = insists(phases[0].spec)
+            raise UserError(
+                f"phase {phases[0].name}: {wanted} is not possible, because the {what} gives no "
+                f"stored pixels; make it with load_data, or remove {wanted}"
+            )
+    problem = None
+    held_out = len(evaluation) if isinstance(evaluation, ImageSet) else 0
+    images = {"train": len(train), "validation": held_out}
+    try:
+        check_kept(
+            phases,
+            backbone.groups,
+            backbone.layout,
+            images,
+            room(),
+            sharded=sharded,
+            halved=halved,
+        )
+    except UserError as error:
+        problem = error
+    if here.most(int(problem is not None)):
+        names = ", ".join(phase.name for phase in phases)
+        raise problem or UserError(f"another process has no room for features of phase {names}")
 
 
 def _data_problems(spec: PhaseSpec, train: Any, own_loss: bool) -> list[str]:

@@ -117,6 +117,37 @@ def limit_from_environment() -> int:
     return limit
 
 
+@dataclass(frozen=True)
+class Room:
+    """The most bytes that could be kept if nothing else were."""
+
+    limit_bytes: int
+    disk_bytes: int
+
+    def lack(self, needed: int) -> tuple[str, str] | None:
+        """Return why so many bytes of features cannot be kept, and what would mend it; None where
+        they can."""
+        if needed > self.limit_bytes:
+            cache = f"the cache's {_gb(self.limit_bytes)}"
+            return (
+                f"{_gb(needed)} of features do not fit into {cache}",
+                "raise HF_TRANSFER_CACHE_GB",
+            )
+        if needed > self.disk_bytes:
+            disk = f"the disk, of which {_gb(self.disk_bytes)} can be taken"
+            mend = "free some, or let HF_TRANSFER_CACHE name a folder on another"
+            return f"{_gb(needed)} of features do not fit on {disk}", mend
+        return None
+
+
+def room() -> Room:
+    """Return the room that there is on this machine. Raises StoreError."""
+    root = cache_root()
+    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free
+    kept = sum(entry.size_bytes for entry in cache_entries())
+    return Room(limit_from_environment(), int(free * FREE_SHARE) + kept)
+
+
 def cache_entries(*folders: Path) -> list[CacheEntry]:
     """Return what is kept in these folders (all of the cache's), the last used first."""
     found = [

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hf_transfer.adapters import adapted, is_adapter
+from hf_transfer.cache import Room
 from hf_transfer.groups import LayerGroups, Layout
 from hf_transfer.phases import FOR_FEATURES, Phase, phase_notes, span
-from hf_transfer.prefix import feature_bytes, view_count, why_live
+from hf_transfer.prefix import check_kept, insists, stored_bytes, view_count, why_live
 from hf_transfer.rates import ParamGroup, param_groups
 from hf_transfer.recipe import RecipeError
 from hf_transfer.selection import head_parameters
@@ -101,21 +102,26 @@ def make_plan(
     processes: int = 1,
     images: Mapping[str, int] | None = None,
     sharded: bool = False,
+    room: Room | None = None,
 ) -> Plan:
     """Return the plan of a recipe; nothing is loaded or changed.
 
     `counts` holds the images of each class by split ("train", "validation", "test"), `images` those
     of each split where one may count for several labels or for none. `speed` is the matrix rate in
     operations per second of all `processes` together, from `measure_speed`; None leaves out the
-    times. `sharded` says whether they share out the parameters. Raises as `check_warmup`.
+    times. `sharded` says whether they share out the parameters, `room` what may be kept on disk;
+    None is no limit. Raises as `check_warmup` and `check_kept`.
     """
     images = images or {split: sum(classes.values()) for split, classes in counts.items()}
     check_warmup(phases, images.get("train", 0), processes)
     side = recipe.data.image_size or int(layout.image.get("size", 224))
     layout = layout.at(side)
+    halved = recipe.precision != "fp32"
+    check_kept(phases, groups, layout, images, room, sharded=sharded, halved=halved)
     cost = _Cost(layout, BYTES[recipe.precision])
     planned = tuple(
-        _planned(phase, groups, layout, images, cost, speed, processes, sharded) for phase in phases
+        _planned(phase, groups, layout, images, cost, speed, processes, sharded, room)
+        for phase in phases
     )
     labels = len({label for classes in counts.values() for label in classes})
     notes = (*phase_notes(phases, groups, layout), *_rate_notes(planned), *_idle_notes(planned))
@@ -235,6 +241,7 @@ def _planned(
     speed: float | None,
     processes: int,
     sharded: bool,
+    room: Room | None,
 ) -> PlannedPhase:
     spec, chosen = phase.spec, set(phase.parameters)
     groups, layout = adapted(phase.adapters, groups, layout)
@@ -244,6 +251,10 @@ def _planned(
     rates = param_groups(phase, groups, layout)
     train, validation = images.get("train", 0), images.get("validation", 0)
     live = why_live(phase, groups, layout, train, sharded)
+    stored = 0 if live else stored_bytes(phase, layout, images)
+    lack = room.lack(stored) if room and not insists(spec) else None
+    if lack:
+        live, stored = "; ".join(lack), 0
     rows = train * view_count(phase) + validation
     steps = optimizer_steps(spec, train, processes)
     seen = round((spec.epochs or 0) * train)
@@ -281,7 +292,7 @@ def _planned(
         steps=steps,
         live=live,
         reduced_bytes=0 if processes == 1 or spec.solve else 4 * parameters,
-        disk_bytes=0 if live else rows * feature_bytes(phase, layout),
+        disk_bytes=stored,
         memory_bytes=_held(spec, sum(sizes.values()), parameters) + activations,
         operations=operations(cost),
         seconds=seconds,

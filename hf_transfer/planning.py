@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from hf_transfer import launch
+from hf_transfer.cache import room
 from hf_transfer.groups import Layout, group_layers
 from hf_transfer.phases import make_phases
 from hf_transfer.plan import Counts, Plan, make_plan, measure_speed
@@ -55,8 +56,18 @@ def _plan(
     layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
     groups = group_layers(layout)
     phases = make_phases(recipe.phases, groups, layout)
-    sharded = launch.shards()
-    return make_plan(recipe, layout, groups, phases, counts, speed, processes, images, sharded)
+    return make_plan(
+        recipe,
+        layout,
+        groups,
+        phases,
+        counts,
+        speed,
+        processes,
+        images,
+        sharded=launch.shards(),
+        room=room(),
+    )
 
 
 def _layout(recipe: Recipe, labels: int) -> Layout:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
+from hf_transfer.adapters import adapted
+from hf_transfer.cache import Room
 from hf_transfer.groups import LayerGroups, Layout
 from hf_transfer.phases import Phase, never_cached
-from hf_transfer.specs import Augment
+from hf_transfer.recipe import RecipeError
+from hf_transfer.specs import Augment, PhaseSpec
 
 # Multiply-adds that a byte of features must save to be worth reading back: about 20 billion a
 # second are computed, and 2 GB a second read, on two cores of a CPU.
 WORTH = 10
+SHARDED = "the parameters are sharded (FSDP)"
 
 
 def why_live(
@@ -31,8 +36,8 @@ def why_live(
     if never is not None:
         return never[0]
     if sharded and not spec.solve:
-        return "the parameters are sharded (FSDP)"
-    if spec.features == "cached" or spec.solve:
+        return SHARDED
+    if insists(spec):
         return None
     passes = spec.epochs or math.inf
     if spec.steps is not None and images:
@@ -43,6 +48,49 @@ def why_live(
     if any(layout.macs) and macs < WORTH * size:
         return "running it again costs less than reading its features back"
     return None
+
+
+def check_kept(
+    phases: Sequence[Phase],
+    groups: LayerGroups,
+    layout: Layout,
+    images: Mapping[str, int],
+    room: Room | None,
+    *,
+    sharded: bool = False,
+    halved: bool = False,
+) -> None:
+    """Raise RecipeError, naming each, for phases that insist on features that cannot be kept.
+
+    `images` are the numbers by split; with `halved` numbers may take 2 bytes where they have 4 in
+    float32, because the network runs in half precision.
+    """
+    problems = []
+    for phase in phases:
+        wanted = insists(phase.spec)
+        needed = stored_bytes(phase, adapted(phase.adapters, groups, layout)[1], images)
+        if halved and phase.spec.feature_precision == "fp32":
+            needed //= 2
+        lack = (SHARDED, "train without FSDP") if sharded and not phase.spec.solve else None
+        lack = lack or (room.lack(needed) if room else None)
+        if wanted and lack:
+            because, mend = lack
+            place = f"{phase.spec.place}: " if phase.spec.place else ""
+            instead = " and write epochs: 10" if phase.spec.solve else ""
+            problems.append(
+                f"{place}phase {phase.name}: {wanted} is not possible, because {because}; {mend}, "
+                f"or remove {wanted}{instead}"
+            )
+    if problems:
+        raise RecipeError(problems)
+
+
+def insists(spec: PhaseSpec) -> str:
+    """Return what in a phase cannot do without kept features, such as "solve: lbfgs"; "" where
+    nothing does."""
+    if spec.solve:
+        return f"solve: {spec.solve}"
+    return "features: cached" if spec.features == "cached" else ""
 
 
 def view_count(phase: Phase) -> int:
@@ -67,6 +115,12 @@ def feature_bytes(phase: Phase, layout: Layout) -> int:
     scalar, chosen = 2 if phase.spec.feature_precision == "fp16" else 4, set(phase.parameters)
     numbers = zip(layout.parameters, layout.crossing, strict=False)
     return scalar * next((count for (name, _), count in numbers if name in chosen), 0)
+
+
+def stored_bytes(phase: Phase, layout: Layout, images: Mapping[str, int]) -> int:
+    """Return how many bytes the features of all images take: training ones once a view."""
+    rows = images.get("train", 0) * view_count(phase) + images.get("validation", 0)
+    return rows * feature_bytes(phase, layout)
 
 
 def _prefix(phase: Phase, groups: LayerGroups, layout: Layout) -> list[tuple[str, int]]:

@@ -46,7 +46,13 @@ from hf_transfer import (
     shares,
     solve,
 )
-from hf_transfer.arguments import check_model, check_phases, phase_arguments, resolved_phases
+from hf_transfer.arguments import (
+    check_features,
+    check_model,
+    check_phases,
+    phase_arguments,
+    resolved_phases,
+)
 from hf_transfer.backbone import Backbone, describe
 from hf_transfer.checkpoints import publish, write_phase
 from hf_transfer.data import ImageSet, collate
@@ -154,6 +160,17 @@ class TransferTrainer(Trainer):
         norms.check(self.model, self.phases, self.train_dataset)
         images = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else 0
         check_warmup(self.phases, images, self.processes.count)
+        low = self.args.bf16 or self.args.fp16
+        low = low or next(self.model.parameters()).dtype != torch.float32
+        check_features(
+            self.phases,
+            self.backbone,
+            self.train_dataset,
+            self.eval_dataset,
+            self.processes,
+            sharded=self.shards,
+            halved=low,
+        )
         self.reports, output = [], TrainOutput(0, 0.0, {})
         if any(phase.spec.l2_sp for phase in self.phases):
             named = freezing.bare_names(self.model, self.backbone.prefix)

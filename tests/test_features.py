@@ -10,6 +10,7 @@ from small import (
     RESNET,
     VIT,
     Pixels,
+    changed,
     images,
     network,
     state,
@@ -128,6 +129,29 @@ def test_what_cannot_be_cached_runs_live_or_says_why(tmp_path, change, own, why)
         assert done.reports[0].features == "live"
     with pytest.raises(UserError, match=f"features: cached is not possible, because .*{why}"):
         trained(tmp_path, [{**HEAD, **change, "features": "cached"}], model, **options)
+
+
+@pytest.mark.parametrize("last", [{"features": "cached"}, {"epochs": None, "solve": "lbfgs"}])
+@pytest.mark.parametrize("lacking", ["room", "pixels"])
+def test_what_a_later_phase_cannot_keep_is_refused_before_anything_trains(
+    tmp_path, monkeypatch, last, lacking
+):
+    model, options = network(), {}
+    if lacking == "room":
+        monkeypatch.setenv("HF_TRANSFER_CACHE_GB", "0.000001")
+        why = r"because .* the cache's 0.0 MB; raise HF_TRANSFER_CACHE_GB, or remove"
+    else:
+        options = {"eval_dataset": Pixels(images(), model)}
+        why = "because the validation set gives no stored pixels; make it with load_data"
+    before = state(model)
+    last = (
+        {"train": "head", **{**HEAD, **last}} if "features" in last else {"train": "head", **last}
+    )
+    made = trainer(tmp_path, [{**HEAD, "features": "live"}, last], model, **options)
+    with pytest.raises(UserError, match=why):
+        made.train()
+    assert made.reports == []
+    assert not changed(before, state(model))
 
 
 class Odd(nn.Module):

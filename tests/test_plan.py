@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from hf_transfer.cache import Room
 from hf_transfer.groups import Group, LayerGroups, group_layers
 from hf_transfer.layout import Layout
 from hf_transfer.phases import make_phases
@@ -52,12 +53,14 @@ def network(depth: int = 3, macs: bool = True) -> tuple[LayerGroups, Layout]:
 
 def planned(
     *specs, depth: int = 3, speed: float | None = 1e9, macs: bool = True, processes=1,
-    sharded=False, **settings
+    sharded=False, room=None, **settings
 ):  # fmt: skip
     groups, layout = network(depth, macs)
     recipe = Recipe("mine", tuple(specs), backbone="timm/tiny", **settings)
     phases = make_phases(recipe.phases, groups, layout)
-    return make_plan(recipe, layout, groups, phases, COUNTS, speed, processes, sharded=sharded)
+    return make_plan(
+        recipe, layout, groups, phases, COUNTS, speed, processes, sharded=sharded, room=room
+    )
 
 
 PROBE = PhaseSpec("head", epochs=5, batch_size=30)
@@ -129,6 +132,21 @@ def test_what_is_sharded_runs_live_and_the_plan_says_so():
     assert "bytes (head)" not in text
     (exact,) = planned(PhaseSpec("head", solve="lbfgs"), processes=4, sharded=True).phases
     assert exact.live is None  # a head is solved between phases that shard
+
+
+def test_features_that_find_no_room_run_live_and_the_plan_says_why():
+    probe = replace(PROBE, epochs=9)
+    needed = 120 * 4 * 4  # of 120 images, 4 numbers of 4 bytes
+    (fits,) = planned(probe, room=Room(needed, needed)).phases
+    assert (fits.live, fits.disk_bytes) == (None, needed)
+    plan = planned(probe, room=Room(needed - 1, needed))
+    assert plan.phases[0].disk_bytes == 0
+    assert plan.phases[0].operations > fits.operations
+    why = "do not fit into the cache's 0.0 MB; raise HF_TRANSFER_CACHE_GB"
+    assert why in format_plan(plan)
+    assert "do not fit on the disk" in format_plan(planned(probe, room=Room(needed, needed - 1)))
+    with pytest.raises(UserError, match=f"features: cached is not possible, because .* {why}"):
+        planned(replace(probe, features="cached"), room=Room(0, 0))
 
 
 def test_operations_of_a_live_phase_are_forward_and_backward_of_what_trains_and_above():

@@ -71,6 +71,20 @@ def test_a_recipe_without_backbone_or_source_is_told_so(photos: Path) -> None:
         list(plans_of(planned(PHASES, f"data.path={photos}")))
 
 
+def test_a_cache_that_is_too_small_is_named_in_the_plan(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"data: {{path: {photos}}}\nbackbone: timm/resnet50\n" + PHASES
+    recipe = planned(text, "phases.0.epochs=9")
+    assert [plan.phases[0].live for plan in plans_of(recipe)] == [None]
+    monkeypatch.setenv("HF_TRANSFER_CACHE_GB", "0.0001")
+    (plan,) = plans_of(recipe)
+    why = "0.2 MB of features do not fit into the cache's 0.1 MB; raise HF_TRANSFER_CACHE_GB"
+    assert f"phase head runs what is frozen in every epoch: {why}" in format_plan(plan)
+    with pytest.raises(UserError, match="features: cached is not possible, because 0.2 MB"):
+        list(plans_of(planned(text, "phases.0.features=cached")))
+
+
 def test_features_are_planned_at_the_size_of_the_images(photos: Path) -> None:
     """Of 224 px AlexNet gives 27 x 27 positions to its second layer, of 96 px 11, not 11.6."""
     text = (

@@ -5,10 +5,11 @@ import re
 import pytest
 
 from hf_transfer.adapters import adapted
+from hf_transfer.cache import Room
 from hf_transfer.groups import group_layers
 from hf_transfer.phases import make_phases
-from hf_transfer.prefix import feature_bytes, prefix_macs, why_live
-from hf_transfer.recipe import parse_phase
+from hf_transfer.prefix import check_kept, feature_bytes, prefix_macs, why_live
+from hf_transfer.recipe import UserError, parse_phase
 from hf_transfer.recorded import recorded_layout
 
 
@@ -85,3 +86,55 @@ def test_a_layout_at_another_size_of_images_is_as_if_traced_there(name):
         assert [traced[name] for name in first] == [scaled[name] for name in first], size
         assert layouts[1].image["size"] == size
     assert layout.at(layout.image["size"]) == layout
+
+
+@pytest.mark.parametrize(
+    ("phase", "room", "why"),
+    [
+        ({"features": "cached"}, Room(9 * 8192, 10**9), None),
+        (
+            {"features": "cached"},
+            Room(9 * 8192 - 1, 10**9),
+            "cache's 0.1 MB; raise HF_TRANSFER_CACHE_GB",
+        ),
+        (
+            {"features": "cached"},
+            Room(10**9, 9 * 8192 - 1),
+            "on the disk, .*HF_TRANSFER_CACHE name a",
+        ),
+        ({"features": "cached", "feature_precision": "fp16"}, Room(9 * 4096, 10**9), None),
+        (
+            {"epochs": None, "solve": "lbfgs"},
+            Room(1000, 10**9),
+            "remove solve: lbfgs and write epochs",
+        ),
+        ({}, Room(0, 0), None),
+    ],
+)
+def test_what_insists_on_features_that_find_no_room_is_refused(phase, room, why):
+    """ResNet-50's head takes 2,048 numbers of each of 9 images."""
+    found, groups, layout = resnet50(**phase)
+    images = {"train": 6, "validation": 3, "test": 100}
+    if why is None:
+        return check_kept([found], groups, layout, images, room)
+    with pytest.raises(UserError, match=why):
+        check_kept([found], groups, layout, images, room)
+    check_kept([found], groups, layout, {"train": 0}, room)
+
+
+def test_numbers_of_half_precision_count_half_before_features_are_refused():
+    phase, groups, layout = resnet50(features="cached")
+    images, room = {"train": 10}, Room(10 * 4096, 10**9)
+    check_kept([phase], groups, layout, images, room, halved=True)
+    with pytest.raises(UserError):
+        check_kept([phase], groups, layout, images, room)
+
+
+def test_what_insists_on_features_is_refused_where_parameters_are_sharded():
+    phase, groups, layout = resnet50(features="cached")
+    with pytest.raises(
+        UserError, match=r"sharded \(FSDP\); train without FSDP, or remove features"
+    ):
+        check_kept([phase], groups, layout, {"train": 10}, None, sharded=True)
+    exact, groups, layout = resnet50(epochs=None, solve="lbfgs")
+    check_kept([exact], groups, layout, {"train": 10}, None, sharded=True)
