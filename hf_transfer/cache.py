@@ -1,7 +1,8 @@
 """What is kept on disk between runs: decoded pixels and features; listed, limited, cleared.
 
 An entry is a folder. Whoever reads or builds it holds a shared lock on that folder, so that what is
-in use is never removed; beyond the limit the entries not used for longest go.
+in use is never removed; beyond the limit the entries not used for longest go. The name of what is
+unfinished begins with a dot; where nobody holds it any more, its build was killed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import errno
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,10 @@ KINDS = ("pixels", "features")
 LIMIT_BYTES = 50 * 10**9  # of all entries together, unless HF_TRANSFER_CACHE_GB says otherwise
 FREE_SHARE = 0.9  # of the free disk that may be taken
 ABOUT = "about.json"
+ABANDONED_SECONDS = 24 * 3600  # without a change, where nothing can be locked
+
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class StoreError(OSError):
@@ -42,6 +48,7 @@ class CacheEntry:
     used: float  # seconds since 1970
     folder: Path
     in_use: bool = False
+    unfinished: bool = False  # decoding under way, or killed
 
 
 class Hold:
@@ -72,19 +79,20 @@ class Hold:
         self.close()
 
 
-def _flock(place: int, shared: bool) -> bool:
+def _flock(place: int, shared: bool) -> bool | None:
     """Lock an open folder, exclusively without waiting; return whether it is locked.
 
-    Where a file system or a platform has no locks, what is removed while it is read is built again.
+    None where a file system or a platform has no locks: what is removed while it is read is then
+    built again.
     """
     try:
         import fcntl
     except ImportError:
-        return True
+        return None
     try:
         fcntl.flock(place, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
 
 
@@ -155,7 +163,7 @@ def cache_entries(*folders: Path) -> list[CacheEntry]:
         for place in folders or [cache_root() / kind for kind in KINDS]
         if place.is_dir()
         for folder in place.iterdir()
-        if folder.is_dir() and not folder.name.startswith(".")
+        if folder.is_dir()
     ]
     return sorted(found, key=lambda entry: -entry.used)
 
@@ -170,57 +178,90 @@ def cache_entry(folder: Path) -> CacheEntry:
         about = json.loads((folder / ABOUT).read_text())["about"]
     except (OSError, ValueError, KeyError):
         pass
-    return CacheEntry(folder.parent.name, folder.name, about, size, used, folder, _in_use(folder))
+    unfinished = folder.name.startswith(".")
+    key = folder.name.split(".")[1] if unfinished else folder.name
+    with _alone(folder) as alone:
+        in_use = alone is False
+    return CacheEntry(folder.parent.name, key, about, size, used, folder, in_use, unfinished)
 
 
-def _in_use(folder: Path) -> bool:
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool | None]:
+    """Keep others from holding a folder; tell whether that is so, None where there are no locks."""
     try:
         place = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield True
+        return
     except OSError:
-        return False
+        yield None
+        return
     try:
-        for _ in range(3):
-            if _flock(place, shared=False):
-                return False
-            time.sleep(0.005)  # another process may just be asking the same
-        return True
+        alone = _flock(place, shared=False)
+        for _ in range(2):
+            if alone is False:
+                time.sleep(0.005)  # another process may just be asking the same
+                alone = _flock(place, shared=False)
+        yield alone
     finally:
         os.close(place)
 
 
 def remove(entry: CacheEntry) -> int:
-    """Remove an entry unless somebody uses it; return the bytes that this freed."""
-    try:
-        place = os.open(entry.folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return 0
-    except PermissionError:
-        place = -1
-    try:
-        if place >= 0 and not _flock(place, shared=False):
+    """Remove an entry, if it can be and nobody uses it; return the bytes that this freed."""
+    with _alone(entry.folder) as alone:
+        if alone is False or not entry.folder.exists():
             return 0
         shutil.rmtree(entry.folder, ignore_errors=True)
-    finally:
-        if place >= 0:
-            os.close(place)
-    return entry.size_bytes
+    left = cache_entry(entry.folder).size_bytes if entry.folder.exists() else 0
+    return max(0, entry.size_bytes - left)
 
 
-def make_room(root: Path, key: str, needed: int, limit_bytes: int | None = None) -> None:
-    """Remove the entries not used for longest until `needed` bytes more fit into `root`/`key`.
+def sweep(root: Path) -> None:
+    """Remove what builds that were killed have left behind in `root` and in its entries."""
+    folders = [path for path in root.glob(".*") if path.is_dir()]
+    for path in [*folders, *root.glob("*/.*.part")]:
+        folder = path if path in folders else path.parent
+        with _alone(folder) as alone:
+            if alone or (alone is None and _is_old(path)):
+                logger.info("removing what a killed build left: %s", path)
+                if path in folders:
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
-    In the cache's own place pixels and features share one limit. Raises StoreError where they do
-    not fit, and then removes nothing.
+
+def _is_old(path: Path) -> bool:
+    """Return whether a file, or a folder with all in it, has not changed for long."""
+    try:
+        changed = [each.stat().st_mtime for each in (path, *path.glob("*"))]
+    except FileNotFoundError:
+        return False
+    return time.time() - max(changed) > ABANDONED_SECONDS
+
+
+def make_room(
+    root: Path, keys: Collection[str], needed: int, limit_bytes: int | None = None
+) -> None:
+    """Remove the entries not used for longest until `needed` bytes more fit into these of `root`.
+
+    What killed builds have left goes first. In the cache's own place pixels and features share one
+    limit. Raises StoreError where they do not fit, and then removes no entry.
     """
     limit = limit_from_environment() if limit_bytes is None else limit_bytes
+    place = next(p for p in (root, *root.parents) if p.exists())
+    if not os.access(place, os.W_OK):
+        raise StoreError(errno.EACCES, f"{place} cannot be written")
     shared = [cache_root() / kind for kind in KINDS]
-    entries = cache_entries(*(shared if root in shared else [root]))
-    own = sum(entry.size_bytes for entry in entries if entry.folder == root / key)
-    entries = [entry for entry in entries if entry.folder != root / key]
+    places = shared if root in shared else [root]
+    for each in places:
+        sweep(each)
+    entries, mine = cache_entries(*places), {root / key for key in keys}
+    own = sum(entry.size_bytes for entry in entries if entry.folder in mine)
+    entries = [entry for entry in entries if entry.folder not in mine]
     held = sum(entry.size_bytes for entry in entries if entry.in_use)
     idle = [entry for entry in entries if not entry.in_use]
     used = sum(entry.size_bytes for entry in entries)
-    place = next(p for p in (root, *root.parents) if p.exists())
     free = int(shutil.disk_usage(place).free * FREE_SHARE)
     if held + own + needed > limit or needed > free + used - held:
         raise StoreError(
@@ -239,17 +280,28 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
+def aside(folder: Path, ending: str = "") -> Path:
+    """Return a name that nothing has, for what is written in a folder before it is put in place.
+
+    Unlike files from `tempfile`, what is made with it can be read by those whom the umask lets.
+    """
+    return folder / f".{secrets.token_hex(8)}{ending}"
+
+
 def write_about(folder: Path, about: str, rows: int) -> None:
     """Say in an entry what it holds; whole or not at all."""
-    descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps({"about": about, "rows": rows}) + "\n")
-    os.replace(aside, folder / ABOUT)
+    unfinished = aside(folder, ".part")
+    unfinished.write_text(json.dumps({"about": about, "rows": rows}) + "\n")
+    os.replace(unfinished, folder / ABOUT)
 
 
 def touch(folder: Path) -> None:
-    """Note that an entry is used now: others go first."""
-    os.utime(folder)
+    """Note that an entry is used now: others go first. Where only reading is allowed, none goes."""
+    try:
+        os.utime(folder)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
 
 
 def cache_report(starts: Sequence[str] = (), clear: bool = False, as_json: bool = False) -> str:
@@ -268,22 +320,33 @@ def cache_report(starts: Sequence[str] = (), clear: bool = False, as_json: bool 
         rows = [{**asdict(entry), "folder": str(entry.folder)} for entry in chosen]
         about = {"folder": str(cache_root()), "limit_bytes": limit_from_environment()}
         return json.dumps({**about, "freed_bytes": freed, "entries": rows}, indent=1)
-    if clear:
-        left = sum(entry.folder.exists() for entry in chosen)
-        return f"freed {_gb(freed)}" + f"; {left} in use are kept" * bool(left)
-    return _table(chosen)
+    return _cleared(freed, chosen) if clear else _table(chosen)
+
+
+def _cleared(freed: int, chosen: Sequence[CacheEntry]) -> str:
+    left = [cache_entry(entry.folder) for entry in chosen if entry.folder.exists()]
+    used = sum(entry.in_use for entry in left)
+    parts = [f"freed {_gb(freed)}"]
+    parts += [f"{used} in use are kept"] if used else []
+    parts += [f"{len(left) - used} cannot be removed"] if used < len(left) else []
+    place = "" if os.access(cache_root(), os.W_OK) or not left else f": {cache_root()} is read-only"
+    return "; ".join(parts) + place
 
 
 def _table(entries: Sequence[CacheEntry]) -> str:
     now = time.time()
     lines = [
         f"{entry.kind:8}  {_gb(entry.size_bytes):>9}  {_ago(now - entry.used):>7}  "
-        f"{entry.key[:8]}  {entry.about}{'  (in use)' * entry.in_use}"
+        f"{entry.key[:8]}  {entry.about or 'unfinished' * entry.unfinished}"
+        f"{'  (in use)' * entry.in_use}"
         for entry in entries
     ]
     total = sum(entry.size_bytes for entry in entries)
-    what = f"{len(entries)} entries, {_gb(total)} of at most {_gb(limit_from_environment())}"
-    return "\n".join([*lines, f"{cache_root()}: {what} (HF_TRANSFER_CACHE_GB)"])
+    limit = limit_from_environment()
+    what = f"{len(entries)} entries, {_gb(total)} of at most {_gb(limit)} (HF_TRANSFER_CACHE_GB)"
+    if total > limit:
+        what += "; what is beyond that goes once it is not in use and room is needed"
+    return "\n".join([*lines, f"{cache_root()}: {what}"])
 
 
 def _ago(seconds: float) -> str:

@@ -9,9 +9,11 @@ import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import PIL
+import PIL.features
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_transfer.bands import MAGIC, read_array, read_pages, to_8_bit
@@ -99,6 +101,13 @@ class Picture:
     width: int
     height: int
     notes: tuple[str, ...] = ()
+
+
+def depends_on(settings: ImageSettings) -> tuple[Any, ...]:
+    """Return all that decoded pixels depend on besides the file: the decoder and its settings."""
+    versions = (VERSION, PIL.__version__, PIL.features.version("jpg"))
+    how = (settings.size, settings.stored, settings.channels, settings.interpolation)
+    return *versions, *how, settings.crop_mode
 
 
 def decode(source: str | Path | bytes | Image.Image, settings: ImageSettings) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.data import ImageSet
+from hf_transfer.decoding import depends_on
 from hf_transfer.featurestore import Column
 from hf_transfer.images import ImageSettings
 from hf_transfer.pixels import LivePixels, StoredPixels
 
-VERSION = 1  # of what a key means
+VERSION = 2  # of what a key means, and of how an entry is laid out
 LIBRARIES = ("torch", "transformers", "timm", "torchvision")
 ROWS = 64  # images in memory that are looked at together
 
@@ -52,6 +54,8 @@ def _identity(images: ImageSet) -> bytes:
         found.update(f"{pixels.path.parent.name}{pixels.stored}".encode())
         found.update(np.ascontiguousarray(pixels.rows, np.int64))
     elif isinstance(pixels, LivePixels):
+        found.update(repr(depends_on(pixels.settings)).encode())
+        found.update(os.fsencode(pixels.found.root.resolve()))
         for row in pixels.rows:
             found.update(pixels.found.identity(int(row)).encode(errors="surrogateescape") + b"\n")
     else:

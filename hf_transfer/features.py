@@ -6,8 +6,6 @@ The model's own forward runs on, from the cut; wrappers, losses and metrics stay
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,42 +17,23 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hf_transfer.backbone import Backbone
-from hf_transfer.cuts import Context, crossing_values, find_cut
+from hf_transfer.cache import Hold
+from hf_transfer.cuts import Context, find_cut
 from hf_transfer.data import ImageSet
+from hf_transfer.extraction import Extraction, FeaturesError, TooLargeError
 from hf_transfer.featurekey import feature_key
-from hf_transfer.featurestore import Column, StoredFeatures, Write, build_features, open_features
-from hf_transfer.freezing import evaluating
-from hf_transfer.images import augment, to_model_input
+from hf_transfer.featurestore import StoredFeatures, build_features, open_features, reserve
 from hf_transfer.operations import digest
 from hf_transfer.overhead import threads_for
 from hf_transfer.phases import Phase
 from hf_transfer.player import Cut, Player
 from hf_transfer.prefix import top_macs, view_count, why_live
-from hf_transfer.processes import Processes
-from hf_transfer.recipe import Augment, UserError
+from hf_transfer.processes import Meetings, Processes
+from hf_transfer.recipe import Augment
 
 logger = logging.getLogger(__name__)
 
-# Images computed at once. On a CPU a tensor of up to 32 MiB is taken from memory that the process
-# has already (glibc's largest mmap threshold); a larger one is mapped anew, page by page, each
-# time: a fifth of the time that ResNet-10-T takes for 96 px.
-BATCH, DEVICE_BATCH = 64, 256
-BATCH_BYTES, DEVICE_BATCH_BYTES = 31 * 2**20, 2**30  # of the largest tensor in the prefix
-SECONDS = 5.0  # between two lines of progress
-
-
-class FeaturesError(UserError):
-    """Features that cannot be computed once, where a recipe asks for it."""
-
-
-class TooLargeError(FeaturesError):
-    """Features beyond what the numbers that a phase stores them in can hold."""
-
-    def __init__(self, phase: str) -> None:
-        super().__init__(
-            f"phase {phase}: feature_precision: fp16 holds numbers up to 65,504, and there are "
-            "features beyond; write feature_precision: fp32"
-        )
+TOO_LARGE = 2  # of what came of computing, the worst; 1 is no room, or no permission
 
 
 class IndexSet(Dataset[dict[str, Any]]):
@@ -87,28 +66,25 @@ def replay_of(
     context: Context = nullcontext,
     processes: Processes | None = None,
     sharded: bool = False,
+    workers: int = 0,
 ) -> Replay | None:
     """Return what a phase trains on in place of images, computed; None where it runs live.
 
-    `sharded` says whether the parameters will be while it trains. All processes call this together
+    `sharded` says whether the parameters will be while it trains; `workers` decode images that are
+    not stored. All processes call this together
     and get the same answer. Raises FeaturesError where the phase insists on cached features, or on
     an exact head, and cannot have them.
     """
     processes = processes or Processes()
     cut = _cut(model, backbone, phase, still, train, evaluation, context, sharded)
     reason = cut if isinstance(cut, str) else ""
-    replay, too_large = None, False
+    replay = None
+    meetings = Meetings(processes)
     if isinstance(cut, Cut):
-        replay = Replay(model, backbone, cut, phase, train, evaluation, seed=seed, context=context)
-        try:
-            replay.compute((processes.rank, processes.count))
-        except OSError as error:
-            reason = error.strerror or str(error)
-        except TooLargeError as error:  # told below: the others, whose features fit, wait there
-            reason = str(error)
-            too_large = True
-    worst = processes.most(2 if too_large else int(bool(reason)))
-    if worst == 2:
+        own = {"seed": seed, "context": context, "workers": workers, "meetings": meetings}
+        replay = Replay(model, backbone, cut, phase, train, evaluation, **own)
+    worst, reason = _prepared(replay, reason, meetings)
+    if worst == TOO_LARGE:
         raise TooLargeError(phase.name)
     if worst:
         reason = reason or "another process cannot keep its features"
@@ -119,6 +95,30 @@ def replay_of(
             logger.info("phase %s: what is frozen runs in every epoch: %s", phase.name, reason)
         return None
     return replay
+
+
+def _prepared(replay: Replay | None, reason: str, meetings: Meetings) -> tuple[int, str]:
+    """Have room made and features computed, all processes together.
+
+    Returns what came of it in the worst of them, 0 where all is well, and why in this one.
+    """
+    worst = 0
+    for step in (Replay.reserve, Replay.compute):
+        found = int(bool(reason))
+        try:
+            if replay is not None:
+                step(replay)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            found = 1
+        except TooLargeError as error:  # told by the caller: the others, whose features fit, wait
+            reason = str(error)
+            found = TOO_LARGE
+        meetings.end()
+        worst = meetings.processes.most(found)
+        if worst:
+            break
+    return worst, reason
 
 
 def _cut(
@@ -169,15 +169,20 @@ class Replay:
         *,
         seed: int,
         context: Context = nullcontext,
+        workers: int = 0,
+        meetings: Meetings | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.model, self.backbone, self.cut, self.context = model, backbone, cut, context
-        self.augment, self.seed, self.folder = phase.spec.augment, seed, folder
-        self.phase, self.half = phase.name, phase.spec.feature_precision == "fp16"
-        varied = self.augment != Augment()
+        self.model, self.backbone, self.cut, self.folder = model, backbone, cut, folder
+        self.meetings = meetings or Meetings(Processes())
+        self.extraction = Extraction(
+            model, backbone, cut, phase, seed, context, workers, self.meetings.working
+        )
+        varied = phase.spec.augment != Augment()
         self.images: list[tuple[ImageSet, int | None]] = [
             (train, view if varied else None) for view in range(view_count(phase))
         ]
+        self.holds: list[Hold] = []
         self.views: list[StoredFeatures] = []
         self.held_out: StoredFeatures | None = None
         self.train = IndexSet(train.labels)
@@ -189,16 +194,26 @@ class Replay:
         above = top_macs(phase, backbone.groups, backbone.layout)
         self.work = above * phase.spec.batch_size if self.device.type == "cpu" else 0
 
-    def compute(self, share: tuple[int, int] = (0, 1)) -> None:
+    def reserve(self) -> None:
+        """Make room for all that is not stored yet, before any of it is computed.
+
+        Raises StoreError where it cannot be kept all together.
+        """
+        weights = self._weights()
+        self.entries = [self._entry(images, view, weights) for images, view in self.images]
+        rows = {entry["key"]: entry["rows"] for entry in self.entries}
+        self.holds = reserve(rows, self.extraction.columns, root=self.folder)
+
+    def compute(self) -> None:
         """Compute and store the features of this process's share that are not stored yet.
 
         Raises StoreError where they cannot be kept.
         """
-        weights = self._weights()
-        self.entries = [self._entry(images, view, weights) for images, view in self.images]
-        for entry in self.entries if share[1] > 1 else ():
-            build_features(**entry, share=share)
-        if share[1] == 1:
+        rank, count = self.meetings.processes.rank, self.meetings.processes.count
+        different = {entry["key"]: entry for entry in self.entries}.values()
+        for number, entry in enumerate(different if count > 1 else ()):
+            build_features(**entry, share=((rank - number) % count, count))
+        if count == 1:
             self._open()
 
     @contextmanager
@@ -216,7 +231,7 @@ class Replay:
                 with threads_for(self.work):
                     yield
             finally:  # from here on the entries may be removed
-                self.views, self.held_out = [], None
+                self.views, self.held_out, self.holds = [], None, []
 
     def _open(self) -> None:
         opened = [open_features(**entry) for entry in self.entries]
@@ -251,24 +266,24 @@ class Replay:
 
     def _entry(self, images: ImageSet, view: int | None, weights: str) -> dict[str, Any]:
         """Return the arguments that open one entry of the store."""
-        columns = _columns(self.cut, self.half)
+        extraction = self.extraction
         key = feature_key(
             images,
             program=self.cut.program,
             weights=weights,
             image=self.backbone.image,
-            variation=(repr(self.augment), self.seed, view) if view is not None else (),
+            variation=extraction.variation(view),
             device=self.device.type,
-            precision=str(torch.get_autocast_dtype(self.device.type)) if self._autocasts() else "",
-            columns=columns,
+            precision=extraction.precision,
+            columns=extraction.columns,
         )
         what = f"{self.backbone.id}, {len(images)} images of {self.backbone.image.size} px"
         what += f", variation {view}" if view is not None else ""
         return {
             "key": key,
-            "columns": columns,
+            "columns": extraction.columns,
             "rows": len(images),
-            "compute": lambda span, write: self._computed(images, view, span, write),
+            "compute": lambda spans, write: extraction.run(images, view, spans, write),
             "about": what,
             "root": self.folder,
         }
@@ -276,54 +291,6 @@ class Replay:
     def _weights(self) -> str:
         named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         return digest([named[name] for name in self.cut.uses])
-
-    def _autocasts(self) -> bool:
-        with self.context():
-            return torch.is_autocast_enabled(self.device.type)
-
-    def _computed(self, images: ImageSet, view: int | None, span: range, write: Write) -> None:
-        """Write the features of some rows of a set, a batch at a time."""
-        started = said = time.monotonic()
-        with evaluating(self.model), torch.no_grad(), self.context():
-            at_once = self._at_once()
-            for first in range(0, len(span), at_once):
-                rows = span[first : first + at_once]
-                batch = images.__getitems__(rows)
-                pixels = batch["pixels"].to(self.device)
-                if view is None:
-                    values = to_model_input(pixels, self.backbone.image)
-                else:
-                    index = batch["index"].to(self.device)
-                    values = augment(
-                        pixels, index, view, self.seed, self.augment, self.backbone.image
-                    )
-                write([*map(self._array, crossing_values(self.model, self.cut, values))])
-                if time.monotonic() - said > SECONDS:
-                    said = time.monotonic()
-                    logger.info("features of %d of %d images", rows[-1] + 1, len(images))
-        seconds = time.monotonic() - started
-        logger.info("computed features of %d images in %.1f s", len(span), seconds)
-
-    def _at_once(self) -> int:
-        """Return how many images go through the prefix together."""
-        slots = zip(self.cut.shapes, self.cut.dtypes, strict=True)
-        largest = max(
-            math.prod(each or fixed for each, fixed in sides) * dtype.itemsize
-            for sides, dtype in slots
-        )
-        on_cpu = self.device.type == "cpu"
-        most, fit = (BATCH, BATCH_BYTES) if on_cpu else (DEVICE_BATCH, DEVICE_BATCH_BYTES)
-        return max(1, min(most, fit // max(1, largest)))
-
-    def _array(self, value: Tensor) -> np.ndarray:
-        """Return values as they are stored; numpy has no bfloat16, so its bits go as integers."""
-        if value.dtype == torch.bfloat16:
-            return value.view(torch.int16).cpu().numpy()
-        if self.half and value.dtype == torch.float32:
-            value = value.half()
-            if not torch.isfinite(value).all():
-                raise TooLargeError(self.phase)
-        return value.cpu().numpy()
 
     def _tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """Return stored arrays as the tensors that crossed the cut."""
@@ -334,13 +301,3 @@ class Replay:
                 tensor = tensor.view(torch.bfloat16)
             found.append(tensor.to(crossing.dtype))
         return found
-
-
-def _columns(cut: Cut, half: bool) -> list[Column]:
-    found = []
-    for crossing in cut.stored:
-        dtype = str(crossing.dtype).removeprefix("torch.")
-        if half and dtype == "float32":
-            dtype = "float16"
-        found.append(Column(crossing.shape, "int16" if dtype == "bfloat16" else dtype))
-    return found

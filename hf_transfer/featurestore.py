@@ -8,30 +8,30 @@ the same entry write the same files.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import logging
 import mmap
 import os
-import tempfile
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
-from hf_transfer.cache import Hold, StoreError, cache_root, make_room, touch, write_about
+from hf_transfer.cache import Hold, StoreError, aside, cache_root, make_room, touch, write_about
 
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 64 * 2**20  # of one file
+SHARD_BYTES = 64 * 2**20  # of one file, at most
+SHARDS, SHARD_ROWS = 64, 128  # so many of a large entry, and no smaller: what an interruption costs
+FEW = 4  # rows from each shard, up to which they are taken one by one
 MAPPED_BYTES = 64 * 2**20  # read through a map before its pages are given back
-ABANDONED_SECONDS = 24 * 3600  # a build that was killed leaves its unfinished file behind
 
 Write = Callable[[Sequence[np.ndarray]], None]
-Compute = Callable[[range, Write], None]
+Compute = Callable[[Iterable[range], Write], None]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ class StoredFeatures:
             return arrays[0][rows]
         found = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
         shards, places = np.divmod(rows, self.step)
+        if len(rows) <= FEW * len(arrays):
+            for at, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
+                found[at] = arrays[shard][place]
+            return found
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
             found[here] = arrays[shard][places[here]]
@@ -96,6 +100,26 @@ class StoredFeatures:
         return flat.reshape(-1, *column.shape)
 
 
+def reserve(
+    rows: Mapping[str, int],
+    columns: Sequence[Column],
+    *,
+    root: Path | None = None,
+    limit_bytes: int | None = None,
+) -> list[Hold]:
+    """Make room for what is missing of all these entries (rows by key), and keep what is there.
+
+    Nothing of theirs is removed as long as what this returns lives. Raises StoreError where they do
+    not fit together; then nothing has changed.
+    """
+    root = root or default_folder()
+    with _told(root):
+        missing = sum(_missing_rows(root / key, columns, count) for key, count in rows.items())
+        if missing:
+            make_room(root, rows, missing * _row_bytes(columns), limit_bytes)
+        return [Hold(root / key) for key in rows]
+
+
 def build_features(
     key: str,
     columns: Sequence[Column],
@@ -104,59 +128,60 @@ def build_features(
     *,
     about: str = "",
     root: Path | None = None,
-    limit_bytes: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> list[list[Path]]:
     """Compute those shards of an entry that are not there or do not hold; return their files.
 
-    `compute(range, write)` hands on the rows in order, some at a time: `write` takes one array
-    (some, …) for each column. `share` is (i, n): only every n-th shard, from the i-th on, is looked
-    at. Raises StoreError where the features are larger than
-    the limit, the disk is full, or the folder cannot be written.
+    `compute(spans, write)` hands on the rows of these spans in order, some of one span at a time:
+    `write` takes one array (some, …) for each column. `share` is (i, n): only every n-th shard,
+    from the i-th on, is looked at. Room has been reserved. Raises StoreError where the disk is full
+    all the same, or the folder cannot be written.
     """
     root = root or default_folder()
-    spans = _spans(columns, rows)
-    folder = root / key
-    found = []
-    hold = None
-    try:
-        for number in range(share[0], len(spans), share[1]):
-            files = _held(folder, columns, spans[number])
-            if not files:
-                if hold is None:
-                    _sweep(root)
-                    left = rows - spans[number].start
-                    make_room(root, key, left * _row_bytes(columns), limit_bytes)
-                    hold = Hold(folder)
-                    write_about(folder, about, rows)
-                files = _build(folder, columns, spans[number], compute)
-            found.append(files)
-    except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(error.errno, f"{root}: {error.strerror or error}") from error
-    finally:
-        if hold is not None:
-            hold.close()
-    return found
+    spans = _spans(columns, rows)[share[0] :: share[1]]
+    builder = _Builder(root / key, columns)
+    with _told(root), closing(builder):
+        missing = builder.missing(spans)
+        first = next(missing, None)
+        if first is not None:
+            (root / key).mkdir(parents=True, exist_ok=True)
+            write_about(root / key, about, rows)
+            compute(itertools.chain([first], missing), builder.write)
+        return [builder.files[span] for span in spans]
 
 
 def open_features(
-    key: str, columns: Sequence[Column], rows: int, compute: Compute, **options: Any
+    key: str,
+    columns: Sequence[Column],
+    rows: int,
+    compute: Compute,
+    *,
+    about: str = "",
+    root: Path | None = None,
+    limit_bytes: int | None = None,
 ) -> StoredFeatures:
-    """Return an entry's rows, building what is missing; `options` and errors: `build_features`."""
-    folder = (options.get("root") or default_folder()) / key
+    """Return an entry's rows, building what is missing. Raises StoreError as those above."""
+    root = root or default_folder()
     while True:
-        files = build_features(key, columns, rows, compute, **options)
-        try:
-            hold = Hold(folder)
+        held = reserve({key: rows}, columns, root=root, limit_bytes=limit_bytes)
+        files = build_features(key, columns, rows, compute, about=about, root=root)
+        with _told(root):
+            held = [Hold(root / key)]
             if not all(path.exists() for paths in files for path in paths):
-                continue  # removed before it was held
-            touch(folder)
+                continue  # removed where nothing can be held
+            touch(root / key)
             step = len(_spans(columns, rows)[0]) if rows else 1
-            return StoredFeatures(list(zip(*files, strict=True)), columns, step, hold)
-        except OSError as error:
-            raise StoreError(error.errno, f"features {key}: {error.strerror or error}") from error
+            return StoredFeatures(list(zip(*files, strict=True)), columns, step, held[0])
+
+
+@contextmanager
+def _told(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(error.errno, f"{root}: {error.strerror or error}") from error
 
 
 def _row_bytes(columns: Sequence[Column]) -> int:
@@ -164,9 +189,21 @@ def _row_bytes(columns: Sequence[Column]) -> int:
 
 
 def _spans(columns: Sequence[Column], rows: int) -> list[range]:
-    """Return the rows of each shard."""
-    step = max(1, SHARD_BYTES // max(1, _row_bytes(columns)))
+    """Return the rows of each shard: a matter of the entry alone, not of who computes it."""
+    step = max(SHARD_ROWS, -(-rows // SHARDS))
+    step = max(1, min(step, SHARD_BYTES // max(1, _row_bytes(columns))))
     return [range(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def _missing_rows(folder: Path, columns: Sequence[Column], rows: int) -> int:
+    """Return how many rows have no file yet, whatever is in those that there are."""
+    there = {path.stem.rpartition("-")[0] for path in folder.glob("*.npy")}
+    numbers = range(len(columns))
+    return sum(
+        len(span)
+        for span in _spans(columns, rows)
+        if not all(_stem(number, span) in there for number in numbers)
+    )
 
 
 def default_folder() -> Path:
@@ -216,68 +253,75 @@ def _checksum(array: np.ndarray) -> str:
     return f"{zlib.crc32(array.reshape(-1).view(np.uint8)):08x}"
 
 
-def _build(folder: Path, columns: Sequence[Column], span: range, compute: Compute) -> list[Path]:
-    """Compute a shard, some rows at a time, and put its files in place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as aside:
-        parts = [aside.enter_context(_part(folder, column, len(span))) for column in columns]
+class _Builder:
+    """The shards of an entry: those that are there, and those that are written as rows come."""
 
-        def write(arrays: Sequence[np.ndarray]) -> None:
-            for part, array in zip(parts, arrays, strict=True):
-                part.add(array)
+    def __init__(self, folder: Path, columns: Sequence[Column]) -> None:
+        self.folder, self.columns = folder, columns
+        self.files: dict[range, list[Path]] = {}
+        self._due: deque[range] = deque()  # asked for, and not yet whole
+        self._parts: list[_Part] = []
 
-        compute(span, write)
-        return [part.publish(_stem(number, span)) for number, part in enumerate(parts)]
+    def missing(self, spans: Iterable[range]) -> Iterator[range]:
+        """Yield the spans whose rows are to be written; looked for as late as possible, for another
+        run may be writing them."""
+        for span in spans:
+            files = _held(self.folder, self.columns, span)
+            if files:
+                self.files[span] = files
+            else:
+                self._due.append(span)
+                yield span
+
+    def write(self, arrays: Sequence[np.ndarray]) -> None:
+        """Add the next rows, an array for each column; a shard that is whole is put in place."""
+        span = self._due[0]
+        for column in self.columns if not self._parts else ():
+            self._parts.append(_Part(self.folder, column, len(span)))
+        for part, array in zip(self._parts, arrays, strict=True):
+            part.add(array)
+        if not self._parts[0].missing:
+            stems = [_stem(number, span) for number in range(len(self.columns))]
+            self.files[span] = [p.publish(s) for p, s in zip(self._parts, stems, strict=True)]
+            self._parts.clear()
+            self._due.popleft()
+
+    def close(self) -> None:
+        """Remove what has not become a shard."""
+        for part in self._parts:
+            part.discard()
 
 
-@dataclass
 class _Part:
     """A shard's file while it is written aside."""
 
-    file: IO[bytes]
-    column: Column
-    missing: int  # rows to come
-    checksum: int = 0
+    def __init__(self, folder: Path, column: Column, rows: int) -> None:
+        self.column, self.missing, self.checksum = column, rows, 0
+        self.path = aside(folder, ".part")
+        self.file = self.path.open("xb")
+        descr = np.lib.format.dtype_to_descr(np.dtype(column.dtype))
+        layout = {"descr": descr, "fortran_order": False, "shape": (rows, *column.shape)}
+        np.lib.format.write_array_header_1_0(self.file, layout)
 
     def add(self, array: np.ndarray) -> None:
         column = self.column
         if array.shape[1:] != column.shape or array.dtype != np.dtype(column.dtype):
             raise ValueError(f"features are {array.dtype} {array.shape}, expected {column}")
+        if len(array) > self.missing:
+            raise ValueError(f"{len(array)} rows of features where {self.missing} are missing")
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.file.write(flat)
         self.checksum = zlib.crc32(flat, self.checksum)
         self.missing -= len(array)
 
     def publish(self, stem: str) -> Path:
-        if self.missing:
-            raise ValueError(f"{self.missing} rows of features are missing in {stem}")
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        aside = Path(self.file.name)
-        place = aside.parent / f"{stem}-{self.checksum:08x}.npy"
-        os.replace(aside, place)
+        place = self.path.parent / f"{stem}-{self.checksum:08x}.npy"
+        os.replace(self.path, place)
         return place
 
-
-@contextlib.contextmanager
-def _part(folder: Path, column: Column, rows: int) -> Iterator[_Part]:
-    """Begin a shard's file; remove it unless it has been put in place."""
-    descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
-    os.close(descriptor)
-    try:
-        with open(aside, "wb") as file:
-            descr = np.lib.format.dtype_to_descr(np.dtype(column.dtype))
-            layout = {"descr": descr, "fortran_order": False, "shape": (rows, *column.shape)}
-            np.lib.format.write_array_header_1_0(file, layout)
-            yield _Part(file, column, rows)
-    finally:
-        Path(aside).unlink(missing_ok=True)
-
-
-def _sweep(root: Path) -> None:
-    """Remove the unfinished files that builds left behind when they were killed."""
-    for path in root.glob("*/.*.part"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                path.unlink()
+    def discard(self) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import socket
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_transfer import launch
 from hf_transfer.recipe import UserError
+
+MEET_SECONDS = 1.0  # far below what a process that does not answer is given
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,28 @@ class Processes:
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.data, src=0)
+
+
+class Meetings:
+    """Signs of life among processes that each work on a share of their own.
+
+    Who is at work calls `working` between its steps, and who has done its share `end`. So none
+    waits for a sign longer than for a second and a step, however long another's share takes.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes, self._last = processes, time.monotonic()
+
+    def working(self) -> None:
+        """Meet the others, if a second has passed since the last time."""
+        if self.processes.count > 1 and time.monotonic() - self._last > MEET_SECONDS:
+            self.processes.all(True)
+            self._last = time.monotonic()
+
+    def end(self) -> None:
+        """Return once no process is at work any more."""
+        while any(self.processes.all(False)):
+            pass
 
 
 def _gloo(timeout_seconds: float) -> Any:

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from hf_transfer.features import FeaturesError, Replay
+from hf_transfer.extraction import FeaturesError
+from hf_transfer.features import Replay
 from hf_transfer.freezing import bare_names
 from hf_transfer.objective import logits_of
 from hf_transfer.phases import Phase

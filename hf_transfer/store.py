@@ -13,8 +13,8 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
-import tempfile
 import time
 import warnings
 import zipfile
@@ -25,12 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-import PIL.features
 
-from hf_transfer import decoding
-from hf_transfer.cache import Hold, StoreError, cache_root, make_room, touch, write_about
-from hf_transfer.decoding import ImageError, ImageSettings, decode_noted
+from hf_transfer.cache import (
+    READ_ONLY,
+    Hold,
+    StoreError,
+    cache_root,
+    make_room,
+    touch,
+    write_about,
+)
+from hf_transfer.decoding import ImageError, ImageSettings, decode_noted, depends_on
 from hf_transfer.pixels import LivePixels, StoredPixels, row_shape
 from hf_transfer.scratch import spans, zeros
 from hf_transfer.sources import DataError, Scan
@@ -38,10 +43,10 @@ from hf_transfer.sources import DataError, Scan
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of an entry's layout
-SAMPLED = 64  # stored images whose digest is checked on opening
+CHECKED_BYTES = 256 * 10**6  # of pixels whose digests are all checked on opening
+SAMPLED = 64  # images that are, of more pixels
 WAVE_BYTES = 64 * 2**20  # decoded, then written; what building holds in memory
 AT_ONCE = 16  # images that a thread decodes before it looks up
-ABANDONED_SECONDS = 24 * 3600  # a build that was killed leaves its folder behind
 
 
 @dataclass(frozen=True)
@@ -66,24 +71,30 @@ def open_pixels(
 
     Taken from the store under `cache_dir` where it holds them, else decoded into it; what was not
     used for longest makes room. A set larger than `limit_bytes` (the cache's limit, and nine tenths
-    of the free disk) is looked through once and decoded live.
+    of the free disk), or one that is not in a store that cannot be written, is looked through once
+    and decoded live.
     Files that give no pixels have an entry in `Facts.errors`. Raises DataError, one line.
     """
     root = cache_dir or default_cache_dir()
     shape = (len(found.files), *row_shape(settings))
     key = _key(found, settings)
     try:
-        root.mkdir(parents=True, exist_ok=True)
         held = _opened(root / key, shape)
         if held is not None:
             return held
-        stored = _room(root, key, found, int(np.prod(shape)), limit_bytes)
+        stored = _room(root, key, int(np.prod(shape)), limit_bytes, f"{found.path}: {shape[0]}")
         if not stored:
             key += "-live"
+        root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f"{key}.lock"):
-            facts = _open(root / key, shape) or _build(root, key, found, settings, stored)
+            facts = _open(root / key, shape, say=True)
+            facts = facts or _build(root, key, found, settings, stored)
             held = _opened(root / key, shape) if stored else None
     except OSError as error:
+        if error.errno in READ_ONLY:
+            why = error.strerror or error
+            logger.warning("%s: %d images are decoded live: %s", found.path, shape[0], why)
+            return LivePixels(found, settings), _decode_all(found, settings, None)
         raise DataError(
             f"{root}: {error.strerror or error}; decoded pixels are kept there: make room, or name "
             "another place in HF_TRANSFER_CACHE"
@@ -103,15 +114,14 @@ def _opened(folder: Path, shape: tuple[int, ...]) -> tuple[StoredPixels, Facts] 
     return StoredPixels(folder / "pixels.npy", shape, hold=hold), facts
 
 
-def _room(root: Path, key: str, found: Scan, size: int, limit_bytes: int | None) -> bool:
-    """Make room for the pixels of a scan; return whether there is any."""
+def _room(root: Path, key: str, size: int, limit_bytes: int | None, what: str) -> bool:
+    """Make room for pixels; return whether there is any."""
     try:
-        make_room(root, key, size, limit_bytes)
+        make_room(root, [key], size, limit_bytes)
     except StoreError as error:
         if error.errno != errno.ENOSPC:
             raise
-        count = len(found.files)
-        logger.warning("%s: %d images are decoded live: %s", found.path, count, error.strerror)
+        logger.warning("%s images are decoded live: %s", what, error.strerror)
         return False
     return True
 
@@ -123,9 +133,7 @@ def default_cache_dir() -> Path:
 
 def _key(found: Scan, settings: ImageSettings) -> str:
     """Return the name of an entry: a digest of all that its pixels depend on."""
-    versions = (VERSION, decoding.VERSION, PIL.__version__, PIL.features.version("jpg"))
-    how = (settings.size, settings.stored, settings.channels, settings.interpolation)
-    digest = hashlib.sha256(repr((versions, how, settings.crop_mode)).encode())
+    digest = hashlib.sha256(repr((VERSION, *depends_on(settings))).encode())
     digest.update(os.fsencode(found.root.resolve()))
     for row in range(len(found.files)):
         digest.update(found.identity(row).encode(errors="surrogateescape") + b"\n")
@@ -135,8 +143,8 @@ def _key(found: Scan, settings: ImageSettings) -> str:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _open(folder: Path, shape: tuple[int, ...]) -> Facts | None:
-    """Return the facts of an entry if all of it holds, else None."""
+def _open(folder: Path, shape: tuple[int, ...], say: bool = False) -> Facts | None:
+    """Return the facts of an entry if all of it holds, else None, and `say` so."""
     try:
         arrays = _arrays(folder / "facts.npz")
         about = json.loads(arrays["about"].tobytes())
@@ -148,15 +156,14 @@ def _open(folder: Path, shape: tuple[int, ...]) -> Facts | None:
             errors={int(row): tuple(error) for row, error in about["errors"].items()},
         )
         if about["shape"] != list(shape) or len(facts.pixels) != shape[0]:
-            return None
-        if about["file"] is not None and not _holds(
-            folder / "pixels.npy", about["file"], facts, shape
-        ):
-            return None
+            raise ValueError("another shape")
+        if about["file"] is not None:
+            _check(folder / "pixels.npy", about["file"], facts, shape)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s does not hold and is built again: %s", folder, error)
+        if say:
+            logger.warning("%s is not what was written and is built again: %s", folder, error)
         return None
     return facts
 
@@ -182,18 +189,16 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _holds(path: Path, recorded: list[int], facts: Facts, shape: tuple[int, ...]) -> bool:
-    """Return whether the pixels are as they were written: size, time of change, and a sample."""
+def _check(path: Path, recorded: list[int], facts: Facts, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless pixels are as they were written: size, time of change, digests."""
     stat = path.stat()
-    sound = [stat.st_size, stat.st_mtime_ns] == recorded
+    if [stat.st_size, stat.st_mtime_ns] != recorded:
+        raise ValueError("pixels.npy was changed")
     pixels = StoredPixels(path, shape)
-    sample = np.unique(np.linspace(0, shape[0] - 1, SAMPLED).astype(int)).tolist()
-    for row in sample if sound else ():
+    rows = np.linspace(0, shape[0] - 1, SAMPLED).astype(int).tolist()
+    for row in range(shape[0]) if math.prod(shape) <= CHECKED_BYTES else rows:
         if row not in facts.errors and _digest(pixels[row]) != facts.pixels[row].tobytes():
-            sound = False
-    if not sound:
-        logger.warning("%s is not what was written and is built again", path)
-    return sound
+            raise ValueError(f"pixels.npy has other pixels in row {row}")
 
 
 def _digest(data: np.ndarray | bytes) -> bytes:
@@ -217,32 +222,33 @@ def _write_arrays(file: Any, arrays: dict[str, np.ndarray]) -> None:
 
 def _build(root: Path, key: str, found: Scan, settings: ImageSettings, stored: bool) -> Facts:
     """Decode all files into a folder aside, put it in place and return its facts."""
-    _sweep(root)
-    aside = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
+    place = root / f".{key}.{secrets.token_hex(4)}"
+    hold = Hold(place)  # what nobody holds any more is swept
     shape = (len(found.files), *row_shape(settings))
     try:
         recorded = None
         if stored:
-            with (aside / "pixels.npy").open("wb") as file:
+            with (place / "pixels.npy").open("wb") as file:
                 layout = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, layout)
                 facts = _decode_all(found, settings, file)
                 _to_disk(file)
-            stat = (aside / "pixels.npy").stat()
+            stat = (place / "pixels.npy").stat()
             recorded = [stat.st_size, stat.st_mtime_ns]
         else:
             facts = _decode_all(found, settings, None)
         about = {"shape": shape, "file": recorded, "notes": facts.notes, "errors": facts.errors}
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        with (aside / "facts.npz").open("wb") as file:
+        with (place / "facts.npz").open("wb") as file:
             arrays = {"pixels": facts.pixels, "files": facts.files, "sizes": facts.sizes}
             _write_arrays(file, {"about": text, **arrays})
             _to_disk(file)
         side = f"{settings.stored} px{'' if stored else ', decoded live'}"
-        write_about(aside, f"{found.path}, {shape[0]} images of {side}", shape[0])
-        _publish(aside, root / key, shape)
+        write_about(place, f"{found.path}, {shape[0]} images of {side}", shape[0])
+        _publish(place, root / key, shape)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        hold.close()
     return facts
 
 
@@ -301,30 +307,22 @@ def _to_disk(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _publish(aside: Path, place: Path, shape: Sequence[int]) -> None:
+def _publish(finished: Path, place: Path, shape: Sequence[int]) -> None:
     """Rename a finished entry into place; one that another process put there first stays."""
     for _ in range(5):
         try:
-            os.rename(aside, place)
+            os.rename(finished, place)
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         if _open(place, tuple(shape)) is not None:
             return
-        broken = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        broken = place.parent / f".{place.name}.{secrets.token_hex(4)}"
         with contextlib.suppress(FileNotFoundError):
-            os.rename(place, broken / "broken")
+            os.rename(place, broken)
         shutil.rmtree(broken, ignore_errors=True)
     raise OSError(errno.EBUSY, "another process keeps writing there")
-
-
-def _sweep(root: Path) -> None:
-    """Remove what builds that were killed have left behind."""
-    for entry in root.glob(".*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - entry.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(entry, ignore_errors=True)
 
 
 @contextlib.contextmanager

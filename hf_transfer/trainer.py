@@ -331,6 +331,7 @@ class TransferTrainer(Trainer):
                 context=self.accelerator.autocast,
                 processes=self.processes,
                 sharded=self.shards,
+                workers=self._run_args.dataloader_num_workers,
             )
             if self._replay is None:
                 yield

@@ -138,18 +138,42 @@ def _surround(options: dict[str, Any]) -> None:
     if cache := options.pop("cache", None):
         os.environ["HF_TRANSFER_CACHE"] = cache
     mute, rank = options.pop("mute", ()), 0
-    if not mute:  # or else a process that cannot write would have features of its own to
+    if not mute:
         featurestore.SHARD_BYTES = SHARD_BYTES
     if processes := options.pop("processes", None):
         join(*processes)
         rank = processes[0]
+        if mute:
+            _first_computes(processes)
         if rank in mute:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if patience := options.pop("patience", 0):
+        from hf_transfer.processes import meet
+
+        meet(patience)
+    if (halting := options.pop("halting", ())) and halting[0] == rank:
+        _halt(halting[1])
     if options.pop("shard", False) and processes:
         shard()
     kill, spared = options.pop("kill", None), options.pop("spared", ())
     if kill and rank not in spared:
         kill_at(*kill)
+
+
+def _halt(seconds: float) -> None:
+    """Have each batch of features take so much longer."""
+    from hf_transfer import extraction
+
+    real = extraction.crossing_values
+    extraction.crossing_values = lambda *args: time.sleep(seconds) or real(*args)
+
+
+def _first_computes(processes: Any) -> None:
+    """Have no process but the first compute features, of which there is one shard each."""
+    from hf_transfer import features
+
+    real, share = features.build_features, processes[:2]
+    features.build_features = lambda **own: real(**{**own, "share": share})
 
 
 class Reduced(TrainerCallback):
@@ -194,9 +218,10 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
     `options` are those of small.trainer and: backbone, kill = (where, call), spared = ranks that
     are not killed, processes = (rank, count, port), shard = whether several shard parameters, slow
     = seconds that each step takes, mute = ranks that cannot write files, images = how many to train
-    on, cache = where features are kept, first = to evaluate before training, reduced = whether to
-    count the bytes that each step reduces, explode = (limit, after) of small.Explode, publish =
-    whether to save the model.
+    on, cache = where features are kept, halting = (rank, seconds) for each batch of features that
+    this rank computes, patience = seconds after which a process is lost, first = to evaluate before
+    training, reduced = whether to count the bytes that each step reduces, explode = (limit, after)
+    of small.Explode, publish = whether to save the model.
     """
     import small
 

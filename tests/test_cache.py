@@ -3,6 +3,9 @@
 import gc
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -42,8 +45,9 @@ def decoded(folder, seed=0):
 def features(key, rows=1000):
     column = featurestore.Column((8,), "float32")
 
-    def compute(span, write):
-        write([np.zeros((len(span), 8), np.float32)])
+    def compute(spans, write):
+        for span in spans:
+            write([np.zeros((len(span), 8), np.float32)])
 
     return featurestore.open_features(key, [column], rows, compute, about=f"features {key}")
 
@@ -129,3 +133,84 @@ def test_a_limit_that_is_no_number_is_one_line(monkeypatch, capsys, text):
     monkeypatch.setenv("HF_TRANSFER_CACHE_GB", text)
     assert main(["cache"]) == 2
     assert "write a number of gigabytes" in capsys.readouterr().err
+
+
+def test_what_a_killed_build_left_is_listed_and_cleared_and_what_is_being_written_is_kept(capsys):
+    left, written = (cache_root() / "pixels" / f".{key}.0a" for key in ("left", "written"))
+    for folder in (left, written):
+        folder.mkdir(parents=True)
+        (folder / "pixels.npy").write_bytes(bytes(2 * 10**6))
+    hold = cache.Hold(written)
+    assert main(["cache"]) == 0
+    text = capsys.readouterr().out
+    assert "2 entries, 4.0 MB" in text
+    assert text.count("unfinished") == 2
+    assert text.count("(in use)") == 1
+    assert main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out == "freed 2.0 MB; 1 in use are kept\n"
+    assert [entry.key for entry in cache_entries()] == ["written"]
+    hold.close()
+
+
+def test_more_than_a_lowered_limit_is_said_plainly(tmp_path, monkeypatch, capsys):
+    held = decoded(tmp_path / "a")
+    monkeypatch.setenv("HF_TRANSFER_CACHE_GB", str(PIXELS / 2 / 1e9))
+    assert main(["cache"]) == 0
+    assert "what is beyond that goes once it is not in use" in capsys.readouterr().out
+    del held
+
+
+@pytest.fixture
+def read_only():
+    """Mount a folder so that nobody, not even root, can write there."""
+    mounted = []
+    if sys.platform != "linux" or shutil.which("mount") is None:
+        pytest.skip("no mount as Linux has it")
+
+    def mount(folder):
+        for options in (["--bind", folder, folder], ["-o", "remount,ro,bind", folder]):
+            if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
+                pytest.skip("nothing can be mounted here")
+            mounted.append(folder)
+
+    yield mount
+    for folder in mounted[:1]:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_complete_cache_that_is_read_only_is_used_and_what_cannot_go_is_not_freed(
+    tmp_path, read_only, capsys, caplog
+):
+    right = decoded(tmp_path / "a")[np.arange(24)]
+    features("key")
+    read_only(cache_root())
+    found = scan(DataSpec(str(tmp_path / "a")))
+    pixels = open_pixels(found, ImageSettings(20))[0]
+    assert isinstance(pixels, StoredPixels)
+    assert np.array_equal(pixels[np.arange(24)], right)
+    assert len(features("key")) == 1000
+    assert caplog.text == ""
+    del pixels
+    gc.collect()
+    assert main(["cache", "--clear"]) == 0
+    told = f"freed 0.0 MB; 2 cannot be removed: {cache_root()} is read-only\n"
+    assert capsys.readouterr().out == told
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_images_are_decoded_live_where_a_cache_is_empty_and_read_only(
+    tmp_path, read_only, caplog, begun
+):
+    found = photos(tmp_path / "a")
+    for folder in ("pixels", "features") if begun else ():
+        (cache_root() / folder).mkdir(parents=True)
+    cache_root().mkdir(exist_ok=True)
+    read_only(cache_root())
+    pixels, facts = open_pixels(found, ImageSettings(20))
+    assert isinstance(pixels, LivePixels)
+    assert len(facts.pixels) == 24
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "24 images are decoded live" in line
+    assert str(cache_root()) in line
+    with pytest.raises(cache.StoreError, match="cannot be written"):
+        features("key")

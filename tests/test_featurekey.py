@@ -1,15 +1,21 @@
 """Whatever features depend on changes their name; what they do not depend on leaves it."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import HEAD, images, network, trained
 
-from hf_transfer import featurekey, features
+from hf_transfer import decoding, featurekey, features
 from hf_transfer.cache import cache_entries, cache_report
 from hf_transfer.data import ImageSet
 from hf_transfer.images import ImageSettings
+from hf_transfer.pixels import LivePixels
 from hf_transfer.processes import Processes
+from hf_transfer.recipe import DataSpec
+from hf_transfer.sources import scan
 
 AUGMENTED = {**HEAD, "epochs": 4, "augment": "light", "views": 2}
 
@@ -86,6 +92,27 @@ def test_images_and_their_order_count_and_labels_do_not(tmp_path):
     assert not first & keys(tmp_path, stored=turned)
     relabelled = ImageSet(stored.pixels, stored.labels[::-1].copy(), stored.names)
     assert first == keys(tmp_path, stored=relabelled)
+
+
+def test_of_images_decoded_live_the_decoder_counts_and_so_does_their_place(tmp_path, monkeypatch):
+    for place in ("a/x", "a/y", "b/x", "b/y"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (40, 40), "red").save(tmp_path / place / "1.png")
+        os.utime(tmp_path / place / "1.png", (0, 0))
+
+    def key(place="a", **settings):
+        found = scan(DataSpec(str(tmp_path / place)))
+        pixels = LivePixels(found, ImageSettings(32, **settings))
+        return featurekey._identity(ImageSet(pixels, [0, 1], found.labels))
+
+    first = key()
+    assert key() == first
+    assert key("b") != first
+    assert key(interpolation="nearest") != first
+    for module, name in ((decoding, "VERSION"), (decoding.PIL, "__version__")):
+        with monkeypatch.context() as changed:
+            changed.setattr(module, name, "0.1")
+            assert key() != first
 
 
 def test_preprocessing_counts(tmp_path):

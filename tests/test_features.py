@@ -1,12 +1,16 @@
 """What is computed once trains what is above it as the live network does."""
 
+import os
+
 import families
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import (
     CONVNEXT,
     HEAD,
+    NAMES,
     RESNET,
     VIT,
     Pixels,
@@ -21,10 +25,14 @@ from small import (
 from torch import nn
 from transformers import default_data_collator
 
+from hf_transfer import pixels
+from hf_transfer.data import ImageSet
 from hf_transfer.phases import make_phases
 from hf_transfer.plan import make_plan
 from hf_transfer.prefix import feature_bytes
 from hf_transfer.recipe import DataSpec, Recipe, UserError, parse_phase
+from hf_transfer.sources import scan
+from hf_transfer.store import open_pixels
 
 
 def both(tmp_path, make, phase, **options):
@@ -215,3 +223,54 @@ def test_what_the_plan_says_of_features_is_what_the_run_does(tmp_path, monkeypat
     assert (plan.live is None) == (made.reports[0].features == "cached") == cached
     assert plan.disk_bytes == stored_bytes(tmp_path / "kept")
     assert plan.seconds > 0
+
+
+def test_no_view_is_computed_where_not_all_of_them_find_room(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    phase = {**HEAD, "epochs": 3, "augment": "light", "views": 3}
+    for spare, how in ((0, "cached"), (-1, "live")):
+        kept = tmp_path / f"kept{spare}"
+        monkeypatch.setenv("HF_TRANSFER_CACHE", str(kept))
+        done = trained(tmp_path, [phase])
+        assert done.reports[0].features == how
+        if how == "cached":
+            size = sum(path.stat().st_size for path in kept.rglob("*.npy"))
+            headers = 128 * len(list(kept.rglob("*.npy")))
+            monkeypatch.setenv("HF_TRANSFER_CACHE_GB", str((size - headers - 1) / 1e9))
+            caplog.clear()
+        del done
+    assert list(kept.rglob("*.npy")) == []
+    assert "computed features" not in caplog.text
+    assert "do not fit: the limit of all that is kept" in caplog.text
+
+
+def test_images_that_are_not_stored_are_decoded_by_workers_beside_the_network(
+    tmp_path, monkeypatch
+):
+    """And give what stored ones give, to the last bit of the weights and of what is drawn."""
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "kept"))
+    drawn = images(24)
+    for row in range(24):
+        place = tmp_path / "data" / drawn.names[drawn.labels[row]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn.pixels[row]).save(place / f"{row}.png")
+    found, real, ends = scan(DataSpec(str(tmp_path / "data"))), pixels.decode, []
+
+    def noting(*args):
+        with (tmp_path / "decoders").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return real(*args)
+
+    monkeypatch.setattr(pixels, "decode", noting)
+    for limit in (1000, None):
+        model = network(dropout=0.2)
+        some = open_pixels(found, model.backbone.image, limit_bytes=limit)[0]
+        assert isinstance(some, pixels.LivePixels) == (limit is not None)
+        stored = ImageSet(some, np.array(found.targets.table)[found.targets.codes], NAMES)
+        own = {"train_dataset": stored, "eval_dataset": None, "dataloader_num_workers": 2}
+        done = trained(tmp_path, [{**HEAD, "features": "cached"}], model, **own)
+        ends.append(state(done.model))
+    assert changed(*ends) == set()
+    decoders = (tmp_path / "decoders").read_text().split()
+    assert len(decoders) == 24
+    assert str(os.getpid()) not in decoders

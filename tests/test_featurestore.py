@@ -10,7 +10,7 @@ import pytest
 
 from hf_transfer import featurestore
 from hf_transfer.cache import StoreError, cache_entries, remove
-from hf_transfer.featurestore import Column, build_features, open_features
+from hf_transfer.featurestore import Column, build_features, open_features, reserve
 
 COLUMNS = (Column((3, 2), "float32"), Column((), "int16"))
 ROWS = 23
@@ -28,15 +28,17 @@ class Compute:
     def __init__(self, factor=1.0, fail_at=None, pause=0.0):
         self.spans, self.factor, self.fail_at, self.pause = [], factor, fail_at, pause
 
-    def __call__(self, span, write):
-        if len(self.spans) == self.fail_at:
-            raise KeyboardInterrupt
-        self.spans.append(span)
-        time.sleep(self.pause)
-        rows = np.arange(span.start, span.stop)
-        wide = self.factor * np.broadcast_to(rows[:, None, None], (len(rows), 3, 2))
-        for some in (slice(0, 3), slice(3, None)):  # the last may be none
-            write((wide[some].astype(np.float32), rows[some].astype(np.int16)))
+    def __call__(self, spans, write):
+        for span in spans:
+            if len(self.spans) == self.fail_at:
+                raise KeyboardInterrupt
+            self.spans.append(span)
+            time.sleep(self.pause)
+            rows = np.arange(span.start, span.stop)
+            wide = self.factor * np.broadcast_to(rows[:, None, None], (len(rows), 3, 2))
+            for some in (slice(0, 3), slice(3, None)):
+                if len(rows[some]):
+                    write((wide[some].astype(np.float32), rows[some].astype(np.int16)))
 
 
 def opened(root, compute=None, key="k", **options):
@@ -161,14 +163,62 @@ def test_processes_that_share_an_entry_each_build_their_part(tmp_path):
     assert rest.spans == []
 
 
-def test_what_a_killed_build_left_unfinished_is_swept_later(tmp_path):
-    opened(tmp_path)
-    for name, age in (("old", 2 * featurestore.ABANDONED_SECONDS), ("new", 0)):
-        path = tmp_path / "k" / f".{name}.part"
-        path.touch()
-        os.utime(path, (time.time() - age,) * 2)
+def test_what_a_killed_build_left_goes_with_the_next_build_but_not_what_is_being_written(tmp_path):
+    held = opened(tmp_path)
+    opened(tmp_path, key="other")
+    for key in ("k", "other"):
+        (tmp_path / key / ".killed.part").touch()
     opened(tmp_path, key="another")
-    assert [path.name for path in (tmp_path / "k").glob(".*.part")] == [".new.part"]
+    assert [path.parent.name for path in tmp_path.glob("*/.*.part")] == ["k"]
+    del held
+    opened(tmp_path, key="one more")
+    assert not list(tmp_path.glob("*/.*.part"))
+
+
+def test_a_shard_is_a_64th_of_an_entry_and_no_fewer_than_some_hundred_rows(monkeypatch):
+    """What an interruption costs, and what processes share; the same whoever computes it."""
+    monkeypatch.setattr(featurestore, "SHARD_BYTES", 64 * 2**20)
+    lengths = {n: [len(s) for s in featurestore._spans(COLUMNS, n)] for n in (0, 100, 3446, 10**6)}
+    assert lengths[0] == []
+    assert lengths[100] == [100]
+    assert lengths[3446] == [128] * 26 + [118]
+    assert lengths[10**6] == [15625] * 64
+    wide = [Column((1000, 1000), "float32")]
+    assert {len(span) for span in featurestore._spans(wide, 160)} == {16}  # 64 MiB
+
+
+def test_few_rows_and_many_are_read_alike_from_many_shards(tmp_path):
+    features = opened(tmp_path)
+    rows = np.random.default_rng(0).integers(0, ROWS, 500)
+    for some in (rows, rows[:5], rows[:0]):
+        wide, short = features[some]
+        assert np.array_equal(wide[:, 0, 0], some.astype(np.float32))
+        assert np.array_equal(short, some)
+
+
+def test_room_is_made_for_all_entries_of_a_phase_together_or_for_none(tmp_path):
+    """Two of three views that fit are of no use; and none is removed to make room for another."""
+    opened(tmp_path, key="idle"), opened(tmp_path, key="view 1")
+    size = max(entry.size_bytes for entry in cache_entries(tmp_path))
+    old(tmp_path, "view 1", 300), old(tmp_path, "idle", 100)
+    views = dict.fromkeys(["view 1", "view 2", "view 3"], ROWS)
+    with pytest.raises(StoreError, match="HF_TRANSFER_CACHE_GB"):
+        reserve(views, COLUMNS, root=tmp_path, limit_bytes=size + 2 * BYTES - 1)
+    assert {entry.key for entry in cache_entries(tmp_path)} == {"idle", "view 1"}
+    held = reserve(views, COLUMNS, root=tmp_path, limit_bytes=size + 2 * BYTES)
+    assert {entry.key for entry in cache_entries(tmp_path)} == set(views)
+    assert all(entry.in_use for entry in cache_entries(tmp_path))
+    assert len(held) == 3
+
+
+def test_others_may_read_what_is_kept_as_the_umask_says(tmp_path):
+    before = os.umask(0o022)
+    try:
+        opened(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "k").iterdir()} == {0o644}
+    assert (tmp_path / "k").stat().st_mode & 0o777 == 0o755
 
 
 BYTES = ROWS * sum(column.row_bytes for column in COLUMNS)

@@ -166,11 +166,21 @@ def test_two_processes_killed_and_resumed_end_like_the_unbroken_two(tmp_path, un
             [-signal.SIGKILL] * (2 - len(spared))
         ), log(out)
         assert 0 not in statuses, log(out)
-    assert len(list(tmp_path.rglob("*.part"))) == 1
     assert together(2, out, PHASES, options) == [0, 0], log(out)
     end, facts = results(out)
     assert changed(unbroken[0], end) == set()
     assert facts == unbroken[1]
+
+
+def test_processes_share_the_features_and_wait_for_one_that_takes_its_time(tmp_path):
+    """The second needs far longer for its share than a process that does not answer is given."""
+    out, own = tmp_path / "out", {"backbone": RESNET, "cache": str(tmp_path / "cache")}
+    own |= {"halting": (1, 0.6), "patience": 5, "ddp_timeout": 5}
+    assert together(2, out, [{**HEAD, "epochs": 1}], own) == [0, 0], log(out)
+    told = [(tmp_path / f"out-{rank}.log").read_text() for rank in range(2)]
+    for text in told:  # of 24 and of 12 images
+        assert "computed features of 12 images" in text
+        assert "computed features of 6 images" in text
 
 
 def test_three_processes_sum_in_one_order_before_and_after_they_are_resumed(tmp_path):

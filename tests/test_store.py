@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer import store
+from hf_transfer import decoding, store
+from hf_transfer.cache import Hold
 from hf_transfer.decoding import ImageSettings, decode
 from hf_transfer.pixels import LivePixels, StoredPixels
 from hf_transfer.recipe import DataSpec
@@ -134,8 +135,8 @@ def test_a_changed_file_is_decoded_again(photos, cache):
 def test_another_decoder_is_another_entry(photos, cache, decoded, monkeypatch):
     found = scan(DataSpec(str(photos)))
     for module, name, value in (
-        (store.decoding, "VERSION", 99),
-        (store.PIL, "__version__", "0.1"),
+        (decoding, "VERSION", 99),
+        (decoding.PIL, "__version__", "0.1"),
         (store, "VERSION", 99),
     ):
         open_pixels(found, SETTINGS, cache)
@@ -184,6 +185,33 @@ def test_damage_that_keeps_size_and_time_is_found_by_its_digest(photos, cache, d
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
 
 
+def test_every_row_is_checked_where_that_is_cheap(photos, cache, decoded, monkeypatch, caplog):
+    """And what does not hold is said once; of many pixels a sample is checked."""
+    monkeypatch.setattr(store, "SAMPLED", 2)
+    found = scan(DataSpec(str(photos)))
+    open_pixels(found, SETTINGS, cache)
+    path = entry(cache) / "pixels.npy"
+    for checked, times in ((10**9, 48), (100, 48)):
+        monkeypatch.setattr(store, "CHECKED_BYTES", checked)
+        before, data = path.stat(), bytearray(path.read_bytes())
+        data[-2 * 1200 : -1200] = bytes(1200)  # the last row but one
+        path.write_bytes(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        open_pixels(found, SETTINGS, cache)
+        assert len(decoded) == times
+    assert caplog.text.count("is not what was written and is built again") == 1
+
+
+def test_others_may_read_pixels_as_the_umask_says(photos, cache):
+    before = os.umask(0o022)
+    try:
+        open_pixels(scan(DataSpec(str(photos))), SETTINGS, cache)
+    finally:
+        os.umask(before)
+    assert entry(cache).stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in entry(cache).iterdir()} == {0o644}
+
+
 def test_an_interrupted_build_leaves_nothing_and_is_not_used(photos, cache, monkeypatch):
     found = scan(DataSpec(str(photos)))
     original = store.decode_noted
@@ -202,14 +230,16 @@ def test_an_interrupted_build_leaves_nothing_and_is_not_used(photos, cache, monk
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
 
 
-def test_what_a_killed_build_left_is_removed_after_a_day(photos, cache):
-    old, new = cache / ".killed", cache / ".running"
-    for folder in (old, new):
-        folder.mkdir(parents=True)
-    os.utime(old, (time.time() - 2 * store.ABANDONED_SECONDS,) * 2)
+def test_what_a_killed_build_left_is_removed_and_what_is_being_written_is_not(photos, cache):
+    """However long that takes: the time of a folder does not move while a file in it grows."""
+    old, new = cache / ".key.killed", cache / ".key.running"
+    old.mkdir(parents=True)
+    writer = Hold(new)
+    os.utime(new, (time.time() - 10**6,) * 2)
     open_pixels(scan(DataSpec(str(photos))), SETTINGS, cache)
     assert not old.exists()
     assert new.exists()
+    writer.close()
 
 
 def _opened(photos: str, cache: Path, results) -> None:
