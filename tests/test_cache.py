@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hf_transfer import cache, featurestore
-from hf_transfer.cache import cache_entries, cache_root
+from hf_transfer.cache import Room, cache_entries, cache_root
 from hf_transfer.cli import main
 from hf_transfer.images import ImageSettings
 from hf_transfer.pixels import LivePixels, StoredPixels
@@ -133,6 +133,18 @@ def test_a_limit_that_is_no_number_is_one_line(monkeypatch, capsys, text):
     monkeypatch.setenv("HF_TRANSFER_CACHE_GB", text)
     assert main(["cache"]) == 2
     assert "write a number of gigabytes" in capsys.readouterr().err
+
+
+def test_the_room_is_the_limit_and_what_of_the_disk_is_free_or_taken_by_entries(monkeypatch):
+    usage = shutil.disk_usage(cache_root().parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=10**6))
+    monkeypatch.setenv("HF_TRANSFER_CACHE_GB", "2")
+    assert cache.room() == Room(2 * 10**9, 900_000)
+    features("key")
+    (kept,) = cache_entries()
+    assert cache.room().disk_bytes == 900_000 + kept.size_bytes
+    assert cache.room().lack(900_000) is None
+    assert "on the disk" in cache.room().lack(10**9)[0]
 
 
 def test_what_a_killed_build_left_is_listed_and_cleared_and_what_is_being_written_is_kept(capsys):
