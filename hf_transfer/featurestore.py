@@ -59,6 +59,7 @@ class StoredFeatures:
         self.step, self.hold = step, hold  # rows in each shard but the last
         self._read = 0
         self._maps: list[mmap.mmap] = []
+        _allow_files(sum(map(len, shards)))
         self._arrays: list[list[np.ndarray]] = [
             [self._mapped(path, column) for path in paths]
             for paths, column in zip(shards, columns, strict=True)
@@ -118,6 +119,18 @@ def reserve(
         if missing:
             make_room(root, rows, missing * _row_bytes(columns), limit_bytes)
         return [Hold(root / key) for key in rows]
+
+
+def _allow_files(more: int) -> None:
+    """Let this process have so many more files open: each map takes one, and 1,024 are usual."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def build_features(

@@ -301,3 +301,19 @@ def test_entries_are_listed_and_removed_one_by_one(tmp_path):
     assert remove(cache_entries(tmp_path)[0]) >= BYTES
     assert [entry.key for entry in cache_entries(tmp_path)] == ["two"]
     assert cache_entries(tmp_path / "nowhere") == []
+
+
+def _read_with_few_files(root):
+    resource = pytest.importorskip("resource")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 8, hard))
+    featurestore.SHARD_BYTES = 1  # a row in each
+    assert_right(opened(root))
+
+
+def test_an_entry_of_many_files_is_read_where_few_may_be_open(tmp_path):
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_read_with_few_files, args=(tmp_path,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
