@@ -23,6 +23,7 @@ from hf_transfer.backbone import Backbone
 from hf_transfer.cache import room
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import Phase, make_phases
+from hf_transfer.pixels import StoredPixels
 from hf_transfer.prefix import check_kept, insists
 from hf_transfer.processes import Processes
 from hf_transfer.recipe import Augment, PhaseSpec, Recipe, UserError, parse_phase
@@ -250,6 +251,8 @@ def check_features(
                 f"stored pixels; make it with load_data, or remove {wanted}"
             )
     problem = None
+    sets = [data.pixels for data in (train, evaluation) if data is not None]
+    pixels = {stored.path.parent for stored in sets if isinstance(stored, StoredPixels)}
     held_out = len(evaluation) if isinstance(evaluation, ImageSet) else 0
     images = {"train": len(train), "validation": held_out}
     try:
@@ -258,7 +261,7 @@ def check_features(
             backbone.groups,
             backbone.layout,
             images,
-            room(),
+            room(*pixels),
             sharded=sharded,
             halved=halved,
         )

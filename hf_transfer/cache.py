@@ -127,16 +127,18 @@ def limit_from_environment() -> int:
 
 @dataclass(frozen=True)
 class Room:
-    """The most bytes that could be kept if nothing else were."""
+    """The most bytes that could be kept if nothing else were, but what a run uses anyway."""
 
     limit_bytes: int
     disk_bytes: int
+    used_bytes: int = 0
 
     def lack(self, needed: int) -> tuple[str, str] | None:
         """Return why so many bytes of features cannot be kept, and what would mend it; None where
         they can."""
-        if needed > self.limit_bytes:
+        if needed + self.used_bytes > self.limit_bytes:
             cache = f"the cache's {_gb(self.limit_bytes)}"
+            cache += f" beside {_gb(self.used_bytes)} of pixels" * bool(self.used_bytes)
             return (
                 f"{_gb(needed)} of features do not fit into {cache}",
                 "raise HF_TRANSFER_CACHE_GB",
@@ -148,12 +150,14 @@ class Room:
         return None
 
 
-def room() -> Room:
-    """Return the room that there is on this machine. Raises StoreError."""
+def room(*used: Path) -> Room:
+    """Return the room on this machine where these folders of pixels stay. Raises StoreError."""
     root = cache_root()
     free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free
-    kept = sum(entry.size_bytes for entry in cache_entries())
-    return Room(limit_from_environment(), int(free * FREE_SHARE) + kept)
+    entries = cache_entries()
+    kept = sum(entry.size_bytes for entry in entries if entry.folder not in used)
+    stays = sum(entry.size_bytes for entry in entries if entry.folder in used)
+    return Room(limit_from_environment(), int(free * FREE_SHARE) + kept, stays)
 
 
 def cache_entries(*folders: Path) -> list[CacheEntry]:

@@ -145,6 +145,9 @@ def test_the_room_is_the_limit_and_what_of_the_disk_is_free_or_taken_by_entries(
     assert cache.room().disk_bytes == 900_000 + kept.size_bytes
     assert cache.room().lack(900_000) is None
     assert "on the disk" in cache.room().lack(10**9)[0]
+    beside = cache.room(kept.folder)
+    assert beside == Room(2 * 10**9, 900_000, kept.size_bytes)
+    assert "beside" in beside.lack(2 * 10**9)[0]
 
 
 def test_what_a_killed_build_left_is_listed_and_cleared_and_what_is_being_written_is_kept(capsys):

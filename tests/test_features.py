@@ -26,7 +26,7 @@ from torch import nn
 from transformers import default_data_collator
 
 from hf_transfer import pixels
-from hf_transfer.cache import cache_report
+from hf_transfer.cache import cache_entries, cache_report
 from hf_transfer.data import ImageSet
 from hf_transfer.phases import make_phases
 from hf_transfer.plan import make_plan
@@ -140,7 +140,7 @@ def test_what_cannot_be_cached_runs_live_or_says_why(tmp_path, change, own, why)
         trained(tmp_path, [{**HEAD, **change, "features": "cached"}], model, **options)
 
 
-@pytest.mark.parametrize("last", [{"features": "cached"}, {"epochs": None, "solve": "lbfgs"}])
+@pytest.mark.parametrize("last", [{"features": "cached"}, {"solve": "lbfgs"}])
 @pytest.mark.parametrize("lacking", ["room", "pixels"])
 def test_what_a_later_phase_cannot_keep_is_refused_before_anything_trains(
     tmp_path, monkeypatch, last, lacking
@@ -153,14 +153,41 @@ def test_what_a_later_phase_cannot_keep_is_refused_before_anything_trains(
         options = {"eval_dataset": Pixels(images(), model)}
         why = "because the validation set gives no stored pixels; make it with load_data"
     before = state(model)
-    last = (
-        {"train": "head", **{**HEAD, **last}} if "features" in last else {"train": "head", **last}
-    )
-    made = trainer(tmp_path, [{**HEAD, "features": "live"}, last], model, **options)
+    phases = [{**HEAD, "features": "live"}, {"train": "head", **last}]
+    made = trainer(tmp_path, phases, model, **options)
     with pytest.raises(UserError, match=why):
         made.train()
     assert made.reports == []
     assert not changed(before, state(model))
+
+
+def drawn_on_disk(folder):
+    """Write small images into class folders, and return what a scan of them finds."""
+    drawn = images(24)
+    for row in range(24):
+        place = folder / drawn.names[drawn.labels[row]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn.pixels[row]).save(place / f"{row}.png")
+    return scan(DataSpec(str(folder)))
+
+
+def test_features_that_find_no_room_beside_the_pixels_are_refused_before_anything_trains(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "kept"))
+    found, model = drawn_on_disk(tmp_path / "data"), network()
+    some = open_pixels(found, model.backbone.image)[0]
+    stored = ImageSet(some, np.array(found.targets.table)[found.targets.codes], NAMES)
+    phases = [{**HEAD, "features": "live"}, {**HEAD, "features": "cached"}]
+    made = trainer(tmp_path, phases, model, train_dataset=stored, eval_dataset=None)
+    (entry,) = cache_entries()
+    monkeypatch.setenv("HF_TRANSFER_CACHE_GB", str((entry.size_bytes + 5000) / 1e9))
+    with pytest.raises(UserError, match="cache's 0.1 MB beside 0.1 MB of pixels; raise HF_TR"):
+        made.train()
+    assert made.reports == []
+    monkeypatch.setenv("HF_TRANSFER_CACHE_GB", str((entry.size_bytes + 20000) / 1e9))
+    made.train()
+    assert [report.features for report in made.reports] == ["live", "cached"]
 
 
 class Odd(nn.Module):
@@ -250,12 +277,7 @@ def test_images_that_are_not_stored_are_decoded_by_workers_beside_the_network(
 ):
     """And give what stored ones give; without workers the same to the last bit."""
     monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "kept"))
-    drawn = images(24)
-    for row in range(24):
-        place = tmp_path / "data" / drawn.names[drawn.labels[row]]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn.pixels[row]).save(place / f"{row}.png")
-    found, real, ends = scan(DataSpec(str(tmp_path / "data"))), pixels.decode, []
+    found, real, ends = drawn_on_disk(tmp_path / "data"), pixels.decode, []
 
     def noting(*args):
         with (tmp_path / "decoders").open("a") as file:
