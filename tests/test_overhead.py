@@ -15,7 +15,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from small import HEAD, images, state, trained
 from transformers import TrainerCallback
 
-from hf_transfer import features, overhead, scratch
+from hf_transfer import extraction, overhead, scratch
 from hf_transfer.overhead import (
     ASKED,
     SMALL_WORK,
@@ -171,7 +171,7 @@ def test_a_head_phase_takes_one_thread_and_a_live_one_all(tmp_path, monkeypatch)
 def test_features_are_the_same_however_many_go_through_at_once(tmp_path, monkeypatch):
     ends = []
     for most in (64, 5):
-        monkeypatch.setattr(features, "BATCH", most)
+        monkeypatch.setattr(extraction, "BATCH", most)
         monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / str(most)))
         done = trained(tmp_path, [{**HEAD, "features": "cached"}], train_dataset=images(13))
         ends.append(state(done.model))
