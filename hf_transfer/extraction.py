@@ -26,8 +26,8 @@ from hf_transfer.recipe import UserError
 
 logger = logging.getLogger(__name__)
 
-# Images computed at once. On a CPU more gain nothing: features of 1,000 images of 96 px and a head on
-# them took ResNet-10-T 4.5, 4.5 and 4.4 s with 31, 64 and 128 MiB for the largest tensor.
+# Images computed at once. On a CPU more gain nothing: features of 1,000 images of 96 px, and a head
+# on them, took ResNet-10-T 4.5, 4.5 and 4.4 s with 31, 64 and 128 MiB for the largest tensor.
 BATCH, DEVICE_BATCH = 64, 256
 BATCH_BYTES, DEVICE_BATCH_BYTES = 31 * 2**20, 2**30  # of the largest tensor in the prefix
 DECODED = 4  # times smaller where images are decoded first: the network begins earlier
