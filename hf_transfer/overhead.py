@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
-from hf_transfer.scratch import give_back, zeros
+from hf_transfer.scratch import give_back, glibc, zeros
 
 # accelerate asks twice in every step whether this package is there, and has the disk searched for
 # it: a third of a head's step.
@@ -46,17 +45,17 @@ def kept_memory() -> Iterator[None]:
     Large blocks would go back to the system, which gives them anew page by page, each filled with
     zeros: 17,000 pages in a step of ResNet-10-T (batch 32, 96 px), an eighth to a third of it.
     """
-    glibc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(glibc, "malloc_trim"):  # another C library
+    library = glibc()
+    if library is None:
         yield
         return
     for name in USUAL:
-        glibc.mallopt(name, KEPT)
+        library.mallopt(name, KEPT)
     try:
         yield
     finally:
         for name, size in USUAL.items():
-            glibc.mallopt(name, size)
+            library.mallopt(name, size)
         give_back()
 
 

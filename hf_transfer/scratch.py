@@ -157,10 +157,16 @@ def spans(count: int) -> Iterator[slice]:
         yield slice(first, min(first + AT_ONCE, count))
 
 
+def glibc() -> Any:
+    """Return the C library where it is glibc, whose allocator can be told what to keep, or None."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "malloc_trim") else None
+
+
 def give_back() -> None:
     """Return to the system what was freed, where glibc would keep it, and pages of scratch."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "malloc_trim"):
+    library = glibc()
+    if library is not None:
         library.malloc_trim(0)
     for one in _maps if hasattr(mmap, "MADV_DONTNEED") else ():
         one.madvise(mmap.MADV_DONTNEED)
