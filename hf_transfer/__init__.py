@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_transfer.backbone import load_backbone, load_model, save_model
-    from hf_transfer.data import ImageSet, load_data
-    from hf_transfer.layerwise import LayerwiseTrainer
-    from hf_transfer.recipe import DataSpec, PhaseSpec, Recipe, UserError, load_recipe
-    from hf_transfer.report import RunReport
-    from hf_transfer.sources import scan
-    from hf_transfer.trainer import TransferTrainer
+    from hf_transfer.backbones.load import load_backbone, load_model
+    from hf_transfer.backbones.saving import save_model
+    from hf_transfer.data.image_set import ImageSet, load_data
+    from hf_transfer.data.sources import scan
+    from hf_transfer.recipe.load import load_recipe
+    from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, UserError
+    from hf_transfer.results.report import RunReport
+    from hf_transfer.training.layerwise import LayerwiseTrainer
+    from hf_transfer.training.trainer import TransferTrainer
 
 __version__ = "0.1.0"
 
@@ -35,20 +37,20 @@ __all__ = [
 ]
 
 _WHERE = {
-    "DataSpec": "recipe",
-    "ImageSet": "data",
-    "LayerwiseTrainer": "layerwise",
-    "PhaseSpec": "recipe",
-    "Recipe": "recipe",
-    "RunReport": "report",
-    "TransferTrainer": "trainer",
-    "UserError": "recipe",
-    "load_backbone": "backbone",
-    "load_data": "data",
-    "load_model": "backbone",
-    "load_recipe": "recipe",
-    "save_model": "backbone",
-    "scan": "sources",
+    "DataSpec": "recipe.specs",
+    "ImageSet": "data.image_set",
+    "LayerwiseTrainer": "training.layerwise",
+    "PhaseSpec": "recipe.specs",
+    "Recipe": "recipe.specs",
+    "RunReport": "results.report",
+    "TransferTrainer": "training.trainer",
+    "UserError": "recipe.specs",
+    "load_backbone": "backbones.load",
+    "load_data": "data.image_set",
+    "load_model": "backbones.load",
+    "load_recipe": "recipe.load",
+    "save_model": "backbones.load",
+    "scan": "data.sources",
 }
 
 # Another distribution, a Rust downloader, installs a package of the same name over this one.

@@ -13,7 +13,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hf_transfer import __version__, launch
+from hf_transfer import __version__
+from hf_transfer.base import launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, TextIOWrapper):  # which would end a run at a name it cannot print
         sys.stdout.reconfigure(errors="backslashreplace")
-    from hf_transfer.recipe import UserError
+    from hf_transfer.recipe.specs import UserError
 
     try:
         return int(args.command(args) or 0)
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-transfer: interrupted{how}", file=sys.stderr)
         return 130
     finally:  # after the line is printed, which all that have joined print
-        if processes := sys.modules.get("hf_transfer.processes"):  # else none has joined
+        if processes := sys.modules.get("hf_transfer.base.processes"):  # else none has joined
             processes.leave()
 
 
@@ -134,7 +135,7 @@ def _recipe_arguments(command: argparse.ArgumentParser) -> None:
 
 def _load(args: argparse.Namespace) -> Any:
     """Return the recipe with what the command line changes in it."""
-    from hf_transfer.recipe import load_recipe
+    from hf_transfer.recipe.load import load_recipe
 
     changes = {"data.path": args.data, "backbone": args.backbone, "seed": args.seed}
     given = [f"{key}={_quoted(value)}" for key, value in changes.items() if value is not None]
@@ -176,15 +177,16 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace, recipe: Any, out: Path) -> None:
-    from hf_transfer.recipe import UserError
+    from hf_transfer.recipe.specs import UserError
 
     if args.resume:
         raise UserError(f"recipe {recipe.name} compares, from start to end; leave --resume out")
     if launch.count() > 1:
         raise UserError(f"recipe {recipe.name} compares in one process; run it without a launcher")
     print(f"{recipe.name}: {recipe.source.backbone} learns letters, then digits ...", flush=True)
+    from hf_transfer.deciding.quickstart import run_quickstart
+    from hf_transfer.deciding.quickstart_text import format_quickstart
     from hf_transfer.progress import quiet
-    from hf_transfer.quickstart import format_quickstart, run_quickstart
 
     quiet()
     print(format_quickstart(run_quickstart(recipe, out, _say)))
@@ -201,14 +203,15 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _planned(recipe: Any, processes: int) -> str:
-    from hf_transfer.plan_text import format_plan
-    from hf_transfer.planning import plans_of
+    from hf_transfer.planning.plan_text import format_plan
+    from hf_transfer.plans import plans_of
 
     return "\n\n".join(format_plan(plan) for plan in plans_of(recipe, processes))
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from hf_transfer.recipe import UserError, accelerate_configurations, shipped_recipes
+    from hf_transfer.recipe.load import accelerate_configurations, shipped_recipes
+    from hf_transfer.recipe.specs import UserError
 
     shipped, launching = shipped_recipes(), accelerate_configurations()
     if args.name is None:
@@ -227,20 +230,20 @@ def _recipes(args: argparse.Namespace) -> None:
 
 
 def _groups(args: argparse.Namespace) -> int:
-    from hf_transfer.recipe import UserError
+    from hf_transfer.recipe.specs import UserError
 
     if args.all:
-        from hf_transfer.sweep import sweep_to
+        from hf_transfer.backbones.sweep import sweep_to
 
         return sweep_to(Path(args.out) if args.out else None, _say)
     if args.backbone is None:
         raise UserError("groups needs a backbone, such as timm/resnet50, or --all")
-    from hf_transfer.groups import group_layers, groups_text
-    from hf_transfer.recorded import recorded_layout
+    from hf_transfer.planning.groups import group_layers, groups_text
+    from hf_transfer.planning.recorded import recorded_layout
 
     layout = recorded_layout(args.backbone, 1000)
     if layout is None:
-        from hf_transfer.backbone import layout_of
+        from hf_transfer.backbones.load import layout_of
 
         layout = layout_of(args.backbone, 1000)
     groups = group_layers(layout)
@@ -249,8 +252,8 @@ def _groups(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from hf_transfer.predict import find_images, format_predictions, predict, ready
     from hf_transfer.progress import quiet
+    from hf_transfer.serving.predict import find_images, format_predictions, predict, ready
 
     quiet()
     model: Any = ready(args.model)
@@ -264,20 +267,20 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _cache(args: argparse.Namespace) -> None:
-    from hf_transfer.cache import cache_report
+    from hf_transfer.base.cache import cache_report
 
     print(cache_report(args.keys, clear=args.clear, as_json=args.json))
 
 
 def _push(args: argparse.Namespace) -> None:
-    from hf_transfer.hub import push
+    from hf_transfer.serving.hub import push
 
     print(push(args.run, args.repo, private=args.private))
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from hf_transfer.demo import launch
     from hf_transfer.progress import quiet
+    from hf_transfer.serving.demo import launch
 
     quiet()
     launch(args.model, port=args.port, announce=_say)

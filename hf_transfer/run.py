@@ -12,16 +12,22 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from hf_transfer import facts, failures, folder, launch, precision
-from hf_transfer.arguments import joined, training_arguments
-from hf_transfer.backbone import load_backbone, save_model
-from hf_transfer.data import load_data
-from hf_transfer.evaluation import EpochMetrics
-from hf_transfer.letters import write_letters
-from hf_transfer.recipe import Recipe, source_recipe
-from hf_transfer.report import RunReport
-from hf_transfer.sources import scan
-from hf_transfer.trainer import TransferTrainer
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.base import launch
+from hf_transfer.data.image_set import load_data
+from hf_transfer.data.letters import write_letters
+from hf_transfer.data.sources import scan
+from hf_transfer.recipe.load import source_recipe
+from hf_transfer.recipe.specs import Recipe
+from hf_transfer.results import run_folder
+from hf_transfer.results.metrics.by_name import EpochMetrics
+from hf_transfer.results.report import RunReport
+from hf_transfer.training import measuring
+from hf_transfer.training.arguments import joined, training_arguments
+from hf_transfer.training.machine import precision
+from hf_transfer.training.recovery import failures
+from hf_transfer.training.trainer import TransferTrainer
 
 CHECKPOINT_SECONDS = 60.0  # what an interruption costs at most
 
@@ -34,7 +40,7 @@ def run(
     With `resume`, finished phases and seeds are read back and an interrupted one goes on. Several
     processes are still joined afterwards: who begins them calls processes.leave.
     """
-    with folder.opened(out, recipe, resume), failures.told():
+    with run_folder.opened(out, recipe, resume), failures.told():
         if recipe.seeds == 1:
             return run_seed(recipe, out, resume, callbacks)
         reports = []
@@ -42,7 +48,7 @@ def run(
             one = dataclasses.replace(recipe, seed=seed, seeds=1)
             one_out = out / f"seed-{seed}"
             reports.append(run(one, one_out, resume=resume, callbacks=callbacks))
-        return folder.finish_seeds(reports, out)
+        return run_folder.finish_seeds(reports, out)
 
 
 def run_seed(
@@ -52,7 +58,7 @@ def run_seed(
     if resume and (out / "report.json").is_file():
         return RunReport.load(out)
     started = time.monotonic()
-    extra = facts.extra_metrics(recipe.metrics)
+    extra = measuring.extra_metrics(recipe.metrics)
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
     model = load_backbone(
         backbone_id,
@@ -68,14 +74,14 @@ def run_seed(
     )
     speed = precision.settle(recipe, model, out)
     data = load_data(recipe.data, model.backbone.image, recipe.seed, task=recipe.task)
-    folder.keep_inputs(out, facts.inputs(model, data))
+    run_folder.keep_inputs(out, measuring.inputs(model, data))
     trainer = TransferTrainer(
         model,
         training_arguments(dataclasses.replace(recipe, precision=speed["precision"]), out),
         phases=recipe.phases,
         train_dataset=data.train,
         eval_dataset=data.validation,
-        class_weights=facts.class_weights(data.train) if recipe.loss == "balanced" else None,
+        class_weights=measuring.class_weights(data.train) if recipe.loss == "balanced" else None,
         compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
         checkpoint_seconds=CHECKPOINT_SECONDS,
         sync_batchnorm=recipe.sync_batchnorm,
@@ -85,23 +91,23 @@ def run_seed(
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
-    metrics = facts.measure(trainer, data, extra)
+    metrics = measuring.measure(trainer, data, extra)
     if launch.is_main():
         save_model(model, out / "model")
     report = RunReport(
         name=recipe.name,
         recipe=dataclasses.asdict(recipe),
-        backbone=facts.backbone_facts(model, backbone_id),
-        data=facts.data_facts(data),
+        backbone=measuring.backbone_facts(model, backbone_id),
+        data=measuring.data_facts(data),
         phases=tuple(trainer.reports),
         metrics=metrics,
         seconds={"wall": time.monotonic() - started, "training": trained},
-        environment={**facts.environment(), **speed},
+        environment={**measuring.environment(), **speed},
         seed=recipe.seed,
-        warnings=facts.warnings_of(trainer),
-        created=facts.now(),
+        warnings=measuring.warnings_of(trainer),
+        created=measuring.now(),
     )
-    report = folder.finish(report, out)
+    report = run_folder.finish(report, out)
     trainer.processes.wait()  # what comes next may read the folder
     return report
 

@@ -133,13 +133,13 @@ def kill_at(where: str, call: int) -> None:
 
 def _surround(options: dict[str, Any]) -> None:
     """Make the process what the options say of it, and take them out."""
-    from hf_transfer import featurestore
+    from hf_transfer.base import shards as shards_module
 
     if cache := options.pop("cache", None):
         os.environ["HF_TRANSFER_CACHE"] = cache
     mute, rank = options.pop("mute", ()), 0
     if not mute:
-        featurestore.SHARD_BYTES = SHARD_BYTES
+        shards_module.SHARD_BYTES = SHARD_BYTES
     if processes := options.pop("processes", None):
         join(*processes)
         rank = processes[0]
@@ -148,7 +148,7 @@ def _surround(options: dict[str, Any]) -> None:
         if rank in mute:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if patience := options.pop("patience", 0):
-        from hf_transfer.processes import meet
+        from hf_transfer.base.processes import meet
 
         meet(patience)
     if (halting := options.pop("halting", ())) and halting[0] == rank:
@@ -162,18 +162,18 @@ def _surround(options: dict[str, Any]) -> None:
 
 def _halt(seconds: float) -> None:
     """Have each batch of features take so much longer."""
-    from hf_transfer import extraction
+    from hf_transfer.inputs import cut
 
-    real = extraction.crossing_values
-    extraction.crossing_values = lambda *args: time.sleep(seconds) or real(*args)
+    real = cut.crossing_values
+    cut.crossing_values = lambda *args: time.sleep(seconds) or real(*args)
 
 
 def _first_computes(processes: Any) -> None:
     """Have no process but the first compute features, of which there is one shard each."""
-    from hf_transfer import features
+    from hf_transfer.base import shards as shards_module
 
-    real, share = features.build_features, processes[:2]
-    features.build_features = lambda **own: real(**{**own, "share": share})
+    real, share = shards_module.build_features, processes[:2]
+    shards_module.build_features = lambda **own: real(**{**own, "share": share})
 
 
 class Reduced(TrainerCallback):
@@ -273,7 +273,7 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
         (out / "seconds.json").write_text(json.dumps([r.seconds for r in trainer.reports]))
         (out / "shards.json").write_text(json.dumps(shards.seen))
         (out / "end.json").write_text(json.dumps(result))
-    from hf_transfer.processes import leave
+    from hf_transfer.base.processes import leave
 
     del trainer
     leave()

@@ -22,8 +22,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_transfer.backbone import describe
-from hf_transfer.images import ImageSettings
+from hf_transfer.backbones.from_object import describe
+from hf_transfer.data.decoding import ImageSettings
 
 SIZE = 32  # px of the images
 WIDTH = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.metrics import classification_metrics
-from hf_transfer.multilabel import multilabel_metrics
-from hf_transfer.regression import regression_metrics
-from hf_transfer.report import PhaseReport, RunReport
+from hf_transfer.results.metrics.classification import classification_metrics
+from hf_transfer.results.metrics.multi_label import multilabel_metrics
+from hf_transfer.results.metrics.regression import regression_metrics
+from hf_transfer.results.report import PhaseReport, RunReport
 
 FLOWERS = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 RECIPE = {

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from hf_transfer.backbone import load_backbone
-from hf_transfer.data import ImageSet
-from hf_transfer.images import to_model_input
-from hf_transfer.trainer import TransferTrainer
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.data.image_set import ImageSet
+from hf_transfer.inputs.augmentation import to_model_input
+from hf_transfer.training.trainer import TransferTrainer
 
 torch.set_num_threads(1)
 gc.freeze()  # every phase collects garbage: what is imported need not be gone through

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hf_transfer.cli import main
-from hf_transfer.report import RunReport
+from hf_transfer.results.report import RunReport
 
 HEAD = "phases:\n  - {train: head, epochs: 1}\n"
 
@@ -325,7 +325,7 @@ def test_a_full_disk_is_one_line(tmp_path, images, capsys, monkeypatch):
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "phase-1-head")
 
-    monkeypatch.setattr("hf_transfer.trainer.write_phase", full)
+    monkeypatch.setattr("hf_transfer.training.trainer.write_phase", full)
     assert "No space left" in mistake(capsys, *small(tmp_path, "--data", images))
     assert not (tmp_path / "out" / "report.json").exists()
 

@@ -12,11 +12,9 @@ from children import ended, start
 from PIL import Image
 from torch import nn
 
-from hf_transfer import facts
-from hf_transfer.backbone import load_model
-from hf_transfer.folder import FolderError
-from hf_transfer.plan_text import format_plan
-from hf_transfer.recipe import (
+from hf_transfer.backbones.load import load_model
+from hf_transfer.planning.plan_text import format_plan
+from hf_transfer.recipe.specs import (
     DataSpec,
     HeadSpec,
     LettersSpec,
@@ -26,8 +24,10 @@ from hf_transfer.recipe import (
     Stop,
     UserError,
 )
-from hf_transfer.report import RunReport
+from hf_transfer.results.report import RunReport
+from hf_transfer.results.run_folder import FolderError
 from hf_transfer.run import run
+from hf_transfer.training import measuring
 
 PHASES = (
     PhaseSpec("head", epochs=2, lr=1e-2, batch_size=8),
@@ -93,7 +93,7 @@ def test_a_run_leaves_report_page_model_and_what_resuming_needs(finished):
 def test_validation_is_measured_on_the_features_that_are_there(photos, tmp_path, monkeypatch):
     """The prefix runs again for the images to test alone; likewise after a stop in between."""
     alone, seen = recipe(photos, phases=PHASES[:1]), []
-    measure = facts.measure
+    measure = measuring.measure
 
     def watched(trainer, *args):
         stem = next(m for m in trainer.model.modules() if isinstance(m, nn.Conv2d))
@@ -106,13 +106,13 @@ def test_validation_is_measured_on_the_features_that_are_there(photos, tmp_path,
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(facts, "measure", watched)
+    monkeypatch.setattr(measuring, "measure", watched)
     whole = run(alone, tmp_path / "whole")
     assert [count for count in seen if count > 3] == [6]  # fewer find where the network is cut
-    monkeypatch.setattr(facts, "measure", stopped)
+    monkeypatch.setattr(measuring, "measure", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(alone, tmp_path / "halved")
-    monkeypatch.setattr(facts, "measure", measure)
+    monkeypatch.setattr(measuring, "measure", measure)
     assert measured(run(alone, tmp_path / "halved", resume=True)) == measured(whole)
 
 
@@ -137,11 +137,11 @@ def train_and_die(photos, out, kill):
     "kill",
     [
         ("hf_transfer.run:TransferTrainer", 1),  # nothing trained
-        ("hf_transfer.facts:measure", 1),  # all trained, nothing measured
+        ("hf_transfer.training.measuring:measure", 1),  # all trained, nothing measured
         ("hf_transfer.run:save_model", 1),
-        ("hf_transfer.folder:finish", 1),  # the model written, the report not
-        ("hf_transfer.folder:write_html", 1),
-        ("hf_transfer.folder:model_card", 1),
+        ("hf_transfer.results.run_folder:finish", 1),  # the model written, the report not
+        ("hf_transfer.results.run_folder:write_html", 1),
+        ("hf_transfer.results.run_folder:model_card", 1),
     ],
 )
 def test_a_run_killed_around_its_training_ends_like_the_unbroken_one(
@@ -273,8 +273,8 @@ def _pictures(folder, channels):
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_images_of_any_number_of_channels_go_all_the_way(tmp_path, channels):
-    from hf_transfer.planning import plans_of
-    from hf_transfer.predict import find_images
+    from hf_transfer.plans import plans_of
+    from hf_transfer.serving.predict import find_images
 
     folder = _pictures(tmp_path / "data", channels)
     data = DataSpec(path=str(folder), validation=0.25, image_size=32, channels=channels)
@@ -316,7 +316,7 @@ def test_the_first_layer_stays_as_it_is_made_where_the_recipe_says_so(tmp_path):
 def test_a_head_for_the_same_labels_is_kept_and_may_train_with_the_backbone_at_once(
     photos, tmp_path
 ):
-    from hf_transfer.planning import plans_of
+    from hf_transfer.plans import plans_of
 
     once = recipe(photos)
     run(once, tmp_path / "once")

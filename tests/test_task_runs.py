@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from hf_transfer.recipe import load_recipe, parse_recipe
-from hf_transfer.report import RunReport
+from hf_transfer.recipe.load import load_recipe, parse_recipe
+from hf_transfer.results.report import RunReport
 from hf_transfer.run import run
 
 PHASES = """

@@ -21,7 +21,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_transfer.backbone import load_backbone, save_model
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.saving import save_model
 
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 

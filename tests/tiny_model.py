@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from sample_report import FLOWERS, sample_report
 
-from hf_transfer.backbone import load_backbone, save_model
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.saving import save_model
 
 CERTAINTY = 15.0  # what the head's random weights are multiplied by: answers differ clearly
 

@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from hf_transfer.demo import launch
-from hf_transfer.recipe import UserError
+from hf_transfer.recipe.specs import UserError
+from hf_transfer.serving.demo import launch
 
 if __name__ == "__main__":
     model = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("MODEL")

@@ -98,12 +98,12 @@ def one(count: int, folder: Path, kind: str, workers: int) -> None:
     import torch
     from transformers import TrainingArguments
 
-    from hf_transfer.backbone import describe
-    from hf_transfer.data import ImageSet, load_data
-    from hf_transfer.images import ImageSettings
-    from hf_transfer.recipe import DataSpec
-    from hf_transfer.scratch import arange, zeros
-    from hf_transfer.trainer import TransferTrainer
+    from hf_transfer.backbones.from_object import describe
+    from hf_transfer.data.arrays import arange, zeros
+    from hf_transfer.data.decoding import ImageSettings
+    from hf_transfer.data.image_set import ImageSet, load_data
+    from hf_transfer.recipe.specs import DataSpec
+    from hf_transfer.training.trainer import TransferTrainer
 
     warnings.simplefilter("ignore")
     logging.getLogger("hf_transfer").setLevel(logging.ERROR)

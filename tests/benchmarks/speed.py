@@ -38,17 +38,18 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from hf_transfer import precision
-from hf_transfer.backbone import load_backbone
-from hf_transfer.cuts import crossing_values, find_cut
-from hf_transfer.data import load_data
-from hf_transfer.decoding import decode
-from hf_transfer.freezing import freeze_all_but, still_modules
-from hf_transfer.images import to_model_input
-from hf_transfer.phases import Phase, make_phases
-from hf_transfer.recipe import DataSpec, Recipe, parse_phase
-from hf_transfer.sources import scan
-from hf_transfer.trainer import TransferTrainer
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.data.decoding import decode
+from hf_transfer.data.image_set import load_data
+from hf_transfer.data.sources import scan
+from hf_transfer.inputs.augmentation import to_model_input
+from hf_transfer.inputs.cut import crossing_values, find_cut
+from hf_transfer.planning.phases import Phase, make_phases
+from hf_transfer.recipe.load import parse_phase
+from hf_transfer.recipe.specs import DataSpec, Recipe
+from hf_transfer.training.freezing import freeze_all_but, still_modules
+from hf_transfer.training.machine import precision
+from hf_transfer.training.trainer import TransferTrainer
 
 
 @dataclass(frozen=True)

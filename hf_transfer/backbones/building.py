@@ -1,0 +1,118 @@
+"""Building networks: a blueprint says how, for any number of labels; each library knows its part.
+
+A blueprint is drawn from names and small files alone: planning reads no weights.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hf_transfer.backbones.origins import Origin, answering_hub, one_line
+from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.data.scale import Scale
+from hf_transfer.planning.groups import LayerGroups
+from hf_transfer.planning.layout import Layout
+from hf_transfer.recipe.tasks import task_of
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """How to build a network: everything but its number of labels and its weights."""
+
+    origin: Origin
+    image: ImageSettings  # what the network will see
+    own: ImageSettings  # what its checkpoint has seen
+    classes: int = 0  # of the checkpoint's own head; 0 = it has none, or nobody says
+    labels: tuple[str, ...] = ()  # of the checkpoint's own head, where they are known
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the library's builder
+    settings: Any = None  # the library's own: pretrained_cfg, config, or weights
+    reversed: bool = False  # its checkpoint takes BGR; its first layer is turned to RGB
+    task: str = "classification"  # of the checkpoint's own head
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the network differs from its checkpoint's below the head."""
+        same = self.image.size == self.own.size and self.image.channels == self.own.channels
+        return not same
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What the loader knows of the model it made; travels as `model.backbone`."""
+
+    id: str
+    source: str
+    prefix: str  # of the bare network's names inside the model that trains
+    labels: tuple[str, ...]
+    layout: Layout
+    groups: LayerGroups
+    image: ImageSettings
+    weights: str  # "pretrained", "random", or the file they were read from
+    adapted: tuple[str, ...] = ()  # first layers whose weights were made to fit other channels
+    task: str = "classification"
+    scale: Scale | None = None  # of the numbers that it gives; None: they have none yet
+
+
+def draw(origin: Origin, image_size: int | None = None, channels: int | None = None) -> Blueprint:
+    """Return the blueprint of a network for this input; None is what its checkpoint has seen.
+
+    Reads no weights. Raises BackboneError.
+    """
+    with one_line(str(origin)):
+        found: Blueprint = _library(origin).draw(origin, image_size, channels)
+    return replace(found, task=task_of((origin.config or {}).get("problem_type")))
+
+
+def build(blueprint: Blueprint, labels: int) -> nn.Module:
+    """Return the bare network for so many labels with random weights, on the current device."""
+    size = f" at {blueprint.image.size} px" if blueprint.is_changed else ""
+    with one_line(f"{blueprint.origin}{size}"):
+        return _library(blueprint.origin).build(blueprint, labels)
+
+
+def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozenset[str]]:
+    """Return the network with the checkpoint's weights and its own head, and the names of what
+    the checkpoint lacks; from the file `weights` where that is given. Raises BackboneError."""
+    what = f"the weights {weights or ''} of {blueprint.origin}".replace("  ", " ")
+    origin = blueprint.origin
+    on_hub = weights is None and origin.folder is None and origin.source != "torchvision"
+    with one_line(what), answering_hub() if on_hub else nullcontext():
+        return _library(origin).load(blueprint, weights)
+
+
+def check_weights(blueprint: Blueprint) -> None:
+    """Raise BackboneError where the library itself says that it has no pretrained weights."""
+    _library(blueprint.origin).check_weights(blueprint)
+
+
+def own_labels(blueprint: Blueprint) -> tuple[str, ...]:
+    """Return the names of the checkpoint's own labels, numbers where nobody has named them."""
+    named = blueprint.labels or _library(blueprint.origin).default_labels(blueprint)
+    return named or tuple(str(i) for i in range(blueprint.classes))
+
+
+def build_network(
+    origin: Origin, labels: int, image_size: int | None = None, channels: int | None = None
+) -> nn.Module:
+    """Return the bare network behind an origin for `labels` labels, its weights random."""
+    return build(draw(origin, image_size, channels), labels)
+
+
+def _library(origin: Origin) -> Any:
+    """Return the module that knows the library: four functions, the same in each."""
+    if origin.source == "timm":
+        from hf_transfer.backbones import from_timm
+
+        return from_timm
+    if origin.source == "torchvision":
+        from hf_transfer.backbones import from_torchvision
+
+        return from_torchvision
+    from hf_transfer.backbones import from_transformers
+
+    return from_transformers

@@ -1,0 +1,168 @@
+"""transformers: repositories and folders of its own form, and model types without weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+)
+
+from hf_transfer.backbones.building import Blueprint
+from hf_transfer.backbones.origins import BackboneError, Origin, nearest, one_line
+from hf_transfer.backbones.preprocessing import read_processor, takes_bgr, with_input
+from hf_transfer.backbones.trace import FAILURES
+from hf_transfer.backbones.weights import FEW, bare, read_weights
+from hf_transfer.data.decoding import ImageSettings
+
+
+def draw(origin: Origin, image_size: int | None, channels: int | None) -> Blueprint:
+    """Return the blueprint; its settings are the config for the wanted size and channels."""
+    bare_type = origin.config is None
+    if bare_type and origin.name not in CONFIG_MAPPING_NAMES:
+        raise BackboneError(
+            f"transformers has no model type {origin.name!r}{nearest(origin.name, CLASSIFIERS)}; "
+            "give a type, a repository OWNER/NAME or a folder"
+        )
+    config = (
+        AutoConfig.for_model(origin.name) if bare_type else AutoConfig.from_pretrained(origin.name)
+    )
+    if config.model_type not in CLASSIFIERS:
+        raise BackboneError(
+            f"{origin} is a {config.model_type}, which transformers does not classify images "
+            "with; choose another backbone"
+        )
+    # A teacher's head beside the own one gives no loss; its class is left for the plain one.
+    named = config.architectures or []
+    config.architectures = [name for name in named if not name.endswith("WithTeacher")]
+    config.problem_type = None
+    own, flipped = _own_image(origin, config)
+    seen = _vision(config)
+    own = with_input(own, None, getattr(seen, "num_channels", None))
+    image = with_input(own, image_size, channels)
+    wanted = copy.deepcopy(config)
+    if image.channels != own.channels:
+        if not hasattr(seen, "num_channels"):
+            raise BackboneError(f"{origin} takes images of {own.channels} channels only")
+        _vision(wanted).num_channels = image.channels
+    if _side(seen) not in (None, image.size) and not _runs(wanted, image):
+        own = with_input(own, _side(seen), None)
+        _vision(wanted).image_size = _like(seen.image_size, image.size)
+    names = config.id2label or {}
+    return Blueprint(
+        origin,
+        image,
+        own,
+        classes=len(names),
+        labels=tuple(names[key] for key in sorted(names)),
+        settings=(wanted, config),
+        reversed=flipped,
+    )
+
+
+def _vision(config: Any) -> Any:
+    """Return the part of a config that speaks of images."""
+    return getattr(config, "vision_config", config)
+
+
+def _side(config: Any) -> int | None:
+    size = getattr(config, "image_size", None)
+    return size[-1] if isinstance(size, (list, tuple)) else size
+
+
+def _like(old: Any, side: int) -> Any:
+    return type(old)([side] * len(old)) if isinstance(old, (list, tuple)) else side
+
+
+def _own_image(origin: Origin, config: Any) -> tuple[ImageSettings, bool]:
+    """Return the pixels' settings that travel with the model, and whether it takes BGR."""
+    if origin.config is None:
+        return ImageSettings(
+            size=_side(_vision(config)) or 224, mean=(0.5,) * 3, std=(0.5,) * 3
+        ), False
+    if origin.folder and not (origin.folder / "preprocessor_config.json").is_file():
+        raise BackboneError(
+            f"{origin.folder} has no preprocessor_config.json, which says what pixels the model "
+            "takes; copy it from where the model comes from"
+        )
+    with one_line(f"the image processor of {origin}"):
+        processor = AutoImageProcessor.from_pretrained(origin.name)
+    return read_processor(processor, str(origin)), takes_bgr(processor)
+
+
+def _runs(config: Any, image: ImageSettings) -> bool:
+    """Whether the network takes images of this size as it is: it interpolates, or needs not."""
+    with torch.device("meta"):
+        network = _from_config(config, 2).eval()
+    # Not inside the device's block: BEiT caches an index that it makes in forward, and for good.
+    pixels = torch.zeros(1, image.channels, image.size, image.size, device="meta")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network(pixel_values=pixels)
+    except FAILURES:
+        return False
+    return True
+
+
+def _from_config(config: Any, labels: int) -> nn.Module:
+    config = copy.deepcopy(config)
+    config.num_labels = labels
+    return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+
+
+def build(blueprint: Blueprint, labels: int) -> nn.Module:
+    """Return the network with random weights."""
+    return _from_config(blueprint.settings[0], labels)
+
+
+def check_weights(blueprint: Blueprint) -> None:
+    """Raise BackboneError for a model type, which has no weights."""
+    if blueprint.origin.config is None:
+        raise BackboneError(
+            f"{blueprint.origin} is an architecture without weights; give a repository or folder, "
+            "or set pretrained: false"
+        )
+
+
+def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozenset[str]]:
+    """Return the network as its checkpoint has it, and what the checkpoint lacks."""
+    origin, config = blueprint.origin, copy.deepcopy(blueprint.settings[1])
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32}
+    options |= {"output_loading_info": True}
+    if weights is None:
+        network, info = AutoModelForImageClassification.from_pretrained(origin.name, **options)
+    else:  # through the same door, for it knows the names of older checkpoints
+        with torch.device("meta"):
+            empty = _from_config(config, config.num_labels)
+        state = bare(read_weights(weights), empty.state_dict())
+        network, info = type(empty).from_pretrained(None, state_dict=state, **options)
+    lacking = frozenset(info["missing_keys"])
+    sizes = {name: tensor.numel() for name, tensor in network.state_dict().items()}
+    head = {name for name in lacking if "classifier" in name}
+    missed = sum(sizes.get(name, 0) for name in lacking - head)
+    if missed > FEW * sum(sizes.values()):
+        raise BackboneError(
+            f"the weights of {origin} lack {len(lacking)} of the network's {len(sizes)} tensors "
+            f"({', '.join(sorted(lacking)[:3])}); these are weights of another architecture"
+        )
+    if blueprint.reversed:
+        _turn_to_rgb(network)
+    return network, lacking
+
+
+@torch.no_grad()
+def _turn_to_rgb(network: nn.Module) -> None:
+    """Turn round the first layer's input channels: as a processor that gives BGR would."""
+    first = next(p for p in network.parameters() if p.ndim == 4 and p.shape[1] == 3)
+    first.copy_(first.flip(1))
+
+
+def default_labels(blueprint: Blueprint) -> tuple[str, ...]:
+    """Return (): a config names its labels."""
+    return ()

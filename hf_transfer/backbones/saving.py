@@ -1,0 +1,155 @@
+"""The published folder: config.json, model.safetensors, preprocessor_config.json; no pickles.
+
+One folder opens in transformers, and in timm where the backbone is timm's, with equal logits.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_transfer.backbones.building import Backbone, Blueprint
+from hf_transfer.backbones.origins import BackboneError
+from hf_transfer.backbones.preprocessing import processor_config
+from hf_transfer.backbones.regression_units import in_units
+from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.recipe.tasks import TASKS
+
+KEPT = (  # of timm's pretrained_cfg; where weights came from and old labels are not
+    "tag", "fixed_input_size", "pool_size", "first_conv", "classifier", "license",
+)  # fmt: skip
+
+
+def wrap(
+    blueprint: Blueprint, network: nn.Module, labels: tuple[str, ...], task: str
+) -> tuple[PreTrainedModel, str]:
+    """Return the network as a transformers model, and the prefix that its names have there."""
+    naming: dict[str, Any] = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": TASKS[task].problem_type,
+    }
+    origin, image = blueprint.origin, blueprint.image
+    if origin.source == "transformers":
+        for key, value in naming.items():
+            setattr(network.config, key, value)
+        return network, ""
+    if origin.source == "timm":
+        from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+        config = TimmWrapperConfig(
+            architecture=origin.name.partition(".")[0],
+            label_names=list(labels),
+            pretrained_cfg=_pretrained_cfg(network, image),
+            model_args=blueprint.arguments or None,
+            **naming,
+        )
+        # On meta, for post_init would overwrite weights; the real network goes in afterwards.
+        with torch.device("meta"):
+            model = TimmWrapperForImageClassification(config)
+        model.timm_model = network
+        return model, "timm_model."
+    from hf_transfer.backbones.modeling_torchvision import (
+        TorchvisionConfig,
+        TorchvisionForImageClassification,
+    )
+
+    config = TorchvisionConfig(
+        architecture=origin.name.partition(".")[0],
+        network_args=blueprint.arguments,
+        image_size=image.size,
+        num_channels=image.channels,
+        **naming,
+    )
+    return TorchvisionForImageClassification(config, network), "network."
+
+
+def _pretrained_cfg(network: nn.Module, image: ImageSettings) -> dict[str, Any]:
+    """Return timm's description of the network, with the pixels as this model was trained."""
+    own = network.pretrained_cfg
+    return {key: own[key] for key in KEPT if own.get(key) is not None} | {
+        "custom_load": False,
+        "input_size": [image.channels, image.size, image.size],
+        "interpolation": image.interpolation,
+        "crop_pct": image.crop_pct,
+        "crop_mode": image.crop_mode,
+        "mean": list(image.mean),
+        "std": list(image.std),
+    }
+
+
+def save_model(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write a model of `load_backbone` as one folder that transformers opens, and timm its own.
+
+    The folder appears whole or not at all, and takes the place of one that is there. A regression's
+    scale goes into the weights that are written: everywhere it answers in the targets' units.
+    """
+    if not isinstance(getattr(model, "backbone", None), Backbone):
+        raise BackboneError(
+            f"this {type(model).__name__} is not from load_backbone, which knows how it is saved; "
+            "save it with its own save_pretrained"
+        )
+    folder = Path(folder)
+    beside, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
+    for left_over in (beside, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        with in_units(model):
+            _write(model, beside)
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(model: PreTrainedModel, folder: Path) -> None:
+    backbone: Backbone = model.backbone
+    timm = backbone.source == "timm"
+    if timm:
+        _write_timm(model, folder)
+    else:
+        if backbone.source == "torchvision":
+            type(model).register_for_auto_class("AutoModelForImageClassification")
+            type(model.config).register_for_auto_class()
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=state)
+    _write_json(folder / "preprocessor_config.json", processor_config(backbone.image, timm))
+
+
+def _write_timm(model: PreTrainedModel, folder: Path) -> None:
+    """Write timm's form, which transformers reads too: names without prefix, no empty model_args,
+    and never `num_classes` among them."""
+    from safetensors.torch import save_file
+
+    network, backbone = model.timm_model, model.backbone
+    config = {
+        "architecture": model.config.architecture,
+        "architectures": ["TimmWrapperForImageClassification"],
+        "model_type": "timm_wrapper",
+        "num_classes": len(backbone.labels),
+        "num_features": network.num_features,
+        "label_names": list(backbone.labels),
+        "pretrained_cfg": _pretrained_cfg(network, backbone.image)
+        | {"num_classes": len(backbone.labels)},
+    }
+    if model.config.problem_type:
+        config["problem_type"] = model.config.problem_type
+    if model.config.model_args:
+        config["model_args"] = model.config.model_args
+    _write_json(folder / "config.json", config)
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

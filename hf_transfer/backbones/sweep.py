@@ -1,0 +1,329 @@
+"""Every architecture of timm, torchvision and transformers, grouped and judged.
+
+`hf-transfer groups --all` runs the sweep; `python -m hf_transfer.backbones.sweep --record` writes
+the layouts that recorded.py reads. Networks are built on the meta device: no weights, no downloads.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from hf_transfer.planning.groups import LayerGroups, group_layers
+from hf_transfer.planning.layout import GroupsError, Layout
+from hf_transfer.recipe.specs import UserError
+
+ARCHITECTURES = 1493  # in timm 1.0.31, torchvision 0.29 and transformers 5.23
+DEEP = 10  # groups; with more of them, none should hold most of what trains
+# Model types in transformers' mapping that cannot be built or run here as classifiers of images
+# alone, and why. One that can after all (its library is there) is grouped like any other.
+LEFT_OUT = {
+    "transformers/dinat": "needs the natten library, which is not installed",
+    "transformers/imagegpt": "reads a sequence of colour numbers, not pixels",
+    "transformers/shieldgemma2": "judges an image against a written policy: it needs text as well",
+    "transformers/siglip2": "reads a sequence of patches with their positions, not pixels",
+}
+
+FILLS = """
+add_ clamp_ copy_ div_ erfinv_ exponential_ fill_ mul_ normal_ sub_ uniform_ zero_
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the sweep found of one architecture."""
+
+    architecture: str
+    groups: int = 0
+    stages: int = 0
+    parameters: int = 0
+    largest: float = 0.0  # share of the largest group
+    layer: float = 0.0  # share of the largest weight, which no grouping can divide
+    violations: int = 0  # parameters out of order
+    outside: int = 0  # parameters not in exactly one group
+    head: str = ""
+    norms: str = ""
+    seconds: float = 0.0
+    failed: str = ""
+    left_out: str = ""  # why it cannot be built or run as a classifier of images alone
+
+    @property
+    def uneven(self) -> bool:
+        """Whether a group of several layers holds most of a deep network."""
+        return self.groups > DEEP and self.largest > 0.5 >= self.layer
+
+
+def architectures() -> tuple[str, ...]:
+    """Return the ids of all architectures that the three libraries know, as `timm/NAME`."""
+    import timm
+    import torchvision
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KINDS,
+    )
+
+    return (
+        *(f"transformers/{name}" for name in KINDS),
+        *(f"torchvision/{n}" for n in torchvision.models.list_models(module=torchvision.models)),
+        *(f"timm/{name}" for name in timm.list_models()),
+    )
+
+
+def sweep(
+    names: Sequence[str] | None = None, each: Callable[[Row], None] | None = None
+) -> list[Row]:
+    """Return a row for each architecture, all of them where `names` is None.
+
+    `each` sees the rows as they come. What cannot be built, run or grouped has a row that says why.
+    """
+    rows = []
+    for name in architectures() if names is None else names:
+        rows.append(examine(name))
+        if each:
+            each(rows[-1])
+    return rows
+
+
+def examine(name: str) -> Row:
+    """Return the row of one architecture."""
+    from hf_transfer.backbones.trace import FAILURES
+
+    start = time.perf_counter()
+    try:
+        network, layout = _observed(name)
+        groups = group_layers(layout)
+    except FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        seconds = time.perf_counter() - start
+        if name in LEFT_OUT:
+            return Row(name, seconds=seconds, left_out=LEFT_OUT[name])
+        return Row(name, seconds=seconds, failed=reason)
+    kinds = Counter(type(network.get_submodule(path)).__name__ for path in layout.norms)
+    return Row(
+        architecture=name,
+        groups=len(groups.groups),
+        stages=len(groups.stages),
+        parameters=groups.total,
+        largest=largest(layout, groups),
+        layer=max(layout.sizes.values()) / groups.total,
+        violations=out_of_order(layout, groups),
+        outside=outside(layout, groups),
+        head=" ".join(dict.fromkeys(n.rpartition(".")[0] or n for n in layout.head)) or "none",
+        norms=" ".join(kind for kind, _ in kinds.most_common()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def largest(layout: Layout, groups: LayerGroups) -> float:
+    """Return the share that the largest group has of the parameters that forward uses."""
+    unused = set(layout.unused)
+    sizes = [
+        sum(layout.sizes[name] for name in group.parameters if name not in unused)
+        for group in groups.groups
+    ]
+    return max(sizes) / sum(sizes)
+
+
+def out_of_order(layout: Layout, groups: LayerGroups) -> int:
+    """Return how many parameters below the head are first used before the last first use of the
+    group before theirs."""
+    place = {name: i for i, (name, _) in enumerate(layout.parameters)}
+    aside = {*layout.head, *layout.unused}
+    count, before = 0, -1
+    for group in groups.groups:
+        places = [place[name] for name in group.parameters if name not in aside]
+        count += sum(here < before for here in places)
+        before = max(places, default=before)
+    return count
+
+
+def outside(layout: Layout, groups: LayerGroups) -> int:
+    """Return how many parameters are in no group, or in several, or are none of the network's."""
+    times = Counter(name for group in groups.groups for name in group.parameters)
+    known = dict(layout.parameters)
+    return sum(times[name] != 1 for name in known) + sum(name not in known for name in times)
+
+
+def _observed(name: str) -> tuple[nn.Module, Layout]:
+    """Return a fresh network and its layout at the input size that it is made for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old names and default arguments; nothing is trained here
+        network, other = build(name, 10), build(name, 11)
+        try:
+            return network, traced(network, other, size_of(name, network), 10)
+        except GroupsError:  # some look at numbers while they run (perceiver)
+            if name in LEFT_OUT:  # with its weights, ShieldGemma would take 17 GB
+                raise
+            network = build(name, 10, device="cpu")
+            return network, traced(network, other, size_of(name, network), 10)
+
+
+def size_of(name: str, network: nn.Module) -> int:
+    """Return the side of the images that a network is made for: 224 where nobody says."""
+    from hf_transfer.backbones.building import draw
+    from hf_transfer.backbones.origins import Origin
+
+    source, _, rest = name.partition("/")
+    if source != "transformers":
+        return draw(Origin(source, rest)).image.size
+    config = getattr(network.config, "vision_config", network.config)
+    size = getattr(config, "image_size", None) or 224
+    return int(size[-1] if isinstance(size, (list, tuple)) else size)
+
+
+def sweep_to(out: Path | None, say: Callable[[str], None]) -> int:
+    """Sweep all architectures, write the table to a .csv or .md file (or say each row), and say the
+    totals. Returns 1 if a bar is missed: order, membership, evenness, failures, number; else 0."""
+    if out is not None and out.suffix not in (".csv", ".md"):
+        raise UserError(f"--out {out}: the table is written as .csv or .md")
+    counted: list[Row] = []
+
+    def each(row: Row) -> None:
+        counted.append(row)
+        if row.failed:
+            say(f"{row.architecture}: {row.failed}")
+        elif out is None:
+            say(_line(row))
+        elif len(counted) % 100 == 0:
+            say(f"{len(counted):,} architectures so far")
+
+    rows = sweep(each=each)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(table(rows, out.suffix), encoding="utf-8")
+    say(totals(rows))
+    return int(misses(rows) or len(rows) < ARCHITECTURES)
+
+
+def misses(rows: Sequence[Row]) -> bool:
+    """Return whether a row is out of order, uneven, not in exactly one group each, or failed."""
+    return any(row.violations or row.outside or row.uneven or row.failed for row in rows)
+
+
+def totals(rows: Sequence[Row]) -> str:
+    """Return the one line that sums up a sweep."""
+    left_out = [row.architecture.partition("/")[2] for row in rows if row.left_out]
+    words = [
+        f"{len(rows):,} architectures",
+        f"{sum(row.groups for row in rows):,} groups",
+        f"{sum(row.violations for row in rows):,} order violations",
+        f"{sum(row.outside for row in rows):,} parameters outside exactly one group",
+        f"{sum(row.uneven for row in rows):,} deep networks of which one group holds most",
+        f"{sum(bool(row.failed) for row in rows):,} unexplained failures",
+        f"{len(left_out)} left out for a reason ({', '.join(left_out) or 'none'})",
+        f"{sum(row.seconds for row in rows):,.0f} s",
+    ]
+    return "; ".join(words)
+
+
+def table(rows: Sequence[Row], suffix: str) -> str:
+    """Return the rows as CSV (".csv") or as a Markdown table (".md")."""
+    names = [column.name for column in fields(Row)]
+    cells = [[_cell(getattr(row, name)) for name in names] for row in rows]
+    if suffix == ".csv":
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([names, *cells])
+        return text.getvalue()
+    lines = [names, ["---"] * len(names), *cells]
+    return "".join("| " + " | ".join(c.replace("|", "/") for c in line) + " |\n" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _line(row: Row) -> str:
+    if row.left_out:
+        return f"{row.architecture}: {row.left_out}"
+    return (
+        f"{row.architecture}: {row.groups} groups in {row.stages} stages, largest "
+        f"{row.largest:.0%}, {row.violations} out of order, head {row.head or 'none'}, "
+        f"{row.norms or 'no normalisation'}, {row.seconds:.1f} s"
+    )
+
+
+# --- building --------------------------------------------------------------------------------
+
+
+def build(name: str, labels: int, *, device: str = "meta", **settings: Any) -> nn.Module:
+    """Return a fresh network of `source/NAME` for so many labels, on meta unless told otherwise.
+
+    Of transformers NAME is a model type, and `settings` go into its config. Raises UserError.
+    """
+    source, _, rest = name.partition("/")
+    try:
+        with torch.device(device), _Unfilled():
+            return (
+                _build_type(rest, labels, settings)
+                if source == "transformers"
+                else _build_named(source, rest, labels)
+            )
+    except UserError:
+        if source != "torchvision" or device == "cpu":
+            raise
+    return build(name, labels, device="cpu")  # torchvision's regnets do not build on meta
+
+
+class _Unfilled(TorchFunctionMode):
+    """Passes over the filling of tensors on meta: half of the time, and nothing is filled."""
+
+    fills = frozenset(FILLS.split())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        passed = getattr(func, "__name__", "") in self.fills
+        if passed and isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
+def _build_named(source: str, name: str, labels: int) -> nn.Module:
+    from hf_transfer.backbones.building import build_network
+    from hf_transfer.backbones.origins import Origin
+
+    return build_network(Origin(source, name), labels)
+
+
+def _build_type(kind: str, labels: int, settings: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    config = AutoConfig.for_model(kind, num_labels=labels, **settings)
+    config.architectures = []  # else types with several heads (deit) are not told apart
+    network: nn.Module = AutoModelForImageClassification.from_config(config)
+    return network
+
+
+def traced(network: nn.Module, other: nn.Module, size: int, labels: int) -> Layout:
+    """Return the layout of a network on images of `size`; `other` has another number of labels."""
+    from hf_transfer.backbones.trace import head_names, trace_layout
+
+    image = {"size": size, "channels": 3}
+    return trace_layout(network, image=image, head=head_names(network, other), labels=labels)
+
+
+def main() -> int:
+    """Record, where `--record` is given. Returns the exit status."""
+    if sys.argv[1:] != ["--record"]:
+        print("usage: python -m hf_transfer.backbones.sweep --record", file=sys.stderr)
+        return 2
+    from hf_transfer.backbones.record import record
+
+    for name in record():
+        print(name, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,361 @@
+"""A network's layout, seen by running it once: order of use, sequences, norms, cost.
+
+Every operation on tensors is watched, so position embeddings, class tokens and layer scales are
+seen too, which hooks on modules miss. Nothing of the network is changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from hf_transfer.planning.layout import GroupsError, Layout
+
+logger = logging.getLogger(__name__)
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+PRODUCTS = ("matmul", "__matmul__", "bmm", "mm")
+# What a forward pass raises when it cannot run where, or on what, it was asked to.
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ImportError,
+)
+
+
+def trace_layout(
+    model: nn.Module,
+    *,
+    image: dict[str, Any],
+    head: Collection[str] = (),
+    prefix: str = "",
+    labels: int = 0,
+) -> Layout:
+    """Return the layout of a network that maps pixels (B, C, H, W) to logits or an output object.
+
+    `image` holds `size` and `channels` of the input; `head` names what is newly initialised;
+    `prefix` is taken off all names. The forward pass runs on the meta device where the network
+    can, else on its own; modes, weights, statistics and random numbers stay as they are.
+    Raises GroupsError if it runs on neither.
+    """
+    named = dict(model.named_parameters())
+    seen = _watched(model, image)
+    used, crossing = seen.order(), seen.crossing()
+    order = [*used, *(name for name in named if name not in set(used))]
+    bare = lambda names: tuple(name.removeprefix(prefix) for name in names)  # noqa: E731
+    new, spared = {name.removeprefix(prefix) for name in head}, exempt_from_decay(model)
+    modules = dict(model.named_modules())
+    return Layout(
+        parameters=tuple((name.removeprefix(prefix), tuple(named[name].shape)) for name in order),
+        unused=bare(order[len(used) :]),
+        sequences=bare(p for p, m in modules.items() if isinstance(m, CONTAINERS) and len(m)),
+        head=tuple(name for name in bare(order) if name in new),
+        norms=bare(path for path, module in modules.items() if is_norm(module)),
+        layers=bare(_adaptable(modules, seen.before, _shared(model))),
+        loose=tuple((bare([path])[0], seen.before.get(path, 0)) for path in _loose(modules)),
+        no_decay=bare(name for name in order if name in spared),
+        shared=tuple(bare(names) for names in _shared(model)),
+        macs=tuple(seen.macs.get(name, 0) for name in order),
+        crossing=tuple(crossing.get(name, 0) for name in order),
+        image=dict(image),
+        labels=labels,
+    )
+
+
+def head_names(model: nn.Module, other: nn.Module) -> tuple[str, ...]:
+    """Return what a checkpoint for other labels cannot fill: given one architecture for two numbers
+    of labels, the parameters whose shapes differ, and the rest of those same layers."""
+    shapes = {name: p.shape for name, p in other.named_parameters()}
+    differ = {name for name, p in model.named_parameters() if shapes.get(name) != p.shape}
+    owners = {name.rpartition(".")[0] for name in differ}
+    layers = {path for path in owners if not any(model.get_submodule(path).children())}
+    return tuple(
+        name
+        for name, _ in model.named_parameters()
+        if name in differ or name.rpartition(".")[0] in layers
+    )
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether a module itself normalises: by its class, whoever wrote it."""
+    name = type(module).__name__.lower()
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        return False  # NormLinear, a convolution with standardised weights
+    holds = any(True for _ in module.parameters(recurse=False)) or any(
+        True for _ in module.buffers(recurse=False)
+    )
+    bare = next(module.children(), None) is None
+    return ("norm" in name or "filterresponse" in name) and (holds or bare)
+
+
+def exempt_from_decay(model: nn.Module) -> set[str]:
+    """Return the parameters that the network's own modules say have no weight decay."""
+    names: set[str] = set()
+    for path, module in model.named_modules():
+        own = getattr(module, "no_weight_decay", None)
+        if callable(own):
+            names |= {f"{path}.{name}" if path else name for name in own()}
+    return names
+
+
+def _adaptable(
+    modules: dict[str, nn.Module], ran: Collection[str], several: list[list[str]]
+) -> list[str]:
+    """Return the layers that adapters can stand beside and be merged into: those that run as plain
+    modules, not by their weights alone, and neither grouped, dilated nor shared.
+    """
+    shared = {name.rpartition(".")[0] for names in several for name in names}
+    plain = {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"}
+    return [
+        path
+        for path, module in modules.items()
+        if type(module) in (nn.Linear, nn.Conv2d)
+        and path in ran
+        and path not in shared
+        and all(getattr(module, key, value) == value for key, value in plain.items())
+    ]
+
+
+def _loose(modules: dict[str, nn.Module]) -> list[str]:
+    """Return dropout, stochastic depth and norms without parameters: modules that training mode
+    changes and that no parameter places in a group."""
+    words = ("drop", "stochasticdepth")
+    return [
+        path
+        for path, module in modules.items()
+        if path
+        and next(module.parameters(), None) is None
+        and (is_norm(module) or _is_leaf(module) and _is_called(module, words))
+    ]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _is_called(module: nn.Module, words: tuple[str, ...]) -> bool:
+    return any(word in type(module).__name__.lower() for word in words)
+
+
+def _shared(model: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that has several, the one that counts first."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
+
+
+# --- watching --------------------------------------------------------------------------------
+
+
+class _Watch(TorchFunctionMode):
+    """Records when each parameter first acts on what comes from the image, and what it costs.
+
+    What is computed from parameters and constants alone (a standardised weight, a table looked up
+    by fixed positions) stands for those parameters until it meets something else.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.size = {name: p.numel() for name, p in model.named_parameters()}
+        self.made = {id(b): (b, frozenset[str]()) for b in model.buffers()}
+        self.acted: dict[str, None] = {}
+        self.touched: dict[str, tuple[int, int]] = {}  # how many had acted, been touched, before
+        self.operations = 0
+        self.touched_in: dict[str, int] = {}  # the operation that a parameter is first touched in
+        # Tensors of the image, by id, with the operations that made and last used them.
+        self.lives: dict[int, tuple[torch.Tensor, int, int]] = {}
+        self.macs: dict[str, int] = {}
+        self.before: dict[str, int] = {}  # module to how many parameters had acted before it ran
+
+    def order(self) -> list[str]:
+        """Return parameters by first use; those lost from sight by first touch."""
+        lost = [name for name in self.touched if name not in self.acted]
+        rank = {name: (i, 1, 0) for i, name in enumerate(self.acted)}
+        rank |= {name: (self.touched[name][0], 0, self.touched[name][1]) for name in lost}
+        return sorted(rank, key=rank.__getitem__)
+
+    def crossing(self) -> dict[str, int]:
+        """Return how many numbers of the image are made before each parameter is first touched, and
+        used then or later."""
+        change: Counter[int] = Counter()
+        for tensor, made, used in self.lives.values():
+            change[made + 1] += tensor.numel()
+            change[used + 1] -= tensor.numel()
+        alive = list(accumulate(change[operation] for operation in range(self.operations + 1)))
+        return {name: alive[operation] for name, operation in self.touched_in.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        made = list(_tensors(args[0] if name == "__setitem__" else result))
+        if not made:
+            return result  # a look at a shape, a type or a device
+        given = list(_tensors((args, kwargs)))
+        origins = [self._origin(tensor) for tensor in given]
+        used = frozenset[str]().union(*(origin for origin in origins if origin))
+        self.operations += 1
+        for parameter in sorted(used - self.touched.keys()):
+            self.touched[parameter] = (len(self.acted), len(self.touched))
+            self.touched_in[parameter] = self.operations
+        for tensor, origin in zip(given, origins, strict=True):
+            if origin is None:  # what no operation made is the image itself
+                _, made_in, _ = self.lives.get(id(tensor), (tensor, 0, 0))
+                self.lives[id(tensor)] = (tensor, made_in, self.operations)
+        if None not in origins:
+            self.made.update({id(tensor): (tensor, used) for tensor in made})
+            return result
+        for tensor, origin in zip(given, origins, strict=True):
+            if origin:
+                by_touch = sorted(origin, key=lambda parameter: self.touched[parameter][1])
+                self.acted.update(dict.fromkeys(by_touch))
+                main = max(by_touch, key=self.size.__getitem__)
+                self.macs[main] = self.macs.get(main, 0) + _macs(name, tensor, made[0], args)
+        for tensor in made:
+            self.made.pop(id(tensor), None)  # changed in place
+            self.lives.setdefault(id(tensor), (tensor, self.operations, self.operations))
+        return result
+
+    def _origin(self, tensor: torch.Tensor) -> frozenset[str] | None:
+        """Return the parameters that a tensor is made of alone, None if of anything else."""
+        if id(tensor) in self.names:
+            return frozenset((self.names[id(tensor)],))
+        return self.made[id(tensor)][1] if id(tensor) in self.made else None
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+
+
+def _macs(name: str, weight: torch.Tensor, result: torch.Tensor, args: Any) -> int:
+    """Return the multiply-adds of a convolution or matrix product with a weight; 0 for others."""
+    if weight.ndim < 2:
+        return 0
+    if name.startswith("conv"):
+        positions = args[0] if "transpose" in name else result
+        return positions.numel() * weight.numel() // weight.shape[0]
+    if name == "linear":
+        return result.numel() * weight.shape[-1]
+    if name == "multi_head_attention_forward":
+        return args[0].numel() // args[0].shape[-1] * weight.numel()
+    if name in PRODUCTS:
+        return result.numel() * args[0].shape[-1]
+    if name == "addmm":
+        return result.numel() * args[1].shape[-1]
+    if name == "einsum":
+        return result.numel() * _summed(args[0], list(_tensors(args[1:])))
+    return 0
+
+
+def _summed(equation: str, operands: list[torch.Tensor]) -> int:
+    """Return over how many elements an einsum sums for each of its results."""
+    terms, _, kept = equation.replace(" ", "").partition("->")
+    sides: dict[str, int] = {}
+    for term, operand in zip(terms.split(","), operands, strict=True):
+        left, _, right = term.partition("...")
+        sides |= dict(zip(left, operand.shape, strict=False))
+        sides |= dict(zip(reversed(right), reversed(operand.shape), strict=False))
+    return math.prod(side for letter, side in sides.items() if letter not in kept)
+
+
+def _watched(model: nn.Module, image: dict[str, Any]) -> _Watch:
+    """Run the network on one image and return what was seen: a copy without weights where that
+    runs, else the network itself."""
+    shape = (1, image.get("channels", 3), image["size"], image["size"])
+    with torch.random.fork_rng(devices=_cuda(model)), torch.no_grad():
+        try:
+            return _run(_ghost(model).eval(), shape)
+        except FAILURES as error:
+            logger.debug("%s does not run on meta: %s", type(model).__name__, error)
+        try:
+            with _evaluating(model):
+                return _run(model, shape)
+        except FAILURES as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise GroupsError(
+                f"{type(model).__name__} does not run on images of {shape[1:]}: {reason}"
+            ) from error
+
+
+def _ghost(model: nn.Module) -> nn.Module:
+    """Return a copy of the network on the meta device: its structure, none of its numbers."""
+    ghosts: dict[int, Any] = {}
+    for module in model.modules():
+        held = [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]
+        for value in held:
+            if isinstance(value, torch.Tensor) and id(value) not in ghosts:
+                ghost = torch.empty_like(value, device="meta")
+                is_parameter = isinstance(value, nn.Parameter)
+                ghosts[id(value)] = nn.Parameter(ghost) if is_parameter else ghost
+    return copy.deepcopy(model, ghosts)
+
+
+def _run(model: nn.Module, shape: tuple[int, ...]) -> _Watch:
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    pixels = torch.zeros(shape, device=like.device, dtype=like.dtype)
+    named = "pixel_values" in inspect.signature(model.forward).parameters
+    watch = _Watch(model)
+    with _calls(model, watch), watch:
+        model(**{"pixel_values": pixels}) if named else model(pixels)
+    return watch
+
+
+def _cuda(model: nn.Module) -> list[int]:
+    found = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    return sorted(index for index in found if index is not None)
+
+
+@contextmanager
+def _calls(model: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Note at each module's first call how many parameters had acted before it."""
+
+    def note(path: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            watch.before.setdefault(path, len(watch.acted))
+
+        return hook
+
+    hooks = [m.register_forward_pre_hook(note(path)) for path, m in model.named_modules() if path]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold the network in evaluation mode, then give every module its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        # Through training mode both times: what some networks keep for evaluation goes with it.
+        model.train()
+        model.eval()
+        yield
+    finally:
+        model.train()
+        for module, mode in modes:
+            module.training = mode

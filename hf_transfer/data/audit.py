@@ -1,0 +1,306 @@
+"""What the data holds that a careful person would want to know, and what was done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_transfer.data.arrays import AT_ONCE, grouped, spans, where, zeros
+from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.data.pixels import Facts
+from hf_transfer.data.sources import SPLITS, Scan
+from hf_transfer.data.targets import DataError
+from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.recipe.tasks import TASKS
+
+NAMED = 50  # files named per kind; the rest are counted
+TINY_PX = 16
+IMBALANCE = 3.0  # largest class to smallest, from which it is a finding
+
+LEFT_OUT = {
+    "missing": "left out: the file is not there",
+    "zero-byte": "left out: the file is empty",
+    "not-an-image": "left out: not an image, whatever its name says",
+    "truncated": "left out: the file ends too early",
+    "unreadable": "left out: damaged, or a kind of file that is not read",
+    "too-large": "left out: so many pixels that it may be a decompression bomb",
+}
+HANDLED = {
+    "animated": "its first frame is used",
+    "16-bit": "scaled to 8 bits by its full range, 0..65535",
+    "dark-16-bit": "uses less than an eighth of 16 bits: looks dark; rescale 10- or 12-bit scans",
+    "grayscale": "its one channel is repeated",
+    "palette": "its palette is resolved to colours",
+    "alpha": "laid on white",
+    "cmyk": "converted to RGB without a colour profile",
+    "rotated": "turned upright, as its EXIF says",
+    "broken-exif": "its EXIF cannot be read: taken as upright",
+    "enormous": "more than 50 million pixels: reduced",
+    "tiny": "much smaller than the model's input: enlarged",
+}
+CONTENT = {
+    "two-labels": "left out everywhere: the same picture with different labels or numbers",
+    "leak": "left out of training: the same picture is in validation or test",
+    "leak-test": "left out of validation: the same picture is in test",
+    "repeated": "kept: the same picture several times in training",
+    "repeated-evaluation": "left out: the same picture is there already, and counts once",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of finding: how many files (or classes), the first files' names, what was done."""
+
+    kind: str
+    count: int
+    files: tuple[str, ...]
+    done: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All findings about a data set of `images` files, of which `bad` gave no pixels.
+
+    `imbalance` is the largest training class over the smallest.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    images: int = 0
+    bad: int = 0
+    imbalance: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `report.json` holds: {"findings": [{kind, count, files, done}, ...]}."""
+        return {
+            "findings": [
+                {"kind": f.kind, "count": f.count, "files": list(f.files), "done": f.done}
+                for f in self.findings
+            ]
+        }
+
+
+def audit(
+    found: Scan, facts: Facts, settings: ImageSettings, spec: DataSpec
+) -> tuple[Audit, np.ndarray]:
+    """Return the findings and the rows of the scan to use, int64, in order.
+
+    Raises DataError, one line, where going on would be careless: more than `max_bad` of the files
+    give no pixels (one is always forgiven, unless it is 0), a class is left with fewer than
+    `min_per_class` images to train on, or validation or test holds a class that train lacks.
+    """
+    findings = _bad(found, facts, spec) + _unusual(found, facts, settings)
+    if found.ignored:
+        done = "not used: no image's suffix, no class folder, or no label"
+        findings.append(_finding("ignored", found.ignored, done))
+    usable = np.ones(len(found.files), bool)
+    usable[list(facts.errors)] = False
+    same = _same_content(found, facts, usable)
+    for kind, rows in same.items():
+        if kind != "repeated":
+            usable[rows] = False
+        findings.append(_finding(kind, [found.files[row] for row in rows], CONTENT[kind]))
+    kept = where(usable)
+    chosen = found.take(kept)
+    _check_splits(chosen, spec, same)
+    _check_validation(found, chosen, spec)
+    imbalance = 1.0
+    if found.task != "regression":
+        counts = chosen.counts
+        _check_classes(chosen, counts, spec, same)
+        findings += _about_labels(chosen) if found.task == "multi_label" else _imbalance(counts)
+        findings += _absent(counts)
+        imbalance = max(counts["train"].values()) / max(1, min(counts["train"].values()))
+    return Audit(tuple(findings), len(found.files), len(facts.errors), imbalance), kept
+
+
+def _finding(kind: str, files: Sequence[str], done: str) -> Finding:
+    return Finding(kind, len(files), tuple(files[:NAMED]), done)
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def _bad(found: Scan, facts: Facts, spec: DataSpec) -> list[Finding]:
+    """Return what gave no pixels, by kind. Raises DataError if that is more than is allowed."""
+    allowed = max(1, int(spec.max_bad * len(found.files))) if spec.max_bad else 0
+    rows = sorted(facts.errors)
+    if len(rows) > allowed:
+        few = "; ".join(facts.errors[row][1] for row in rows[:3])
+        raise DataError(
+            f"{found.path}: {len(rows):,} of {len(found.files):,} images are unusable, and "
+            f"data.max_bad allows {allowed:,}: {few}" + ("; ..." if len(rows) > 3 else "")
+        )
+    by_kind = {kind: [row for row in rows if facts.errors[row][0] == kind] for kind in LEFT_OUT}
+    return [
+        _finding(kind, [found.files[row] for row in members], LEFT_OUT[kind])
+        for kind, members in by_kind.items()
+        if members
+    ]
+
+
+def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding]:
+    """Return what was handled while decoding, by kind."""
+    by_kind: dict[str, list[int]] = {kind: [] for kind in HANDLED}
+    for row in sorted(facts.notes):
+        for kind in facts.notes[row]:
+            by_kind[kind].append(row)
+    for span in spans(len(facts.sizes)):
+        short = facts.sizes[span].min(1)
+        tiny = (short > 0) & (short < max(TINY_PX, settings.size / 4))
+        by_kind["tiny"] += (np.flatnonzero(tiny) + span.start).tolist()
+    done = dict(HANDLED)
+    if settings.channels == 1:
+        done["grayscale"] = "as the model wants it"
+    if settings.channels == 4:
+        done["alpha"] = "kept as the fourth channel"
+    return [
+        _finding(kind, [found.files[row] for row in rows], done[kind])
+        for kind, rows in by_kind.items()
+        if rows
+    ]
+
+
+# --- content ---------------------------------------------------------------------------------
+
+
+def _same_content(found: Scan, facts: Facts, usable: np.ndarray) -> dict[str, list[int]]:
+    """Return the rows that show the same picture as another, by what that means."""
+    same: dict[str, list[int]] = {kind: [] for kind in CONTENT}
+    for rows in _groups(facts.pixels, where(usable)):
+        by_split = {split: [row for row in rows if found.splits[row] == split] for split in SPLITS}
+        train, validation, test = by_split.values()
+        if len({found.targets[row] for row in rows}) > 1:
+            same["two-labels"] += rows
+            continue
+        if validation or test:
+            same["leak"] += train
+        elif len(train) > 1:
+            same["repeated"] += train
+        if test:
+            same["leak-test"] += validation
+        else:
+            same["repeated-evaluation"] += validation[1:]
+        same["repeated-evaluation"] += test[1:]
+    return {kind: sorted(rows) for kind, rows in same.items() if rows}
+
+
+def _groups(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
+    """Yield the rows that share a digest, two at least in each list.
+
+    Looked for among those that begin alike, so few that they fit into memory.
+    """
+    parts = np.uint32(1 + len(rows) // AT_ONCE)
+    begins = zeros(len(digests), np.uint16)
+    for span in spans(len(digests)):
+        first, second = digests[span, :2].T.astype(np.uint32)
+        begins[span] = (first * 256 + second) * parts >> 16
+    for some in grouped(begins, rows):
+        yield from _equal(digests, some)
+
+
+def _equal(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
+    keys = np.ascontiguousarray(digests[rows]).view(f"V{digests.shape[1]}")[:, 0]
+    _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(counts[group] > 1)
+    order = shared[np.argsort(group[shared], kind="stable")]
+    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        if len(members):
+            yield rows[members].tolist()
+
+
+# --- classes ---------------------------------------------------------------------------------
+
+
+def _check_splits(found: Scan, spec: DataSpec, same: dict[str, list[int]]) -> None:
+    least = max(1, spec.min_per_class) if found.task != "classification" else 0
+    if found.images.get("train", 0) < least:
+        raise DataError(f"{found.path}: fewer than {least} usable training images{_copies(same)}")
+
+
+def _check_validation(found: Scan, chosen: Scan, spec: DataSpec) -> None:
+    """Raise DataError, why and what helps, where the audit leaves nothing to validate on.
+
+    A share of a class, or of a tenth of numbers, always leaves one to train on, however large.
+    """
+    rows = np.flatnonzero(chosen.splits.where("validation"))
+    if any(chosen.targets[row] != () for row in rows):
+        return
+    if len(rows):
+        why = f"the {len(rows):,} there show none of the labels; add images that do"
+    elif given := found.images.get("validation"):
+        why = f"all {given:,} cannot be read, or are copies of others; add others"
+    elif not spec.validation:
+        why = "set data.validation above 0, or add a split of that name"
+    else:
+        larger = " or make the share larger" if found.task == "multi_label" else ""
+        why = f"a share of {spec.validation:g} of so few comes to none; add images{larger}"
+    raise DataError(f"{found.path}: no validation images: {why}")
+
+
+def _check_classes(
+    found: Scan, counts: dict[str, dict[str, int]], spec: DataSpec, same: dict[str, list[int]]
+) -> None:
+    train = counts.get("train", dict.fromkeys(found.labels, 0))
+    kind, kinds = TASKS[found.task].noun, TASKS[found.task].nouns
+    for split in ("validation", "test"):
+        unknown = [label for label, n in counts.get(split, {}).items() if n and not train[label]]
+        if unknown:
+            raise DataError(
+                f"{found.path}: {split} holds {kinds} without a training image: {_few(unknown)}; "
+                f"add images of them to train, or take them out of {split}{_copies(same)}"
+            )
+    few = [f"{label} ({n})" for label, n in train.items() if n < max(1, spec.min_per_class)]
+    if few:
+        raise DataError(
+            f"{found.path}: fewer than {max(1, spec.min_per_class)} usable training images in: "
+            f"{_few(few)}; add images, remove the {kind} or lower data.min_per_class{_copies(same)}"
+        )
+
+
+def _copies(same: dict[str, list[int]]) -> str:
+    """Return a hint where pictures that are the same are the reason."""
+    count = sum(len(same.get(kind, ())) for kind in ("two-labels", "leak"))
+    return f" ({count:,} copies of other pictures were left out)" if count else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _absent(counts: dict[str, dict[str, int]]) -> list[Finding]:
+    findings = []
+    for split in ("validation", "test"):
+        absent = [label for label, n in counts.get(split, {}).items() if not n]
+        if absent:
+            done = f"trained on, but {split} has no image of {_few(absent)}: nothing is measured"
+            findings.append(Finding(f"not-in-{split}", len(absent), (), done))
+    return findings
+
+
+def _imbalance(counts: dict[str, dict[str, int]]) -> list[Finding]:
+    train = counts["train"]
+    most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
+    if train[most] < IMBALANCE * train[least]:
+        return []
+    done = (
+        f"kept: {train[most]:,} images of {most}, {train[least]:,} of {least}; "
+        "`loss: balanced` weighs the classes alike"
+    )
+    return [Finding("imbalance", len(train), (), done)]
+
+
+def _about_labels(found: Scan) -> list[Finding]:
+    """Return what is odd about several labels at once: none, or one that every image has."""
+    findings = []
+    bare = [name for name, target in zip(found.files, found.targets, strict=True) if not target]
+    if bare:
+        findings.append(_finding("no-label", bare, "kept: images that show none of the labels"))
+    train = found.counts["train"]
+    always = [label for label, count in train.items() if count == found.images["train"]]
+    if always:
+        done = f"kept: every training image has {_few(always)}, so nothing tells it apart"
+        findings.append(Finding("always-there", len(always), (), done))
+    return findings

@@ -1,0 +1,244 @@
+"""Labelled images, ready to train on: decoded once, checked once, handed out a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from hf_transfer.data.arrays import give_back, take, where, zeros
+from hf_transfer.data.audit import Audit, audit
+from hf_transfer.data.columns import Names
+from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.data.pixels import Facts, open_pixels
+from hf_transfer.data.rows import LivePixels, StoredPixels
+from hf_transfer.data.scale import Scale
+from hf_transfer.data.sources import SPLITS, Scan, limited, scan
+from hf_transfer.recipe.specs import DataSpec
+
+logger = logging.getLogger(__name__)
+
+SPARE = 2  # images per class decoded beyond a limit, and 2% of it
+Pixels = np.ndarray | StoredPixels | LivePixels
+
+
+class ImageSet(Dataset[dict[str, Any]]):
+    """Labelled images, decoded: `pixels` uint8 (N, S', S', C), `labels`, `names` of the classes,
+    `files` their names relative to the data (empty for images from memory).
+
+    `labels` are int64 (N,): classes; or float32 (N, names): 0 and 1 of several labels, or numbers.
+    With a `scale` the numbers are standard ones, which it brings into the targets' units.
+
+    An item is {"pixels", "labels", "index"}; a list of indices gives one batch of the same, which
+    `collate` hands on unchanged. `index` is the place in this set.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        labels: np.ndarray,
+        names: Sequence[str],
+        files: Sequence[str] = (),
+        scale: Scale | None = None,
+    ) -> None:
+        dtype = np.int64 if np.ndim(labels) == 1 else np.float32
+        self.pixels, self.labels = pixels, np.asarray(labels, dtype=dtype)
+        self.names, self.scale = tuple(names), scale
+        self.files = files if isinstance(files, Names) else Names(files)
+
+    @classmethod
+    def from_arrays(
+        cls, pixels: np.ndarray, labels: Sequence[int] | np.ndarray, names: Sequence[str] = ()
+    ) -> ImageSet:
+        """Return a set of images in memory: uint8 (N, S, S, C), or (N, S, S) for one channel.
+
+        `labels` are places in `names`, or floats with a column for each name; without names they
+        are called "0", "1", ... Raises ValueError if shapes, dtypes or labels do not fit.
+        """
+        pixels, labels = np.asarray(pixels), np.asarray(labels)
+        pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2]:
+            raise ValueError(
+                f"pixels are {pixels.dtype} {pixels.shape}; expected uint8 (N, S, S, C)"
+            )
+        if labels.ndim == 2:
+            names = tuple(names) or tuple(map(str, range(labels.shape[1])))
+            if labels.shape != (len(pixels), len(names)):
+                raise ValueError(f"labels are {labels.shape}; expected {len(pixels), len(names)}")
+            return cls(pixels, labels, names)
+        if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels are {labels.dtype} {labels.shape}; expected {len(pixels)} whole numbers"
+            )
+        names = tuple(names) or tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+            raise ValueError(
+                f"labels run from {labels.min()} to {labels.max()}, names: {len(names)}"
+            )
+        return cls(pixels, labels, names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one image: pixels uint8 (S', S', C), its label and its index."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
+        index = index % len(self)
+        label = self.labels[index]
+        return {
+            "pixels": torch.from_numpy(np.array(self.pixels[index])),
+            "labels": int(label) if self.labels.ndim == 1 else torch.from_numpy(label),
+            "index": index,
+        }
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return one batch: pixels uint8 (B, S', S', C), labels and indices (B, …)."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return {
+            "pixels": torch.from_numpy(self.pixels[rows]),
+            "labels": torch.from_numpy(self.labels[rows]),
+            "index": torch.from_numpy(rows),
+        }
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """Return the set of the images in these places; their indices count from 0 again."""
+        rows = np.asarray(indices, dtype=np.int64)
+        pixels = self.pixels
+        taken = pixels[rows] if isinstance(pixels, np.ndarray) else pixels.take(rows)
+        files = self.files.take(rows) if self.files else ()
+        return ImageSet(taken, take(self.labels, rows), self.names, files, self.scale)
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Images per class, or per label or target, in the order of the names."""
+        if self.labels.ndim == 2:
+            told = self.labels != 0 if self.scale is None else np.ones_like(self.labels)
+            return tuple(told.sum(axis=0).astype(int).tolist())
+        return tuple(np.bincount(self.labels, minlength=len(self.names)).tolist())
+
+
+def collate(batch: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Return a batch as it came from `__getitems__`, or one made of single items."""
+    if isinstance(batch, dict):
+        return batch
+    return {
+        "pixels": torch.stack([item["pixels"] for item in batch]),
+        "labels": torch.stack([torch.as_tensor(item["labels"]) for item in batch]),
+        "index": torch.tensor([item["index"] for item in batch]),
+    }
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set in its splits, with what the audit found.
+
+    Numbers to be told are standard ones: `scale`, of the training images, gives their units.
+    `fingerprint` is a sha256 over the names, labels and file contents of all images in use; the
+    same images have the same one, whatever the split, the image size or the folder's place.
+    """
+
+    labels: tuple[str, ...]
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet | None
+    audit: Audit
+    fingerprint: str
+    path: str
+    task: str = "classification"
+    scale: Scale | None = None
+
+    @property
+    def splits(self) -> dict[str, ImageSet]:
+        """The sets of images that there are, by the name of their split."""
+        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: images for split, images in sets.items() if images is not None}
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images per class (or label, or target) of each split that there is."""
+        return {
+            split: dict(zip(self.labels, images.class_counts, strict=True))
+            for split, images in self.splits.items()
+        }
+
+
+def load_data(
+    spec: DataSpec,
+    settings: ImageSettings,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    limit_bytes: int | None = None,
+    task: str = "classification",
+) -> ImageData:
+    """Return a recipe's data: found, split, decoded (or read from the store), audited.
+
+    Decoded pixels are kept under `cache_dir` (`store.default_cache_dir()`) unless they take more
+    than `limit_bytes`. Raises DataError, one line.
+    """
+    found = scan(_with_spare(spec), seed, task)
+    pixels, facts = open_pixels(found, settings, cache_dir, limit_bytes)
+    about, kept = audit(found, facts, settings, spec)
+    kept = take(kept, limited(found.take(kept), spec, seed))
+    for finding in about.findings:
+        few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
+        logger.info("%s: %d (%s): %s", finding.kind, finding.count, few, finding.done)
+    targets, splits = _labels(found), found.splits.take(kept)
+    scale = None
+    if task == "regression":
+        scale = Scale.of(targets[kept[splits.where("train")]], found.labels)
+        targets = scale.to_standard(targets)
+    sets = {}
+    for split in SPLITS:
+        rows = take(kept, where(splits.where(split)))
+        files = found.files.take(rows)
+        sets[split] = ImageSet(pixels.take(rows), take(targets, rows), found.labels, files, scale)
+    fingerprint = _fingerprint(found, facts, kept)
+    give_back()
+    return ImageData(
+        labels=found.labels,
+        train=sets["train"],
+        validation=sets["validation"],
+        test=sets["test"] if len(sets["test"]) else None,
+        audit=about,
+        fingerprint=fingerprint,
+        path=found.path,
+        task=task,
+        scale=scale,
+    )
+
+
+def _labels(found: Scan) -> np.ndarray:
+    """Return targets as numbers: classes (N,), or (N, labels) of 0 and 1, or numbers (N, T)."""
+    if found.task != "multi_label":
+        return take(np.array(found.targets.table), found.targets.codes)
+    labels = zeros((len(found.files), len(found.labels)), np.float32)
+    for row, places in enumerate(found.targets):
+        labels[row, list(places)] = 1
+    return labels
+
+
+def _with_spare(spec: DataSpec) -> DataSpec:
+    """Return the recipe's data with a few images more, to replace those that the audit takes."""
+    spare = {
+        name: limit + SPARE + limit // 50
+        for name in ("train_per_class", "validation_per_class")
+        if (limit := getattr(spec, name)) is not None
+    }
+    return replace(spec, **spare)
+
+
+def _fingerprint(found: Scan, facts: Facts, rows: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        label = found.shown(found.targets[row])
+        digest.update(f"{found.files[row]}\0{label}\0".encode(errors="surrogateescape"))
+        digest.update(facts.files[row].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""Splits: which images train and which judge; a pure function of names, targets and seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_transfer.data.arrays import grouped, spans, zeros
+
+TENTHS = 10
+
+
+def draw_order(names: Sequence[str], seed: int) -> np.ndarray:
+    """Return what to sort rows by, uint64: the same names and seed give the same order anywhere."""
+    texts = (f"{seed}\0{name}".encode(errors="surrogateescape") for name in names)
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    whole = (int.from_bytes(digest, "big") for digest in digests)
+    order = zeros(len(names), np.uint64)
+    for span in spans(len(names)):
+        order[span] = np.fromiter(whole, np.uint64, span.stop - span.start)
+    return order
+
+
+def drawn_first(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return rows as they are drawn: by `draw_order`'s order."""
+    return rows[np.lexsort((rows, order[rows]))]
+
+
+def by_strata(
+    rows: np.ndarray, strata: np.ndarray, order: np.ndarray, shares: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Return the rows that are drawn for each split: of every stratum each split gets its share, at
+    least one row, and one at least stays. `strata` are small whole numbers, one for each image."""
+    drawn: dict[str, list[np.ndarray]] = {split: [] for split in shares}
+    for members in grouped(strata, rows):
+        mine = drawn_first(members, order)
+        start = 0
+        for split, share in shares.items():
+            take = max(0, min(max(1, round(len(mine) * share)), len(mine) - start - 1))
+            drawn[split].append(mine[start : start + take])
+            start += take
+    return {split: np.concatenate(parts) for split, parts in drawn.items() if parts}
+
+
+def tenths(rows: np.ndarray, targets: Sequence[Any]) -> np.ndarray:
+    """Return for each image, if it is one of the rows, in which tenth of them it lies, by the first
+    of its numbers."""
+    ranked = sorted(rows.tolist(), key=lambda row: (targets[row][0], row))
+    found = zeros(len(targets), np.uint8)
+    found[ranked] = np.arange(len(ranked)) * TENTHS // max(1, len(ranked))
+    return found
+
+
+def iterative(
+    rows: np.ndarray,
+    targets: Sequence[Any],
+    order: np.ndarray,
+    shares: Mapping[str, float],
+) -> dict[str, np.ndarray]:
+    """Return the rows that are drawn for each split, so that every label has its share in each, as
+    nearly as whole images allow: of few images a small share may be none.
+
+    The rarest label is dealt out first, each image to the split that lacks it most. Source:
+    iterative stratification, Sechidis et al. 2011, doi 10.1007/978-3-642-23808-6_10.
+    """
+    whole = {"train": 1 - sum(shares.values()), **shares}
+    left = drawn_first(rows, order).tolist()
+    counts: dict[int, int] = {}
+    for row in left:
+        for label in targets[row]:
+            counts[label] = counts.get(label, 0) + 1
+    lacks = {
+        split: {label: share * count for label, count in counts.items()}
+        for split, share in whole.items()
+    }
+    room = {split: share * len(left) for split, share in whole.items()}
+    drawn: dict[int, str] = {}
+    while left:
+        there = [(count, label) for label, count in counts.items() if count]
+        rarest = min(there)[1] if there else -1
+        dealt = [row for row in left if rarest in targets[row]] if rarest >= 0 else left
+        for row in dealt:
+            split = max(whole, key=lambda at: (lacks[at].get(rarest, 0.0), room[at]))
+            drawn[row] = split
+            room[split] -= 1
+            for label in targets[row]:
+                lacks[split][label] -= 1
+                counts[label] -= 1
+        left = [row for row in left if row not in drawn]
+    return {
+        split: np.array([row for row, here in drawn.items() if here == split], np.int64)
+        for split in shares
+    }

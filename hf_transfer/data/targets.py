@@ -1,0 +1,111 @@
+"""Targets: what a row of a table says of its image: one class, several labels, or numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hf_transfer.recipe.specs import UserError
+
+BETWEEN = "|"  # several labels in one cell of a CSV table: cat|dog
+FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+
+Target = str | tuple[str, ...] | tuple[float, ...]  # as a table has it; classes by their names
+
+
+class DataError(UserError):
+    """A data set that cannot be used as it is."""
+
+
+def read_target(task: str, values: Sequence[Any], columns: Sequence[str], place: str) -> Target:
+    """Return what the cells of one row mean for a task; a column each.
+
+    A class is a text or a whole number; labels are in one column (a list, or text with | between)
+    or a column each of 0 and 1; numbers have a column each. Raises DataError, with the place.
+    """
+    if task == "classification":
+        return _text(values[0], columns[0], place)
+    if task == "regression":
+        given = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+        names = target_names(columns, len(given))
+        return tuple(_number(v, name, place) for v, name in zip(given, names, strict=True))
+    if len(columns) > 1:
+        found = [name for v, name in zip(values, columns, strict=True) if _flag(v, name, place)]
+    else:
+        found = _labels(values[0], columns[0], place)
+    return tuple(sorted(set(found)))
+
+
+def target_names(columns: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return the names of a row's numbers: its columns', or those of one list numbered."""
+    if len(columns) == count:
+        return tuple(columns)
+    return tuple(f"{columns[0]} {i}" for i in range(count))
+
+
+def _text(value: Any, column: str, place: str) -> str:
+    text = str(value).strip() if isinstance(value, (str, int)) else ""
+    if not text:
+        raise DataError(f"{place}: no {column}")
+    return text
+
+
+def _labels(value: Any, column: str, place: str) -> list[str]:
+    """Return the labels in a cell; an empty text or list says that there are none."""
+    if isinstance(value, str):
+        value = _listed(value) if value.strip() else []
+    if not isinstance(value, (list, tuple)):
+        raise DataError(
+            f"{place}: {column} is {value!r}; several labels are a list, or a text such as "
+            f"cat{BETWEEN}dog"
+        )
+    return [_text(label, column, place) for label in value]
+
+
+def _listed(text: str) -> Sequence[Any]:
+    if text.lstrip().startswith("["):
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            found = None
+        if isinstance(found, list):
+            return found
+    return [part.strip() for part in text.split(BETWEEN) if part.strip()]
+
+
+def _flag(value: Any, column: str, place: str) -> bool:
+    found = FLAGS.get(str(value).strip().lower())
+    if found is None:
+        raise DataError(f"{place}: {column} is {value!r}; a label's column holds 0 or 1")
+    return found
+
+
+def _number(value: Any, column: str, place: str) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{place}: {column} is {value!r}; a target is a finite number: mend the row or take "
+            "it out"
+        )
+    return number
+
+
+def check_separator(path: str, column: str, targets: Iterable[Target]) -> None:
+    """Raise DataError where labels look separated by another sign than ours: a;b in every row."""
+    rows = [target for target in targets if target]
+    odd = next((row[0] for row in rows if any(sign in str(row[0]) for sign in ";,")), None)
+    if odd and all(len(row) == 1 for row in rows):
+        raise DataError(
+            f"{path}: {column} holds {odd!r}; several labels are separated by {BETWEEN}, as in "
+            f"cat{BETWEEN}dog"
+        )
+
+
+def is_text(name: str) -> bool:
+    """Return whether UTF-8 can hold a text: whether it is no name of other bytes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)

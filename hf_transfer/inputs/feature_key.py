@@ -1,0 +1,64 @@
+"""The name of an entry of features: a digest of all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from hf_transfer.base.shards import Column
+from hf_transfer.data.decoding import ImageSettings, depends_on
+from hf_transfer.data.image_set import ImageSet
+from hf_transfer.data.rows import LivePixels, StoredPixels
+
+VERSION = 2  # of what a key means, and of how an entry is laid out
+LIBRARIES = ("torch", "transformers", "timm", "torchvision")
+ROWS = 64  # images in memory that are looked at together
+
+
+def feature_key(
+    images: ImageSet,
+    *,
+    program: str,
+    weights: str,
+    image: ImageSettings,
+    variation: tuple[Any, ...],
+    device: str,
+    precision: str,
+    columns: Sequence[Column],
+) -> str:
+    """Return 32 hexadecimal digits.
+
+    `program` is the prefix's operations, `weights` a digest of its parameters and buffers,
+    `variation` how images are varied, with seed and view; empty where they are not.
+    """
+    how = (
+        VERSION, [version(name) for name in LIBRARIES], program, weights, repr(image), variation,
+        device, str(list(columns)), precision,
+    )  # fmt: skip
+    key = hashlib.blake2b(repr(how).encode(), digest_size=16)
+    key.update(_identity(images))
+    return key.hexdigest()
+
+
+def _identity(images: ImageSet) -> bytes:
+    """Return a digest of the pixels that a set shows, from their store's key where there is one."""
+    found = hashlib.blake2b(digest_size=16)
+    pixels = images.pixels
+    if isinstance(pixels, StoredPixels):
+        found.update(f"{pixels.path.parent.name}{pixels.stored}".encode())
+        found.update(np.ascontiguousarray(pixels.rows, np.int64))
+    elif isinstance(pixels, LivePixels):
+        found.update(repr(depends_on(pixels.settings)).encode())
+        found.update(os.fsencode(pixels.found.root.resolve()))
+        for row in pixels.rows:
+            found.update(pixels.found.identity(int(row)).encode(errors="surrogateescape") + b"\n")
+    else:
+        found.update(repr(pixels.shape).encode())
+        for first in range(0, len(pixels), ROWS):
+            found.update(np.ascontiguousarray(pixels[first : first + ROWS]))
+    return found.digest()

@@ -1,0 +1,98 @@
+"""Plans of a recipe before anything is loaded: its source's first, if it has one, then its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from hf_transfer.base import launch
+from hf_transfer.base.cache import room
+from hf_transfer.data.sources import scan
+from hf_transfer.planning.groups import group_layers
+from hf_transfer.planning.layout import Layout
+from hf_transfer.planning.phases import make_phases
+from hf_transfer.planning.plan import Counts, Plan, make_plan, measure_speed
+from hf_transfer.planning.recorded import recorded_layout
+from hf_transfer.recipe.load import source_recipe
+from hf_transfer.recipe.specs import CompareSpec, LettersSpec, Recipe
+
+
+def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
+    """Yield the plans of a recipe in the order in which they are run.
+
+    Torch is imported only for a backbone that is not recorded. Raises UserError for what cannot be
+    planned.
+    """
+    speed, source = measure_speed(), recipe.source
+    drawn = recipe
+    if source is not None:
+        first = source_recipe(recipe)
+        if source.letters is not None:
+            first = _on(first, "drawn letters")
+            yield _plan(first, first, _letters(source.letters), speed, processes)
+        else:
+            yield _plan_on_data(first, first, speed, processes)
+        # The recipe's own network is known, its weights are still to be trained.
+        drawn = dataclasses.replace(recipe, backbone=source.backbone, pretrained=False)
+    if recipe.compare is not None:
+        digits = _on(recipe, "scikit-learn's digits")
+        yield _plan(digits, drawn, _digits(recipe.compare), speed, processes)
+    else:
+        yield _plan_on_data(recipe, drawn, speed, processes)
+
+
+def _plan_on_data(recipe: Recipe, drawn: Recipe, speed: float, processes: int) -> Plan:
+    found = scan(recipe.data, recipe.seed, recipe.task)
+    return _plan(recipe, drawn, found.counts, speed, processes, found.images)
+
+
+def _plan(
+    recipe: Recipe,
+    drawn: Recipe,
+    counts: Counts,
+    speed: float,
+    processes: int,
+    images: Mapping[str, int] | None = None,
+) -> Plan:
+    """Return a plan of `recipe` on the network that `drawn` names."""
+    layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
+    groups = group_layers(layout)
+    phases = make_phases(recipe.phases, groups, layout)
+    return make_plan(
+        recipe,
+        layout,
+        groups,
+        phases,
+        counts,
+        speed,
+        processes,
+        images,
+        sharded=launch.shards(),
+        room=room(),
+    )
+
+
+def _layout(recipe: Recipe, labels: int) -> Layout:
+    layout = None
+    if recipe.backbone:  # at the images' size, or at its own and from there by their area
+        layout = recorded_layout(recipe.backbone, labels, recipe.data.image_size)
+        layout = layout or recorded_layout(recipe.backbone, labels)
+    if layout is None or recipe.head.replace != 1 or recipe.head.keep or recipe.data.channels:
+        from hf_transfer.backbones.load import planned_layout
+
+        layout = planned_layout(recipe, labels)
+    return layout
+
+
+def _on(recipe: Recipe, what: str) -> Recipe:
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=what))
+
+
+def _letters(spec: LettersSpec) -> Counts:
+    from hf_transfer.data.letters import LETTERS
+
+    return {"train": dict.fromkeys(LETTERS, spec.images // len(LETTERS))}
+
+
+def _digits(spec: CompareSpec) -> Counts:
+    return {"train": dict.fromkeys("0123456789", max(spec.per_class))}

@@ -1,0 +1,1 @@
+"""The metrics of each task, with intervals by resampling; `by_name` finds what a recipe names."""

@@ -1,0 +1,243 @@
+"""Metrics: logits and labels to numbers, each with its n and an interval where one is honest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hf_transfer.recipe.specs import UserError
+from hf_transfer.results.metrics import ranking
+from hf_transfer.results.metrics.resampling import Floats, Ints, intervals, weights_of
+
+ECE_BINS = 15
+# Ranking every class in every resample costs resamples x n x classes; no interval beyond this.
+AUROC_BUDGET = 400_000_000
+MOST_CONFUSED = 200  # classes; the matrix of more has more cells than anyone reads
+
+
+def log_softmax(logits: ArrayLike) -> Floats:
+    """Return log-probabilities (N, C) in float64; exact for logits of any finite size."""
+    values = np.asarray(logits, dtype=np.float64)
+    shifted = values - values.max(axis=1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def softmax(logits: ArrayLike) -> Floats:
+    """Return probabilities (N, C) in float64, each row summing to 1."""
+    result: Floats = np.exp(log_softmax(logits))
+    return result
+
+
+def classification_metrics(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    label_names: Sequence[str] | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    tables: bool = True,
+) -> dict[str, Any]:
+    """Return the metrics of logits (N, C) against labels (N,), as plain JSON values.
+
+    Scalars are in 0..1 but `nll` (nats, mean); what is undefined is None, with the cause under
+    `reasons`. `intervals` holds 95% percentile bootstrap intervals from `bootstrap` resamples of
+    rows (0: none); `ece` has none, since resampling biases it upwards. Ties go to the first class.
+    `tables` are `per_class` and, of up to MOST_CONFUSED classes, the matrix `confusion`.
+    Raises UserError for logits that are not finite, ValueError for shapes that do not fit.
+    """
+    scores, truth = _checked(logits, labels)
+    n, classes = scores.shape
+    names = [str(i) for i in range(classes)] if label_names is None else list(label_names)
+    if len(names) != classes:
+        raise ValueError(f"{len(names)} label names for {classes} columns of logits")
+    facts = _Rows(scores, truth)
+    auroc, reason = _auroc(facts, names)
+    result: dict[str, Any] = {"n": n, **_tallied(facts), "auroc": auroc}
+    if classes > 5:
+        result["top5"] = float(facts.top5.mean())
+    result["ece"] = _calibration_error(facts)
+    result["nll"] = float(facts.nll.mean())
+    result["reasons"] = {"auroc": reason} if reason else {}
+    result["intervals"], reason = _intervals(facts, bootstrap, seed, auroc is not None)
+    if reason:
+        result["reasons"]["auroc interval"] = reason
+    if tables:
+        result["per_class"] = _per_class(facts, names)
+        if classes <= MOST_CONFUSED:
+            cells = np.bincount(truth * classes + facts.predicted, minlength=classes * classes)
+            result["confusion"] = cells.reshape(classes, classes).tolist()
+        else:
+            result["reasons"]["confusion"] = (
+                f"left out: {classes:,} classes make a matrix of {classes**2:,} cells"
+            )
+    return result
+
+
+def compute_metrics(prediction: Any) -> dict[str, float]:
+    """Return the defined scalars of `classification_metrics` for a Trainer's EvalPrediction.
+
+    Takes the object or a pair (logits, labels); of several outputs the first is the logits.
+    """
+    logits, labels = prediction if isinstance(prediction, tuple) else _unpack(prediction)
+    if isinstance(logits, tuple):
+        logits = logits[0]
+    values = classification_metrics(logits, labels, bootstrap=0, tables=False)
+    return {key: value for key, value in values.items() if isinstance(value, float)}
+
+
+class _Rows:
+    """What each row contributes, computed once; the metrics and every resample only add it up."""
+
+    def __init__(self, scores: Floats, truth: Ints) -> None:
+        self.truth = truth
+        self.n, self.classes = scores.shape
+        self.log_probabilities = log_softmax(scores)
+        self.predicted: Ints = scores.argmax(axis=1)
+        self.correct = self.predicted == truth
+        own = scores[np.arange(self.n), truth][:, None]
+        earlier = np.arange(self.classes) < truth[:, None]
+        place = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+        self.top5 = place < 5
+        self.nll: Floats = -self.log_probabilities[np.arange(self.n), truth]
+
+
+def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
+    scores, truth = finite(logits), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(f"logits must be (N, C) with C of at least 2; got {scores.shape}")
+    if truth.shape != scores.shape[:1]:
+        raise ValueError(f"labels must be ({len(scores)},) as the logits; got {truth.shape}")
+    if not np.issubdtype(truth.dtype, np.integer):
+        raise ValueError(f"labels must be integers; got {truth.dtype}")
+    if truth.min() < 0 or truth.max() >= scores.shape[1]:
+        raise ValueError(
+            f"labels must lie in 0..{scores.shape[1] - 1}; got {truth.min()}..{truth.max()}"
+        )
+    return scores, truth.astype(np.int64)
+
+
+def finite(logits: ArrayLike) -> Floats:
+    """Return logits in float64. Raises UserError where one is not finite, ValueError for none."""
+    values = np.asarray(logits, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("there is nothing to measure: no row of logits")
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][0])
+        raise UserError(
+            f"{int(bad.sum())} of {values.size} logits are not finite, the first in row {row}: "
+            "the training has diverged; lower the learning rate or the precision's risk (fp32)"
+        )
+    return values
+
+
+def _unpack(prediction: Any) -> tuple[Any, Any]:
+    return prediction.predictions, prediction.label_ids
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _tallied(rows: _Rows) -> dict[str, float]:
+    """Accuracy, macro-F1 (classes seen or predicted) and balanced accuracy (classes seen)."""
+    every = np.arange(rows.n)[None, :]
+    return {name: float(value[0]) for name, value in _tally(rows, every).items()}
+
+
+def _tally(rows: _Rows, drawn: Ints) -> dict[str, Floats]:
+    """Accuracy, macro-F1 and balanced accuracy of each of B draws of row numbers (B, N)."""
+    count, classes = len(drawn), rows.classes
+    offset = np.arange(count)[:, None] * classes
+
+    def per_class(values: Ints, kept: NDArray[np.bool_] | None = None) -> Floats:
+        cells = offset + values[drawn]
+        chosen = cells.ravel() if kept is None else cells[kept[drawn]]
+        found = np.bincount(chosen, minlength=count * classes).reshape(count, classes)
+        return found.astype(np.float64)
+
+    seen, guessed = per_class(rows.truth), per_class(rows.predicted)
+    hits = per_class(rows.truth, rows.correct)
+    either = seen + guessed
+    f1 = 2 * hits / np.maximum(either, 1)
+    recall = hits / np.maximum(seen, 1)
+    return {
+        "accuracy": hits.sum(axis=1) / drawn.shape[1],
+        "macro_f1": f1.sum(axis=1) / (either > 0).sum(axis=1),
+        "balanced_accuracy": recall.sum(axis=1) / (seen > 0).sum(axis=1),
+    }
+
+
+def _calibration_error(rows: _Rows) -> float:
+    """Expected calibration error, 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
+    confidence = np.exp(rows.log_probabilities.max(axis=1))
+    bins = np.clip(np.ceil(confidence * ECE_BINS) - 1, 0, ECE_BINS - 1).astype(np.int64)
+    gaps = np.bincount(bins, weights=rows.correct - confidence, minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / rows.n)
+
+
+def _per_class(rows: _Rows, names: Sequence[str]) -> list[dict[str, Any]]:
+    def tally(values: Ints) -> list[int]:
+        return [int(v) for v in np.bincount(values, minlength=rows.classes)]
+
+    seen, guessed, hits = tally(rows.truth), tally(rows.predicted), tally(rows.truth[rows.correct])
+    return [
+        {
+            "label": name,
+            "n": seen[i],
+            "precision": _ratio(hits[i], guessed[i]),
+            "recall": _ratio(hits[i], seen[i]),
+            "f1": _ratio(2 * hits[i], seen[i] + guessed[i]),
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def _auroc(rows: _Rows, names: Sequence[str]) -> tuple[float | None, str | None]:
+    """Macro one-vs-rest area under the ROC curve, or None and why it is undefined."""
+    seen = np.bincount(rows.truth, minlength=rows.classes)
+    missing = [names[i] for i in np.flatnonzero(seen == 0).tolist()]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return None, f"no image of class {missing[0]!r}{others}"
+    # With two classes or more that all have an image, each class also has a negative.
+    every = np.ones((1, rows.n))
+    return float(np.mean([_class_auroc(rows, c, every)[0] for c in range(rows.classes)])), None
+
+
+def _class_auroc(rows: _Rows, label: int, weights: Floats) -> Floats:
+    """The AUROC of one class against the rest under each of B row weightings (B, N)."""
+    return ranking.auroc(rows.log_probabilities[:, label], rows.truth == label, weights)
+
+
+def _intervals(
+    rows: _Rows, resamples: int, seed: int, auroc: bool
+) -> tuple[dict[str, list[float]], str | None]:
+    """Bootstrap intervals, and why there is none for a defined AUROC, where there is none."""
+    reason = None
+    if auroc and resamples * rows.n * rows.classes > AUROC_BUDGET:
+        auroc, reason = False, f"{rows.n} images of {rows.classes} classes are too many to resample"
+
+    def measure(drawn: Ints) -> dict[str, Floats]:
+        found = _tally(rows, drawn)
+        if rows.classes > 5:
+            found["top5"] = rows.top5[drawn].mean(axis=1)
+        found["nll"] = rows.nll[drawn].mean(axis=1)
+        if auroc:
+            found["auroc"] = _resampled_auroc(rows, drawn)
+        return found
+
+    found, undefined = intervals(rows.n, resamples, seed, measure)
+    if undefined:
+        reason = "a class has so few images that many resamples hold none of it"
+    return found, reason
+
+
+def _resampled_auroc(rows: _Rows, drawn: Ints) -> Floats:
+    weights = weights_of(drawn)
+    areas = [_class_auroc(rows, label, weights) for label in range(rows.classes)]
+    result: Floats = np.mean(areas, axis=0)
+    return result

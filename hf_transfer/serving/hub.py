@@ -1,0 +1,228 @@
+"""The Hub: a run goes up as one commit, a model comes down as a folder."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from hf_transfer.recipe.specs import UserError
+from hf_transfer.results.report import RunReport
+
+logger = logging.getLogger(__name__)
+
+# Weights only as safetensors: pickles run code when they are opened, checkpoints are not models.
+PUBLISHED = ("*.json", "*.safetensors", "*.py", "README.md", "recipe.yaml")
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+class HubError(UserError):
+    """Something that the Hub, or the way to it, does not allow; one line with the next step."""
+
+
+def push(
+    run: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Upload a run's model, card, report and recipe in one commit; return the address.
+
+    `run` is a run folder or a model folder, `repo_id` is OWNER/NAME or NAME, created if need be.
+    Paths of this machine are shortened to their last part. Raises HubError, or UserError for a
+    folder that holds no finished model; nothing is uploaded then.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    files = gather(run)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise HubError(
+            f"{repo_id!r} is not a repository id; write OWNER/NAME or NAME, up to 96 letters, "
+            "digits and single '-', '_' or '.'"
+        ) from None
+    if not (token or get_token()):
+        raise HubError(f"cannot push to {repo_id} without a token; {LOGIN}")
+    api = HfApi(token=token, library_name="hf_transfer")
+    with _one_line(f"cannot push to {repo_id}"):
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
+        if private and not api.model_info(repo_id).private:
+            raise HubError(
+                f"{repo_id} exists and is public; make it private in its settings ({url}/settings) "
+                "or push to another name"
+            )
+        if report := find_report(Path(run)):
+            from hf_transfer.results.card import model_card
+
+            files["README.md"] = _shorten(model_card(report, repo_id), report)
+        summary = message or f"Upload {report.name if report else Path(run).name}"
+        additions = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+        done = api.create_commit(repo_id, additions, commit_message=summary)
+    logger.info("pushed %d files to %s, commit %s", len(files), url, done.oid[:8])
+    return url
+
+
+def gather(run: str | Path) -> dict[str, Path | bytes]:
+    """Return what `push` uploads of a run or model folder: name there -> file here, or its bytes.
+
+    The card, made from the report, comes on top. Raises UserError if there is no finished model.
+    """
+    run = Path(run).expanduser()
+    folder = _local_model(run)
+    if folder is None:
+        raise UserError(_why_no_model(run))
+    files: dict[str, Path | bytes] = {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in PUBLISHED)
+    }
+    if not any(name.endswith(".safetensors") for name in files):
+        raise UserError(
+            f"{folder} has no model.safetensors, and other weights are never uploaded; save the "
+            "model again with save_model"
+        )
+    if report := find_report(run):
+        beside = run if (run / "report.json").is_file() else run.parent
+        for name in ("report.json", "recipe.yaml"):
+            if (beside / name).is_file():
+                files[name] = _shorten((beside / name).read_text(encoding="utf-8"), report)
+    return files
+
+
+def pull(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
+    """Return the local folder of a model on the Hub, downloaded unless it is there already.
+
+    Weights other than safetensors stay where they are. Raises HubError.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _one_line(f"cannot load {repo_id} (no folder here) from the Hub"):
+        found = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            allow_patterns=list(PUBLISHED),
+            library_name="hf_transfer",
+        )
+    return Path(found)
+
+
+def model_folder(where: str | Path) -> Path:
+    """Return the folder with the model of a run folder, a model folder or a Hub repository.
+
+    A folder that exists goes before a repository of that name. Raises UserError.
+    """
+    path = Path(where).expanduser()
+    if folder := _local_model(path):
+        return folder
+    is_repository = str(where).count("/") == 1 and not str(where).startswith((".", "/", "~"))
+    if path.exists() or not is_repository:
+        raise UserError(_why_no_model(path))
+    return pull(str(where))
+
+
+def find_report(where: str | Path) -> RunReport | None:
+    """Return the report that belongs to a run or model folder, None where there is none.
+
+    It lies in the folder or, for RUN/model, in the run. Raises UserError if it cannot be read.
+    """
+    where = Path(where).expanduser()
+    folders = [where, where.parent] if where.name == "model" else [where]
+    for folder in folders:
+        if (folder / "report.json").is_file():
+            return RunReport.load(folder)
+    return None
+
+
+def _local_model(path: Path) -> Path | None:
+    for folder in (path / "model", path):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _why_no_model(path: Path) -> str:
+    if not path.exists():
+        return f"there is no run or model {path}; give a run folder, a model folder or OWNER/NAME"
+    if not path.is_dir():
+        return f"{path} is a file; give a run folder or a model folder"
+    if (path / "recipe.yaml").is_file():
+        return (
+            f"the run {path} is not finished: it has no model/ yet; go on with "
+            f"`hf-transfer train {path / 'recipe.yaml'} --out {path} --resume`"
+        )
+    return f"{path} is neither a run folder (model/config.json) nor a model folder (config.json)"
+
+
+def _shorten(text: str, report: RunReport) -> bytes:
+    """Return the text with this machine's paths cut to their last part: they tell who and where."""
+    paths = _absolute_paths([report.recipe, report.data, report.backbone])
+    for path in sorted(paths, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w.~/-]){re.escape(path)}(?![\w.-])", Path(path).name, text)
+    return text.encode()
+
+
+def _absolute_paths(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        return _absolute_paths(list(value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return {path for entry in value for path in _absolute_paths(entry)}
+    absolute = isinstance(value, str) and value.startswith(("/", "~/")) and Path(value).name
+    return {value} if absolute else set()
+
+
+@contextmanager
+def _one_line(doing: str) -> Iterator[None]:
+    """Turn the client's errors into one line each: what, why, and what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        # Of uploads, and of the cache that it tries without a connection, the client raises errors
+        # of its own; what the Hub or the network said is behind them.
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, (httpx.HTTPError, OfflineModeIsEnabled)):
+            cause = cause.__cause__
+        if isinstance(cause, HfHubHTTPError):
+            why = _refusal(cause)
+        elif isinstance(cause, OfflineModeIsEnabled):
+            why = "HF_HUB_OFFLINE is set; unset it"
+        elif cause:
+            why = f"no connection ({cause}); check the network and HF_ENDPOINT"
+        else:
+            why = " ".join(str(error).split())
+        raise HubError(f"{doing}: {why}") from error
+
+
+def _refusal(error: Any) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError):
+        return f"it is gated; ask for access on its page, then {LOGIN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no such model, or you may not read it; check the name, or {LOGIN}"
+    if status == 401:
+        return f"the Hub does not accept this token (401); {LOGIN}"
+    if status == 403:
+        return (
+            "this token gives no right to (403); use one with write access, made at "
+            "https://huggingface.co/settings/tokens"
+        )
+    answer = " ".join((error.server_message or "").split())
+    return f"the Hub answered {status}{answer and f' ({answer})'}; try again later"

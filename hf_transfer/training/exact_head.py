@@ -1,0 +1,257 @@
+"""The exact head: multinomial logistic regression on features, to convergence.
+
+The head of one dense layer has one best solution for a strength of regularisation, and
+cross-validation on the training images says which strength predicts best. It takes seconds, where
+training by steps takes many epochs to come near.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import nn
+from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from hf_transfer.inputs.extraction import FeaturesError
+from hf_transfer.inputs.features import Replay
+from hf_transfer.planning.phases import Phase
+from hf_transfer.training.freezing import bare_names
+from hf_transfer.training.loss import logits_of
+
+logger = logging.getLogger(__name__)
+
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-10, 7))  # C: from strong to weak
+PATIENCE = 2  # strengths worse than the best, one after the other, before the search ends
+FOLDS = 5
+FOLD_ROWS = 20_000  # with more rows, one fold is predicted instead of all
+SEARCH_STEPS, STEPS = 200, 2000  # of the solver: in the search, and for the solution
+SEARCH_PRECISION, PRECISION = 1e-3, 1e-5  # likewise: the largest entry of the gradient
+
+TOLERANCE = 1e-3  # of the logits' scale, between the solution's and those of the model with it
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A dense layer: `weight` (classes, features), `bias` (classes,), and how it was chosen."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    strength: float  # C, the inverse of the regularisation's
+    log_loss: float  # predicted in cross-validation
+    steps: int  # of the solver
+    converged: bool
+    loss: float  # mean log loss of the rows that it was found on
+
+
+def fit_head(
+    model: nn.Module,
+    prefix: str,
+    phase: Phase,
+    replay: Replay,
+    *,
+    class_weights: torch.Tensor | None = None,
+    seed: int = 0,
+) -> Solution:
+    """Write the exact head into the model and return it.
+
+    `replay` has taken the model's forward. Raises FeaturesError, and changes nothing, where the
+    head is more than one dense layer with a bias.
+    """
+    named = bare_names(model, prefix)
+    parameters = sorted((named[name] for name in phase.parameters), key=lambda p: -p.ndim)
+    shapes = [tuple(parameter.shape) for parameter in parameters]
+    flat = [shape[:1] + tuple(side for side in shape[1:] if side > 1) for shape in shapes]
+    if len(flat) != 2 or len(flat[0]) > 2 or flat[1] != flat[0][:1]:
+        raise FeaturesError(
+            f"phase {phase.name}: solve: lbfgs needs a head of one dense layer with a bias, and "
+            f"this one has {', '.join(phase.parameters)}; write epochs: 10 in its place"
+        )
+    weight, bias = parameters
+    features, labels, images = replay.training_rows()
+    solution = solve_head(
+        features,
+        labels,
+        len(bias),
+        images=images,
+        class_weights=None if class_weights is None else class_weights.cpu().numpy(),
+        seed=seed,
+    )
+    before = weight.detach().clone(), bias.detach().clone()
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(solution.weight).reshape(weight.shape))
+        bias.copy_(torch.from_numpy(solution.bias))
+        apart = _apart(model, replay, features, solution, weight.device)
+        if apart > TOLERANCE:
+            weight.copy_(before[0])
+            bias.copy_(before[1])
+            raise FeaturesError(
+                f"phase {phase.name}: solve: lbfgs needs logits that come straight from the "
+                f"head's layer, and they differ by {apart:.0e}; write epochs: 10 in its place"
+            )
+    return solution
+
+
+def train_exactly(trainer: Any, phase: Phase, replay: Replay) -> TrainOutput:
+    """Write the exact head into a trainer's network, logged as training by steps is logged."""
+    solution = fit_head(
+        trainer.model,
+        trainer.backbone.prefix,
+        phase,
+        replay,
+        class_weights=trainer.class_weights,
+        seed=trainer.args.seed,
+    )
+    trainer.processes.take_first(p for p in trainer.model.parameters() if p.requires_grad)
+    trainer.state = TrainerState(
+        epoch=1.0,  # the images were looked at once, however many steps the solver took
+        global_step=solution.steps,
+        max_steps=solution.steps,
+        is_local_process_zero=trainer.is_local_process_zero(),
+        is_world_process_zero=trainer.is_world_process_zero(),
+    )
+    strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.log_loss}
+    trainer.log({"loss": solution.loss, **strength})
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    return TrainOutput(solution.steps, solution.loss, {})
+
+
+def _apart(
+    model: nn.Module, replay: Replay, features: np.ndarray, solution: Solution, device: torch.device
+) -> float:
+    """Return how far the model's logits are from the solution's, as a share of their scale."""
+    rows = np.arange(min(16, len(replay.train)))
+    batch = replay.batch(replay.train.__getitems__(rows), 0)
+    training = model.training
+    model.eval()
+    values = [value.float().to(device) for value in batch["features"]]  # as they were solved for
+    found = logits_of(model(features=values))
+    model.train(training)
+    expected = features[rows] @ solution.weight.T + solution.bias
+    return float(np.abs(found.double().cpu().numpy() - expected).max() / np.abs(expected).max())
+
+
+def solve_head(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    images: np.ndarray | None = None,
+    class_weights: np.ndarray | None = None,
+    seed: int = 0,
+) -> Solution:
+    """Return the layer that minimises the regularised log loss of features (N, D), labels (N,).
+
+    Features are standardised for the solver, and the layer is written for features as they are.
+    `images` (N,) says which rows show one image: they stay in one fold. A class without rows gets
+    a probability near zero. Raises ValueError with fewer than two classes.
+    """
+    with threadpool_limits(1, "blas"):  # two threads took ten times as long on two cores
+        return _solved(features, labels, classes, images, class_weights, seed)
+
+
+def _solved(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    images: np.ndarray | None,
+    class_weights: np.ndarray | None,
+    seed: int,
+) -> Solution:
+    features = np.asarray(features, np.float64)
+    labels = np.asarray(labels)
+    present = np.unique(labels)
+    if len(present) < 2:
+        raise ValueError("solve: lbfgs needs training images of two classes at least")
+    mean, scale = features.mean(0), features.std(0)
+    scale[scale < 1e-12 * max(1.0, float(np.abs(mean).max()))] = 1.0  # constant: no information
+    standard = (features - mean) / scale
+    weights = None if class_weights is None else np.asarray(class_weights, np.float64)[labels]
+    folds = _folds(labels, images, seed)
+    strength, loss = _search(standard, labels, weights, folds)
+    model = _model(strength, STEPS, PRECISION)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # told below, in one line
+        model.fit(standard, labels, sample_weight=weights)
+    steps = int(np.max(model.n_iter_))
+    if steps >= STEPS:
+        logger.warning("logistic regression did not converge in %d steps", STEPS)
+    coef, bias = model.coef_, model.intercept_
+    if len(present) == 2:  # one row for two classes: the same as two that are opposite
+        coef, bias = np.concatenate([-coef, coef]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = np.zeros((classes, features.shape[1]))
+    weight[present] = coef / scale
+    offset = np.full(classes, bias.min() - np.log(len(labels) + 1.0))
+    offset[present] = bias - weight[present] @ mean
+    absent = np.setdiff1d(np.arange(classes), present)
+    offset[absent] -= np.abs(weight[present] @ mean).max() if len(absent) else 0.0
+    logits = features @ weight.T + offset
+    logits -= logits.max(1, keepdims=True)
+    chances = logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(1))
+    own = float(-np.average(chances, weights=weights))
+    return Solution(weight, offset, strength, loss, steps, steps < STEPS, own)
+
+
+def _model(strength: float, steps: int, precision: float) -> object:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=strength, max_iter=steps, tol=precision, warm_start=True)
+
+
+def _folds(labels: np.ndarray, images: np.ndarray | None, seed: int) -> np.ndarray:
+    """Return each row's fold: classes spread evenly, rows of one image together."""
+    images = np.arange(len(labels)) if images is None else images
+    _, first, image = np.unique(images, return_index=True, return_inverse=True)
+    of_image = labels[first]
+    order = np.random.default_rng(seed).permutation(len(of_image))
+    fold = np.empty(len(of_image), np.int64)
+    for start, label in enumerate(np.unique(of_image)):
+        mine = order[of_image[order] == label]
+        fold[mine] = (np.arange(len(mine)) + start) % FOLDS
+    return fold[image]
+
+
+def _search(
+    features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, folds: np.ndarray
+) -> tuple[float, float]:
+    """Return the strength whose predictions of left-out folds have the least log loss, and it."""
+    tried = range(FOLDS) if len(labels) <= FOLD_ROWS else range(1)
+    parts = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in tried]
+    parts = [(a, b) for a, b in parts if len(b) and len(np.unique(labels[a])) > 1]
+    if not parts:
+        return 1.0, float("nan")
+    models = [_model(STRENGTHS[0], SEARCH_STEPS, SEARCH_PRECISION) for _ in parts]
+    best, found, worse = STRENGTHS[0], np.inf, 0
+    for strength in STRENGTHS:
+        losses = []
+        for model, (inside, outside) in zip(models, parts, strict=True):
+            model.set_params(C=strength)  # from the last solution on
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # near enough to compare
+                model.fit(
+                    features[inside],
+                    labels[inside],
+                    sample_weight=None if weights is None else weights[inside],
+                )
+            known = np.isin(labels[outside], model.classes_)
+            rows = outside[known]
+            chances = model.predict_proba(features[rows])
+            chances = chances[np.arange(len(rows)), np.searchsorted(model.classes_, labels[rows])]
+            lost = -np.log(np.clip(chances, 1e-15, 1))
+            losses.append(np.average(lost, weights=None if weights is None else weights[rows]))
+        loss = float(np.mean(losses))
+        logger.debug("C %.1e: log loss %.4f", strength, loss)
+        if loss < found:
+            best, found, worse = strength, loss, 0
+        else:
+            worse += 1
+            if worse == PATIENCE:
+                break
+    return best, found

@@ -1,0 +1,1 @@
+"""What depends on the machine: precision, compiling, sharding, batch statistics, cheap steps."""

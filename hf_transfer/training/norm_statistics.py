@@ -1,0 +1,159 @@
+"""Running statistics of normalisation layers, estimated anew on the images to come.
+
+Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3 (PreciseBN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from hf_transfer.planning.phases import Phase
+from hf_transfer.recipe.specs import UserError
+from hf_transfer.training.freezing import Fingerprints, evaluating, fingerprint, prove
+
+if TYPE_CHECKING:
+    from hf_transfer.training.trainer import TransferTrainer
+
+BATCH = 64  # images whose statistics are taken together
+STATISTICS = ("running_mean", "running_var")
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that normalise by statistics of a batch in training and keep them."""
+    batch = nn.modules.batchnorm._BatchNorm
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, batch) and module.running_mean is not None
+    }
+
+
+def check(model: nn.Module, phases: Sequence[Phase], images: Any) -> None:
+    """Raise UserError where a phase cannot have statistics estimated anew."""
+    asked = [phase.name for phase in phases if phase.spec.reestimate_norms]
+    if asked and not layers(model):
+        raise UserError(
+            f"phase {asked[0]}: reestimate_norms: this network keeps no statistics of batches; "
+            "remove it"
+        )
+    if asked and not (hasattr(images, "__len__") and len(images) > 1):
+        raise UserError(
+            f"phase {asked[0]}: reestimate_norms needs a data set with a length above 1"
+        )
+
+
+@contextmanager
+def counted_once(model: nn.Module, twice: bool) -> Iterator[None]:
+    """Let running statistics take each batch once, until the block ends, where forward runs
+    `twice`: with gradient checkpointing its second time is within the backward pass."""
+    kept: dict[nn.Module, list[torch.Tensor]] = {}
+
+    def keep(layer: nn.Module, args: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:  # as torch.utils.checkpoint itself asks
+            kept[layer] = [buffer.clone() for buffer in layer.buffers()]
+
+    def put_back(layer: nn.Module, args: Any, output: Any) -> None:
+        for buffer, before in zip(layer.buffers(), kept.pop(layer, ()), strict=False):
+            buffer.copy_(before)
+
+    with ExitStack() as stack:
+        for layer in layers(model).values() if twice else ():
+            stack.callback(layer.register_forward_pre_hook(keep).remove)
+            stack.callback(layer.register_forward_hook(put_back).remove)
+        yield
+
+
+def begin(
+    trainer: TransferTrainer,
+    phase: Phase,
+    before: Fingerprints,
+    weights: Mapping[str, torch.Tensor] | None,
+) -> Fingerprints:
+    """Estimate the statistics anew if a phase asks for it, as the first process sees them.
+
+    Where it goes on from a checkpoint they are those of its `weights`: another processor would
+    estimate them otherwise in the last bits. Returns the fingerprints with which the phase's own
+    training begins: of `before` no more than those statistics has changed.
+    """
+    if not phase.spec.reestimate_norms and not phase.adapters:
+        return before
+    prefix, free = trainer.backbone.prefix, set[str]()
+    if phase.spec.reestimate_norms:
+        images, count = trainer.train_dataset, phase.spec.reestimate_norms
+        count = len(images) if count is True else min(int(count), len(images))
+        free = {
+            f"{path.removeprefix(prefix)}.{name}"
+            for path in layers(trainer.model)
+            for name in STATISTICS
+        }
+        trainer.model.to(trainer.args.device)
+        if weights is not None:
+            with torch.no_grad():
+                for path, layer in layers(trainer.model).items():
+                    for name in STATISTICS:
+                        getattr(layer, name).copy_(weights[f"{path}.{name}"])
+        else:
+            with evaluating(trainer.model):
+                batches = _batches(images, count, trainer.data_collator, trainer.args.seed)
+                reestimate(trainer.model, (trainer._prepare_inputs(batch) for batch in batches))
+        trainer.processes.take_first(
+            getattr(layer, name) for layer in layers(trainer.model).values() for name in STATISTICS
+        )
+    after = fingerprint(trainer.model, prefix)
+    prove(before, after, (), trainer.backbone.groups, free)
+    return after
+
+
+def _batches(images: Any, count: int, collate: Callable[..., Any], seed: int) -> Iterator[Any]:
+    """Return batches of so many images, in an order of the seed's; none has a single image."""
+    order = np.random.default_rng(seed).permutation(len(images))[:count]
+    parts = [part.tolist() for part in np.array_split(order, -(-len(order) // BATCH))]
+    return iter(
+        DataLoader(Subset(images, range(len(images))), batch_sampler=parts, collate_fn=collate)
+    )
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:
+    """Write into each layer mean and variance, over all values of all batches, of what comes to it.
+
+    Batches are normalised by their own statistics on the way. All else of the model stays as it is.
+    """
+    sums: dict[str, list[torch.Tensor]] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            values = args[0].detach().float().transpose(0, 1).flatten(1)  # (C, values)
+            mean = values.mean(1).double().cpu()
+            spread = values.var(1, unbiased=False).double().cpu()
+            n = torch.tensor(float(values.shape[1]), dtype=torch.float64)
+            found = [n, n * mean, n * (spread + mean**2)]
+            sums[path] = (
+                [a + b for a, b in zip(sums[path], found, strict=True)] if path in sums else found
+            )
+
+        return hook
+
+    found = layers(model)
+    kept = {n: b.clone() for p, m in found.items() for n, b in m.named_buffers(prefix=p)}
+    with evaluating(model), ExitStack() as stack:
+        for path, layer in found.items():
+            layer.training = True
+            stack.callback(layer.register_forward_pre_hook(watch(path)).remove)
+        for batch in batches:
+            model(**{key: value for key, value in batch.items() if key != "labels"})
+    for path, layer in found.items():
+        for name, buffer in layer.named_buffers():
+            buffer.copy_(kept[f"{path}.{name}"])
+        if path in sums:  # else forward never used it
+            n, total, squares = sums[path]
+            mean = total / n
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_((squares / n - mean**2).clamp(min=0) * n / (n - 1).clamp(min=1))

@@ -1,0 +1,1 @@
+"""What saves a phase from a crash: checkpoints, resuming, rollback, interruption, failures."""

@@ -1,0 +1,278 @@
+"""Checkpoints: written whole or not at all, and verified before they are used.
+
+A folder is written aside, in `unfinished/`. manifest.json, its last file, holds the size and sha256
+of every other; then the folder is renamed into place. `checkpoint-end` is the end of a phase: its
+weights and its report. Where it is whole, the phase is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.processes import Processes
+from hf_transfer.recipe.specs import UserError
+from hf_transfer.results.report import PhaseReport
+
+logger = logging.getLogger(__name__)
+
+END, MANIFEST, WEIGHTS, BEST = (
+    "checkpoint-end",
+    "manifest.json",
+    "model.safetensors",
+    "best.safetensors",
+)
+KEPT = 2  # of a phase under way: the newest, and the one before should that be torn
+ASIDE = "unfinished"
+NUMBERED = re.compile(r"checkpoint-(\d+)")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, or that belongs to another run."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole, and what its manifest says of the run it is of."""
+
+    folder: Path
+    about: dict[str, Any]
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def write(
+    folder: Path,
+    name: str,
+    fill: Callable[[Path], None],
+    about: Mapping[str, Any],
+    processes: Processes,
+) -> None:
+    """Write `folder`/`name`: every process fills a folder aside, which the first then renames.
+
+    Raises CheckpointError, in all processes, where one of them cannot write; then nothing is left
+    of it and what was there before still is.
+    """
+    aside = folder / ASIDE / name
+    failure = _tried(lambda: _prepare(aside)) if processes.main else None
+    processes.wait()
+    failure = failure or _tried(lambda: fill(aside))
+    failed = processes.most(int(failure is not None))
+    if not failed and processes.main:
+        failure = _tried(lambda: _seal(aside, folder / name, about))
+    failed = processes.most(int(failure is not None))
+    if processes.main:
+        shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    if not failed:
+        return
+    reason = "another process could not" if failure is None else _reason(failure)
+    raise CheckpointError(
+        f"cannot write {folder / name}: {reason}; what was saved before is whole: make room, then "
+        "add --resume"
+    ) from failure
+
+
+def _prepare(aside: Path) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+
+
+def _seal(aside: Path, place: Path, about: Mapping[str, Any]) -> None:
+    """Write the manifest, have the disk hold everything, and rename the folder into place."""
+    files = {}
+    for path in sorted(aside.iterdir()):
+        files[path.name] = _size_and_hash(path)
+        _to_disk(path)
+    manifest = aside / MANIFEST
+    manifest.write_text(json.dumps({"files": files, "about": about}, indent=1) + "\n")
+    _to_disk(manifest)
+    shutil.rmtree(place, ignore_errors=True)
+    aside.rename(place)
+    _to_disk(place.parent)
+
+
+def _tried(write: Callable[[], None]) -> BaseException | None:
+    """Return what kept a function from writing, or None; any other failure goes through."""
+    try:
+        write()
+    except (OSError, SafetensorError) as error:
+        return error
+    except RuntimeError as error:  # torch.save on a full disk
+        if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+            return error
+        raise
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, RuntimeError):
+        return "the disk takes no more"
+    return str(error).splitlines()[0]
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _size_and_hash(path: Path) -> list[Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return [path.stat().st_size, digest.hexdigest()]
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors under exactly these names, whatever their memory format or sharing."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint, by the names in the model's state_dict."""
+    return load_file(folder / WEIGHTS)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Give the model the weights of a checkpoint; every name must be there."""
+    model.load_state_dict(weights(folder))
+
+
+def load_best(folder: Path, device: torch.device) -> dict[str, torch.Tensor] | None:
+    """Return the best weights of the phase so far, as they were saved beside a checkpoint."""
+    path = folder / BEST
+    if not path.is_file():
+        return None
+    return {name: tensor.to(device) for name, tensor in load_file(path).items()}
+
+
+def publish(model: PreTrainedModel, folder: Path) -> None:
+    """Write the files that `backbone.save_model` makes into a folder; what else is there stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        save_model(model, Path(aside) / "model")
+        for path in (Path(aside) / "model").iterdir():
+            path.replace(folder / path.name)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> Checkpoint | None:
+    """Return a checkpoint if every file is as its manifest says, else None; a torn one is named."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, recorded in manifest["files"].items():
+            size = (folder / name).stat().st_size
+            if size != recorded[0]:
+                raise ValueError(f"{name} has {size} bytes, not {recorded[0]}")
+            if _size_and_hash(folder / name) != recorded:
+                raise ValueError(f"the content of {name} is not what was written")
+        return Checkpoint(folder, manifest["about"])
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            logger.warning("%s is not used: it has no %s", folder, Path(error.filename).name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s is not used: it is torn (%s)", folder, error)
+    return None
+
+
+def about_of(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its run, whole or not; nothing where it has no manifest."""
+    try:
+        return dict(json.loads((path / MANIFEST).read_text())["about"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def whole(folder: Path) -> Iterator[Checkpoint]:
+    """Yield the whole checkpoints of a phase under way, the newest first."""
+    found = (read(path) for path in numbered(folder))
+    return (checkpoint for checkpoint in found if checkpoint is not None)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Return the newest whole checkpoint of a phase under way, or None."""
+    return next(whole(folder), None)
+
+
+def drop(folder: Path, keep: int = 0, good: int = 0, end: bool = False) -> None:
+    """Remove all checkpoints of a phase that this module wrote but the newest `keep` and the newest
+    `good` of those that say so, and what a killed process left; with `end` the phase's end, too."""
+    found = numbered(folder)
+    spared = [*found[:keep], *[path for path in found if about_of(path).get("good")][:good]]
+    remove(folder, [path for path in found if path not in spared])
+    if end:
+        remove(folder, [folder / END])
+
+
+def remove(folder: Path, paths: Iterable[Path]) -> None:
+    """Remove those of some checkpoints of a phase that this module wrote, each whole or not."""
+    aside = folder / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
+    for path in paths:
+        if (path / MANIFEST).is_file():
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)  # a kill while it is removed leaves no half of it
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Return the checkpoints of a phase under way, the newest first."""
+    found = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint-*")
+        if (match := NUMBERED.fullmatch(path.name))
+    }
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+# --- the end of a phase ----------------------------------------------------------------------
+
+
+def write_phase(
+    folder: Path,
+    model: nn.Module,
+    report: PhaseReport,
+    about: Mapping[str, Any],
+    processes: Processes,
+) -> None:
+    """Write the end of a phase, `checkpoint-end`: its weights and its report."""
+
+    def fill(aside: Path) -> None:
+        if processes.main:
+            save_tensors(model.state_dict(), aside / WEIGHTS)
+            (aside / "phase.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+
+    write(folder, END, fill, about, processes)
+
+
+def read_phase(folder: Path) -> tuple[Checkpoint, PhaseReport] | None:
+    """Return the end of a phase and its report, or None where the phase is not done."""
+    done = read(folder / END)
+    if done is None:
+        return None
+    return done, PhaseReport(**json.loads((done.folder / "phase.json").read_text()))

@@ -1,0 +1,145 @@
+"""Where a run that was interrupted goes on: its finished phases, and the one under way."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hf_transfer.base.processes import Processes
+from hf_transfer.planning.phases import Phase
+from hf_transfer.results.report import PhaseReport
+from hf_transfer.training.machine import sharding
+from hf_transfer.training.recovery import checkpoints
+from hf_transfer.training.recovery.checkpoints import Checkpoint, CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+def about_phase(phase: Phase, start: str, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint of a phase says of itself: the phase, the weights that it starts
+    from (`start`, a digest), and what holds for the whole run."""
+    plain = json.loads(json.dumps(asdict(phase)))
+    del plain["spec"]["place"]
+    return {**run, "phase": plain, "start": start}
+
+
+def finished(folder: Path, model: nn.Module, about: Mapping[str, Any]) -> PhaseReport | None:
+    """Load the end of a phase into the model and return its report; None where it is not done."""
+    found = checkpoints.read_phase(folder)
+    if found is None or not _continues(found[0], about):
+        return None
+    checkpoints.load_weights(model, found[0].folder)
+    return found[1]
+
+
+def check_shared(folder: Path, found: bool, processes: Processes) -> None:
+    """Raise CheckpointError unless all processes found the same in a phase's folder, or nothing."""
+    everyone = processes.all(found)
+    if len(set(everyone)) > 1:
+        blind = [i for i, one in enumerate(everyone) if not one]
+        names = sorted({processes.hosts[i] for i in blind}) if processes.hosts else []
+        raise CheckpointError(
+            f"{folder} is not the same for all processes: on {', '.join(names) or blind} it lacks "
+            "what others find; --out must be a folder that all machines share"
+        )
+
+
+def interrupted(folder: Path, about: Mapping[str, Any], processes: Processes) -> Checkpoint | None:
+    """Return the newest whole checkpoint of a phase, None where it is to begin anew.
+
+    Raises CheckpointError where it is of another run, or of another number of processes.
+    """
+    checkpoint = checkpoints.newest(folder)
+    check_shared(folder, checkpoint is not None, processes)
+    if checkpoint is None or not _continues(checkpoint, about):
+        return None
+    there, here = checkpoint.about["processes"], processes.count
+    if there != here:
+        raise CheckpointError(
+            f"{checkpoint.folder} was written by {there} processes and this is a run of {here}; "
+            f"start {there}, or remove {folder} to begin this phase again"
+        )
+    logger.info("going on from %s", checkpoint.folder)
+    return checkpoint
+
+
+def take_up(trainer: Any, folder: Path, about: Mapping[str, Any]) -> Checkpoint | None:
+    """Return the checkpoint from which a trainer's phase goes on, None where it begins anew.
+
+    The best weights so far are back, and the loss since the last log.
+    """
+    checkpoint = interrupted(folder, about, trainer.processes)
+    if checkpoint is not None:
+        trainer._best = checkpoints.load_best(checkpoint.folder, trainer.args.device)
+        loss = checkpoint.folder / f"loss_{trainer.processes.rank}.json"
+        trainer.watch.running = json.loads(loss.read_text())
+        trainer._slower = trainer._rollbacks - checkpoint.about["rollbacks"]
+    return checkpoint
+
+
+def keep(trainer: Any, about: Mapping[str, Any], save: Callable[[], None]) -> None:
+    """Write a checkpoint within a phase: what Trainer's own `save` writes, and what it forgets."""
+    processes, args, step = trainer.processes, trainer.args, trainer.state.global_step
+    place = Path(args.output_dir)
+    back = {"step": step, "rollbacks": trainer._rollbacks, "good": trainer.watch.good()}
+
+    def fill(aside: Path) -> None:
+        args.output_dir = str(aside.parent)
+        save()
+        loss = {"loss": trainer._tr_loss.item(), "logged": trainer._globalstep_last_logged}
+        (aside / f"loss_{processes.rank}.json").write_text(json.dumps(loss))
+        if trainer._best is not None:
+            best = sharding.whole(trainer._best, processes.main)
+            if processes.main:
+                checkpoints.save_tensors(best, aside / checkpoints.BEST)
+
+    try:
+        checkpoints.write(place, f"checkpoint-{step}", fill, {**about, **back}, processes)
+    finally:
+        args.output_dir = str(place)
+    limit = args.save_total_limit if args.save_strategy != "no" else checkpoints.KEPT
+    if processes.main and limit:
+        again = trainer.phase.spec.on_nan == "rollback"
+        checkpoints.drop(place, keep=limit, good=checkpoints.KEPT if again else 0)
+
+
+def _continues(checkpoint: Checkpoint, about: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is of this run and starts from the weights that there are.
+
+    The first phase may start from another head: the values of its own are in the checkpoint.
+    Raises CheckpointError, naming what differs, where it is of another run.
+    """
+    was = {key: checkpoint.about.get(key) for key in about}
+    same_start = was["start"] == about["start"] or about["phase"]["index"] == 1
+    differs = difference({**was, "start": None}, {**about, "start": None})
+    if differs:
+        raise CheckpointError(
+            f"{checkpoint.folder} is of another run ({differs}); choose another folder"
+        )
+    if not same_start:
+        logger.warning("%s is not used: the phase before it has changed", checkpoint.folder)
+    return same_start
+
+
+def difference(was: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> str | None:
+    """Return the first thing that differs between two records, as `lr was 0.1, is 0.2`."""
+    for key in [*now, *(key for key in was if key not in now)]:
+        old, new = was.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found = difference(old, new, f"{place}{key}.")
+            if found:
+                return found
+        elif old != new:
+            return f"{place}{key} was {_short(old)}, is {_short(new)}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

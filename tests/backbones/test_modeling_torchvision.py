@@ -1,0 +1,103 @@
+"""torchvision's networks in transformers' clothes: built, initialised, opened and given a loss."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_folders import pixels
+from torch import nn
+
+from hf_transfer.backbones import modeling_torchvision
+from hf_transfer.backbones.load import layout_of
+from hf_transfer.backbones.modeling_torchvision import (
+    TorchvisionConfig,
+    TorchvisionForImageClassification,
+    network_of,
+)
+
+torch.set_num_threads(1)
+SMALL = {"architecture": "squeezenet1_1", "num_labels": 3, "image_size": 64}
+
+
+def test_building_a_model_leaves_torchvisions_own_initialisation():
+    torch.manual_seed(0)
+    plain = network_of("resnet18", 3, {}).state_dict()
+    torch.manual_seed(0)
+    model = TorchvisionForImageClassification(
+        TorchvisionConfig(architecture="resnet18", num_labels=3)
+    )
+    assert all(
+        torch.equal(value, plain[name]) for name, value in model.network.state_dict().items()
+    )
+
+
+def test_what_a_checkpoint_lacks_is_initialised_on_opening(tmp_path):
+    model = TorchvisionForImageClassification(TorchvisionConfig(**SMALL))
+    model.save_pretrained(tmp_path)
+    opened = TorchvisionForImageClassification.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    head = opened.network.classifier[1]
+    assert head.weight.shape[0] == 7
+    assert 0.001 < head.weight.std() < 1
+    assert torch.equal(head.bias, torch.zeros(7))
+    first = model.network.features[0].weight
+    assert torch.equal(opened.network.features[0].weight, first)
+
+
+def test_the_loss_is_cross_entropy_of_the_logits():
+    model = TorchvisionForImageClassification(TorchvisionConfig(**SMALL))
+    labels = torch.tensor([2, 0])
+    output = model(pixel_values=pixels(64), labels=labels)
+    assert output.logits.shape == (2, 3)
+    assert torch.equal(output.loss, nn.functional.cross_entropy(output.logits, labels))
+    assert model(pixels(64)).loss is None
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("alexnet", "features.0"),
+        ("densenet121", "features.conv0"),
+        ("googlenet", "conv1.conv"),
+        ("inception_v3", "Conv2d_1a_3x3.conv"),
+        ("mnasnet0_5", "layers.0"),
+        ("mobilenet_v3_small", "features.0.0"),
+        ("regnet_x_400mf", "stem.0"),
+        ("resnet18", "conv1"),
+        ("shufflenet_v2_x0_5", "conv1.0"),
+        ("squeezenet1_1", "features.0"),
+        ("swin_t", "features.0.0"),
+        ("vgg11_bn", "features.0"),
+        ("vit_b_32", "conv_proj"),
+    ],
+)
+def test_the_first_layer_takes_any_number_of_channels(name, path):
+    arguments = (
+        {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    )  # noqa: E501
+    with torch.device("meta"):
+        usual, other = (network_of(name, 3, arguments, channels) for channels in (3, 5))
+    assert other.get_submodule(path).weight.shape[1] == 5
+    shapes = {n: p.shape for n, p in usual.named_parameters()}
+    differ = [n for n, p in other.named_parameters() if p.shape != shapes[n]]
+    assert differ == [f"{path}.weight"]
+
+
+def test_auxiliary_heads_are_left_out():
+    for name in ("googlenet", "inception_v3"):
+        layout = layout_of(f"torchvision/{name}", 3)
+        assert layout.head == ("fc.weight", "fc.bias")
+        assert layout.unused == ()
+
+
+def test_the_file_that_travels_needs_three_packages_only():
+    tree = ast.parse(Path(modeling_torchvision.__file__).read_text())
+    imported = [node.names[0].name for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    imported += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    roots = {name.partition(".")[0] for name in imported}
+    assert roots - set(sys.stdlib_module_names) == {"torch", "torchvision", "transformers"}

@@ -1,0 +1,161 @@
+"""Weights into networks that are not quite theirs, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_folders import stir
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from hf_transfer.backbones.modeling_torchvision import network_of
+from hf_transfer.backbones.origins import BackboneError
+from hf_transfer.backbones.weights import bare, fill, read_weights, transfer, weights_in
+
+torch.set_num_threads(1)
+
+
+def refused(call, *arguments) -> str:
+    """Return the one line with which a call is refused."""
+    with pytest.raises(BackboneError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pth", "net.pt", "pytorch_model.bin"])
+def test_tensors_are_read_from_every_usual_file(name, tmp_path):
+    state = {"a.weight": torch.arange(6.0).reshape(2, 3)}
+    save = save_file if name.endswith("safetensors") else torch.save
+    save(state, tmp_path / name)
+    assert torch.equal(read_weights(tmp_path / name)["a.weight"], state["a.weight"])
+
+
+def test_a_checkpoint_gives_the_weights_in_it(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, tmp_path / "c.pth")
+    assert list(read_weights(tmp_path / "c.pth")) == ["a"]
+
+
+class Danger:
+    """A pickle of it opens a file in the working folder when it is read."""
+
+    def __reduce__(self):
+        return open, ("opened", "w")
+
+
+def test_a_pickle_with_more_than_tensors_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.ones(2)}, "more": Danger()}, tmp_path / "net.pth")
+    assert "safetensors" in refused(read_weights, tmp_path / "net.pth")
+    assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x00" * 200])
+def test_a_file_that_is_none_is_refused(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert name in refused(read_weights, tmp_path / name)
+
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    save_file({"a": torch.ones(1000)}, tmp_path / "net.safetensors")
+    whole = (tmp_path / "net.safetensors").read_bytes()
+    (tmp_path / "net.safetensors").write_bytes(whole[:-100])
+    assert "not whole" in refused(read_weights, tmp_path / "net.safetensors")
+
+
+def test_a_file_without_names_is_refused(tmp_path):
+    torch.save([torch.ones(2)], tmp_path / "net.pth")
+    assert "no tensors by name" in refused(read_weights, tmp_path / "net.pth")
+    assert "does not exist" in refused(read_weights, tmp_path / "gone.pth")
+
+
+def test_safetensors_go_before_pickles(tmp_path):
+    assert "model.safetensors" in refused(weights_in, tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert weights_in(tmp_path).name == "pytorch_model.bin"
+    (tmp_path / "model.safetensors").touch()
+    assert weights_in(tmp_path).name == "model.safetensors"
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "network.", "module.timm_model."])
+def test_what_wrappers_put_before_all_names_is_taken_off(prefix):
+    state = {f"{prefix}{name}": torch.ones(1) for name in ("conv1.weight", "fc.bias")}
+    assert list(bare(state, ["conv1.weight", "fc.bias", "fc.weight"])) == [
+        "conv1.weight",
+        "fc.bias",
+    ]
+
+
+def test_names_of_another_network_are_left_as_they_are():
+    state = {"a.b": torch.ones(1), "c.d": torch.ones(1)}
+    assert bare(state, ["x.y"]) == state
+    assert bare({}, ["x.y"]) == {}
+
+
+def test_a_network_is_filled_but_for_its_head():
+    network, donor = network_of("squeezenet1_1", 3, {}), stir(network_of("squeezenet1_1", 5, {}))
+    head = ("classifier.1.weight", "classifier.1.bias")
+    kept = network.classifier[1].weight.clone()
+    fill(network, donor.state_dict(), head, "here")
+    assert torch.equal(network.classifier[1].weight, kept)
+    assert torch.equal(network.features[0].weight, donor.features[0].weight)
+    line = refused(fill, network, network_of("squeezenet1_0", 3, {}).state_dict(), head, "here")
+    assert "another architecture" in line
+
+
+# --- shapes ----------------------------------------------------------------------------------
+
+
+def vit(size: int, labels: int = 2) -> nn.Module:
+    """Return torchvision's vision transformer, tiny, for images of this size."""
+    return VisionTransformer(size, 8, 1, 2, 16, 32, num_classes=labels)
+
+
+def test_position_embeddings_follow_the_size_and_class_tokens_stay():
+    donor, network = stir(vit(64)), vit(32, 3)
+    before = donor.encoder.pos_embedding.clone()
+    transfer(network, donor, ["heads.head.weight", "heads.head.bias"], "here")
+    after = network.encoder.pos_embedding
+    assert after.shape == (1, 17, 16)
+    assert torch.equal(after[:, 0], before[:, 0])
+    assert torch.allclose(after[:, 1:].mean(), before[:, 1:].mean(), atol=0.01)
+    assert torch.equal(network.conv_proj.weight, donor.conv_proj.weight)
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_flat_position_embeddings_stay_flat():
+    donor, network = vit(64), vit(48)
+    nn.init.constant_(donor.encoder.pos_embedding, 0.25)
+    transfer(network, donor, [], "here")
+    assert torch.allclose(network.encoder.pos_embedding, torch.full((1, 37, 16), 0.25))
+
+
+def test_what_cannot_be_made_to_fit_is_named():
+    line = refused(transfer, nn.Linear(4, 2), nn.Linear(5, 2), [], "alice/net")
+    assert "alice/net: weight" in line
+    assert "(2, 4), not (2, 5)" in line
+    assert "bias" in refused(transfer, nn.Linear(5, 2), nn.Linear(5, 2, bias=False), [], "here")
+
+
+def test_a_new_layer_keeps_its_own_statistics():
+    donor, network = stir(nn.Sequential(nn.BatchNorm2d(3))), nn.Sequential(nn.BatchNorm2d(3))
+    transfer(network, donor, ["0.weight", "0.bias"], "here")
+    assert torch.equal(network[0].running_mean, torch.zeros(3))
+    transfer(network, donor, ["0.bias"], "here")
+    assert torch.equal(network[0].running_mean, donor[0].running_mean)
+
+
+def test_the_folder_is_untouched_by_reading(tmp_path: Path):
+    save_file({"a": torch.ones(2)}, tmp_path / "net.safetensors")
+    read_weights(tmp_path / "net.safetensors")["a"].zero_()
+    assert torch.equal(read_weights(tmp_path / "net.safetensors")["a"], torch.ones(2))

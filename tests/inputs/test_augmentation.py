@@ -1,0 +1,544 @@
+"""Images: what a file becomes, and how a batch of them is varied."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_transfer.data.decoding import ImageError, ImageSettings, decode, decode_noted
+from hf_transfer.inputs.augmentation import augment, mix, to_model_input, uniforms
+from hf_transfer.recipe.specs import Augment, UserError
+
+EVERYTHING = Augment(
+    crop=(0.35, 1.0), flip=True, vertical_flip=True, color=0.4, erase=0.5, rotate=15.0
+)
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def photo(width: int = 90, height: int = 60, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """A smooth picture with some noise, unlike any other seed's."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def model_input(image, settings: ImageSettings) -> torch.Tensor:
+    return to_model_input(torch.from_numpy(decode(image, settings))[None], settings)[0]
+
+
+@pytest.fixture(scope="module")
+def batch() -> torch.Tensor:
+    return torch.stack([torch.from_numpy(decode(photo(seed=n), FIT)) for n in range(13)])
+
+
+FIT = ImageSettings(24, crop_pct=0.8, interpolation="bilinear")
+
+
+# --- evaluation ------------------------------------------------------------------------------
+
+SIZES = [(90, 60), (61, 97), (64, 64), (237, 236), (259, 41), (20, 13), (33, 230)]
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.875, 0.9, 224 / 232, 224 / 238, 0.77])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_equals_timms_transform_bit_for_bit(crop_pct, interpolation):
+    from timm.data import create_transform
+
+    for channels_mean in (HALF, {}):
+        settings = ImageSettings(
+            56, crop_pct=crop_pct, interpolation=interpolation, **channels_mean
+        )
+        transform = create_transform(
+            (3, 56, 56),
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            mean=settings.mean,
+            std=settings.std,
+        )
+        for size in SIZES:
+            image = photo(*size)
+            assert torch.equal(model_input(image, settings), transform(image)), size
+
+
+def test_evaluation_equals_timms_squash_bit_for_bit():
+    from timm.data import create_transform
+
+    settings = ImageSettings(56, crop_pct=0.9, crop_mode="squash", interpolation="bicubic", **HALF)
+    transform = create_transform(
+        (3, 56, 56), crop_pct=0.9, crop_mode="squash", interpolation="bicubic", **HALF
+    )
+    for size in SIZES:
+        assert torch.equal(model_input(photo(*size), settings), transform(photo(*size))), size
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (236, 224), (72, 64)])
+def test_evaluation_equals_torchvisions_presets_bit_for_bit(resize, crop):
+    from torchvision.transforms._presets import ImageClassification
+
+    preset = ImageClassification(crop_size=crop, resize_size=resize, antialias=True)
+    settings = ImageSettings(crop, crop_pct=crop / resize, interpolation="bilinear")
+    assert settings.stored == resize
+    for size in SIZES:
+        assert torch.equal(model_input(photo(*size), settings), preset(photo(*size))), size
+
+
+def test_evaluation_equals_transformers_processors():
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    vit = ViTImageProcessorPil(size={"height": 56, "width": 56}, resample=2)
+    clip = CLIPImageProcessorPil(
+        size={"shortest_edge": 64},
+        crop_size={"height": 56, "width": 56},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    squash = ImageSettings(56, crop_mode="squash", interpolation="bilinear", **HALF)
+    center = ImageSettings(56, crop_pct=0.875, interpolation="bicubic", **HALF)
+    for processor, settings in ((vit, squash), (clip, center)):
+        for size in ((90, 60), (62, 98), (64, 64)):
+            theirs = processor(photo(*size), return_tensors="pt")["pixel_values"][0]
+            ours = model_input(photo(*size), settings)
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_a_reduced_jpeg_stays_within_a_level_of_the_whole_one():
+    image = photo(1500, 1100)
+    whole = decode(image, ImageSettings(96))  # a picture in memory is never reduced
+    reduced = decode(encoded(image, "JPEG", quality=97), ImageSettings(96))
+    assert np.abs(whole.astype(int) - reduced).mean() < 0.5
+    small = encoded(photo(300, 200), "JPEG")
+    with Image.open(BytesIO(small)) as opened:
+        opened.load()
+        assert np.array_equal(decode(opened, FIT), decode(opened.convert("RGB"), FIT))
+
+
+# --- unusual files ---------------------------------------------------------------------------
+
+
+def test_exif_orientation_is_applied_for_all_eight():
+    image = photo(60, 40)
+    upright = decode(image, FIT)
+    transpose = Image.Transpose
+    undo = {
+        2: transpose.FLIP_LEFT_RIGHT,
+        3: transpose.ROTATE_180,
+        4: transpose.FLIP_TOP_BOTTOM,
+        5: transpose.TRANSPOSE,
+        6: transpose.ROTATE_90,
+        7: transpose.TRANSVERSE,
+        8: transpose.ROTATE_270,
+    }
+    for orientation, operation in undo.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(image.transpose(operation), exif=exif)
+        picture = decode_noted(data, FIT)
+        assert np.array_equal(picture.pixels, upright), orientation
+        assert (picture.width, picture.height, picture.notes) == (60, 40, ("rotated",))
+
+
+@pytest.mark.parametrize("turned", [0, 9, 700])
+def test_a_meaningless_orientation_is_no_orientation(turned):
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    assert decode_noted(encoded(photo(), exif=exif), FIT).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "notes"),
+    [
+        ("L", "PNG", ("grayscale",)),
+        ("1", "PNG", ("grayscale",)),
+        ("LA", "PNG", ("grayscale", "alpha")),
+        ("P", "PNG", ("palette",)),
+        ("RGBA", "PNG", ("alpha",)),
+        ("CMYK", "JPEG", ("cmyk",)),
+        ("CMYK", "TIFF", ("cmyk",)),
+        ("RGB", "WEBP", ()),
+        ("RGB", "BMP", ()),
+    ],
+)
+def test_every_mode_becomes_rgb_and_is_noted(mode, kind, notes):
+    image = photo(mode=mode) if mode != "RGBA" else photo().convert("RGBA")
+    picture = decode_noted(encoded(image, kind), FIT)
+    assert picture.pixels.shape == (30, 30, 3)
+    assert picture.pixels.dtype == np.uint8
+    assert picture.notes == notes
+    if mode in ("RGBA", "P"):
+        expected = decode(image.convert("RGB"), FIT).astype(int)
+        assert np.abs(picture.pixels - expected).max() <= 2
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_is_transparent_becomes_white_except_in_four_channels(channels):
+    settings = ImageSettings(16, channels=channels, mean=(0.5,) * channels, std=(1,) * channels)
+    clear = Image.new("RGBA", (20, 20), (200, 0, 0, 0))
+    palette = Image.new("P", (20, 20), 3)
+    palette.putpalette([200, 0, 0] * 8)
+    for data in (
+        encoded(clear),
+        encoded(palette, transparency=3),
+        encoded(palette, "GIF", transparency=3),
+    ):
+        picture = decode_noted(data, settings)
+        assert "alpha" in picture.notes
+        if channels == 4:
+            assert (picture.pixels[..., 3] == 0).all()
+        else:
+            assert (picture.pixels == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_gray_is_scaled_by_its_full_range(kind):
+    values = np.linspace(0, 65535, 30 * 30).reshape(30, 30).astype(np.uint16)
+    data = encoded(Image.fromarray(values), kind)
+    gray = ImageSettings(30, channels=1, mean=(0.5,), std=(0.5,))
+    picture = decode_noted(data, gray)
+    assert picture.notes == ("16-bit", "grayscale")
+    assert np.array_equal(picture.pixels[..., 0], np.round(values / 257).astype(np.uint8))
+    dark = decode_noted(encoded(Image.fromarray(values // 16), kind), gray)
+    assert dark.notes == ("16-bit", "grayscale", "dark-16-bit")
+
+
+def test_16_bit_colour_is_noted():
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + b"\x80\x00\x40\x00\x20\x00" * 4 for _ in range(4))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    picture = decode_noted(png, ImageSettings(4))
+    assert picture.notes == ("16-bit",)
+    assert picture.pixels[0, 0].tolist() == [128, 64, 32]
+
+
+def test_pixels_without_a_known_range_are_refused():
+    data = encoded(Image.fromarray(np.ones((8, 8), np.float32) * 0.5), "TIFF")
+    with pytest.raises(ImageError, match="no known range") as caught:
+        decode(data, FIT)
+    assert caught.value.kind == "unreadable"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_an_animation_gives_its_first_frame(kind):
+    frames = [photo(seed=n) for n in range(3)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    picture = decode_noted(data, FIT)
+    assert "animated" in picture.notes
+    first = decode(encoded(frames[0], kind, **options), FIT).astype(int)
+    assert np.abs(picture.pixels - first).max() <= (8 if kind == "GIF" else 0)
+
+
+def test_a_phones_multi_picture_jpeg_is_no_animation():
+    data = encoded(photo(), "MPO", save_all=True, append_images=[photo(seed=1)])
+    assert decode_noted(data, FIT).notes == ()
+
+
+def test_damaged_files_are_refused_with_one_line_that_says_why(tmp_path):
+    jpeg, png = encoded(photo(200, 200), "JPEG"), encoded(photo(200, 200))
+    bomb = bytearray(encoded(Image.new("1", (8, 8))))
+    bomb[16:24] = struct.pack(">II", 60_000, 60_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bytes(bomb[12:29])))
+    files = {
+        "zero-byte": b"",
+        "not-an-image": b"<html>404</html>" * 20,
+        "truncated": jpeg[: len(jpeg) // 2],
+        "too-large": bytes(bomb),
+    }
+    for kind, data in {**files, "truncated ": png[: len(png) // 2]}.items():
+        path = tmp_path / f"{kind}.jpg"
+        path.write_bytes(data)
+        with pytest.raises(ImageError) as caught:
+            decode(path, FIT)
+        assert caught.value.kind == kind.strip()
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ImageError, match="no such file"):
+        decode(tmp_path / "gone.jpg", FIT)
+    (tmp_path / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" * 9)
+    with pytest.raises(ImageError, match="convert it to JPEG"):
+        decode(tmp_path / "phone.HEIC", FIT)
+
+
+def test_any_damage_is_an_image_error_or_pixels():
+    rng = np.random.default_rng(0)
+    whole = [
+        encoded(photo(40, 30), kind)
+        for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "PCX")
+    ]
+    refused = 0
+    for trial in range(400):
+        data = bytearray(whole[trial % len(whole)])
+        for place in rng.integers(0, min(len(data), 200), rng.integers(1, 8)):
+            data[place] = rng.integers(0, 256)
+        try:
+            assert decode(bytes(data), ImageSettings(8)).shape == (8, 8, 3)
+        except ImageError:
+            refused += 1
+    assert 0 < refused < 400
+
+
+def test_a_very_long_picture_costs_no_more_than_its_middle():
+    pixels = decode(photo(20_000, 10), ImageSettings(224))
+    assert pixels.shape == (224, 224, 3)
+
+
+def test_a_share_computed_from_two_sides_gives_the_side_back():
+    for side in range(32, 600, 7):
+        for size in range(16, side + 1, 5):
+            assert ImageSettings(size, crop_pct=size / side).stored == side
+    assert ImageSettings(224, crop_pct=0.9).stored == 248  # timm rounds down
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for wrong in (
+        {"size": 0},
+        {"size": 8, "channels": 2},
+        {"size": 8, "channels": 1},
+        {"size": 8, "interpolation": "cubic"},
+        {"size": 8, "crop_pct": 1.5},
+    ):
+        with pytest.raises(UserError):
+            ImageSettings(**wrong)
+
+
+# --- variation -------------------------------------------------------------------------------
+
+
+def test_uniforms_are_uniform_uncorrelated_and_never_repeat():
+    u = uniforms(torch.arange(20_000), 3, 7, 6)
+    assert u.dtype == torch.float64
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert len(u.flatten().unique()) == u.numel()
+    for column in u.T:
+        counts = torch.histc(column, 20, 0, 1)
+        assert ((counts - 1000).abs() < 150).all()
+    neighbours = torch.cat((u, uniforms(torch.arange(20_000), 4, 7, 6), u.roll(1, 0)), 1)
+    correlation = torch.corrcoef(neighbours.T) - torch.eye(18)
+    assert correlation.abs().max() < 0.03
+
+
+def test_uniforms_depend_on_seed_epoch_index_and_column_alone():
+    index = torch.tensor([5, 900, 5])
+    u = uniforms(index, 2, 11, 8)
+    assert torch.equal(u[0], u[2])
+    assert torch.equal(u[1], uniforms(torch.tensor([900]), 2, 11, 8)[0])
+    assert torch.equal(u[:, :3], uniforms(index, 2, 11, 3))
+    for seed, epoch in ((11, 3), (12, 2), (2, 11), (-1, 2), (2**70, 2)):
+        assert not torch.equal(u, uniforms(index, epoch, seed, 8))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        EVERYTHING,
+        Augment(crop=(0.5, 1.0)),
+        Augment(flip=True, vertical_flip=True),
+        Augment(color=0.5),
+        Augment(erase=0.5),
+        Augment(rotate=30.0),
+    ],
+)
+def test_a_variation_does_not_depend_on_neighbours_order_or_batch_size(batch, how):
+    index = torch.arange(100, 113)
+    whole = augment(batch, index, 4, 9, how, FIT)
+    assert whole.shape == (13, 3, 24, 24)
+    assert whole.dtype == torch.float32
+    order = torch.randperm(13, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(augment(batch[order], index[order], 4, 9, how, FIT), whole[order])
+    for size in (1, 2, 3, 8):
+        parts = [
+            augment(batch[start : start + size], index[start : start + size], 4, 9, how, FIT)
+            for start in range(0, 13, size)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+    other = augment(batch, index, 5, 9, how, FIT)
+    assert not torch.equal(other, whole)
+    assert torch.equal(augment(batch, index, 4, 9, how, FIT), whole)
+
+
+def test_no_variation_equals_evaluation(batch):
+    index = torch.arange(13)
+    still = to_model_input(batch, FIT)
+    assert torch.equal(augment(batch, index, 0, 0, Augment(), FIT), still)
+    # a crop of everything, through the sampling, up to its rounding
+    square = ImageSettings(30, interpolation="bilinear")
+    whole = augment(batch, index, 0, 0, Augment(rotate=1e-9), square)
+    torch.testing.assert_close(whole, to_model_input(batch, square), atol=1e-4, rtol=0)
+    cut = augment(batch, index, 0, 0, Augment(rotate=1e-9), FIT)
+    torch.testing.assert_close(cut, still, atol=1e-4, rtol=0)
+
+
+def test_a_flip_is_the_mirror_image_of_about_half(batch):
+    pixels, index = batch[:1].repeat(400, 1, 1, 1), torch.arange(400)
+    still = to_model_input(batch[:1], FIT)
+    for how, axis in ((Augment(flip=True), -1), (Augment(vertical_flip=True), -2)):
+        seen = augment(pixels, index, 0, 0, how, FIT)
+        mirrored = (seen == still.flip(axis)).flatten(1).all(1)
+        assert torch.equal(mirrored, ~(seen == still).flatten(1).all(1))
+        assert 150 < mirrored.sum() < 250
+
+
+def test_a_flip_within_the_sampling_is_the_same_flip(batch):
+    index = torch.arange(13)
+    plain = augment(batch, index, 0, 0, Augment(flip=True, vertical_flip=True), FIT)
+    how = Augment(flip=True, vertical_flip=True, rotate=1e-9)
+    torch.testing.assert_close(augment(batch, index, 0, 0, how, FIT), plain, atol=1e-4, rtol=0)
+
+
+def test_crops_take_the_share_and_the_shape_that_they_should():
+    side = 64
+    ramp = torch.arange(side, dtype=torch.uint8) * 4
+    pixels = torch.stack(
+        (ramp[None].expand(side, -1), ramp[:, None].expand(-1, side), ramp[None].expand(side, -1)),
+        -1,
+    )[None].repeat(500, 1, 1, 1)
+    settings = ImageSettings(32, mean=(0,) * 3, std=(1,) * 3)
+    x = augment(pixels, torch.arange(500), 0, 0, Augment(crop=(0.3, 0.6)), settings) * 255 / 4
+    wide = (x[:, 0, 16, -2] - x[:, 0, 16, 1]) / 29 * 32 / side
+    high = (x[:, 1, -2, 16] - x[:, 1, 1, 16]) / 29 * 32 / side
+    area, aspect = wide * high, wide / high
+    assert 0.29 < area.min() < 0.33
+    assert 0.57 < area.max() < 0.61
+    assert 0.74 < aspect.min() < 0.8
+    assert 1.25 < aspect.max() < 1.35
+    assert x[:, 0].min() < 3  # crops reach both edges
+    assert x[:, 0].max() > 60
+
+
+def test_a_rotation_turns_about_the_middle_by_at_most_its_degrees():
+    side = 41
+    line = torch.zeros((1, side, side, 3), dtype=torch.uint8)
+    line[:, 20, 5:36] = 255
+    settings = ImageSettings(side, mean=(0,) * 3, std=(1,) * 3)
+    x = augment(line.repeat(200, 1, 1, 1), torch.arange(200), 0, 0, Augment(rotate=20.0), settings)
+    weight = x[:, 0]
+    at = torch.arange(side, dtype=torch.float32) - 20
+    down, across = at[None, :, None], at[None, None, :]
+    angle = torch.rad2deg(
+        torch.atan((weight * down * across).sum((1, 2)) / (weight * across**2).sum((1, 2)))
+    )
+    assert -20.5 < angle.min() < -17
+    assert 17 < angle.max() < 20.5
+    assert (weight[:, 19:22, 19:22].amax((1, 2)) > 0.9).all()
+
+
+def test_colour_keeps_alpha_and_gray_and_stays_in_range(batch):
+    index = torch.arange(13)
+    alpha = torch.cat((batch, torch.full_like(batch[..., :1], 77)), -1)
+    four = ImageSettings(24, channels=4, mean=(0,) * 4, std=(1,) * 4, crop_pct=0.8)
+    x = augment(alpha, index, 0, 0, Augment(color=0.9), four)
+    assert torch.equal(x[:, 3], torch.full_like(x[:, 3], 77 / 255))
+    assert x.min() >= 0
+    assert x.max() <= 1
+    one = ImageSettings(24, channels=1, mean=(0,), std=(1,), crop_pct=0.8)
+    assert augment(batch[..., :1], index, 0, 0, Augment(color=0.9), one).shape == (13, 1, 24, 24)
+    gray = batch[..., :1].repeat(1, 1, 1, 3)
+    three = ImageSettings(24, mean=(0,) * 3, std=(1,) * 3, crop_pct=0.8)
+    x = augment(gray, index, 0, 0, Augment(color=0.5), three)
+    assert (x - x[:, :1]).abs().max() < 1e-6
+
+
+def test_erasing_takes_one_box_from_its_share_of_the_images(batch):
+    pixels = batch[:1].repeat(500, 1, 1, 1)
+    still = to_model_input(batch[:1], FIT)
+    x = augment(pixels, torch.arange(500), 0, 0, Augment(erase=0.3), FIT)
+    gone = (x == 0).all(1)
+    touched = gone.any(1).any(1)
+    assert 110 < touched.sum() < 190
+    assert torch.equal(x[~touched], still.expand(int((~touched).sum()), -1, -1, -1))
+    area = gone[touched].float().mean((1, 2))
+    assert area.max() < 0.37
+    for mask in gone[touched][:20]:
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        high, wide = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+        assert mask.sum() == high * wide
+
+
+def test_pixels_that_do_not_fit_the_model_are_named():
+    with pytest.raises(ValueError, match=r"S at least 24"):
+        to_model_input(torch.zeros((2, 8, 8, 3), dtype=torch.uint8), FIT)
+    with pytest.raises(ValueError, match="float32"):
+        augment(torch.zeros((2, 30, 30, 3)), torch.arange(2), 0, 0, Augment(), FIT)
+
+
+# --- mixing ----------------------------------------------------------------------------------
+
+
+def mixed(x, labels, index, all_x, all_labels, **options):
+    def partner(indices, epoch):
+        return all_x[indices], all_labels[indices]
+
+    return mix(x, labels, index, 2, 5, classes=7, images=len(all_x), partner=partner, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mixup": 0.4, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}],
+)
+def test_mixing_is_a_function_of_the_index_and_targets_add_up(options):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(50, 3, 16, 16, generator=generator)
+    labels = torch.arange(50) % 7
+    index = torch.arange(50)
+    whole, targets = mixed(x, labels, index, x, labels, **options)
+    assert targets.shape == (50, 7)
+    torch.testing.assert_close(targets.sum(1), torch.ones(50))
+    some = torch.tensor([31, 4, 17])
+    part, part_targets = mixed(x[some], labels[some], index[some], x, labels, **options)
+    assert torch.equal(part, whole[some])
+    assert torch.equal(part_targets, targets[some])
+
+
+def test_targets_are_the_shares_of_the_pixels():
+    """With images that are all one colour, the mean pixel shows each label's share."""
+    labels = torch.arange(60) % 2
+    x = labels[:, None, None, None].float().expand(60, 3, 16, 16).contiguous()
+    for options in ({"mixup": 0.5, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}):
+        blended, targets = mixed(x, labels, torch.arange(60), x, labels, **options)
+        torch.testing.assert_close(blended.mean((1, 2, 3)), targets[:, 1], atol=1e-5, rtol=0)
+        assert ((targets[:, 1] > 0.05) & (targets[:, 1] < 0.95)).sum() > 10
+
+
+def test_mixup_shares_follow_the_beta_distribution():
+    labels = torch.zeros(4000, dtype=torch.int64)
+    x = torch.ones(4000, 1, 2, 2)
+    other = -torch.ones(4000, 1, 2, 2)
+    blended, _ = mixed(x, labels, torch.arange(4000), other, labels, mixup=0.4, cutmix=0.0)
+    share = (blended[:, 0, 0, 0] + 1) / 2
+    assert abs(share.mean() - 0.5) < 0.02
+    assert abs(share.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.01  # variance of Beta(a, a)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
+def test_an_accelerator_varies_as_the_processor_does(batch):
+    index = torch.arange(13)
+    here = augment(batch, index, 4, 9, EVERYTHING, FIT)
+    there = augment(batch.cuda(), index.cuda(), 4, 9, EVERYTHING, FIT).cpu()
+    torch.testing.assert_close(there, here, atol=2e-4, rtol=0)
+    assert torch.equal(uniforms(index.cuda(), 1, 2, 9).cpu(), uniforms(index, 1, 2, 9))
+
+
+def test_real_photos_stay_recognisable(flowers):
+    """The mean of many variations is close to the middle of the photo that they come from."""
+    files = [sorted(folder.iterdir())[0] for folder in sorted(flowers.iterdir())]
+    settings = ImageSettings(48, mean=(0,) * 3, std=(1,) * 3)
+    pixels = torch.stack([torch.from_numpy(decode(file, settings)) for file in files])
+    still = to_model_input(pixels, settings).mean((2, 3))
+    how = Augment(crop=(0.5, 1.0), flip=True, color=0.3)
+    views = [augment(pixels, torch.arange(5), epoch, 0, how, settings) for epoch in range(50)]
+    assert (torch.stack(views).mean((0, 3, 4)) - still).abs().max() < 0.12

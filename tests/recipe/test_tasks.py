@@ -1,0 +1,28 @@
+"""Tasks: three of them, each with its own words, and no two that cannot be told apart."""
+
+import pytest
+
+from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
+from hf_transfer.recipe.tasks import TASKS, phase_conflicts, task_of
+from hf_transfer.results.metrics.by_name import MEASURES
+from hf_transfer.training.loss import LOSSES
+
+
+def test_every_task_has_a_loss_and_a_measure_and_leads_with_a_metric_it_gives():
+    assert set(TASKS) == set(LOSSES) == set(MEASURES)
+    for name, task in TASKS.items():
+        assert task.name == name
+        assert task.metrics[0] == "loss"
+        assert task.headline in task.metrics
+
+
+def test_a_task_is_known_again_by_the_problem_type_in_a_config():
+    assert [task_of(task.problem_type) for task in TASKS.values()] == list(TASKS)
+    assert task_of("single_label_classification") == "classification"
+
+
+@pytest.mark.parametrize("wrap", [lambda spec: spec, lambda spec: GradualSpec(1, "stages", spec)])
+def test_what_is_for_labels_does_not_go_with_numbers(wrap):
+    spec = PhaseSpec("head", epochs=1, label_smoothing=0.1, mixup=0.2, cutmix=0.3)
+    assert len(list(phase_conflicts(wrap(spec), "regression"))) == 3
+    assert list(phase_conflicts(wrap(spec), "multi_label")) == []

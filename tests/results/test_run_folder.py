@@ -1,0 +1,112 @@
+"""A run's folder: never overwritten, and resumed only by the same run."""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from hf_transfer.recipe.load import load_recipe
+from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, SourceSpec, UserError
+from hf_transfer.results.run_folder import FolderError, keep_inputs, open_folder, opened
+from hf_transfer.training.machine.precision import FILE
+
+
+def recipe(lr=1e-3, **options):
+    made = Recipe("small", (PhaseSpec("head", epochs=1, lr=lr),), backbone="timm/test_resnet")
+    return replace(made, **options)
+
+
+def test_a_new_folder_gets_the_recipe_which_reads_back_equal(tmp_path):
+    open_folder(tmp_path / "a" / "b", recipe(), resume=False)
+    written = tmp_path / "a" / "b" / "recipe.yaml"
+    assert load_recipe(str(written)).phases == recipe().phases
+    open_folder(tmp_path / "a" / "b", recipe(), resume=True)
+
+
+def test_a_folder_in_use_is_refused_without_resume_and_left_as_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FolderError, match="not empty; choose another folder, or add --resume"):
+        open_folder(tmp_path, recipe(), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def failing(out, resume, *more):
+    with opened(out, recipe(), resume):
+        keep_inputs(out, {"backbone": "x"})
+        for name in more:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).touch()
+        raise UserError("no connection")
+
+
+@pytest.mark.parametrize(("resume", "more", "left"), [
+    (False, (), False), (True, (), True), (False, ("checkpoint",), True),
+    (False, (FILE,), False), (False, ("letters/upper-A/0.png",), False),
+    (False, ("source/letters/0.png",), True), (False, ("phase-1-all/compile.json",), False),
+])  # fmt: skip
+def test_a_run_that_fails_before_it_trains_leaves_nothing_in_the_way(tmp_path, resume, more, left):
+    with pytest.raises(UserError, match="no connection"):
+        failing(tmp_path / "run", resume, *more)
+    assert (tmp_path / "run").exists() == left
+
+
+def test_another_recipe_is_refused_naming_the_line_that_differs(tmp_path):
+    open_folder(tmp_path / "run", recipe(), resume=False)
+    before = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    with pytest.raises(FolderError, match=r"another recipe \(was .*, is .*lr: 0.5"):
+        open_folder(tmp_path / "run", recipe(lr=0.5), resume=True)
+    with pytest.raises(FolderError, match="is another recipe .*seed: 3"):
+        open_folder(tmp_path / "run", recipe(seed=3), resume=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == before
+
+
+def test_what_changes_no_result_may_be_another_when_a_run_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def read(path, **options):
+        first = SourceSpec("timm/test_resnet", (PhaseSpec("all", epochs=1, cold_head=True),))
+        first = replace(first, data=DataSpec(path=path))
+        return recipe(data=DataSpec(path=path), backbone=None, source=first, **options)
+
+    out = tmp_path / "run"
+    open_folder(out, read("photos"), resume=False)
+    for path in ("./photos", str(tmp_path / "photos"), "run/../photos"):
+        open_folder(out, read(path, workers=1), resume=True)
+    assert load_recipe(str(out / "recipe.yaml")).workers == 1
+    with pytest.raises(FolderError, match=r"another recipe \(was .*photos', is .*pictures'\)"):
+        open_folder(out, read("pictures"), resume=True)
+    with pytest.raises(FolderError, match="is 'seed: 3'"):
+        open_folder(out, read("./photos", seed=3), resume=True)
+
+
+def test_a_name_that_weights_cannot_be_read_back_from_is_refused(tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(FolderError, match="is not UTF-8"):
+        open_folder(out, recipe(), resume=False)
+    assert not out.exists()
+    open_folder(tmp_path / "café 😀", recipe(), resume=False)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FolderError, match="is a file"):
+        open_folder(tmp_path / "run", recipe(), resume=True)
+
+
+def test_other_data_or_weights_are_refused_naming_them(tmp_path):
+    first = {"images": 24, "data": "a" * 64, "weights": "b" * 64}
+    keep_inputs(tmp_path, first)
+    keep_inputs(tmp_path, first)
+    with pytest.raises(FolderError, match=r"the images differ .*\(was 24, is 30\)"):
+        keep_inputs(tmp_path, {**first, "images": 30})
+    with pytest.raises(FolderError, match=r"the weights differ .*\(was bbbbbbbbbbbb…, is ccc") as e:
+        keep_inputs(tmp_path, {**first, "weights": "c" * 64})
+    assert "\n" not in str(e.value)
+
+
+def test_only_the_first_process_writes_and_refuses(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "notes.txt").write_text("mine")
+    open_folder(tmp_path, recipe(), resume=False)
+    keep_inputs(tmp_path, {"images": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

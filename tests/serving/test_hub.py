@@ -1,0 +1,292 @@
+"""The real client against a small Hub on this machine: what goes up, what comes down, what fails.
+
+Each call runs in a process of its own: the client reads its address when it is imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hub_server import OWNER, TOKEN, Hub, serve
+from safetensors.numpy import save_file
+from sample_report import FLOWERS, sample_report
+from tiny_model import tiny_run
+
+from hf_transfer.backbones.load import load_model
+from hf_transfer.recipe.specs import UserError
+from hf_transfer.serving.hub import gather, model_folder
+
+REPO = f"{OWNER}/flowers"
+CALL = """
+import json, sys
+from hf_transfer.serving import hub
+from hf_transfer.recipe.specs import UserError
+try:
+    print(getattr(hub, sys.argv[1])(*json.loads(sys.argv[2]), **json.loads(sys.argv[3])))
+except UserError as error:
+    sys.exit(f"error: {error}")
+"""
+
+LOGITS = """
+import sys
+import numpy as np, torch
+from hf_transfer.backbones.load import load_model
+model = load_model(sys.argv[1])
+x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
+np.save(sys.argv[2], model(pixel_values=x).logits.detach().numpy())
+print(*model.backbone.labels)
+"""
+
+
+@pytest.fixture
+def hub():
+    with serve() as hub:
+        yield hub
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run with everything that a run leaves behind, weights of 400 bytes."""
+    run = tmp_path / "run"
+    model = run / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps({"model_type": "timm_wrapper"}))
+    (model / "preprocessor_config.json").write_text("{}")
+    (model / "README.md").write_text("an older card\n")
+    save_file({"weight": np.arange(100, dtype=np.float32)}, model / "model.safetensors")
+    (model / "training_args.bin").write_bytes(b"a pickle")
+    (model / "optimizer.pt").write_bytes(b"a pickle")
+    checkpoint = run / "phase-1-head" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"not yet a model")
+    report = sample_report()
+    report.data["path"] = report.recipe["data"]["path"] = "/home/someone/private/flowers"
+    report.save(run / "report.json")
+    (run / "recipe.yaml").write_text("data: {path: /home/someone/private/flowers}\n")
+    return run
+
+
+def client(hub: Hub, cache: Path, *command: str, token: str = TOKEN):
+    """Run Python code in a process that knows the local Hub; return the finished process."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if token:
+        env["HF_TOKEN"] = token
+    # The client's own upload uses a deprecated argument of its HTTP library.
+    strict = ["-W", "error", "-W", "ignore:Use 'content=:DeprecationWarning"]
+    return subprocess.run(
+        [sys.executable, *strict, "-c", *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def call(hub: Hub, cache: Path, name: str, *args: str, token: str = TOKEN, **kwargs):
+    """Run one function of hub.py against the local Hub; return the finished process."""
+    return client(hub, cache, CALL, name, json.dumps(args), json.dumps(kwargs), token=token)
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a refused call leaves on stderr."""
+    assert done.returncode == 1, done.stdout
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_a_run_goes_up_in_one_commit_with_its_card_report_and_recipe(hub, run, tmp_path):
+    done = call(hub, tmp_path / "cache", "push", str(run), REPO)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == f"{hub.url}/{REPO}"
+    ((_, message, files),) = hub.repositories[REPO].commits
+    assert message == "Upload lp_ft"
+    assert sorted(files) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "recipe.yaml",
+        "report.json",
+    ]
+    assert files["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+    front = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert front["base_model"]
+    assert REPO in files["README.md"].decode()
+    assert json.loads(files["report.json"])["data"]["labels"] == list(FLOWERS)
+
+
+def test_paths_of_this_machine_stay_here(hub, run, tmp_path):
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    files = hub.repositories[REPO].files
+    assert not [name for name, data in files.items() if b"/home/someone" in data]
+    assert yaml.safe_load(files["recipe.yaml"]) == {"data": {"path": "flowers"}}
+    assert json.loads(files["report.json"])["data"]["path"] == "flowers"
+
+
+def test_what_went_up_comes_down_byte_for_byte(hub, run, tmp_path):
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    repository = hub.repositories[REPO]
+    repository.commit("someone's pickle", {**repository.files, "pytorch_model.bin": b"code"})
+    done = call(hub, tmp_path / "other", "pull", REPO, token="")
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = Path(done.stdout.strip())
+    here = {path.name: path.read_bytes() for path in folder.iterdir()}
+    there = repository.files
+    del there["pytorch_model.bin"]
+    assert here == there
+    again = call(hub, tmp_path / "other", "model_folder", REPO)
+    assert again.stdout == done.stdout
+    downloads = [path for path in hub.paths if path.startswith("GET") and "/resolve/" in path]
+    assert len(downloads) == len(there)
+
+
+def test_a_model_from_the_hub_has_the_logits_of_the_one_that_was_pushed(hub, tmp_path):
+    run = tiny_run(tmp_path / "run")
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    there = str(tmp_path / "there.npy")
+    remote = client(hub, tmp_path / "other", LOGITS, REPO, there, token="")
+    assert remote.returncode == 0, remote.stderr
+    assert remote.stdout.split() == list(FLOWERS)
+    x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = load_model(run)(pixel_values=x).logits.numpy()
+    assert np.array_equal(np.load(there), logits)
+
+
+def test_a_changed_run_makes_a_second_commit_and_an_unchanged_one_none(hub, run, tmp_path):
+    for _ in range(2):
+        assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    assert len(hub.repositories[REPO].commits) == 1
+    weights = {"weight": np.zeros(100, dtype=np.float32)}
+    save_file(weights, run / "model" / "model.safetensors")
+    done = call(hub, tmp_path / "cache", "push", str(run), REPO, message="Train longer")
+    assert done.returncode == 0
+    first, second = hub.repositories[REPO].commits
+    assert second[1] == "Train longer"
+    assert [name for name in second[2] if first[2][name] != second[2][name]] == [
+        "model.safetensors"
+    ]
+
+
+def test_a_model_folder_goes_up_as_it_is(hub, run, tmp_path):
+    model = run.rename(tmp_path / "elsewhere") / "model"
+    plain = model.rename(tmp_path / "plain")
+    assert call(hub, tmp_path / "cache", "push", str(plain), "plain").returncode == 0
+    files = hub.repositories[f"{OWNER}/plain"].files
+    assert files["README.md"] == b"an older card\n"
+    assert "report.json" not in files
+
+
+def test_a_private_push_is_private_and_never_lands_in_a_public_repository(hub, run, tmp_path):
+    assert call(hub, tmp_path / "a", "push", str(run), REPO, private=True).returncode == 0
+    assert hub.repositories[REPO].private
+    assert call(hub, tmp_path / "a", "pull", REPO).returncode == 0
+    stranger = call(hub, tmp_path / "b", "pull", REPO, token="")
+    assert "there is no such model, or you may not read it" in refusal(stranger)
+    assert call(hub, tmp_path / "a", "push", str(run), f"{OWNER}/open").returncode == 0
+    hub.repositories[f"{OWNER}/open"].commits.clear()
+    done = call(hub, tmp_path / "a", "push", str(run), f"{OWNER}/open", private=True)
+    assert "exists and is public" in refusal(done)
+    assert hub.repositories[f"{OWNER}/open"].commits == []
+
+
+def test_a_push_without_a_token_says_how_to_log_in(hub, run, tmp_path):
+    done = call(hub, tmp_path / "cache", "push", str(run), REPO, token="")
+    assert "without a token; log in with `hf auth login`" in refusal(done)
+    assert hub.paths == []
+
+
+def test_a_wrong_token_is_refused_in_one_line(hub, run, tmp_path):
+    done = call(hub, tmp_path / "cache", "push", str(run), REPO, token="hf_expired")
+    assert "does not accept this token (401); log in with" in refusal(done)
+    assert hub.repositories == {}
+
+
+def test_a_repository_of_someone_else_is_refused_in_one_line(hub, run, tmp_path):
+    done = call(hub, tmp_path / "cache", "push", str(run), "bob/flowers")
+    assert "cannot push to bob/flowers: this token gives no right to (403)" in refusal(done)
+
+
+def test_a_hub_in_trouble_is_named_with_its_answer(hub, run, tmp_path):
+    hub.faults["/api/repos/create"] = 500
+    done = call(hub, tmp_path / "cache", "push", str(run), REPO)
+    assert "the Hub answered 500 (a fault of the test); try again later" in refusal(done)
+
+
+def test_a_refused_upload_is_one_line(hub, run, tmp_path):
+    hub.faults["/objects/"] = 403
+    done = call(hub, tmp_path / "cache", "push", str(run), REPO)
+    assert "this token gives no right to (403)" in refusal(done)
+    assert hub.repositories[REPO].commits == []
+
+
+def test_a_failed_commit_leaves_nothing_half_written(hub, run, tmp_path):
+    hub.faults[f"/api/models/{REPO}/commit"] = 403
+    done = call(hub, tmp_path / "cache", "push", str(run), REPO)
+    assert "403" in refusal(done)
+    assert hub.repositories[REPO].commits == []
+    hub.faults.clear()
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    assert len(hub.repositories[REPO].commits) == 1
+
+
+@pytest.mark.parametrize("function", ["push", "pull"])
+def test_no_network_is_one_line(function, run, tmp_path):
+    nowhere = Hub(url="http://127.0.0.1:9")
+    args = [str(run), REPO] if function == "push" else [REPO]
+    assert "no connection" in refusal(call(nowhere, tmp_path / "cache", function, *args))
+
+
+def test_a_model_that_is_nowhere_is_one_line(hub, tmp_path):
+    line = refusal(call(hub, tmp_path / "cache", "model_folder", "alice/absent"))
+    assert "cannot load alice/absent (no folder here) from the Hub: there is no such model" in line
+
+
+@pytest.mark.parametrize("repo_id", ["https://huggingface.co/alice/x", "a/b/c", "-x", "a b", ""])
+def test_a_bad_repository_id_is_refused_before_anything_is_sent(hub, run, tmp_path, repo_id):
+    line = refusal(call(hub, tmp_path / "cache", "push", str(run), repo_id))
+    assert "is not a repository id; write OWNER/NAME or NAME" in line
+    assert hub.paths == []
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no run or model .*absent; give a run folder"):
+        gather(tmp_path / "absent")
+
+
+def test_an_unfinished_run_says_how_to_go_on(run):
+    (run / "model").rename(run / "other")
+    with pytest.raises(UserError, match=r"not finished.*hf-transfer train .*recipe.yaml.*--resume"):
+        gather(run)
+
+
+def test_a_model_without_safetensors_is_refused(run):
+    (run / "model" / "model.safetensors").rename(run / "model" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="has no model.safetensors"):
+        gather(run)
+
+
+def test_a_report_that_cannot_be_read_stops_the_push(run):
+    (run / "report.json").write_text("{")
+    with pytest.raises(UserError, match="is not a report"):
+        gather(run)
+
+
+def test_a_model_is_found_in_a_run_and_in_its_own_folder(run):
+    assert model_folder(run) == model_folder(run / "model") == run / "model"
+
+
+@pytest.mark.parametrize("where", ["absent", "./absent", "/absent/model", "a/b/c"])
+def test_a_path_that_is_no_repository_is_not_asked_for_on_the_hub(where):
+    with pytest.raises(UserError, match="there is no run or model"):
+        model_folder(where)

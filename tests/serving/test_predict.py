@@ -1,0 +1,269 @@
+"""Images to ranked labels: as in training, in batches, and past what cannot be read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sample_report import FLOWERS
+from tiny_model import picture, tiny_run
+from transformers import pipeline
+
+from hf_transfer.backbones.load import load_backbone, load_model
+from hf_transfer.backbones.regression_units import take_scale
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.data.decoding import decode
+from hf_transfer.data.image_set import ImageSet
+from hf_transfer.data.scale import Scale
+from hf_transfer.inputs.augmentation import to_model_input
+from hf_transfer.recipe.specs import UserError
+from hf_transfer.serving.predict import (
+    Prediction,
+    find_images,
+    format_predictions,
+    iter_predictions,
+    predict,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("predict") / "run")
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return load_model(run)
+
+
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, path in enumerate(paths):
+        picture(i, 90 + 20 * i).save(path)
+    return paths
+
+
+def test_probabilities_are_the_softmax_of_what_evaluation_sees(model, files):
+    settings = model.backbone.image
+    pixels = torch.stack([torch.from_numpy(decode(file, settings).copy()) for file in files])
+    with torch.no_grad():
+        shares = model(to_model_input(pixels, settings)).logits.softmax(-1)
+    for prediction, share in zip(predict(model, files), shares, strict=True):
+        assert dict(prediction.labels) == dict(zip(FLOWERS, share.tolist(), strict=True))
+
+
+def test_labels_are_ranked_and_probabilities_sum_to_one(model, files):
+    for prediction in predict(model, files):
+        shares = [share for _, share in prediction.labels]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1)
+        assert sorted(label for label, _ in prediction.labels) == sorted(FLOWERS)
+
+
+def test_the_answer_equals_that_of_transformers_pipeline(run, model, files):
+    classify = pipeline("image-classification", model=str(run / "model"), device="cpu")
+    for prediction, theirs in zip(
+        predict(model, files), classify(list(map(str, files))), strict=True
+    ):
+        assert [label for label, _ in prediction.labels] == [row["label"] for row in theirs]
+        ours = [share for _, share in prediction.labels]
+        # Equal to 1e-6 where transformers resizes with Pillow as we do; torchvision rounds apart.
+        assert ours == pytest.approx([row["score"] for row in theirs], abs=0.02)
+
+
+def test_the_size_of_batches_changes_nothing_but_rounding(model, files):
+    whole, single = predict(model, files), predict(model, files, batch_size=1)
+    assert [row.file for row in whole] == [row.file for row in single] == list(map(str, files))
+    for one, two in zip(whole, single, strict=True):
+        assert dict(one.labels) == pytest.approx(dict(two.labels), abs=1e-6)
+
+
+def test_top_keeps_the_likeliest(model, files):
+    all_of_them, two = predict(model, files[0], top=99), predict(model, files[0], top=2)
+    assert two[0].labels == all_of_them[0].labels[:2]
+    assert len(all_of_them[0].labels) == 5
+
+
+def test_a_run_folder_a_model_folder_and_a_model_answer_alike(run, model, files):
+    if torch.accelerator.is_available():
+        pytest.skip("a folder's model goes to the accelerator, which rounds otherwise")
+    assert predict(run, files) == predict(run / "model", files) == predict(model, files)
+
+
+def test_paths_bytes_and_pictures_answer_alike(model, files):
+    sources = (files[0], str(files[0]), files[0].read_bytes(), Image.open(files[0]))
+    answers = {row.labels for row in predict(model, sources)}
+    assert len(answers) == 1
+
+
+def test_an_image_that_cannot_be_read_is_reported_and_the_others_answered(model, files, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(files[0].read_bytes()[:200])
+    mixed = [files[0], bad, empty, files[1], cut, tmp_path / "absent.png", files[2]]
+    rows = predict(model, mixed, batch_size=2)
+    assert [row.file for row in rows] == list(map(str, mixed))
+    assert [bool(row.labels) for row in rows] == [True, False, False, True, False, False, True]
+    assert [row.error is None for row in rows] == [bool(row.labels) for row in rows]
+    assert [rows[0], rows[3], rows[6]] == [predict(model, file)[0] for file in files[:3]]
+    assert all("\n" not in row.error for row in rows if row.error)
+
+
+def test_a_batch_of_nothing_but_bad_images_is_answered(model, tmp_path):
+    (row,) = predict(model, tmp_path / "absent.png")
+    assert row == Prediction(str(tmp_path / "absent.png"), error=row.error)
+    assert "no such file" in row.error
+
+
+def test_answers_come_as_soon_as_their_batch_is_done(model, files):
+    read = []
+
+    def source():
+        for file in files:
+            read.append(file)
+            yield file
+
+    answers = iter_predictions(model, source(), batch_size=2)
+    next(answers)
+    assert read == files[:2]
+
+
+def test_a_model_that_is_training_goes_on_training(model, files):
+    model.train()
+    still = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    still.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    predict(model, files)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.eval()
+
+
+def test_predictions_are_plain_json(model, files):
+    (row,) = predict(model, files[0], top=1)
+    label, share = row.labels[0]
+    assert json.loads(json.dumps(row.to_dict())) == {
+        "file": str(files[0]),
+        "labels": [{"label": label, "probability": share}],
+        "error": None,
+    }
+
+
+def test_the_text_has_a_line_per_image_in_columns():
+    rows = [
+        Prediction("a.jpg", (("rose", 0.91234), ("sunflower", 0.08))),
+        Prediction("folder/b.jpg", (("sunflower", 0.5), ("rose", 0.25))),
+        Prediction("c.jpg", error="c.jpg: the file is empty"),
+    ]
+    assert format_predictions(rows).splitlines() == [
+        "a.jpg          rose      0.912   sunflower 0.080",
+        "folder/b.jpg   sunflower 0.500   rose      0.250",
+        "c.jpg          error: the file is empty",
+    ]
+    assert format_predictions([]) == ""
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    names = ("cat", "dog", "fox")
+    return load_backbone(
+        "timm/test_resnet", names, pretrained=False, image_size=32, task="multi_label"
+    )
+
+
+def logits_of(model, file: Path) -> torch.Tensor:
+    settings = model.backbone.image
+    pixels = torch.from_numpy(decode(file, settings).copy())[None]
+    with torch.inference_mode():
+        return model.eval()(pixel_values=to_model_input(pixels, settings)).logits[0]
+
+
+def test_of_several_labels_all_have_a_probability_of_their_own(several, files):
+    (row,) = predict(several, files[0])
+    expected = logits_of(several, files[0]).sigmoid()
+    assert dict(row.labels) == pytest.approx(
+        dict(zip(several.backbone.labels, expected.tolist(), strict=True)), abs=1e-6
+    )
+    assert [share for _, share in row.labels] == sorted(dict(row.labels).values(), reverse=True)
+    told = json.loads(json.dumps(row.to_dict()))
+    assert told["threshold"] == 0.5
+    assert told["there"] == [label for label, share in row.labels if share >= 0.5]
+    assert len(told["labels"]) == 3
+
+
+def test_the_text_of_several_labels_shows_those_that_are_there_and_says_from_when_on():
+    rows = [
+        Prediction("a.jpg", (("rose", 0.9), ("tulip", 0.5), ("daisy", 0.49)), threshold=0.5),
+        Prediction("b.jpg", (("daisy", 0.3), ("rose", 0.1)), threshold=0.5),
+    ]
+    assert format_predictions(rows).splitlines() == [
+        "a.jpg   rose  0.900   tulip 0.500",
+        "b.jpg   none; the likeliest is daisy 0.300",
+        "Labels with a probability of 0.5 or more.",
+    ]
+
+
+def test_numbers_come_with_their_targets_in_units_saved_or_not(files, tmp_path):
+    model = load_backbone(
+        "timm/test_resnet", ("x", "y"), pretrained=False, image_size=32, task="regression"
+    )
+    scale = Scale((5000.0, 0.5), (300.0, 0.1))
+    take_scale(model, ImageSet(np.zeros((1, 32, 32, 3), np.uint8), [[0, 0]], "xy", scale=scale))
+    save_model(model, tmp_path / "model")
+    (before,), (after,) = (predict(one, files[0]) for one in (model, tmp_path / "model"))
+    expected = scale.to_units(logits_of(model, files[0]))
+    assert [target for target, _ in before.values] == ["x", "y"]
+    assert [value for _, value in before.values] == pytest.approx(expected.tolist())
+    assert [value for _, value in after.values] == pytest.approx(expected.tolist(), rel=1e-6)
+    assert before.to_dict()["values"][0] == {"target": "x", "value": before.values[0][1]}
+    assert before.labels == ()
+    shown = format_predictions([Prediction("a.jpg", values=(("x", 1234567.0), ("y", 0.5)))])
+    assert shown == "a.jpg   x 1234567   y 0.5"
+
+
+def test_folders_give_their_images_sorted_and_files_are_kept(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "b/notes.txt", "b/.hidden/3.png", "b/c/4.webp", "odd.xyz"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = find_images([tmp_path / "odd.xyz", str(tmp_path / "b")])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "odd.xyz",
+        "b/1.png",
+        "b/2.JPG",
+        "b/c/4.webp",
+    ]
+
+
+def test_folders_give_what_training_takes_from_them(tmp_path):
+    for name in ("bare", "1.png", "__MACOSX/1.png", "@eaDir/2.png", "Thumbs.db", "cat.png/3"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path])]
+    assert found == ["1.png", "bare", "cat.png/3"]
+
+
+def test_paths_without_images_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no image or folder .*absent"):
+        find_images([tmp_path / "absent"])
+    with pytest.raises(UserError, match=r"the folder .* holds no images"):
+        find_images([tmp_path])
+
+
+@pytest.mark.parametrize("setting", [{"top": 0}, {"batch_size": 0}])
+def test_settings_out_of_range_are_refused(model, files, setting):
+    with pytest.raises(UserError, match="must be at least 1"):
+        predict(model, files, **setting)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path, files):
+    with pytest.raises(UserError, match="absent"):
+        predict(tmp_path / "absent", files)

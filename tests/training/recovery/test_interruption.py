@@ -1,0 +1,133 @@
+"""What is watched while a phase trains: SIGTERM, workers, time."""
+
+import os
+import signal
+import time
+
+import pytest
+from children import ended, start
+from small import COLD, HEAD, Pixels, changed, images, network, state, trained, trainer
+from transformers import TrainerCallback
+
+from hf_transfer.recipe.specs import UserError
+from hf_transfer.training.recovery import checkpoints
+
+
+class Call(TrainerCallback):
+    """Sends SIGTERM at a step, to this process alone."""
+
+    def __init__(self, step: int, at: str = "on_step_end") -> None:
+        self.step = step
+        setattr(self, at, self.call)
+
+    def call(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+PHASE = {**COLD, "epochs": 3}  # of three steps each
+
+
+@pytest.mark.parametrize(
+    ("step", "at", "name"),
+    [
+        (2, "on_step_end", "checkpoint-2"),
+        (3, "on_step_end", "checkpoint-3"),  # the last of an epoch: after its evaluation
+        (3, "on_evaluate", "checkpoint-3"),
+        (4, "on_step_begin", "checkpoint-5"),
+        (9, "on_step_end", "checkpoint-end"),  # the last of all
+    ],
+)
+def test_sigterm_saves_where_going_on_is_exact(tmp_path, step, at, name, caplog):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as error:
+        trained(tmp_path / "a", [PHASE], callbacks=[Call(step, at)], checkpoint_seconds=1000)
+    assert error.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "stopped by SIGTERM in phase all; " in caplog.text
+    assert "--resume goes on from there" in caplog.text
+    found = sorted(path.name for path in (tmp_path / "a" / "phase-1-all").iterdir())
+    assert found == [name]
+    again = trainer(tmp_path / "a", [PHASE], checkpoint_seconds=1000)
+    again.train(resume_from_checkpoint=True)
+    whole = trained(tmp_path / "b", [PHASE])
+    assert changed(state(whole.model), state(again.model)) == set()
+
+
+def test_sigterm_ends_a_run_that_saves_nothing_at_once(tmp_path):
+    child = start(_train_and_call, tmp_path / "log", tmp_path / "out")
+    assert ended(child) == -signal.SIGTERM
+
+
+def _train_and_call(out):
+    trained(out, [PHASE], callbacks=[Call(2)])
+
+
+def test_sigterm_to_all_processes_of_a_job_spares_the_workers_until_it_is_saved(tmp_path):
+    child = start(_train_and_call_all, tmp_path / "log", tmp_path / "out")
+    assert ended(child) == 143, (tmp_path / "log").read_text()
+    assert "stopped by SIGTERM in phase all; saved checkpoint-2" in (tmp_path / "log").read_text()
+    assert checkpoints.newest(tmp_path / "out" / "phase-1-all").folder.name == "checkpoint-2"
+
+
+def _train_and_call_all(out):
+    os.setpgrp()
+
+    class CallAll(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.killpg(0, signal.SIGTERM)
+                time.sleep(0.3)
+
+    trained(out, [PHASE], callbacks=[CallAll()], checkpoint_seconds=1000, dataloader_num_workers=2)
+
+
+class Deadly(Pixels):
+    def __getitem__(self, index):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_is_one_line_with_the_phase(tmp_path):
+    model = network()
+    with pytest.raises(UserError, match=r"^phase all: a data worker died .*workers: 0") as error:
+        trained(
+            tmp_path, [PHASE], model, train_dataset=Deadly(images(), model),
+            data_collator=None, eval_dataset=None, dataloader_num_workers=1,
+        )  # fmt: skip
+    assert "\n" not in str(error.value)
+
+
+def test_checkpoints_are_written_by_time_and_two_are_kept(tmp_path, monkeypatch):
+    seen = []
+
+    class See(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            names = (path.name for path in (tmp_path / "phase-1-all").iterdir())
+            seen.append(sorted(names))
+
+    trained(tmp_path, [PHASE], callbacks=[See()], checkpoint_seconds=0)
+    assert seen[0] == ["checkpoint-1"]
+    assert seen[1] == ["checkpoint-1", "checkpoint-2"]
+    assert seen[-1] == ["checkpoint-7", "checkpoint-8"]
+    assert sorted(p.name for p in (tmp_path / "phase-1-all").iterdir()) == ["checkpoint-end"]
+    seen.clear()
+    trained(tmp_path, [PHASE], callbacks=[See()], checkpoint_seconds=1000)
+    assert seen == []
+
+
+def test_a_phase_of_a_fraction_of_an_epoch_is_resumed_to_its_own_end(tmp_path):
+    steps = {**HEAD, "features": "live"}
+    del steps["epochs"]
+    for length in ({"steps": 5}, {"epochs": 1.5}):
+        phase = {**steps, **length}
+        folder = tmp_path / next(iter(length))
+        with pytest.raises(SystemExit):
+            trained(folder, [phase], callbacks=[Call(4)], checkpoint_seconds=1000)
+        again = trainer(folder, [phase], checkpoint_seconds=1000)
+        again.train(resume_from_checkpoint=True)
+        assert again.reports[0].steps == 5
+        whole = trained(folder / "whole", [phase])
+        assert changed(state(whole.model), state(again.model)) == set()
+        assert whole.reports[0].history[-1]["loss"] == again.reports[0].history[-1]["loss"]
