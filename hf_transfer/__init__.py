@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_transfer.backbones.load import load_backbone, load_model
     from hf_transfer.backbones.saving import save_model
+    from hf_transfer.base.errors import UserError
     from hf_transfer.data.image_set import ImageSet, load_data
     from hf_transfer.data.sources import scan
     from hf_transfer.recipe.load import load_recipe
-    from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, UserError
+    from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe
     from hf_transfer.results.report import RunReport
     from hf_transfer.training.layerwise import LayerwiseTrainer
     from hf_transfer.training.trainer import TransferTrainer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "DataSpec",
@@ -44,7 +43,7 @@ _WHERE = {
     "Recipe": "recipe.specs",
     "RunReport": "results.report",
     "TransferTrainer": "training.trainer",
-    "UserError": "recipe.specs",
+    "UserError": "base.errors",
     "load_backbone": "backbones.load",
     "load_data": "data.image_set",
     "load_model": "backbones.load",
@@ -64,6 +63,8 @@ if any(Path(__file__).parent.glob("hf_transfer*.so")):
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module when it is first asked for: torch is slow to load."""
+    if name == "__version__":
+        return import_module("hf_transfer.base.version").__version__
     if name in _WHERE:
         return getattr(import_module(f"hf_transfer.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'hf_transfer' has no attribute {name!r}")

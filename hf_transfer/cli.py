@@ -13,8 +13,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hf_transfer import __version__
 from hf_transfer.base import launch
+from hf_transfer.base.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, TextIOWrapper):  # which would end a run at a name it cannot print
         sys.stdout.reconfigure(errors="backslashreplace")
-    from hf_transfer.recipe.specs import UserError
+    from hf_transfer.base.errors import UserError
 
     try:
         return int(args.command(args) or 0)
@@ -177,7 +177,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace, recipe: Any, out: Path) -> None:
-    from hf_transfer.recipe.specs import UserError
+    from hf_transfer.base.errors import UserError
 
     if args.resume:
         raise UserError(f"recipe {recipe.name} compares, from start to end; leave --resume out")
@@ -210,8 +210,8 @@ def _planned(recipe: Any, processes: int) -> str:
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from hf_transfer.recipe.load import accelerate_configurations, shipped_recipes
-    from hf_transfer.recipe.specs import UserError
+    from hf_transfer.base.errors import UserError
+    from hf_transfer.recipe.shipped import accelerate_configurations, shipped_recipes
 
     shipped, launching = shipped_recipes(), accelerate_configurations()
     if args.name is None:
@@ -230,7 +230,7 @@ def _recipes(args: argparse.Namespace) -> None:
 
 
 def _groups(args: argparse.Namespace) -> int:
-    from hf_transfer.recipe.specs import UserError
+    from hf_transfer.base.errors import UserError
 
     if args.all:
         from hf_transfer.backbones.sweep import sweep_to

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from hf_transfer.base import launch
 from hf_transfer.base.cache import room
 from hf_transfer.data.sources import scan
+from hf_transfer.planning.cost import measure_speed
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.plan import Counts, Plan, make_plan, measure_speed
+from hf_transfer.planning.plan import Counts, Plan, make_plan
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.recipe.load import source_recipe
 from hf_transfer.recipe.specs import CompareSpec, LettersSpec, Recipe

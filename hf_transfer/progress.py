@@ -10,7 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hf_transfer.recipe.tasks import TASKS
-from hf_transfer.results.report import RunReport, metric_words
+from hf_transfer.results.report import RunReport
+from hf_transfer.results.words import metric_words
 
 SECOND = {"classification": "macro_f1", "multi_label": "macro_f1", "regression": "mae"}
 

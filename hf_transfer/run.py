@@ -20,7 +20,7 @@ from hf_transfer.data.letters import write_letters
 from hf_transfer.data.sources import scan
 from hf_transfer.recipe.load import source_recipe
 from hf_transfer.recipe.specs import Recipe
-from hf_transfer.results import run_folder
+from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import RunReport
 from hf_transfer.training import measuring
@@ -97,15 +97,15 @@ def run_seed(
     report = RunReport(
         name=recipe.name,
         recipe=dataclasses.asdict(recipe),
-        backbone=measuring.backbone_facts(model, backbone_id),
-        data=measuring.data_facts(data),
+        backbone=facts.backbone_facts(model, backbone_id),
+        data=facts.data_facts(data),
         phases=tuple(trainer.reports),
         metrics=metrics,
         seconds={"wall": time.monotonic() - started, "training": trained},
-        environment={**measuring.environment(), **speed},
+        environment={**facts.environment(), **speed},
         seed=recipe.seed,
-        warnings=measuring.warnings_of(trainer),
-        created=measuring.now(),
+        warnings=facts.warnings_of(trainer.reports),
+        created=facts.now(),
     )
     report = run_folder.finish(report, out)
     trainer.processes.wait()  # what comes next may read the folder

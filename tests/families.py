@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_transfer.backbones.from_object import describe
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.data.image_settings import ImageSettings
 
 SIZE = 32  # px of the images
 WIDTH = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3}

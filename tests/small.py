@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.inputs.augmentation import to_model_input
+from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.training.trainer import TransferTrainer
 
 torch.set_num_threads(1)

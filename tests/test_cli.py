@@ -388,10 +388,10 @@ def test_a_time_to_wait_that_is_no_number_leaves_no_folder(tmp_path, images, cap
 @pytest.mark.parametrize(
     ("where", "words", "more"),
     [
-        ("planning.plans_of", ["train", "lp_ft"], "; add --resume to go on"),
-        ("quickstart.run_quickstart", ["train", "quickstart"], ""),
-        ("planning.plans_of", ["plan", "lp_ft"], ""),
-        ("predict.ready", ["predict", "model", "photo.png"], ""),
+        ("plans.plans_of", ["train", "lp_ft"], "; add --resume to go on"),
+        ("deciding.quickstart.run_quickstart", ["train", "quickstart"], ""),
+        ("plans.plans_of", ["plan", "lp_ft"], ""),
+        ("serving.predict.ready", ["predict", "model", "photo.png"], ""),
     ],
 )
 def test_resuming_is_suggested_where_it_can_be_done(where, words, more, capsys, monkeypatch):

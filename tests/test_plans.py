@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.plan_text import format_plan
 from hf_transfer.plans import plans_of
 from hf_transfer.recipe.load import load_recipe, parse_recipe
-from hf_transfer.recipe.specs import Recipe, UserError
+from hf_transfer.recipe.specs import Recipe
 
 PHASES = "phases: [{train: head, epochs: 1}, {train: all, epochs: 2, lr: 1e-4}]\n"
 
@@ -32,7 +33,7 @@ def planned(text: str, *changes: str) -> Recipe:
 
 def test_a_plain_recipe_has_one_plan_and_needs_no_torch(photos: Path) -> None:
     code = (
-        "import sys\nfrom hf_transfer.planning import plans_of\n"
+        "import sys\nfrom hf_transfer.plans import plans_of\n"
         "from hf_transfer.recipe.load import load_recipe\n"
         "plans = list(plans_of(load_recipe('lp_ft', ['data.path=' + sys.argv[1]])))\n"
         "print(len(plans), plans[0].counts, 'torch' in sys.modules)"

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from hf_transfer.backbones.load import load_model
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.plan_text import format_plan
 from hf_transfer.recipe.specs import (
     DataSpec,
@@ -22,7 +23,6 @@ from hf_transfer.recipe.specs import (
     Recipe,
     SourceSpec,
     Stop,
-    UserError,
 )
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.run_folder import FolderError

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.building import Backbone
-from hf_transfer.backbones.origins import BackboneError, one_line
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.trace import exempt_from_decay, head_names, is_norm, trace_layout
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.base.download import BackboneError, one_line
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.planning.groups import Group, LayerGroups, group_layers
 from hf_transfer.planning.layout import GroupsError, Layout
 from hf_transfer.recipe.tasks import task_of

@@ -10,11 +10,12 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
-from hf_transfer.backbones.building import Blueprint
-from hf_transfer.backbones.origins import BackboneError, Origin, local_folder, nearest
+from hf_transfer.backbones.blueprint import Blueprint
+from hf_transfer.backbones.origins import Origin, local_folder, nearest
 from hf_transfer.backbones.preprocessing import with_input
 from hf_transfer.backbones.weights import bare, read_weights, weights_in
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.base.download import BackboneError
+from hf_transfer.data.image_settings import ImageSettings
 
 STRUCTURE = ("input_size", "fixed_input_size", "pool_size", "first_conv", "classifier")
 SIZES = ("dynamic_img_size", "use_naflex")  # arguments of networks that take any size

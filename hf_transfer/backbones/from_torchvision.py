@@ -9,13 +9,14 @@ import torch
 import torchvision
 from torch import nn
 
-from hf_transfer.backbones.building import Blueprint
+from hf_transfer.backbones.blueprint import Blueprint
 from hf_transfer.backbones.modeling_torchvision import network_of
-from hf_transfer.backbones.origins import BackboneError, Origin, local_folder, nearest
+from hf_transfer.backbones.origins import Origin, local_folder, nearest
 from hf_transfer.backbones.preprocessing import read_processor, with_input
 from hf_transfer.backbones.trace import head_names
 from hf_transfer.backbones.weights import bare, fill, read_weights, weights_in
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.base.download import BackboneError
+from hf_transfer.data.image_settings import ImageSettings
 
 
 def draw(origin: Origin, image_size: int | None, channels: int | None) -> Blueprint:

@@ -14,12 +14,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
 )
 
-from hf_transfer.backbones.building import Blueprint
-from hf_transfer.backbones.origins import BackboneError, Origin, nearest, one_line
+from hf_transfer.backbones.blueprint import Blueprint
+from hf_transfer.backbones.origins import Origin, nearest
 from hf_transfer.backbones.preprocessing import read_processor, takes_bgr, with_input
 from hf_transfer.backbones.trace import FAILURES
 from hf_transfer.backbones.weights import FEW, bare, read_weights
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.base.download import BackboneError, one_line
+from hf_transfer.data.image_settings import ImageSettings
 
 
 def draw(origin: Origin, image_size: int | None, channels: int | None) -> Blueprint:

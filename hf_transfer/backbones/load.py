@@ -15,9 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_transfer.backbones.blueprint import Backbone, Blueprint
 from hf_transfer.backbones.building import (
-    Backbone,
-    Blueprint,
     build,
     build_network,
     check_weights,
@@ -26,11 +25,12 @@ from hf_transfer.backbones.building import (
     own_labels,
 )
 from hf_transfer.backbones.from_object import describe
-from hf_transfer.backbones.origins import BackboneError, Origin, locate
+from hf_transfer.backbones.origins import Origin, locate
 from hf_transfer.backbones.regression_units import plain_scale
 from hf_transfer.backbones.saving import save_model, wrap
 from hf_transfer.backbones.trace import head_names, trace_layout
 from hf_transfer.backbones.weights import transfer
+from hf_transfer.base.download import BackboneError
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.layout import GroupsError, Layout
 from hf_transfer.recipe.specs import Recipe
@@ -127,7 +127,7 @@ def load_model(where: str | Path) -> PreTrainedModel:
             raise BackboneError(
                 f"model {str(where)!r} is neither a folder nor a Hub repository (owner/name)"
             )
-        from hf_transfer.serving.hub import pull
+        from hf_transfer.base.download import pull
 
         folder = pull(str(where))
     return load_backbone(str(folder)).eval()

@@ -8,25 +8,17 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.download import BackboneError, answering_hub, one_line
 
 logger = logging.getLogger(__name__)
 
 SOURCES = ("timm", "transformers", "torchvision")
 OWN_TYPE = "hf_transfer_torchvision"  # the model_type of a torchvision network that we saved
-RANDOM = "give a local folder, or set pretrained: false for random weights"
-ANSWER_SECONDS = 10  # for the Hub to say anything at all
-LONGEST = 200  # characters of another library's reason that are worth repeating
-
-
-class BackboneError(UserError):
-    """A backbone that cannot be found, built or loaded."""
 
 
 @dataclass(frozen=True)
@@ -125,25 +117,6 @@ def local_folder(origin: Origin) -> Path | None:
         return Path(snapshot_download(origin.repo, allow_patterns=["*.json", "*.safetensors"]))
 
 
-@contextmanager
-def answering_hub() -> Iterator[None]:
-    """Use what is cached, at once, where the Hub does not answer: its client would try for long."""
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    offline = constants.HF_HUB_OFFLINE
-    if not offline:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
-        except (OSError, httpx.TransportError):
-            logger.warning("no connection to %s; what is cached is used", constants.ENDPOINT)
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return "; nearest: …" with the up to three names most like this one, or ""."""
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
@@ -151,72 +124,3 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 # --- errors ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def one_line(what: str, remedy: str = RANDOM) -> Iterator[None]:
-    """Turn any failure to find, fetch, read or build `what` into a BackboneError of one line.
-
-    `remedy` is what to do without a connection.
-    """
-    import pickle
-
-    from huggingface_hub.errors import StrictDataclassError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-    from safetensors import SafetensorError
-
-    broken = (OSError, RuntimeError, ValueError, TypeError, AssertionError, LookupError)
-    others = (AttributeError, ImportError, EOFError, pickle.UnpicklingError, StrictDataclassError)
-    try:
-        yield
-    except UserError:
-        raise
-    except (*broken, *others, SafetensorError, httpx.HTTPError) as error:
-        raise BackboneError(_reason(what, error, remedy)) from error
-
-
-def _reason(what: str, error: BaseException, remedy: str) -> str:
-    """Return what was wrong and what to do, by the first failure behind the one that surfaced."""
-    import pickle
-    from urllib.error import URLError
-
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-    from safetensors import SafetensorError
-
-    chain = list(_causes(error))
-    unreachable = (
-        ConnectionError, TimeoutError, URLError, httpx.TransportError,
-        errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError,
-    )  # fmt: skip
-    if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in chain):
-        return (
-            f"cannot read {what}: it does not exist, or you may not read it; check the name, log "
-            f"in with `hf auth login`, or {remedy}"
-        )
-    if any(isinstance(cause, unreachable) for cause in chain):
-        return f"cannot reach {what}: no connection; {remedy}"
-    if any(isinstance(cause, SafetensorError) for cause in chain):
-        return f"cannot read {what}: {said(error)}; the file is not whole, copy it again"
-    if isinstance(error, (pickle.UnpicklingError, EOFError)):
-        return (
-            f"cannot read {what}: it holds more than tensors, and opening that may run code; "
-            "convert it to safetensors"
-        )
-    if "loading state_dict" in str(error) or "ignore_mismatched_sizes" in str(error):
-        return f"{what} are weights of another architecture: {said(error)}"
-    return f"cannot load {what}: {said(error)}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def said(error: BaseException) -> str:
-    """Return an error's own words in one line, cut where they grow long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

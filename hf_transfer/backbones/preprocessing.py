@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hf_transfer.backbones.origins import BackboneError
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.base.download import BackboneError
+from hf_transfer.data.image_settings import ImageSettings
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 OTHERS = ("ImageGPT", "Perceiver", "Siglip2")  # colours by number; cut, then resized; patches

@@ -104,7 +104,7 @@ def _images(name: str) -> dict[str, dict[str, Any]]:
     """Return the pixels' settings by tag; the first, "", is what the name alone means."""
     from hf_transfer.backbones.building import draw
     from hf_transfer.backbones.origins import Origin
-    from hf_transfer.data.decoding import ImageSettings
+    from hf_transfer.data.image_settings import ImageSettings
 
     source, _, rest = name.partition("/")
     if source == "transformers":

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_transfer.backbones.building import Backbone
+from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.scale import Scale
-from hf_transfer.recipe.specs import UserError
 
 TOLERANCE = 1e-3  # in standard numbers, beyond what float32 can tell of a large mean
 FLOAT32 = 1e-6

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.building import Backbone, Blueprint
-from hf_transfer.backbones.origins import BackboneError
+from hf_transfer.backbones.blueprint import Backbone, Blueprint
 from hf_transfer.backbones.preprocessing import processor_config
 from hf_transfer.backbones.regression_units import in_units
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.base.download import BackboneError
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.recipe.tasks import TASKS
 
 KEPT = (  # of timm's pretrained_cfg; where weights came from and old labels are not

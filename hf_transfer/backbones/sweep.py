@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.groups import LayerGroups, group_layers
 from hf_transfer.planning.layout import GroupsError, Layout
-from hf_transfer.recipe.specs import UserError
 
 ARCHITECTURES = 1493  # in timm 1.0.31, torchvision 0.29 and transformers 5.23
 DEEP = 10  # groups; with more of them, none should hold most of what trains

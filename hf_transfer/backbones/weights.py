@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hf_transfer.backbones.origins import BackboneError, one_line
+from hf_transfer.base.download import BackboneError, one_line
 
 FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 FEW = 0.1  # share of a network's scalars that a checkpoint of its architecture may lack

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 
 logger = logging.getLogger(__name__)
 

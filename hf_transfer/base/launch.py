@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 
-from hf_transfer.recipe.specs import Recipe, UserError
+from hf_transfer.base.errors import UserError
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -40,24 +39,6 @@ def count() -> int:
 def mixed_precision() -> str:
     """Return the precision that accelerate launch was told, "no" where it was told none."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-
-
-def not_followed(recipe: Recipe, precision: str) -> Iterator[str]:
-    """Yield a line for each setting of accelerate launch that a run in this precision does not
-    follow: its recipe decides."""
-    told = mixed_precision()
-    if told not in ("no", precision):
-        yield (
-            f"mixed_precision: {told} of accelerate launch is not used: this run is in "
-            f"{precision}, by precision: {recipe.precision} in its recipe; change it there "
-            "(--set precision=…)"
-        )
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if backend != "no" and recipe.compile is not True:
-        yield (
-            f"dynamo_backend: {backend} of accelerate launch is not used, by compile: "
-            f"{str(recipe.compile).lower()} in the recipe; change it there (--set compile=true)"
-        )
 
 
 def check() -> None:

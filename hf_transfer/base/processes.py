@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from typing import TYPE_CHECKING, Any
 
 from hf_transfer.base import launch
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
+
+PEER_SECONDS = 600  # after which a process that does not answer is lost; they wait for each other
+
+
+if TYPE_CHECKING:
+    import torch
 
 MEET_SECONDS = 1.0  # far below what a process that does not answer is given
 
@@ -41,6 +44,8 @@ class Processes:
         Raises UserError where the launcher started more than have found each other, or fewer
         than it was asked for. After `timeout_seconds` one that does not answer is lost.
         """
+        import torch.distributed as dist
+
         launch.check()
         joined = dist.is_available() and dist.is_initialized()
         count = dist.get_world_size() if joined else 1
@@ -65,6 +70,9 @@ class Processes:
         """Return the largest of the values that the processes give."""
         if self.count == 1:
             return value
+        import torch
+        import torch.distributed as dist
+
         found = torch.tensor(value, dtype=torch.int64)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return int(found)
@@ -72,20 +80,25 @@ class Processes:
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.count > 1:
+            import torch.distributed as dist
+
             dist.barrier(group=self.group)
 
     def all(self, value: Any) -> list[Any]:
         """Return the values of all processes, by rank."""
         if self.count == 1:
             return [value]
+        import torch.distributed as dist
+
         everyone: list[Any] = [None] * self.count
         dist.all_gather_object(everyone, value, group=self.group)
         return everyone
 
-    @torch.no_grad()
     def take_first(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give every process the first one's values of these tensors, in place."""
         if self.count > 1:
+            import torch.distributed as dist
+
             for tensor in tensors:
                 dist.broadcast(tensor.data, src=0)
 
@@ -113,37 +126,36 @@ class Meetings:
 
 
 def _gloo(timeout_seconds: float) -> Any:
+    import torch.distributed as dist
+
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 def meet(timeout_seconds: float) -> None:
     """Join the processes on CPUs; TrainingArguments, with use_cpu, would pass no timeout on."""
+    import torch.distributed as dist
+
     if launch.count() > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
-def settle_sums(wrapped: Any) -> None:
-    """Fix the order in which gradients are summed, before the first step that trains.
-
-    DistributedDataParallel lays its buckets out anew after its first backward pass, and from three
-    processes on a sum depends in its last bit on the place in a bucket: the first step after
-    resuming would not be that of the unbroken run. Here that pass is one of no consequence.
-    """
-    wrapped = getattr(wrapped, "_orig_mod", wrapped)
-    if not isinstance(wrapped, DistributedDataParallel):
-        return
-    wrapped.reducer.prepare_for_forward()
-    wrapped.reducer.prepare_for_backward([])
-    total = torch.zeros((), device=next(wrapped.parameters()).device)
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
-            total = total + parameter.sum()  # the last is reached first: as in a network
-    total.backward()
-    wrapped.zero_grad(set_to_none=True)
-
-
 def leave() -> None:
     """Part from the other processes, at the very end: a wrapper that outlives this aborts."""
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()
+
+
+def peer_seconds() -> int:
+    """Return after how many seconds a process that does not answer is lost.
+
+    Raises UserError for a HF_TRANSFER_PEER_SECONDS that is no such number.
+    """
+    text = os.environ.get("HF_TRANSFER_PEER_SECONDS", str(PEER_SECONDS))
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(
+            f"HF_TRANSFER_PEER_SECONDS is {text!r}; set it to whole seconds, such as {PEER_SECONDS}"
+        )
+    return int(text)

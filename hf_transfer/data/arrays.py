@@ -7,9 +7,7 @@ that ends. It lies where the cache is: /tmp may be memory.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import sys
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -20,7 +18,8 @@ from weakref import WeakSet
 import numpy as np
 
 from hf_transfer.base.cache import cache_root
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.machine import trim
 
 LARGE_BYTES = 2**20  # from here on numbers lie on disk
 WRITTEN_AT_ONCE = 2**16  # bytes
@@ -157,17 +156,9 @@ def spans(count: int) -> Iterator[slice]:
         yield slice(first, min(first + AT_ONCE, count))
 
 
-def glibc() -> Any:
-    """Return the C library where it is glibc, whose allocator can be told what to keep, or None."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return library if hasattr(library, "malloc_trim") else None
-
-
 def give_back() -> None:
     """Return to the system what was freed, where glibc would keep it, and pages of scratch."""
-    library = glibc()
-    if library is not None:
-        library.malloc_trim(0)
+    trim()
     for one in _maps if hasattr(mmap, "MADV_DONTNEED") else ():
         one.madvise(mmap.MADV_DONTNEED)
 

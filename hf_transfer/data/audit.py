@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.base.errors import DataError
 from hf_transfer.data.arrays import AT_ONCE, grouped, spans, where, zeros
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import Facts
 from hf_transfer.data.sources import SPLITS, Scan
-from hf_transfer.data.targets import DataError
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import TASKS
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL
 import PIL.features
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.array_images import MAGIC, read_array, read_pages, to_8_bit
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.data.image_settings import FILTERS, ImageSettings, middle
 
 VERSION = 1  # of the pixels that `decode` returns; a stored pixel depends on it
 ENORMOUS = 50_000_000  # pixels; beyond, a file is named in the audit
@@ -34,14 +34,6 @@ BROKEN = (  # what Pillow's decoders raise on damaged files
 )  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 class ImageError(UserError):
@@ -50,46 +42,6 @@ class ImageError(UserError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """What a backbone wants to see; the same in training, prediction and the Space.
-
-    `crop_mode` "center" resizes the shortest side and cuts the middle out; "squash" resizes both
-    sides to the square, as most processors of transformers' vision transformers do.
-    """
-
-    size: int
-    channels: int = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
-    crop_mode: Literal["center", "squash"] = "center"
-
-    def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise UserError(f"an image has 1 or more channels, not {self.channels}")
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise UserError(
-                f"mean and std need one number per channel: {self.channels}, "
-                f"not {len(self.mean)} and {len(self.std)}"
-            )
-        if self.interpolation not in FILTERS:
-            raise UserError(f"interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
-        if self.size < 1 or not 0 < self.crop_pct <= 1:
-            raise UserError(
-                f"size {self.size} and crop_pct {self.crop_pct} must be at least 1 and in (0, 1]"
-            )
-
-    @property
-    def stored(self) -> int:
-        """Side in pixels of the square that is decoded and stored: `floor(size / crop_pct)`.
-
-        The margin undoes the rounding of a `crop_pct` that was itself computed as size / side.
-        """
-        return math.floor(self.size / self.crop_pct + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -274,8 +226,3 @@ def _square(image: Image.Image, shown: tuple[int, int], settings: ImageSettings)
     inner = middle(side, settings.size)
     left, top = middle(wide, settings.size) - inner, middle(high, settings.size) - inner
     return image.crop((left, top, left + side, top + side))
-
-
-def middle(side: int, size: int) -> int:
-    """Return where a centred cut of `size` begins in `side` pixels, rounded as torchvision does."""
-    return round((side - size) / 2.0)

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hf_transfer.data.decoding import ImageSettings, decode
+from hf_transfer.base.errors import UserError
+from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.data.image_settings import ImageSettings
 
 DIGITS = tuple("0123456789")
 TEST_PER_CLASS = 70  # of about 180 digits per class; the others are what training draws from

@@ -7,21 +7,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from hf_transfer.data.arrays import give_back, take, where, zeros
 from hf_transfer.data.audit import Audit, audit
 from hf_transfer.data.columns import Names
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import Facts, open_pixels
 from hf_transfer.data.rows import LivePixels, StoredPixels
 from hf_transfer.data.scale import Scale
 from hf_transfer.data.sources import SPLITS, Scan, limited, scan
 from hf_transfer.recipe.specs import DataSpec
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ SPARE = 2  # images per class decoded beyond a limit, and 2% of it
 Pixels = np.ndarray | StoredPixels | LivePixels
 
 
-class ImageSet(Dataset[dict[str, Any]]):
+class ImageSet:
     """Labelled images, decoded: `pixels` uint8 (N, S', S', C), `labels`, `names` of the classes,
     `files` their names relative to the data (empty for images from memory).
 
@@ -91,6 +92,8 @@ class ImageSet(Dataset[dict[str, Any]]):
         """Return one image: pixels uint8 (S', S', C), its label and its index."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} images")
+        import torch
+
         index = index % len(self)
         label = self.labels[index]
         return {
@@ -101,6 +104,8 @@ class ImageSet(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return one batch: pixels uint8 (B, S', S', C), labels and indices (B, …)."""
+        import torch
+
         rows = np.asarray(indices, dtype=np.int64)
         return {
             "pixels": torch.from_numpy(self.pixels[rows]),
@@ -123,17 +128,6 @@ class ImageSet(Dataset[dict[str, Any]]):
             told = self.labels != 0 if self.scale is None else np.ones_like(self.labels)
             return tuple(told.sum(axis=0).astype(int).tolist())
         return tuple(np.bincount(self.labels, minlength=len(self.names)).tolist())
-
-
-def collate(batch: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return a batch as it came from `__getitems__`, or one made of single items."""
-    if isinstance(batch, dict):
-        return batch
-    return {
-        "pixels": torch.stack([item["pixels"] for item in batch]),
-        "labels": torch.stack([torch.as_tensor(item["labels"]) for item in batch]),
-        "index": torch.tensor([item["index"] for item in batch]),
-    }
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from hf_transfer.recipe.specs import LettersSpec, UserError
+from hf_transfer.base.errors import UserError
+from hf_transfer.recipe.specs import LettersSpec
 
 # Capitals, and the small letters that are not merely smaller capitals.
 LETTERS = string.ascii_uppercase + "abdefghnqrt"

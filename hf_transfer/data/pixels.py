@@ -35,11 +35,12 @@ from hf_transfer.base.cache import (
     touch,
     write_about,
 )
+from hf_transfer.base.errors import DataError
 from hf_transfer.data.arrays import spans, zeros
-from hf_transfer.data.decoding import ImageError, ImageSettings, decode_noted, depends_on
+from hf_transfer.data.decoding import ImageError, decode_noted, depends_on
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.rows import LivePixels, StoredPixels, row_shape
 from hf_transfer.data.sources import Scan
-from hf_transfer.data.targets import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from hf_transfer.base.cache import Hold
 from hf_transfer.data.arrays import arange, take
-from hf_transfer.data.decoding import ImageSettings, decode
+from hf_transfer.data.decoding import decode
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.sources import Scan
 
 MAPPED_BYTES = 64 * 2**20  # read through the map before its pages are given back

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.data.targets import DataError
+from hf_transfer.base.errors import DataError
 
 DIGITS = 1e-5  # of a target's size, below which its spread is lost in float32
 

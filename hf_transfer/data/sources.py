@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.base.errors import DataError
 from hf_transfer.data.arrays import arange, grouped, spans, where
 from hf_transfer.data.columns import Codes, Names, sorted_texts
 from hf_transfer.data.splits import by_strata, draw_order, drawn_first, iterative, tenths
@@ -28,7 +29,7 @@ from hf_transfer.data.tables import (
     read_datasets,
     read_table,
 )
-from hf_transfer.data.targets import BETWEEN, DataError, Target, is_text
+from hf_transfer.data.targets import BETWEEN, Target, is_text
 from hf_transfer.recipe.specs import DataSpec
 
 __all__ = ["SPLITS", "DataError", "Scan", "limited", "scan"]

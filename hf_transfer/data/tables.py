@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.data.targets import DataError, Target, check_separator, read_target, target_names
+from hf_transfer.base.errors import DataError
+from hf_transfer.data.targets import Target, check_separator, read_target, target_names
 from hf_transfer.recipe.specs import DataSpec
 
 logger = logging.getLogger(__name__)

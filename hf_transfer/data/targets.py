@@ -7,16 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import DataError
 
 BETWEEN = "|"  # several labels in one cell of a CSV table: cat|dog
 FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 Target = str | tuple[str, ...] | tuple[float, ...]  # as a table has it; classes by their names
-
-
-class DataError(UserError):
-    """A data set that cannot be used as it is."""
 
 
 def read_target(task: str, values: Sequence[Any], columns: Sequence[str], place: str) -> Target:

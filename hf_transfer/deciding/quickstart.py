@@ -25,17 +25,19 @@ from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
 from hf_transfer.data.digits import DIGITS, Digits, load_digits, write_examples
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.letters import LETTERS, contact_sheet, letters_set
 from hf_transfer.deciding.quickstart_text import QuickstartResult, Row, format_quickstart
-from hf_transfer.inputs.augmentation import to_model_input
-from hf_transfer.planning.phases import Phase, make_phases
-from hf_transfer.recipe.specs import Recipe, UserError
-from hf_transfer.results import run_folder
+from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.planning.phase import Phase
+from hf_transfer.planning.phases import make_phases
+from hf_transfer.recipe.specs import Recipe
+from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.classification import classification_metrics
-from hf_transfer.results.report import PhaseReport, RunReport, write_text
-from hf_transfer.training import measuring
+from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.training.arguments import training_arguments
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -301,7 +303,7 @@ def _write_run(recipe: Recipe, result: QuickstartResult, digits: Digits, kept: T
         name=recipe.name,
         recipe=dataclasses.asdict(recipe),
         backbone={
-            **measuring.backbone_facts(kept.model, recipe.source.backbone),
+            **facts.backbone_facts(kept.model, recipe.source.backbone),
             "weights": f"{result.source_images:,} drawn letters",
             "license": None,  # no checkpoint's weights are in it
         },
@@ -318,8 +320,8 @@ def _write_run(recipe: Recipe, result: QuickstartResult, digits: Digits, kept: T
         phases=kept.reports,
         metrics={"test": classification_metrics(kept.logits, digits.test.labels, DIGITS)},
         seconds={"wall": result.seconds, "training": sum(one.seconds for one in kept.reports)},
-        environment=measuring.environment(),
+        environment=facts.environment(),
         seed=recipe.seed,
-        created=measuring.now(),
+        created=facts.now(),
     )
     run_folder.finish(report, result.out)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_transfer.data.decoding import ImageError, ImageSettings, decode, middle
+from hf_transfer.data.decoding import ImageError, decode
+from hf_transfer.data.image_settings import ImageSettings, middle
+from hf_transfer.inputs.model_input import _check, _middle, _normalise, to_model_input
 from hf_transfer.recipe.specs import Augment
 
 __all__ = ["ImageError", "ImageSettings", "augment", "decode", "mix", "to_model_input", "uniforms"]
@@ -39,15 +40,6 @@ def uniforms(index: Tensor, epoch: int, seed: int, columns: int, stream: int = 0
     rows = _hash(key + index.to(torch.int64))
     bits = _hash(rows[:, None] + torch.arange(columns, device=index.device))
     return ((bits >> 11) & (2**53 - 1)).to(torch.float64) * 2.0**-53
-
-
-def to_model_input(pixels: Tensor, settings: ImageSettings) -> Tensor:
-    """Return float32 (B, C, size, size) from uint8 (B, S', S', C): the middle, normalised.
-
-    Bit for bit what torchvision's CenterCrop, ToTensor and Normalize make of the same pixels.
-    """
-    _check(pixels, settings)
-    return _normalise(_middle(pixels, settings), settings)
 
 
 def augment(
@@ -153,26 +145,6 @@ def _beta(u: Tensor, a: float) -> Tensor:
 # --- geometry --------------------------------------------------------------------------------
 
 
-def _middle(pixels: Tensor, settings: ImageSettings) -> Tensor:
-    """Return float32 (B, C, size, size) in 0..1: the centred cut that evaluation sees."""
-    side, size = pixels.shape[1], settings.size
-    start = middle(side, size)
-    cut = pixels[:, start : start + size, start : start + size]
-    return (
-        cut.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    )
-
-
-def _check(pixels: Tensor, settings: ImageSettings) -> None:
-    shape, size, channels = tuple(pixels.shape), settings.size, settings.channels
-    fits = len(shape) == 4 and shape[1] == shape[2] >= size and shape[3] == channels
-    if pixels.dtype != torch.uint8 or not fits:
-        raise ValueError(
-            f"pixels are {pixels.dtype} {shape}; the model takes uint8 (B, S, S, {channels}), "
-            f"S at least {size}"
-        )
-
-
 def _flip(x: Tensor, u: Tensor, augment: Augment) -> Tensor:
     if augment.flip:
         x = torch.where((u[:, _FLIP] < 0.5)[:, None, None, None], x.flip(-1), x)
@@ -242,12 +214,6 @@ def _gray(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     return x[:, :1] * _LUMA[0] + x[:, 1:2] * _LUMA[1] + x[:, 2:3] * _LUMA[2]
-
-
-def _normalise(x: Tensor, settings: ImageSettings) -> Tensor:
-    options: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
-    mean, std = torch.tensor(settings.mean, **options), torch.tensor(settings.std, **options)
-    return x.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 # --- boxes -----------------------------------------------------------------------------------

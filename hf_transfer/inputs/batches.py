@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from hf_transfer.data.decoding import ImageSettings
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.inputs.augmentation import augment, mix, to_model_input
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.inputs.augmentation import augment, mix
+from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.recipe.specs import PhaseSpec
 
 Batch = dict[str, Any]

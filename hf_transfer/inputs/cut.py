@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_transfer.backbones.access import logits_of
 from hf_transfer.inputs.recording import Counter, CutError, Record, Search, name_of, tensors_in
 from hf_transfer.inputs.replay import Crossing, Cut, Player, Skip
-from hf_transfer.training.loss import logits_of
 
 TOLERANCE = 1e-5  # of the logits' scale: replayed and live differ by float rounding only
 LOW_TOLERANCE = 0.02  # the same in half precision

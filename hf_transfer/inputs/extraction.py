@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hf_transfer.backbones.building import Backbone
+from hf_transfer.backbones.access import evaluating
+from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.shards import Column, Write
-from hf_transfer.data.image_set import ImageSet, collate
+from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.rows import LivePixels
-from hf_transfer.inputs.augmentation import augment, to_model_input
+from hf_transfer.inputs.augmentation import augment
 from hf_transfer.inputs.cut import Context, crossing_values
+from hf_transfer.inputs.model_input import collate, to_model_input
 from hf_transfer.inputs.replay import Cut
-from hf_transfer.planning.phases import Phase
-from hf_transfer.recipe.specs import UserError
-from hf_transfer.training.freezing import evaluating
+from hf_transfer.planning.phase import Phase
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.shards import Column
-from hf_transfer.data.decoding import ImageSettings, depends_on
+from hf_transfer.data.decoding import depends_on
 from hf_transfer.data.image_set import ImageSet
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.rows import LivePixels, StoredPixels
 
 VERSION = 2  # of what a key means, and of how an entry is laid out

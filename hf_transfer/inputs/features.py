@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hf_transfer.backbones.building import Backbone
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.cache import Hold
 from hf_transfer.base.processes import Meetings, Processes
 from hf_transfer.base.shards import StoredFeatures, build_features, open_features, reserve
@@ -27,9 +27,11 @@ from hf_transfer.inputs.feature_key import feature_key
 from hf_transfer.inputs.recording import digest
 from hf_transfer.inputs.replay import Cut, Player
 from hf_transfer.planning.frozen_prefix import top_macs, view_count, why_live
-from hf_transfer.planning.phases import Phase
+from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.specs import Augment
-from hf_transfer.training.machine.cheap_steps import threads_for
+
+SMALL_WORK = 2e7  # multiply-adds of a batch, below which waking a second thread costs more
+
 
 logger = logging.getLogger(__name__)
 
@@ -301,3 +303,17 @@ class Replay:
                 tensor = tensor.view(torch.bfloat16)
             found.append(tensor.to(crossing.dtype))
         return found
+
+
+@contextmanager
+def threads_for(work: float) -> Iterator[None]:
+    """Compute with one thread where a batch is only so many multiply-adds; 0: not known."""
+    before = torch.get_num_threads()
+    alone = 0 < work < SMALL_WORK and before > 1
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if alone:
+            torch.set_num_threads(before)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_transfer.training.loss import logits_of
+from hf_transfer.backbones.access import logits_of
 
 # Operations whose answer is a Python value that follows the tensor's content, not its shape.
 _VALUES = {

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from hf_transfer.base.cache import Room
+from hf_transfer.base.errors import RecipeError
 from hf_transfer.planning.adapters import adapted
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.layout import Layout
-from hf_transfer.planning.phases import Phase, never_cached
-from hf_transfer.recipe.load import RecipeError
+from hf_transfer.planning.phase import Phase
+from hf_transfer.planning.phase_checks import never_cached
 from hf_transfer.recipe.specs import Augment, PhaseSpec
 
 # Multiply-adds that a byte of features must save to be worth reading back: about 20 billion a

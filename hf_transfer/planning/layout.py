@@ -7,7 +7,7 @@ from functools import cached_property
 from math import isqrt, prod
 from typing import Any
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 
 
 class GroupsError(UserError):

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hf_transfer.base.cache import Room
-from hf_transfer.planning.adapters import adapted, is_adapter
+from hf_transfer.planning.adapters import adapted
+from hf_transfer.planning.cost import (
+    BYTES,
+    EFFICIENCY,
+    OUTPUT_OPERATIONS,
+    PHASE_SECONDS,
+    STEP_SECONDS,
+    _Cost,
+    _held,
+)
 from hf_transfer.planning.frozen_prefix import (
     check_kept,
     insists,
@@ -19,26 +26,15 @@ from hf_transfer.planning.frozen_prefix import (
 )
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.layout import Layout
-from hf_transfer.planning.phases import FOR_FEATURES, Phase, phase_notes, span
+from hf_transfer.planning.phase import Phase, span
+from hf_transfer.planning.phase_checks import FOR_FEATURES, phase_notes
 from hf_transfer.planning.rates import ParamGroup, param_groups
 from hf_transfer.planning.selection import head_parameters
-from hf_transfer.recipe.load import RecipeError
-from hf_transfer.recipe.specs import PhaseSpec, Recipe
+from hf_transfer.planning.steps import check_warmup, optimizer_steps
+from hf_transfer.recipe.specs import Recipe
 
 Counts = Mapping[str, Mapping[str, int]]  # images of each class, by split
 
-# Where time goes, fitted to processor seconds on one core: steps of ResNet-50, VGG-16, ViT-S and
-# ConvNeXt-T at 224 px, whole phases of ResNet-10-T, ViT-Ti, ConvNeXt-A and MobileNetV3-S at 96 px.
-EFFICIENCY = 0.8  # share of this machine's matrix rate that matrix products reach
-OUTPUT_OPERATIONS = 320  # for each number that a layer gives: written, normalised, activated, read
-STEP_SECONDS = 0.003  # of a step with next to no arithmetic
-PHASE_SECONDS = 1.5  # to make ready and to prove
-# A layer's output is kept for the backward pass with about two more of its size: after the norm,
-# after the activation.
-KEPT_OUTPUTS = 3
-BYTES = {"fp32": 4, "auto": 4, "bf16": 2, "fp16": 2}  # of an activation
-# Bytes of optimizer state for each scalar that trains.
-STATE_BYTES = {"adamw": 8, "sgd": 0, "adagrad": 4, "rmsprop": 4, "adafactor": 0}
 SMALL_RATE = 1e-3  # of the head's rate: below it a group learns next to nothing
 
 
@@ -137,106 +133,7 @@ def make_plan(
     )
 
 
-def measure_speed() -> float:
-    """Return this machine's rate of float32 matrix multiplication, in operations per second.
-
-    One core's, by products small enough to stay on it, times the cores that this process may use:
-    several threads wait for each other on a busy machine, and would say nothing of a quiet one.
-    """
-    import numpy as np
-
-    side, count = 64, 200
-    a = np.ones((count, side, side), dtype=np.float32)
-    product = np.empty_like(a)
-    best = math.inf
-    for _ in range(10):
-        started = time.perf_counter()
-        np.matmul(a, a, out=product)
-        best = min(best, time.perf_counter() - started)
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return cores * 2 * side**3 * count / best
-
-
-def optimizer_steps(spec: PhaseSpec, images: int, processes: int = 1) -> int:
-    """Return how many optimizer steps a phase takes on so many training images; 0 with `solve`."""
-    if spec.steps is not None:
-        return spec.steps
-    batches = math.ceil(images / (spec.batch_size * processes))
-    return math.ceil((spec.epochs or 0) * math.ceil(batches / spec.accumulate))
-
-
-def warmup_steps(warmup: float, steps: int) -> int:
-    """Return how many of a phase's steps the rates rise for; a share leaves at least one of them.
-
-    As TrainingArguments.get_warmup_steps, but for a share that rounds up to all of the phase: its
-    only step would have a rate of 0.
-    """
-    return int(warmup) if warmup >= 1 else min(math.ceil(steps * warmup), max(steps - 1, 0))
-
-
-def check_warmup(phases: Sequence[Phase], images: int, processes: int = 1) -> None:
-    """Raise RecipeError, naming each, for a warmup that is as long as its phase or longer."""
-    problems = []
-    for phase in phases:
-        spec, steps = phase.spec, optimizer_steps(phase.spec, images, processes)
-        if 0 < steps <= warmup_steps(spec.warmup, steps):
-            place = spec.place or f"phase {phase.name}"
-            problems.append(
-                f"{place}: warmup: {spec.warmup:g} leaves none of the phase's {steps} steps at its "
-                "full rate; write fewer, or a share such as 0.1"
-            )
-    if problems:
-        raise RecipeError(problems)
-
-
 # --- one phase -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """What running and training a network costs, from its multiply-adds."""
-
-    layout: Layout
-    activation_bytes: int
-    per_output: float = 0.0  # operations that a number in a layer's output counts as
-
-    def operations(self, names: set[str] | None, backward: set[str]) -> tuple[float, float]:
-        """Return operations an image, forward and backward, through the named layers (None: all).
-
-        Backward: the gradient by the input for what lies above the first parameter that trains,
-        and the gradient by the weight for what trains.
-        """
-        forward = gradients = 0.0
-        reached = False
-        for name, macs in self._macs():
-            if names is not None and name not in names:
-                continue
-            forward += 2 * macs
-            gradients += 2 * macs * (reached + (name in backward))
-            reached = reached or name in backward
-        return forward, gradients
-
-    def activations(self, names: set[str] | None, backward: set[str]) -> float:
-        """Return bytes an image of what forward keeps for the backward pass, roughly."""
-        shapes = dict(self.layout.parameters)
-        outputs = 0.0
-        reached = False
-        for name, macs in self._macs():
-            reached = reached or name in backward
-            if is_adapter(name):  # what it takes is kept anyway, what it gives is only added
-                continue
-            if reached and len(shapes[name]) > 1 and (names is None or name in names):
-                outputs += macs / math.prod(shapes[name][1:])
-        return KEPT_OUTPUTS * outputs * self.activation_bytes
-
-    def _macs(self) -> list[tuple[str, float]]:
-        macs = self.layout.macs or (0,) * len(self.layout.parameters)
-        found = []
-        for (name, shape), count in zip(self.layout.parameters, macs, strict=True):
-            outputs = count / math.prod(shape[1:])
-            found.append((name, count + self.per_output / 2 * outputs))
-        return found
 
 
 def _planned(
@@ -304,13 +201,6 @@ def _planned(
         operations=operations(cost),
         seconds=seconds,
     )
-
-
-def _held(spec: PhaseSpec, total: int, trained: int) -> int:
-    """Return the bytes of weights, and of gradients, optimizer and best weights of what trains."""
-    state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)
-    best = 4 * (spec.best != "last")
-    return 4 * total + (4 + state + best) * trained
 
 
 def _head_rate(rates: Sequence[ParamGroup], head: set[str]) -> float:

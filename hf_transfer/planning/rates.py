@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.layout import Layout
-from hf_transfer.planning.phases import Phase, span
+from hf_transfer.planning.phase import Phase, span
 from hf_transfer.planning.selection import head_parameters, select
 
 FULL_DEPTH = 12  # groups below the head from which on the decay is spread over the depth

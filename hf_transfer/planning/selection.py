@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.groups import Group, LayerGroups
 from hf_transfer.planning.layout import Layout
-from hf_transfer.recipe.specs import UserError
 
 COUNT = re.compile(r"(first|last) (\d+) (stage|block|group)s?")
 SHARE = re.compile(r"(first|last) (\d+(?:\.\d+)?) ?%")

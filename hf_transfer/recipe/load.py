@@ -11,18 +11,12 @@ from typing import Any
 
 import yaml
 
+from hf_transfer.base.errors import RecipeError, UserError
 from hf_transfer.recipe import yaml_nodes
 from hf_transfer.recipe.phase_schema import read_phase
 from hf_transfer.recipe.schema import read_recipe
-from hf_transfer.recipe.specs import (
-    AUGMENTS,
-    Augment,
-    DataSpec,
-    GradualSpec,
-    PhaseSpec,
-    Recipe,
-    UserError,
-)
+from hf_transfer.recipe.shipped import shipped_recipes
+from hf_transfer.recipe.specs import AUGMENTS, Augment, DataSpec, GradualSpec, PhaseSpec, Recipe
 from hf_transfer.recipe.yaml_nodes import Mistakes
 
 __all__ = [
@@ -36,32 +30,7 @@ __all__ = [
 ]
 
 
-class RecipeError(UserError):
-    """Everything that is wrong with a recipe: `problems`, each "recipe.yaml:14: what; remedy"."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
-
-
 # --- load, parse, dump -----------------------------------------------------------------------
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that travel with the package, by name, in the order of their names."""
-    return {path.stem: path for path in _shipped("*.yaml")}
-
-
-def accelerate_configurations() -> dict[str, Path]:
-    """Return the configurations for `accelerate launch` that travel with the recipes, by name."""
-    return {f"accelerate/{path.stem}": path for path in _shipped("accelerate/*.yaml")}
-
-
-def _shipped(pattern: str) -> list[Path]:
-    here = Path(__file__).resolve().parents[1]
-    folders = (here / "recipes", here.parent / "recipes")  # a wheel; a checkout
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    return sorted(folder.glob(pattern)) if folder else []
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -6,10 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what, where and what to do."""
-
-
 @dataclass(frozen=True)
 class Augment:
     """How training images are varied; everything off by default."""

@@ -11,16 +11,14 @@ import yaml
 
 from hf_transfer.results.card_results import NOT_MEASURED, measured_splits, results
 from hf_transfer.results.markdown import code, table, text
-from hf_transfer.results.report import (
+from hf_transfer.results.report import PhaseReport, RunReport, split_rows
+from hf_transfer.results.words import (
     WORDS,
     Facts,
-    PhaseReport,
-    RunReport,
     metric_words,
     show_count,
     show_rate,
     show_seconds,
-    split_rows,
 )
 
 NOT_STATED = "not stated"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hf_transfer.results.markdown import table, text
-from hf_transfer.results.report import WORDS, Facts, RunReport, metric_words, show_value
+from hf_transfer.results.report import RunReport
+from hf_transfer.results.words import WORDS, Facts, metric_words, show_value
 
 MOST_CLASSES_LISTED = 50
 SPREAD = ("mean", "min", "max")

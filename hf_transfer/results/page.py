@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+from hf_transfer.base.files import write_text
 from hf_transfer.results.page_results import details_section, result_section
 from hf_transfer.results.page_tables import MISSING, any_value, table
 from hf_transfer.results.page_training import curves_section, phases_section
-from hf_transfer.results.report import (
-    WORDS,
-    Facts,
-    RunReport,
-    show_count,
-    show_seconds,
-    show_value,
-    split_rows,
-)
+from hf_transfer.results.report import RunReport, aggregate, split_rows
+from hf_transfer.results.words import WORDS, Facts, show_count, show_seconds, show_value
 
 
 def report_page(report: RunReport) -> str:
@@ -154,4 +150,18 @@ def _record(report: RunReport) -> str:
         f'<section><h2>Record</h2><div class="two"><div><h3>Backbone</h3>{any_value(backbone)}'
         f"</div><div><h3>Environment</h3>{any_value(environment)}</div></div>"
         f"<details><summary>The recipe as it ran</summary><pre>{recipe}</pre></details></section>"
+    )
+
+
+def write_html(report: RunReport, path: str | Path, seeds: Sequence[RunReport] = ()) -> Path:
+    """Write one self-contained HTML page on a run, whole or not at all; return its path.
+
+    `seeds` are all runs of the recipe, this one among them, to be shown side by side; without
+    them it shows the report's own `seeds`. The page needs no network, script or font. Raises
+    UserError if it cannot be written.
+    """
+    pass
+
+    return write_text(
+        path, report_page(replace(report, seeds=aggregate(seeds)) if seeds else report)
     )

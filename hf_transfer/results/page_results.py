@@ -7,7 +7,8 @@ from html import escape
 
 from hf_transfer.results.charts import heat_map, interval, scatter
 from hf_transfer.results.page_tables import MISSING, meter, table
-from hf_transfer.results.report import WORDS, Facts, RunReport, metric_words, show_value
+from hf_transfer.results.report import RunReport
+from hf_transfer.results.words import WORDS, Facts, metric_words, show_value
 
 MOST_TARGETS_DRAWN = 12
 BESIDE = 6  # up to so many classes the matrix leaves room for a table beside it

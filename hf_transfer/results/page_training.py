@@ -7,16 +7,8 @@ from html import escape
 
 from hf_transfer.results.charts import Band, Line, Point, line_chart, shorten, thin
 from hf_transfer.results.page_tables import MISSING, label, meter, table
-from hf_transfer.results.report import (
-    WORDS,
-    Facts,
-    PhaseReport,
-    RunReport,
-    show_count,
-    show_rate,
-    show_seconds,
-    show_value,
-)
+from hf_transfer.results.report import PhaseReport, RunReport
+from hf_transfer.results.words import WORDS, Facts, show_count, show_rate, show_seconds, show_value
 
 SHORT = {"map": "mAP"}  # of the metrics' words, where a column is narrow
 

@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
 from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
+from hf_transfer.results.words import Facts, _is_number
 
 VERSION = 1
 
-# The scalars of all tasks in the order that reports show them, in words.
-WORDS = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "map": "Mean average precision",
-    "macro_f1": "Macro F1",
-    "micro_f1": "Micro F1",
-    "all_right": "Images with all labels right",
-    "top5": "Top-5 accuracy",
-    "auroc": "AUROC, one against the rest",
-    "r2": "R²",
-    "mae": "Mean absolute error",
-    "rmse": "Root mean squared error",
-    "ece": "Calibration error (ECE, 15 bins)",
-    "nll": "Negative log-likelihood (nats)",
-}
 
-Facts = dict[str, Any]
 Record = TypeVar("Record", bound="PhaseReport | RunReport")
 
 
@@ -147,44 +131,6 @@ class RunReport:
         return cls.from_dict(values, str(path))
 
 
-def write_html(report: RunReport, path: str | Path, seeds: Sequence[RunReport] = ()) -> Path:
-    """Write one self-contained HTML page on a run, whole or not at all; return its path.
-
-    `seeds` are all runs of the recipe, this one among them, to be shown side by side; without
-    them it shows the report's own `seeds`. The page needs no network, script or font. Raises
-    UserError if it cannot be written.
-    """
-    from hf_transfer.results.page import report_page
-
-    return write_text(
-        path, report_page(replace(report, seeds=aggregate(seeds)) if seeds else report)
-    )
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file, whole or not at all, and return its path. Raises UserError.
-
-    What UTF-8 cannot hold, such as a file name of other bytes, becomes an escape: JSON's own.
-    """
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with scratch.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free space or choose another folder"
-        ) from None
-    return path
-
-
 def aggregate(reports: Sequence[RunReport]) -> Facts:
     """Return {n, seeds, metrics, test, seconds}: each metric as {mean, min, max, values} over runs.
 
@@ -211,22 +157,6 @@ def aggregate(reports: Sequence[RunReport]) -> Facts:
     }
 
 
-def metric_words(values: Facts) -> dict[str, str]:
-    """Return name -> words of a split's scalar metrics: ours in order, then a recipe's own.
-
-    Errors of several targets have no units in common, and stand target by target only.
-    """
-    mixed = ("mae", "rmse") if len(values.get("per_target") or ()) > 1 else ()
-    ours = {name: words for name, words in WORDS.items() if name in values and name not in mixed}
-    others = {k: k for k, v in values.items() if k not in (*WORDS, "n") and _is_number(v)}
-    return ours | others
-
-
-def show_value(name: str, value: float) -> str:
-    """Return a metric's value as people write it: shares to three places, units to four digits."""
-    return f"{value:.4g}" if name in ("mae", "rmse") else f"{value:.3f}"
-
-
 def split_rows(report: RunReport) -> list[tuple[str, int, list[int]]]:
     """Return (split, images, images of each class or label) of each split that has any."""
     images = report.data.get("images") or {}
@@ -235,10 +165,6 @@ def split_rows(report: RunReport) -> list[tuple[str, int, list[int]]]:
         for split, counts in (report.data.get("counts") or {}).items()
         if counts
     ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _spread(rows: Sequence[Facts]) -> Facts:
@@ -295,35 +221,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"a report holds plain values, not {type(value).__name__}: {value!r}")
-
-
-def show_count(count: int | None) -> str:
-    """Return a number of scalars as people write it: 962, 15.4K, 4.92M; a dash for None."""
-    if count is None:
-        return "–"
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return str(count)
-
-
-def show_rate(rate: float | None) -> str:
-    """Return a rate as recipes write it: 1e-3, 3.2e-5, 0.01; a dash for None."""
-    if rate is None:
-        return "–"
-    if rate == 0 or 0.01 <= rate < 1000:
-        return f"{rate:.3g}"
-    mantissa, exponent = f"{rate:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def show_seconds(seconds: float) -> str:
-    """Return a time as people write it: 0.4 s, 12 s, 2 min 5 s, 1 h 4 min."""
-    whole = round(seconds)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

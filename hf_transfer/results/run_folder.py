@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
 from hf_transfer.base.launch import is_main
 from hf_transfer.data.targets import is_text
 from hf_transfer.recipe.load import dump_recipe, parse_recipe
-from hf_transfer.recipe.specs import DataSpec, Recipe, UserError
+from hf_transfer.recipe.specs import DataSpec, Recipe
 from hf_transfer.results.card import model_card
-from hf_transfer.results.report import RunReport, aggregate, write_html, write_text
+from hf_transfer.results.page import write_html
+from hf_transfer.results.report import RunReport, aggregate
 
 # All that a run writes before it trains, and in a phase's folder before there is a checkpoint.
 BEGUN, CHOSEN = {"recipe.yaml", "inputs.json", "precision.json", "letters"}, "compile.json"
@@ -61,12 +64,14 @@ def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
 def _deciding(recipe: Recipe) -> str:
     """Return as YAML what decides the results: not how a path is written, nor who reads images."""
 
-    def placed(data: DataSpec | None) -> DataSpec | None:
-        if data is None or data.path is None:
+    def placed(data: DataSpec) -> DataSpec:
+        if data.path is None:
             return data
         return dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
 
-    source = recipe.source and dataclasses.replace(recipe.source, data=placed(recipe.source.data))
+    source = recipe.source
+    if source is not None and source.data is not None:
+        source = dataclasses.replace(source, data=placed(source.data))
     return dump_recipe(
         dataclasses.replace(recipe, data=placed(recipe.data), source=source, workers=0)
     )

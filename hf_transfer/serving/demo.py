@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.recipe.tasks import THRESHOLD
-from hf_transfer.results.report import WORDS, RunReport
+from hf_transfer.results.report import RunReport
+from hf_transfer.results.words import WORDS
 from hf_transfer.serving.hub import find_report, model_folder
 
 if TYPE_CHECKING:

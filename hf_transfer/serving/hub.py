@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, _one_line, pull
+from hf_transfer.base.errors import UserError
 from hf_transfer.results.report import RunReport
 
 logger = logging.getLogger(__name__)
-
-# Weights only as safetensors: pickles run code when they are opened, checkpoints are not models.
-PUBLISHED = ("*.json", "*.safetensors", "*.py", "README.md", "recipe.yaml")
-LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-
-
-class HubError(UserError):
-    """Something that the Hub, or the way to it, does not allow; one line with the next step."""
 
 
 def push(
@@ -100,24 +92,6 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
     return files
 
 
-def pull(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Return the local folder of a model on the Hub, downloaded unless it is there already.
-
-    Weights other than safetensors stay where they are. Raises HubError.
-    """
-    from huggingface_hub import snapshot_download
-
-    with _one_line(f"cannot load {repo_id} (no folder here) from the Hub"):
-        found = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            allow_patterns=list(PUBLISHED),
-            library_name="hf_transfer",
-        )
-    return Path(found)
-
-
 def model_folder(where: str | Path) -> Path:
     """Return the folder with the model of a run folder, a model folder or a Hub repository.
 
@@ -180,49 +154,3 @@ def _absolute_paths(value: Any) -> set[str]:
         return {path for entry in value for path in _absolute_paths(entry)}
     absolute = isinstance(value, str) and value.startswith(("/", "~/")) and Path(value).name
     return {value} if absolute else set()
-
-
-@contextmanager
-def _one_line(doing: str) -> Iterator[None]:
-    """Turn the client's errors into one line each: what, why, and what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    try:
-        yield
-    except UserError:
-        raise
-    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
-        # Of uploads, and of the cache that it tries without a connection, the client raises errors
-        # of its own; what the Hub or the network said is behind them.
-        cause: BaseException | None = error
-        while cause and not isinstance(cause, (httpx.HTTPError, OfflineModeIsEnabled)):
-            cause = cause.__cause__
-        if isinstance(cause, HfHubHTTPError):
-            why = _refusal(cause)
-        elif isinstance(cause, OfflineModeIsEnabled):
-            why = "HF_HUB_OFFLINE is set; unset it"
-        elif cause:
-            why = f"no connection ({cause}); check the network and HF_ENDPOINT"
-        else:
-            why = " ".join(str(error).split())
-        raise HubError(f"{doing}: {why}") from error
-
-
-def _refusal(error: Any) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    status = error.response.status_code
-    if isinstance(error, GatedRepoError):
-        return f"it is gated; ask for access on its page, then {LOGIN}"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"there is no such model, or you may not read it; check the name, or {LOGIN}"
-    if status == 401:
-        return f"the Hub does not accept this token (401); {LOGIN}"
-    if status == 403:
-        return (
-            "this token gives no right to (403); use one with write access, made at "
-            "https://huggingface.co/settings/tokens"
-        )
-    answer = " ".join((error.server_message or "").split())
-    return f"the Hub answered {status}{answer and f' ({answer})'}; try again later"

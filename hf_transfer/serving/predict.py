@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.building import Backbone
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.load import load_model
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.decoding import ImageError, decode
 from hf_transfer.data.sources import looks_like_image, shown
-from hf_transfer.inputs.augmentation import to_model_input
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.recipe.tasks import THRESHOLD
 
 ANSWERS = 5  # classes that are kept where nobody says how many

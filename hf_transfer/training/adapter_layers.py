@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_transfer.backbones.building import Backbone
+from hf_transfer.backbones.access import bare_names
+from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.adapters import Adapters, adapted, parameters_of
-from hf_transfer.planning.phases import Phase
-from hf_transfer.recipe.specs import UserError
-from hf_transfer.training.freezing import FreezingError, bare_names
+from hf_transfer.planning.phase import Phase
+from hf_transfer.training.freezing import FreezingError
 
 
 def inject(model: nn.Module, backbone: Backbone, phase: Phase, seed: int) -> Backbone:

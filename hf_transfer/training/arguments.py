@@ -5,38 +5,29 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_transfer.backbones.building import Backbone
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base import launch, processes
-from hf_transfer.base.cache import room
-from hf_transfer.base.processes import Processes
-from hf_transfer.data.image_set import ImageSet
-from hf_transfer.data.rows import StoredPixels
-from hf_transfer.planning.frozen_prefix import check_kept, insists
-from hf_transfer.planning.phases import Phase, make_phases
-from hf_transfer.recipe import stopping
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.machine import NO_COMPILER, compiler
+from hf_transfer.base.processes import Processes, peer_seconds
+from hf_transfer.planning.phase import Phase
+from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.recipe.specs import Augment, PhaseSpec, Recipe, UserError
-from hf_transfer.recipe.tasks import phase_conflicts
-from hf_transfer.training.machine import sync_batchnorm as batchnorm
+from hf_transfer.recipe.specs import PhaseSpec, Recipe
 
 # A recipe's short words; any other name of Trainer's `optim` goes through as it is.
 OPTIMIZERS = {"adamw": "adamw_torch_fused"}
 SEED_STEP = 1_000_003  # from one phase's seed to the next; repeats of a run use seed, seed + 1, …
-NO_COMPILER = "needs a C++ compiler (CXX, g++ or clang++); install one"
-PEER_SECONDS = 600  # after which a process that does not answer is lost; they wait for each other
 Name = TypeVar("Name", bound=Enum)
 
 
@@ -165,158 +156,4 @@ def joined(recipe: Recipe, out: Path) -> Processes:
     return Processes.here(training_arguments(recipe, out).ddp_timeout)  # these join them
 
 
-def peer_seconds() -> int:
-    """Return after how many seconds a process that does not answer is lost.
-
-    Raises UserError for a HF_TRANSFER_PEER_SECONDS that is no such number.
-    """
-    text = os.environ.get("HF_TRANSFER_PEER_SECONDS", str(PEER_SECONDS))
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(
-            f"HF_TRANSFER_PEER_SECONDS is {text!r}; set it to whole seconds, such as {PEER_SECONDS}"
-        )
-    return int(text)
-
-
-def compiler() -> str | None:
-    """Return the C++ compiler that torch.compile would call on a CPU."""
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
-
-
 # --- what cannot be trained ------------------------------------------------------------------
-
-
-def check_model(model: nn.Module, args: TrainingArguments, sync_batchnorm: bool = False) -> None:
-    """Raise UserError where the network cannot do what the arguments ask of it."""
-    if sync_batchnorm:
-        batchnorm.check(model)
-    if args.activation_checkpointing and not getattr(
-        model, "supports_gradient_checkpointing", False
-    ):
-        name = getattr(getattr(model, "backbone", None), "id", type(model).__name__)
-        raise UserError(
-            f"{name} knows no gradient checkpointing; remove gradient_checkpointing, and for "
-            "memory take a smaller batch_size with accumulate"
-        )
-
-
-def check_phases(
-    phases: Sequence[Phase],
-    train: Any,
-    evaluation: Any,
-    metrics: Collection[str] | None,
-    own_loss: bool,
-    task: str = "classification",
-) -> None:
-    """Raise UserError with everything that would fail or have no effect, before any training.
-
-    `metrics` are the names that an evaluation gives, None where that is not known yet;
-    `own_loss` says that the user's own function computes the loss.
-    """
-    if not phases:
-        raise UserError("there are no phases to train; pass phases=[{'train': 'head', …}]")
-    if train is None:
-        raise UserError("there is nothing to train on; pass train_dataset=")
-    problems = [
-        f"phase {phase.name}: {problem}"
-        for phase in phases
-        for problem in (
-            *phase_conflicts(phase.spec, task),
-            *_data_problems(phase.spec, train, own_loss),
-            *_metric_problems(phase.spec, evaluation, metrics),
-        )
-    ]
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def check_features(
-    phases: Sequence[Phase],
-    backbone: Backbone,
-    train: Any,
-    evaluation: Any,
-    here: Processes,
-    *,
-    sharded: bool,
-    halved: bool,
-) -> None:
-    """Raise UserError for phases that insist on features that one of the machines cannot keep, as
-    `check_kept`, or that there are no stored pixels for. All processes call this together."""
-    phases = [phase for phase in phases if insists(phase.spec)]
-    if not phases:
-        return
-    for what, data in {"data set": train, "validation set": evaluation}.items():
-        if not isinstance(data, ImageSet | None):
-            wanted = insists(phases[0].spec)
-            raise UserError(
-                f"phase {phases[0].name}: {wanted} is not possible, because the {what} gives no "
-                f"stored pixels; make it with load_data, or remove {wanted}"
-            )
-    problem = None
-    sets = [data.pixels for data in (train, evaluation) if data is not None]
-    pixels = {stored.path.parent for stored in sets if isinstance(stored, StoredPixels)}
-    held_out = len(evaluation) if isinstance(evaluation, ImageSet) else 0
-    images = {"train": len(train), "validation": held_out}
-    try:
-        check_kept(
-            phases,
-            backbone.groups,
-            backbone.layout,
-            images,
-            room(*pixels),
-            sharded=sharded,
-            halved=halved,
-        )
-    except UserError as error:
-        problem = error
-    if here.most(int(problem is not None)):
-        names = ", ".join(phase.name for phase in phases)
-        raise problem or UserError(f"another process has no room for features of phase {names}")
-
-
-def _data_problems(spec: PhaseSpec, train: Any, own_loss: bool) -> list[str]:
-    varied = {"augment": spec.augment != Augment(), "mixup": spec.mixup, "cutmix": spec.cutmix}
-    named = [key for key, used in varied.items() if used]
-    problems = []
-    if spec.solve and isinstance(train, ImageSet) and len(np.unique(train.labels)) < 2:
-        problems.append(
-            f"solve: {spec.solve} needs training images of two classes at least, and all "
-            f"{len(train)} are of one; add images of another, or write epochs: 10 instead"
-        )
-    if named and not isinstance(train, ImageSet):
-        problems.append(
-            f"{', '.join(named)} vary the pixels of an ImageSet, and this data set is a "
-            f"{type(train).__name__}; vary them there, or make it with load_data"
-        )
-    changed = {"label_smoothing": spec.label_smoothing, "mixup": spec.mixup, "cutmix": spec.cutmix}
-    named = [key for key, used in changed.items() if used]
-    if named and own_loss:
-        problems.append(f"{', '.join(named)} would change the loss that compute_loss_func gives")
-    return problems
-
-
-def _metric_problems(
-    spec: PhaseSpec, evaluation: Any, metrics: Collection[str] | None
-) -> list[str]:
-    asked = {} if spec.best in ("last", "loss") else {"best": spec.best}
-    asked |= {"stop": spec.stop.metric} if spec.stop else {}
-    if evaluation is None:
-        return [f"{key} needs validation images; pass eval_dataset=" for key in asked]
-    if isinstance(evaluation, dict):
-        known = sorted(f"{name}_loss" for name in evaluation)
-        asked |= {"best": spec.best} if spec.best == "loss" else {}
-        return [
-            f"{key}: several validation sets have no {metric!r} in common; have {', '.join(known)}"
-            for key, metric in asked.items()
-            if not any(metric.startswith(f"{name}_") for name in evaluation)
-        ]
-    if metrics is None:
-        return []
-    return [
-        f"{key}: {stopping.unclear(metric)}"
-        if metric in metrics
-        else f"{key}: there is no metric {metric!r}; have {', '.join(sorted(metrics))}"
-        for key, metric in asked.items()
-        if metric not in metrics or stopping.unclear(metric)
-    ]

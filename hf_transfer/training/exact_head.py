@@ -19,11 +19,10 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from hf_transfer.backbones.access import bare_names, logits_of
 from hf_transfer.inputs.extraction import FeaturesError
 from hf_transfer.inputs.features import Replay
-from hf_transfer.planning.phases import Phase
-from hf_transfer.training.freezing import bare_names
-from hf_transfer.training.loss import logits_of
+from hf_transfer.planning.phase import Phase
 
 logger = logging.getLogger(__name__)
 

@@ -6,42 +6,18 @@ is set on every parameter each time, so applying a phase twice changes nothing m
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
+from hf_transfer.backbones.access import bare_name, bare_names
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.layout import Layout
-from hf_transfer.recipe.specs import UserError
-
-CHUNK = 2**22  # scalars that are summed at once: bounds the memory that a checksum takes
-BESIDE = re.compile(r"\.base_layer\.(weight|bias)$")  # peft's word for a layer with adapters
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # odd, so that times it no place is lost
 
 
 class FreezingError(RuntimeError):
     """The network did not do what the plan says: a defect, never a user's mistake."""
-
-
-class NothingMovedError(UserError):
-    """A group was to train and no bit of it changed: its rate is too small, or it had no step."""
-
-
-def bare_name(name: str, prefix: str) -> str:
-    """Return a name as the bare network has it, without the prefixes of wrappers and loaders and
-    whether or not adapters stand beside its layer."""
-    bare = name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix(prefix)
-    return BESIDE.sub(r".\1", bare)
-
-
-def bare_names(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
-    """Return the parameters by the names that the bare network has."""
-    return {bare_name(name, prefix): parameter for name, parameter in model.named_parameters()}
 
 
 def freeze_all_but(model: nn.Module, prefix: str, trainable: Collection[str]) -> None:
@@ -105,119 +81,3 @@ def moving(model: nn.Module, prefix: str, still: Collection[str]) -> dict[str, t
 
 
 # --- proof -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Fingerprints:
-    """Two checksums of every parameter and buffer, by bare name: equal when no bit has changed."""
-
-    values: dict[str, tuple[int, int]]
-
-    def changed(self, other: Fingerprints) -> set[str]:
-        """Return the names whose values differ between the two."""
-        return {name for name, value in self.values.items() if other.values.get(name) != value}
-
-    def digest(self, without: Collection[str] = ()) -> str:
-        """Return one sha256 (hex) of all values but those of the names in `without`."""
-        rows = sorted((k, v) for k, v in self.values.items() if k not in without)
-        return hashlib.sha256(repr(rows).encode()).hexdigest()
-
-
-@torch.no_grad()
-def fingerprint(model: nn.Module, prefix: str) -> Fingerprints:
-    """Return checksums of all parameters and buffers, computed where they live."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    sums = {bare_name(name, prefix): _checksum(tensor) for name, tensor in tensors.items()}
-    by_device: dict[torch.device, list[str]] = {}
-    for name, pair in sums.items():
-        by_device.setdefault(pair.device, []).append(name)
-    values: dict[str, tuple[int, int]] = {}
-    for names in by_device.values():  # one wait for a device, not one for each tensor
-        rows = torch.stack([sums[name] for name in names]).tolist()
-        values |= {name: (row[0], row[1]) for name, row in zip(names, rows, strict=True)}
-    return Fingerprints({name: values[name] for name in sums})
-
-
-def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """Return int64 (2,): the sum of a tensor's bits as numbers, and that weighted by place."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    sums = torch.zeros(2, dtype=torch.int64, device=flat.device)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    bits = flat.view(width)
-    for start in range(0, len(bits), CHUNK):
-        part = bits[start : start + CHUNK].to(torch.int64)
-        place = torch.arange(start + 1, start + 1 + len(part), device=part.device) * GOLDEN
-        sums[0] += part.sum()
-        sums[1] += (part * place).sum()  # wraps around: a sum modulo 2**64
-    return sums
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What a phase was seen to do, against its plan."""
-
-    moved: int  # parameters that were to move and did
-    unmoved: tuple[str, ...]  # were to move and did not: no gradient reached them
-    still: int  # parameters and buffers that were to stay and did
-    ranks: int  # processes that agree bit for bit
-
-
-def check_agreement(everyone: Sequence[Fingerprints]) -> None:
-    """Raise FreezingError, with names, unless all processes have the same bits."""
-    for rank, other in enumerate(everyone):
-        apart = sorted(everyone[0].changed(other))
-        if apart:
-            raise FreezingError(
-                f"process {rank} differs from process 0 in {len(apart)} tensors, the first of them "
-                f"{', '.join(apart[:3])}"
-            )
-
-
-def prove(
-    before: Fingerprints,
-    after: Fingerprints,
-    trainable: Collection[str],
-    groups: LayerGroups,
-    free_buffers: Collection[str],
-    ranks: int = 1,
-) -> Proof:
-    """Return the proof of a phase, or raise FreezingError with the names that broke it.
-
-    `free_buffers` are the statistics of layers that train. A group with trainable parameters of
-    which none moved is a NothingMovedError; a single parameter that did not move is reported.
-    """
-    changed = before.changed(after)
-    allowed = set(trainable) | set(free_buffers)
-    broken = sorted(changed - allowed)
-    if broken:
-        raise FreezingError(
-            f"{len(broken)} frozen tensors changed, the first of them {', '.join(broken[:3])}"
-        )
-    for group in groups.groups:
-        planned = set(group.parameters) & set(trainable)
-        if planned and planned.isdisjoint(changed):
-            raise NothingMovedError(
-                f"group {group.name} was to train and nothing in it moved; raise lr, train for "
-                "more steps, or shorten the warmup"
-            )
-    moved = set(trainable) & changed
-    return Proof(
-        moved=len(moved),
-        unmoved=tuple(sorted(set(trainable) - moved)),
-        still=len(set(before.values) - allowed),
-        ranks=ranks,
-    )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold the model in evaluation mode, then give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from hf_transfer.training.machine import sharding
-
-
-def logits_of(outputs: Any) -> torch.Tensor:
-    """Return the logits (B, C) in a model's output: the tensor itself, or what is called so."""
-    return outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
 
 
 def cross_entropy_sum(

@@ -2,76 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import hf_transfer
-from hf_transfer.base import launch
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.results.metrics.by_name import load_metric
 from hf_transfer.results.metrics.by_name import measure as measured
-from hf_transfer.results.metrics.regression import rounded
-from hf_transfer.training.freezing import fingerprint
+from hf_transfer.training.proof import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
 
 Extra = Callable[[Any, Any], dict[str, Any]]
-LIBRARIES = ("torch", "transformers", "timm", "torchvision", "accelerate", "datasets")
-
-
-def environment() -> dict[str, Any]:
-    """Return versions and hardware, without anything that names the machine or its user."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "hf_transfer": hf_transfer.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
-        "hardware": ", ".join(gpus) or f"CPU, {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": launch.count(),
-    }
-
-
-def now() -> str:
-    """Return the time as ISO 8601 in UTC, to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def backbone_facts(model: torch.nn.Module, backbone_id: str) -> dict[str, Any]:
-    """Return what the report says of the backbone; `license` is what its weights' source states."""
-    backbone = model.backbone
-    stated = getattr(model.config, "pretrained_cfg", None) or {}
-    hub = backbone.source == "transformers" and not Path(backbone_id).is_dir()
-    return {
-        "id": backbone_id,
-        **({"repo": backbone_id.removeprefix("transformers/")} if hub else {}),
-        "source": backbone.source,
-        "weights": backbone.weights,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "license": None if backbone.weights == "random" else stated.get("license"),
-        "image_size": backbone.image.size,
-    }
-
-
-def data_facts(data: ImageData) -> dict[str, Any]:
-    """Return what the report says of the data: counts per split and class, and the audit."""
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {
-        "path": data.path,
-        "labels": list(data.labels),
-        "images": {name: len(images) for name, images in data.splits.items()},
-        "counts": {name: _counts(images) for name, images in splits.items()},
-        **({"targets": _targets(data)} if data.scale else {}),
-        "fingerprint": data.fingerprint,
-        "audit": data.audit.to_dict(),
-    }
 
 
 def inputs(model: torch.nn.Module, data: ImageData) -> dict[str, Any]:
@@ -82,49 +24,6 @@ def inputs(model: torch.nn.Module, data: ImageData) -> dict[str, Any]:
         "data": data.fingerprint,
         "weights": first.digest(),
     }
-
-
-def _targets(data: ImageData) -> dict[str, list[dict[str, Any]]]:
-    """Return what the numbers to tell are like in each split, in their own units."""
-    return {
-        split: [
-            {
-                "target": name,
-                "mean": float(values.mean()),
-                "std": float(values.std()),
-                "min": float(values.min()),
-                "max": float(values.max()),
-            }
-            for name, column in zip(data.labels, data.scale.to_units(images.labels).T, strict=True)
-            if (values := rounded(column)).size
-        ]
-        for split, images in data.splits.items()
-    }
-
-
-def _counts(images: ImageSet | None) -> dict[str, int]:
-    if images is None:
-        return {}
-    return dict(zip(images.names, images.class_counts, strict=True))
-
-
-def warnings_of(trainer: TransferTrainer) -> tuple[str, ...]:
-    """Return what a reader of the report should know of the training."""
-    found = []
-    for report in trainer.reports:
-        if report.rollbacks:
-            often = "once" if report.rollbacks == 1 else f"{report.rollbacks} times, each time"
-            found.append(
-                f"phase {report.name}: its loss exploded; it went back {often} to go on at a tenth "
-                "of its rates"
-            )
-        unmoved = report.checks["unmoved"]
-        if unmoved:
-            found.append(
-                f"phase {report.name}: {len(unmoved)} parameters were to train and did not move "
-                f"({', '.join(unmoved[:3])}): no gradient reached them"
-            )
-    return tuple(found)
 
 
 def class_weights(images: ImageSet) -> torch.Tensor:

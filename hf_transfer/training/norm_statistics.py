@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from hf_transfer.planning.phases import Phase
-from hf_transfer.recipe.specs import UserError
-from hf_transfer.training.freezing import Fingerprints, evaluating, fingerprint, prove
+from hf_transfer.backbones.access import evaluating
+from hf_transfer.base.errors import UserError
+from hf_transfer.planning.phase import Phase
+from hf_transfer.training.proof import Fingerprints, fingerprint, prove
 
 if TYPE_CHECKING:
     from hf_transfer.training.trainer import TransferTrainer

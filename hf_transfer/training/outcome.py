@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hf_transfer.backbones.building import Backbone
-from hf_transfer.planning.phases import Phase
+from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.base.errors import UserError
+from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.rates import param_groups
 from hf_transfer.recipe import stopping
-from hf_transfer.recipe.specs import UserError
 from hf_transfer.recipe.tasks import CLASSIFICATION
 from hf_transfer.results.metrics import classification
 from hf_transfer.results.report import PhaseReport
-from hf_transfer.training.freezing import Proof
+from hf_transfer.training.proof import Proof
 
 _SPEED = ("_per_second", "_runtime", "_preparation_time")
 

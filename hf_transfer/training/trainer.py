@@ -29,31 +29,31 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
-from hf_transfer.backbones.building import Backbone
+from hf_transfer.backbones import access
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.regression_units import take_scale
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.processes import Processes
-from hf_transfer.data.image_set import ImageSet, collate
+from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs import batches as inputs
 from hf_transfer.inputs import extraction, features
-from hf_transfer.planning.phases import Phase
-from hf_transfer.planning.plan import check_warmup, warmup_steps
+from hf_transfer.inputs.model_input import collate
+from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.rates import param_groups
-from hf_transfer.recipe.specs import PhaseSpec, UserError
+from hf_transfer.planning.steps import check_warmup, warmup_steps
+from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training import adapter_layers, exact_head, freezing, norm_statistics
 from hf_transfer.training import loss as objective
-from hf_transfer.training.arguments import (
-    check_features,
-    check_model,
-    check_phases,
-    phase_arguments,
-    resolved_phases,
-)
+from hf_transfer.training import proof as proof_module
+from hf_transfer.training.arguments import phase_arguments, resolved_phases
+from hf_transfer.training.checks import check_features, check_model, check_phases
 from hf_transfer.training.machine import compiling, image_weights, sharding
 from hf_transfer.training.machine import sync_batchnorm as batchnorm
-from hf_transfer.training.machine.cheap_steps import kept_memory, light_steps
+from hf_transfer.training.machine.cheap_steps import light_steps
 from hf_transfer.training.outcome import metric_names, phase_report
 from hf_transfer.training.recovery import checkpoints, failures, resuming, rollback
 from hf_transfer.training.recovery.checkpoints import publish, write_phase
@@ -164,9 +164,9 @@ class TransferTrainer(Trainer):
         )
         self.reports, output = [], TrainOutput(0, 0.0, {})
         if any(phase.spec.l2_sp for phase in self.phases):
-            named = freezing.bare_names(self.model, self.backbone.prefix)
+            named = access.bare_names(self.model, self.backbone.prefix)
             self._start = {name: p.detach().clone() for name, p in named.items()}
-        at_first = freezing.fingerprint(self.model, self.backbone.prefix)
+        at_first = proof_module.fingerprint(self.model, self.backbone.prefix)
         of = {"backbone": at_first.digest(without=self.backbone.layout.head)}
         of["sync_batchnorm"] = self.sync_batchnorm
         if hasattr(self.train_dataset, "__len__"):
@@ -206,7 +206,7 @@ class TransferTrainer(Trainer):
             self.args, self.phase = self._run_args, None
 
     def _train_phase(
-        self, phase: Phase, before: freezing.Fingerprints, resume: bool, **kwargs: Any
+        self, phase: Phase, before: proof_module.Fingerprints, resume: bool, **kwargs: Any
     ) -> TrainOutput:
         """Apply a phase, train it, end with its best weights, prove it and write it down."""
         began = time.monotonic()
@@ -344,7 +344,7 @@ class TransferTrainer(Trainer):
         model = model or self.model
         if self.phase is None or self.optimizer is not None:
             return super().create_optimizer(model)
-        named = freezing.bare_names(model, self.backbone.prefix)
+        named = access.bare_names(model, self.backbone.prefix)
         groups = [
             {
                 "params": [(name, named[name]) for name in group.names],
@@ -427,7 +427,7 @@ class TransferTrainer(Trainer):
             loss, outputs = loss if return_outputs else (loss, None)
         else:
             labels = inputs.pop("labels")
-            logits = objective.logits_of(model(**inputs))
+            logits = access.logits_of(model(**inputs))
             target = labels if soft is None else soft
             loss = objective.LOSSES[self.task](logits, target, self.class_weights, smoothing)
             shared = num_items_in_batch is not None and self.args.average_tokens_across_devices
@@ -437,7 +437,7 @@ class TransferTrainer(Trainer):
         if share is not None:  # a sum over all items of the step needs no weight
             loss = loss * (share if num_items_in_batch is None else float(share > 0))
         if spec and spec.l2_sp:
-            named = freezing.bare_names(self.model, self.backbone.prefix)
+            named = access.bare_names(self.model, self.backbone.prefix)
             head = self.backbone.layout.head
             pull = spec.l2_sp * objective.distance_from_start(named, self._start, head)
             whole = num_items_in_batch is not None  # or else Trainer divides by the batches
@@ -553,11 +553,11 @@ class TransferTrainer(Trainer):
                 tensor for tensor in self._moving().values() if not isinstance(tensor, nn.Parameter)
             )
 
-    def _prove(self, phase: Phase, before: freezing.Fingerprints) -> freezing.Proof:
+    def _prove(self, phase: Phase, before: proof_module.Fingerprints) -> proof_module.Proof:
         prefix = self.backbone.prefix
-        after = freezing.fingerprint(self.model, prefix)
-        freezing.check_agreement(self.processes.all(after))
+        after = proof_module.fingerprint(self.model, prefix)
+        proof_module.check_agreement(self.processes.all(after))
         free = freezing.free_buffers(self.model, prefix, self._still_names)
-        return freezing.prove(
+        return proof_module.prove(
             before, after, phase.parameters, self.backbone.groups, free, self.processes.count
         )

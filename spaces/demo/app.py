@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.serving.demo import launch
 
 if __name__ == "__main__":

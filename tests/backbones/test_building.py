@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from hf_transfer.backbones.load import layout_of, load_backbone, load_model
-from hf_transfer.backbones.origins import BackboneError
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.download import BackboneError
 
 torch.set_num_threads(1)
 ABC = ("a", "b", "c")

@@ -15,11 +15,11 @@ from transformers import (
     ViTModel,
 )
 
-from hf_transfer.backbones.building import Backbone
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.load import load_backbone
-from hf_transfer.backbones.origins import BackboneError
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.base.download import BackboneError
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.planning.selection import select
 
 torch.set_num_threads(1)

@@ -27,8 +27,9 @@ from transformers import (
 
 from hf_transfer.backbones.building import build_network
 from hf_transfer.backbones.load import layout_of, load_backbone, load_model, planned_layout
-from hf_transfer.backbones.origins import BackboneError, locate
+from hf_transfer.backbones.origins import locate
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.download import BackboneError
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.recipe.load import parse_recipe
 

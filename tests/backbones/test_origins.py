@@ -21,8 +21,9 @@ from huggingface_hub import constants
 from tiny_folders import pixels, resnet_folder, timm_folder, vit_folder
 
 from hf_transfer.backbones.load import load_backbone
-from hf_transfer.backbones.origins import BackboneError, answering_hub, locate
+from hf_transfer.backbones.origins import locate
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.download import BackboneError, answering_hub
 
 torch.set_num_threads(1)
 ABC = ("a", "b", "c")

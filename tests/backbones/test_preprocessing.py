@@ -11,16 +11,17 @@ import transformers
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from hf_transfer.backbones.origins import BackboneError
 from hf_transfer.backbones.preprocessing import (
     processor_config,
     read_processor,
     takes_bgr,
     with_input,
 )
-from hf_transfer.data.decoding import ImageSettings, decode
-from hf_transfer.inputs.augmentation import to_model_input
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.download import BackboneError
+from hf_transfer.base.errors import UserError
+from hf_transfer.data.decoding import decode
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.inputs.model_input import to_model_input
 
 torch.set_num_threads(1)
 KINDS: dict[str, dict[str, Any]] = {

@@ -13,9 +13,9 @@ from transformers import AutoModelForImageClassification
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.regression_units import in_units, plain_scale, take_scale
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.scale import Scale
-from hf_transfer.recipe.specs import UserError
 
 NAMES = ("x", "y")
 SCALE = Scale((5000.0, -0.2), (300.0, 0.01))

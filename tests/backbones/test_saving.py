@@ -21,7 +21,7 @@ from hf_transfer.backbones import saving
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.data.decoding import decode
-from hf_transfer.inputs.augmentation import to_model_input
+from hf_transfer.inputs.model_input import to_model_input
 
 torch.set_num_threads(1)
 LABELS = ("daisy", "rose", "tulip", "a b/c")

@@ -27,9 +27,9 @@ from hf_transfer.backbones.sweep import (
     table,
     totals,
 )
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.groups import Group, LayerGroups
 from hf_transfer.planning.layout import Layout
-from hf_transfer.recipe.specs import UserError
 
 # Networks that needed care, beyond one of each file.
 ODD = """

@@ -12,8 +12,8 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from hf_transfer.backbones.modeling_torchvision import network_of
-from hf_transfer.backbones.origins import BackboneError
 from hf_transfer.backbones.weights import bare, fill, read_weights, transfer, weights_in
+from hf_transfer.base.download import BackboneError
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from hf_transfer.base import cache, shards
 from hf_transfer.base.cache import Room, cache_entries, cache_root
 from hf_transfer.cli import main
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.rows import LivePixels, StoredPixels
 from hf_transfer.data.sources import scan

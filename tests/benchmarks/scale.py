@@ -100,8 +100,8 @@ def one(count: int, folder: Path, kind: str, workers: int) -> None:
 
     from hf_transfer.backbones.from_object import describe
     from hf_transfer.data.arrays import arange, zeros
-    from hf_transfer.data.decoding import ImageSettings
     from hf_transfer.data.image_set import ImageSet, load_data
+    from hf_transfer.data.image_settings import ImageSettings
     from hf_transfer.recipe.specs import DataSpec
     from hf_transfer.training.trainer import TransferTrainer
 

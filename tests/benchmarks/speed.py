@@ -42,9 +42,10 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import load_data
 from hf_transfer.data.sources import scan
-from hf_transfer.inputs.augmentation import to_model_input
 from hf_transfer.inputs.cut import crossing_values, find_cut
-from hf_transfer.planning.phases import Phase, make_phases
+from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.planning.phase import Phase
+from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.recipe.specs import DataSpec, Recipe
 from hf_transfer.training.freezing import freeze_all_but, still_modules

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.array_images import read_array, to_8_bit
-from hf_transfer.data.decoding import ImageError, ImageSettings, decode
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.data.decoding import ImageError, decode
+from hf_transfer.data.image_settings import ImageSettings
 
 
 def settings(channels: int, size: int = 8) -> ImageSettings:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_transfer.base.errors import DataError
 from hf_transfer.data.audit import NAMED
-from hf_transfer.data.decoding import ImageSettings
 from hf_transfer.data.image_set import ImageData, load_data
-from hf_transfer.data.targets import DataError
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.recipe.specs import DataSpec
 
 SETTINGS = ImageSettings(32, interpolation="bilinear")

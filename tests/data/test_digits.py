@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer.data.decoding import ImageSettings, decode
+from hf_transfer.base.errors import UserError
+from hf_transfer.data.decoding import decode
 from hf_transfer.data.digits import TEST_PER_CLASS, Digits, load_digits, write_examples
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.data.image_settings import ImageSettings
 
 SETTINGS = ImageSettings(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95)
 

@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 
 from hf_transfer.data import arrays as scratch
 from hf_transfer.data import columns as packed
-from hf_transfer.data.decoding import ImageSettings, decode
-from hf_transfer.data.image_set import ImageSet, collate, load_data
+from hf_transfer.data.decoding import decode
+from hf_transfer.data.image_set import ImageSet, load_data
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.augmentation import augment
+from hf_transfer.inputs.model_input import collate
 from hf_transfer.recipe.specs import Augment, DataSpec
 
 SETTINGS = ImageSettings(16, crop_pct=0.8, interpolation="bilinear")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.letters import (
     BOX,
     FONTS,
@@ -16,7 +17,7 @@ from hf_transfer.data.letters import (
     render,
     write_letters,
 )
-from hf_transfer.recipe.specs import LettersSpec, UserError
+from hf_transfer.recipe.specs import LettersSpec
 
 FEW = LettersSpec(fonts=14, images=6 * len(LETTERS))
 

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from hf_transfer.base.cache import Hold
+from hf_transfer.base.errors import DataError
 from hf_transfer.data import decoding as decoding_module
 from hf_transfer.data import pixels as store
-from hf_transfer.data.decoding import ImageSettings, decode
+from hf_transfer.data.decoding import decode
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.rows import LivePixels, StoredPixels
 from hf_transfer.data.sources import scan
-from hf_transfer.data.targets import DataError
 from hf_transfer.recipe.specs import DataSpec
 
 SETTINGS = ImageSettings(16, crop_pct=0.8, interpolation="bilinear")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from hf_transfer.base.errors import DataError
 from hf_transfer.data.scale import Scale
-from hf_transfer.data.targets import DataError
 
 
 def test_standard_numbers_have_mean_zero_and_spread_one_and_come_back():

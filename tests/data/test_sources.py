@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_transfer.base.errors import DataError, UserError
 from hf_transfer.data.sources import scan
 from hf_transfer.data.tables import ImageTable
-from hf_transfer.data.targets import DataError
-from hf_transfer.recipe.specs import DataSpec, UserError
+from hf_transfer.recipe.specs import DataSpec
 
 
 def make(root: Path, *names: str) -> Path:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hf_transfer.data.targets import DataError, check_separator, read_target, target_names
+from hf_transfer.base.errors import DataError
+from hf_transfer.data.targets import check_separator, read_target, target_names
 
 
 def test_a_class_is_a_text_or_a_whole_number():

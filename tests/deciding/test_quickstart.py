@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.deciding.quickstart import run_quickstart
 from hf_transfer.deciding.quickstart_text import QuickstartResult
 from hf_transfer.recipe.load import load_recipe, parse_recipe
-from hf_transfer.recipe.specs import Recipe, UserError
+from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results.report import RunReport
 
 

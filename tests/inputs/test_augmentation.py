@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_transfer.data.decoding import ImageError, ImageSettings, decode, decode_noted
-from hf_transfer.inputs.augmentation import augment, mix, to_model_input, uniforms
-from hf_transfer.recipe.specs import Augment, UserError
+from hf_transfer.base.errors import UserError
+from hf_transfer.data.decoding import ImageError, decode, decode_noted
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.inputs.augmentation import augment, mix, uniforms
+from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.recipe.specs import Augment
 
 EVERYTHING = Augment(
     crop=(0.35, 1.0), flip=True, vertical_flip=True, color=0.4, erase=0.5, rotate=15.0

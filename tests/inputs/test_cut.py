@@ -10,12 +10,12 @@ import torch
 from small import network, state
 from torch import nn
 
+from hf_transfer.backbones.access import logits_of
 from hf_transfer.inputs.cut import crossing_values, find_cut
 from hf_transfer.inputs.replay import Cut, Player
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.training.freezing import freeze_all_but, still_modules
-from hf_transfer.training.loss import logits_of
 
 
 def probe(count, size=families.SIZE):

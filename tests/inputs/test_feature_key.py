@@ -11,8 +11,8 @@ from small import HEAD, images, network, trained
 from hf_transfer.base.cache import cache_entries, cache_report
 from hf_transfer.base.processes import Processes
 from hf_transfer.data import decoding
-from hf_transfer.data.decoding import ImageSettings
 from hf_transfer.data.image_set import ImageSet
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.rows import LivePixels
 from hf_transfer.data.sources import scan
 from hf_transfer.inputs import extraction, feature_key

@@ -26,6 +26,7 @@ from torch import nn
 from transformers import default_data_collator
 
 from hf_transfer.base.cache import cache_entries, cache_report
+from hf_transfer.base.errors import UserError
 from hf_transfer.data import decoding, rows
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.pixels import open_pixels
@@ -34,7 +35,7 @@ from hf_transfer.planning.frozen_prefix import feature_bytes
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.plan import make_plan
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.recipe.specs import DataSpec, Recipe, UserError
+from hf_transfer.recipe.specs import DataSpec, Recipe
 
 
 def both(tmp_path, make, phase, **options):

@@ -8,16 +8,18 @@ from dataclasses import replace
 
 import pytest
 
+from hf_transfer.base.errors import RecipeError
 from hf_transfer.planning.adapters import adapted, parameters_of, select_adapted
 from hf_transfer.planning.groups import LayerGroups, group_layers
 from hf_transfer.planning.layout import Layout
-from hf_transfer.planning.phases import make_phases, phase_notes
+from hf_transfer.planning.phase_checks import phase_notes
+from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.plan import make_plan
 from hf_transfer.planning.plan_text import format_plan
 from hf_transfer.planning.rates import parameter_rates
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.planning.selection import SelectorError
-from hf_transfer.recipe.load import RecipeError, parse_recipe
+from hf_transfer.recipe.load import parse_recipe
 from hf_transfer.recipe.specs import PhaseSpec
 
 HEAD = PhaseSpec("head", epochs=1)

@@ -5,13 +5,13 @@ import re
 import pytest
 
 from hf_transfer.base.cache import Room
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.adapters import adapted
 from hf_transfer.planning.frozen_prefix import check_kept, feature_bytes, prefix_macs, why_live
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.recipe.specs import UserError
 
 
 def resnet50(backbone="timm/resnet50", **phase):

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from hf_transfer.base.errors import RecipeError
 from hf_transfer.planning.groups import Group, LayerGroups
 from hf_transfer.planning.layout import Layout
-from hf_transfer.planning.phases import make_phases, phase_notes, span
+from hf_transfer.planning.phase import span
+from hf_transfer.planning.phase_checks import phase_notes
+from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.selection import SelectorError, select, units
-from hf_transfer.recipe.load import RecipeError
 from hf_transfer.recipe.specs import AUGMENTS, GradualSpec, PhaseSpec
 
 

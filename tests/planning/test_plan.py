@@ -6,19 +6,18 @@ from dataclasses import replace
 import pytest
 
 from hf_transfer.base.cache import Room
-from hf_transfer.planning.groups import Group, LayerGroups, group_layers
-from hf_transfer.planning.layout import Layout
-from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.plan import (
+from hf_transfer.base.errors import UserError
+from hf_transfer.planning.cost import (
     EFFICIENCY,
     OUTPUT_OPERATIONS,
     PHASE_SECONDS,
     STEP_SECONDS,
-    make_plan,
     measure_speed,
-    optimizer_steps,
-    warmup_steps,
 )
+from hf_transfer.planning.groups import Group, LayerGroups, group_layers
+from hf_transfer.planning.layout import Layout
+from hf_transfer.planning.phases import make_phases
+from hf_transfer.planning.plan import make_plan
 from hf_transfer.planning.plan_text import (
     format_bytes,
     format_operations,
@@ -26,7 +25,8 @@ from hf_transfer.planning.plan_text import (
     format_seconds,
 )
 from hf_transfer.planning.recorded import recorded_layout
-from hf_transfer.recipe.specs import Augment, DataSpec, GradualSpec, PhaseSpec, Recipe, UserError
+from hf_transfer.planning.steps import optimizer_steps, warmup_steps
+from hf_transfer.recipe.specs import Augment, DataSpec, GradualSpec, PhaseSpec, Recipe
 
 COUNTS = {"train": {"rose": 60, "tulip": 40}, "validation": {"rose": 12, "tulip": 8}}
 MACS = 1000  # of each convolution below

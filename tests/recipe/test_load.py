@@ -6,14 +6,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from hf_transfer.recipe.load import (
-    RecipeError,
-    dump_recipe,
-    load_recipe,
-    parse_phase,
-    parse_recipe,
-    shipped_recipes,
-)
+from hf_transfer.base.errors import RecipeError, UserError
+from hf_transfer.recipe.load import dump_recipe, load_recipe, parse_phase, parse_recipe
+from hf_transfer.recipe.shipped import shipped_recipes
 from hf_transfer.recipe.specs import (
     AUGMENTS,
     Augment,
@@ -26,7 +21,6 @@ from hf_transfer.recipe.specs import (
     Recipe,
     SourceSpec,
     Stop,
-    UserError,
 )
 
 HEAD = "phases: [{train: head, epochs: 5}]\n"

@@ -8,7 +8,8 @@ import pytest
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.recorded import recorded_layout
-from hf_transfer.recipe.load import dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from hf_transfer.recipe.load import dump_recipe, load_recipe, parse_recipe
+from hf_transfer.recipe.shipped import shipped_recipes
 
 NAMES = (
     "alexnet_fixed_blocks",

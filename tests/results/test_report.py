@@ -18,18 +18,11 @@ import numpy as np
 import pytest
 from sample_report import FLOWERS, sample_report, task_report
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.results.charts import heat_map, scatter, shorten, thin, ticks
-from hf_transfer.results.page import report_page
-from hf_transfer.results.report import (
-    PhaseReport,
-    RunReport,
-    aggregate,
-    show_count,
-    show_rate,
-    show_seconds,
-    write_html,
-)
+from hf_transfer.results.page import report_page, write_html
+from hf_transfer.results.report import PhaseReport, RunReport, aggregate
+from hf_transfer.results.words import show_count, show_rate, show_seconds
 
 EMPTY = RunReport("x", {}, {}, {}, (), {}, {}, {}, 3)
 

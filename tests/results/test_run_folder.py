@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.recipe.load import load_recipe
-from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, SourceSpec, UserError
+from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, SourceSpec
 from hf_transfer.results.run_folder import FolderError, keep_inputs, open_folder, opened
 from hf_transfer.training.machine.precision import FILE
 

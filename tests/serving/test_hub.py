@@ -19,7 +19,7 @@ from sample_report import FLOWERS, sample_report
 from tiny_model import tiny_run
 
 from hf_transfer.backbones.load import load_model
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.serving.hub import gather, model_folder
 
 REPO = f"{OWNER}/flowers"

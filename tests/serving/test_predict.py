@@ -14,11 +14,11 @@ from transformers import pipeline
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.scale import Scale
-from hf_transfer.inputs.augmentation import to_model_input
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.serving.predict import (
     Prediction,
     find_images,

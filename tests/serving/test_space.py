@@ -17,7 +17,7 @@ from tiny_model import picture, tiny_run
 
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.saving import save_model
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.serving.demo import build_demo, launch
 from hf_transfer.serving.predict import predict
 

@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from hf_transfer.cli import main
-from hf_transfer.recipe.load import accelerate_configurations, shipped_recipes
+from hf_transfer.recipe.shipped import accelerate_configurations, shipped_recipes
 
 CONFIGURATIONS = {
     "cpu": (DistributedType.MULTI_GPU, 2, 1),

@@ -13,13 +13,14 @@ from small import trainer as make
 from test_freezing import fingerprint
 from torch import nn
 
+from hf_transfer.backbones.access import bare_names
 from hf_transfer.backbones.load import load_model
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.adapters import parameters_of
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.recipe.specs import PhaseSpec, UserError
+from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.training import adapter_layers
-from hf_transfer.training.freezing import bare_names
 
 KINDS = ["lora(r=4)", "dora(r=3, dropout=0.1)", "loha(r=2 alpha=4)", "lokr(r=2)", "lokr(r=64)"]
 NETWORKS = [RESNET, VIT, CONVNEXT, "torchvision/vit_b_16"]
@@ -256,7 +257,7 @@ def test_a_users_own_module_has_adapters_too(tmp_path):
 
 
 def _collated(rows):
-    from hf_transfer.data.image_set import collate
+    from hf_transfer.inputs.model_input import collate
 
     batch = collate(rows)
     pixels = batch["pixels"].permute(0, 3, 1, 2).float() / 255

@@ -6,15 +6,11 @@ import pytest
 from small import NAMES, arguments, images, network
 
 from hf_transfer.backbones.load import load_backbone
+from hf_transfer.base.errors import RecipeError, UserError
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.recipe.load import RecipeError
-from hf_transfer.recipe.specs import PhaseSpec, Recipe, UserError
-from hf_transfer.training.arguments import (
-    check_model,
-    phase_arguments,
-    resolved_phases,
-    training_arguments,
-)
+from hf_transfer.recipe.specs import PhaseSpec, Recipe
+from hf_transfer.training.arguments import phase_arguments, resolved_phases, training_arguments
+from hf_transfer.training.checks import check_model
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -130,7 +126,7 @@ def test_compile_and_gradient_checkpointing_reach_the_trainer(tmp_path, monkeypa
     both = training_arguments(replace(recipe, compile=True, gradient_checkpointing=True), tmp_path)
     assert both.torch_compile
     assert both.activation_checkpointing
-    monkeypatch.setattr("hf_transfer.training.arguments.compiler", lambda: None)
+    monkeypatch.setattr("hf_transfer.base.machine.compiler", lambda: None)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
         training_arguments(replace(recipe, compile=True), tmp_path)
     assert not training_arguments(replace(recipe, compile="auto"), tmp_path).torch_compile

@@ -11,12 +11,13 @@ from small import ALL, HEAD, VIT, Pixels, images, network, state, trained
 from test_features import alexnet_like
 from torch import nn
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.progress import EpochLines
-from hf_transfer.recipe.specs import PhaseSpec, UserError
+from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.page import report_page
 from hf_transfer.training import exact_head
 from hf_transfer.training.exact_head import FOLDS, STRENGTHS, _folds, solve_head
-from hf_transfer.training.recovery.interruption import DivergedError
+from hf_transfer.training.recovery.divergence import DivergedError
 
 SOLVE = {"train": "head", "solve": "lbfgs"}
 

@@ -6,20 +6,17 @@ from small import CONVNEXT, RESNET, VIT, network
 from torch import nn
 
 from hf_transfer.backbones.from_object import describe
-from hf_transfer.data.decoding import ImageSettings
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.training.freezing import (
     FreezingError,
-    NothingMovedError,
-    check_agreement,
-    fingerprint,
     free_buffers,
     freeze_all_but,
     moving,
-    prove,
     still_modules,
 )
+from hf_transfer.training.proof import NothingMovedError, check_agreement, fingerprint, prove
 
 NETWORKS = [RESNET, VIT, CONVNEXT, "torchvision/efficientnet_b0"]
 SELECTORS = ["head", "last 1 block", "last 2 stages", "norms", "biases", "all", "first 1 stages"]
@@ -109,7 +106,7 @@ def test_a_fingerprint_does_not_depend_on_the_memory_format_or_on_chunks(monkeyp
     model = nn.Conv2d(8, 8, 3)
     before = fingerprint(model, "")
     assert fingerprint(model.to(memory_format=torch.channels_last), "") == before
-    monkeypatch.setattr("hf_transfer.training.freezing.CHUNK", 100)
+    monkeypatch.setattr("hf_transfer.training.proof.CHUNK", 100)
     assert fingerprint(model, "") == before
 
 

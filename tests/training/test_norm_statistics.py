@@ -11,7 +11,7 @@ from small import ALL, HEAD, RESNET, VIT, Pixels, changed, images, network, stat
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.training import norm_statistics
 from hf_transfer.training.freezing import FreezingError
 from hf_transfer.training.norm_statistics import STATISTICS, layers, reestimate

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from small import network
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.recipe.specs import PhaseSpec, Stop, UserError
+from hf_transfer.recipe.specs import PhaseSpec, Stop
 from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.metrics.classification import compute_metrics
-from hf_transfer.training.freezing import Proof
 from hf_transfer.training.outcome import (
     best_row,
     check_metric,
@@ -20,6 +20,7 @@ from hf_transfer.training.outcome import (
     metric_values,
     phase_report,
 )
+from hf_transfer.training.proof import Proof
 
 LOG = [
     {"step": 3, "epoch": 1.0, "loss": 2.0, "learning_rate": 0.1},

@@ -14,13 +14,14 @@ from children import ended, free_port, join, start, together, train
 from small import ALL, COLD, CONVNEXT, HEAD, RESNET, VIT, changed, network
 from test_cli import photos
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.cli import main
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.plan import make_plan
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.recipe.specs import Recipe, UserError
+from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results.report import RunReport
 
 GRADUAL = [{"gradual": "2 stages", "epochs": 1, "lr": 2e-3, "lr_drop": 0.5, "batch_size": 4}]

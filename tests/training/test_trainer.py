@@ -31,16 +31,16 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, default_data_collator
 
 from hf_transfer.backbones.load import load_backbone, load_model
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.data.image_set import collate as together
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.inputs.model_input import collate as together
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.training.freezing import FreezingError
 from hf_transfer.training.layerwise import LayerwiseTrainer
 from hf_transfer.training.loss import LOSSES
 from hf_transfer.training.recovery import checkpoints
-from hf_transfer.training.recovery.interruption import DivergedError
+from hf_transfer.training.recovery.divergence import DivergedError
 from hf_transfer.training.trainer import TransferTrainer
 
 LIVE = {**HEAD, "features": "live"}

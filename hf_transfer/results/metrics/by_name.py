@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.scale import Scale
-from hf_transfer.recipe.specs import UserError
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.metrics.classification import classification_metrics, softmax
 from hf_transfer.results.metrics.multi_label import multilabel_metrics

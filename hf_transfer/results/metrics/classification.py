@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.results.metrics import ranking
 from hf_transfer.results.metrics.resampling import Floats, Ints, intervals, weights_of
 

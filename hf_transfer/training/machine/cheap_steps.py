@@ -11,18 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from torch.nn.parallel import DistributedDataParallel
 
-from hf_transfer.data.arrays import give_back, glibc, zeros
+from hf_transfer.data.arrays import zeros
 
 # accelerate asks twice in every step whether this package is there, and has the disk searched for
 # it: a third of a head's step.
 ASKED = "lomo_optim"
 AT_ONCE = 4096  # places that are Python's numbers at a time
-SMALL_WORK = 2e7  # multiply-adds of a batch, below which waking a second thread costs more
-
-TRIM, MAPPED = -1, -3  # glibc's names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-USUAL = {TRIM: 64 * 2**20, MAPPED: 32 * 2**20}  # where glibc itself comes to with large blocks
-KEPT = 2**30
 
 
 @contextmanager
@@ -36,41 +32,6 @@ def light_steps() -> Iterator[None]:
     finally:
         if absent:
             sys.modules.pop(ASKED, None)
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Keep what a step frees for the next one, until the block ends; on a CPU, with glibc.
-
-    Large blocks would go back to the system, which gives them anew page by page, each filled with
-    zeros: 17,000 pages in a step of ResNet-10-T (batch 32, 96 px), an eighth to a third of it.
-    """
-    library = glibc()
-    if library is None:
-        yield
-        return
-    for name in USUAL:
-        library.mallopt(name, KEPT)
-    try:
-        yield
-    finally:
-        for name, size in USUAL.items():
-            library.mallopt(name, size)
-        give_back()
-
-
-@contextmanager
-def threads_for(work: float) -> Iterator[None]:
-    """Compute with one thread where a batch is only so many multiply-adds; 0: not known."""
-    before = torch.get_num_threads()
-    alone = 0 < work < SMALL_WORK and before > 1
-    if alone:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if alone:
-            torch.set_num_threads(before)
 
 
 class EpochOrder(SeedableRandomSampler):
@@ -91,3 +52,23 @@ def light_order(loader: Any) -> None:
     sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
     if type(sampler) is SeedableRandomSampler and not sampler.replacement:
         loader.set_sampler(EpochOrder(sampler.data_source, data_seed=sampler.initial_seed))
+
+
+def settle_sums(wrapped: Any) -> None:
+    """Fix the order in which gradients are summed, before the first step that trains.
+
+    DistributedDataParallel lays its buckets out anew after its first backward pass, and from three
+    processes on a sum depends in its last bit on the place in a bucket: the first step after
+    resuming would not be that of the unbroken run. Here that pass is one of no consequence.
+    """
+    wrapped = getattr(wrapped, "_orig_mod", wrapped)
+    if not isinstance(wrapped, DistributedDataParallel):
+        return
+    wrapped.reducer.prepare_for_forward()
+    wrapped.reducer.prepare_for_backward([])
+    total = torch.zeros((), device=next(wrapped.parameters()).device)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            total = total + parameter.sum()  # the last is reached first: as in a network
+    total.backward()
+    wrapped.zero_grad(set_to_none=True)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_transfer.recipe.specs import UserError
-from hf_transfer.results.report import show_seconds, write_text
-from hf_transfer.training.arguments import NO_COMPILER, compiler
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
+from hf_transfer.base.machine import NO_COMPILER, compiler
+from hf_transfer.results.words import show_seconds
 from hf_transfer.training.machine.precision import now
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_transfer.backbones.access import logits_of
 from hf_transfer.base import launch
+from hf_transfer.base.files import write_text
+from hf_transfer.base.launch import mixed_precision
+from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.processes import Processes
 from hf_transfer.recipe.specs import GradualSpec, Recipe
-from hf_transfer.results.report import write_text
 from hf_transfer.training.arguments import joined
-from hf_transfer.training.loss import logits_of
-from hf_transfer.training.machine.cheap_steps import kept_memory
+from hf_transfer.training.machine import precision as precision_module
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +44,9 @@ def settle(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
     choice: dict[str, Any] = {"precision": recipe.precision, "layout": USUAL}
     if recipe.precision == "auto":
         choice = _chosen(recipe, model, out)
-    for line in launch.not_followed(recipe, choice["precision"]) if launch.is_main() else ():
+    for line in (
+        precision_module.not_followed(recipe, choice["precision"]) if launch.is_main() else ()
+    ):
         logger.warning("%s", line)
     model.to(memory_format=LAYOUTS[choice["layout"]])
     return choice
@@ -124,3 +130,21 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def not_followed(recipe: Recipe, precision: str) -> Iterator[str]:
+    """Yield a line for each setting of accelerate launch that a run in this precision does not
+    follow: its recipe decides."""
+    told = mixed_precision()
+    if told not in ("no", precision):
+        yield (
+            f"mixed_precision: {told} of accelerate launch is not used: this run is in "
+            f"{precision}, by precision: {recipe.precision} in its recipe; change it there "
+            "(--set precision=…)"
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no" and recipe.compile is not True:
+        yield (
+            f"dynamo_backend: {backend} of accelerate launch is not used, by compile: "
+            f"{str(recipe.compile).lower()} in the recipe; change it there (--set compile=true)"
+        )

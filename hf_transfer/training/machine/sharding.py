@@ -23,8 +23,8 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor
 
 from hf_transfer.base import launch
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.groups import LayerGroups
-from hf_transfer.recipe.specs import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
-from hf_transfer.recipe.specs import UserError
 
 if TYPE_CHECKING:
     from hf_transfer.training.trainer import TransferTrainer

@@ -26,8 +26,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
-from hf_transfer.recipe.specs import UserError
 from hf_transfer.results.report import PhaseReport
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 
 from hf_transfer.base import launch
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
-from hf_transfer.planning.phases import Phase
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.planning.phase import Phase
 
 # What gloo and torch say when another process does not answer any more.
 LOST = re.compile(

@@ -11,14 +11,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainerCallback
 
-from hf_transfer.base.processes import settle_sums
 from hf_transfer.recipe import stopping
-from hf_transfer.recipe.specs import UserError
-from hf_transfer.training.machine.cheap_steps import light_order
+from hf_transfer.training.machine.cheap_steps import light_order, settle_sums
 from hf_transfer.training.outcome import check_metric, metric_values
+from hf_transfer.training.recovery.divergence import EXPLODED, DivergedError, _finite
 
 if TYPE_CHECKING:
     from hf_transfer.training.trainer import TransferTrainer
@@ -27,11 +25,6 @@ logger = logging.getLogger(__name__)
 
 STOPPED = 143  # exit status of a process that SIGTERM ended
 DUE, CALLED = 1, 2  # reasons to save: enough time has passed, SIGTERM has come
-EXPLODED = 1e3  # times the first loss that was logged, or 1: what comes next is no number
-
-
-class DivergedError(UserError):
-    """The loss exploded, or is no number any more: the rate is too high, or the data bad."""
 
 
 class PhaseWatch(TrainerCallback):
@@ -199,12 +192,6 @@ class PhaseWatch(TrainerCallback):
     def left(self) -> bool:
         """Return whether any process was called to stop; all of them call this together."""
         return self.saves and bool(self.trainer.processes.most(int(self.called or self.leaving)))
-
-
-def _finite(value: Any) -> bool:
-    """Return whether a tensor's numbers are all finite; a sharded one's are this process's."""
-    local = getattr(value, "to_local", lambda: value)()
-    return not isinstance(local, torch.Tensor) or bool(torch.isfinite(local).all())
 
 
 class _Deaf:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from hf_transfer.base.processes import Processes
-from hf_transfer.planning.phases import Phase
+from hf_transfer.planning.phase import Phase
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training.machine import sharding
 from hf_transfer.training.recovery import checkpoints

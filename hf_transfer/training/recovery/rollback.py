@@ -19,11 +19,11 @@ from typing import Any
 
 from transformers.trainer_utils import TrainOutput
 
-from hf_transfer.planning.phases import Phase
-from hf_transfer.results.report import write_text
-from hf_transfer.training import adapter_layers, freezing
+from hf_transfer.base.files import write_text
+from hf_transfer.planning.phase import Phase
+from hf_transfer.training import adapter_layers, proof
 from hf_transfer.training.recovery import checkpoints, resuming
-from hf_transfer.training.recovery.interruption import DivergedError
+from hf_transfer.training.recovery.divergence import DivergedError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def run_phase(
     `run` is what holds for the whole run, as for `resuming.about_phase`. Raises DivergedError.
     """
     folder = Path(trainer._run_args.output_dir) / phase.folder
-    before = freezing.fingerprint(trainer.model, trainer.backbone.prefix)
+    before = proof.fingerprint(trainer.model, trainer.backbone.prefix)
     trainer._about = resuming.about_phase(phase, before.digest(), run)
     done = resuming.finished(folder, trainer.model, trainer._about) if resume else None
     resuming.check_shared(folder, done is not None, trainer.processes)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sample_report import sample_logits
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.results.metrics.by_name import MODULE, OURS, load_metric
 from hf_transfer.results.metrics.classification import classification_metrics, softmax
 from hf_transfer.results.metrics.multi_label import multilabel_metrics

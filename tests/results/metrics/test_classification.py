@@ -9,7 +9,7 @@ import pytest
 from sample_report import sample_logits
 from sklearn import metrics as reference
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.results.metrics import classification, resampling
 from hf_transfer.results.metrics.classification import (
     classification_metrics,

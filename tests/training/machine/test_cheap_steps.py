@@ -15,17 +15,13 @@ from accelerate.data_loader import SeedableRandomSampler
 from small import HEAD, images, state, trained
 from transformers import TrainerCallback
 
+from hf_transfer.base import machine
+from hf_transfer.base.machine import kept_memory
 from hf_transfer.data import arrays
 from hf_transfer.inputs import extraction
+from hf_transfer.inputs.features import SMALL_WORK, threads_for
 from hf_transfer.training.machine import cheap_steps
-from hf_transfer.training.machine.cheap_steps import (
-    ASKED,
-    SMALL_WORK,
-    EpochOrder,
-    kept_memory,
-    light_steps,
-    threads_for,
-)
+from hf_transfer.training.machine.cheap_steps import ASKED, EpochOrder, light_steps
 
 
 def test_a_package_that_is_not_there_is_not_searched_for_inside_and_is_outside(monkeypatch):
@@ -123,10 +119,10 @@ def test_training_keeps_its_memory_and_gives_it_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
     trained(tmp_path, [{**HEAD, "epochs": 1}], callbacks=[Look()])
-    kept = [(name, cheap_steps.KEPT) for name in cheap_steps.USUAL]
+    kept = [(name, machine.KEPT) for name in machine.USUAL]
     steps = asked.count("step")
     assert steps
-    assert asked == [*kept, *["step"] * steps, *cheap_steps.USUAL.items(), "trim"]
+    assert asked == [*kept, *["step"] * steps, *machine.USUAL.items(), "trim"]
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
@@ -139,7 +135,7 @@ def test_another_c_library_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
     with kept_memory():
-        assert arrays.glibc() is None
+        assert machine.glibc() is None
     assert set(asked) == {"malloc_trim"}
 
 

@@ -24,8 +24,8 @@ from small import (
 from torch import nn
 from transformers import TrainerCallback
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import leave
-from hf_transfer.recipe.specs import UserError
 from hf_transfer.training.machine import compiling
 from hf_transfer.training.machine.compiling import NOTE, expected_seconds, judged, not_worth
 from hf_transfer.training.trainer import TransferTrainer

@@ -31,11 +31,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoModelForImageClassification
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.inputs.extraction import FeaturesError
 from hf_transfer.inputs.features import replay_of
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.recipe.specs import UserError
 from hf_transfer.training.machine import sharding
 
 OPTIONS = {"dropout": 0.0, "images": 22, "checkpoint_seconds": 1000}

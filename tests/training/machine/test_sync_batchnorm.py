@@ -12,8 +12,8 @@ from test_processes import log, results
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
-from hf_transfer.recipe.specs import UserError
 from hf_transfer.training.machine import sync_batchnorm
 
 LAYERS = {

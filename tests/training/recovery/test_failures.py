@@ -10,10 +10,11 @@ from PIL import Image
 from small import COLD, trained, trainer
 
 from hf_transfer.backbones.load import load_backbone
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.data.image_set import load_data
 from hf_transfer.data.sources import scan
-from hf_transfer.recipe.specs import DataSpec, UserError
+from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.training.recovery.failures import LostError, in_one_line
 
 TWO = Processes(2, 0, None, ("one", "two"))

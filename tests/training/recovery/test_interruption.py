@@ -9,7 +9,7 @@ from children import ended, start
 from small import COLD, HEAD, Pixels, changed, images, network, state, trained, trainer
 from transformers import TrainerCallback
 
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 from hf_transfer.training.recovery import checkpoints
 
 

@@ -26,9 +26,9 @@ from transformers import TrainerCallback
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.training.measuring import warnings_of
+from hf_transfer.results.facts import warnings_of
 from hf_transfer.training.recovery import checkpoints, rollback
-from hf_transfer.training.recovery.interruption import DivergedError
+from hf_transfer.training.recovery.divergence import DivergedError
 
 LOW = {**HEAD, "lr": 1e-4}
 PHASE = {**COLD, "lr": 1e-2, "epochs": 3, "on_nan": "rollback"}  # of three steps an epoch
@@ -62,9 +62,9 @@ def test_without_checkpoints_a_phase_begins_again_as_if_it_had_had_the_lower_rat
     assert caplog.text.count("the phase begins again from the weights it started with") == 2
     assert "phase all, epoch 2" in caplog.text
     assert "lr: 0.001" in caplog.text
-    assert any("it went back 2 times, each time to go on" in line for line in warnings_of(done))
+    assert "it went back 2 times, each time to go on" in "".join(warnings_of(done.reports))
     done.reports[1] = replace(done.reports[1], rollbacks=1)
-    assert any("it went back once to go on" in line for line in warnings_of(done))
+    assert "it went back once to go on" in "".join(warnings_of(done.reports))
 
 
 @pytest.mark.parametrize(

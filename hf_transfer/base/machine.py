@@ -1,0 +1,56 @@
+"""What the machine has and how its memory is kept: compiler, C library, allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+NO_COMPILER = "needs a C++ compiler (CXX, g++ or clang++); install one"
+TRIM, MAPPED = -1, -3  # glibc's names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+USUAL = {TRIM: 64 * 2**20, MAPPED: 32 * 2**20}  # where glibc itself comes to with large blocks
+KEPT = 2**30
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler that torch.compile would call on a CPU."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def glibc() -> Any:
+    """Return the C library where it is glibc, whose allocator can be told what to keep, or None."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "malloc_trim") else None
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keep what a step frees for the next one, until the block ends; on a CPU, with glibc.
+
+    Large blocks would go back to the system, which gives them anew page by page, each filled with
+    zeros: 17,000 pages in a step of ResNet-10-T (batch 32, 96 px), an eighth to a third of it.
+    """
+    library = glibc()
+    if library is None:
+        yield
+        return
+    for name in USUAL:
+        library.mallopt(name, KEPT)
+    try:
+        yield
+    finally:
+        for name, size in USUAL.items():
+            library.mallopt(name, size)
+        trim()
+
+
+def trim() -> None:
+    """Return to the system what was freed, where glibc would keep it."""
+    library = glibc()
+    if library is not None:
+        library.malloc_trim(0)

@@ -1,0 +1,65 @@
+"""`ImageSettings`: the size, channels and normalisation that a network takes images in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from hf_transfer.base.errors import UserError
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What a backbone wants to see; the same in training, prediction and the Space.
+
+    `crop_mode` "center" resizes the shortest side and cuts the middle out; "squash" resizes both
+    sides to the square, as most processors of transformers' vision transformers do.
+    """
+
+    size: int
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash"] = "center"
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise UserError(f"an image has 1 or more channels, not {self.channels}")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise UserError(
+                f"mean and std need one number per channel: {self.channels}, "
+                f"not {len(self.mean)} and {len(self.std)}"
+            )
+        if self.interpolation not in FILTERS:
+            raise UserError(f"interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
+        if self.size < 1 or not 0 < self.crop_pct <= 1:
+            raise UserError(
+                f"size {self.size} and crop_pct {self.crop_pct} must be at least 1 and in (0, 1]"
+            )
+
+    @property
+    def stored(self) -> int:
+        """Side in pixels of the square that is decoded and stored: `floor(size / crop_pct)`.
+
+        The margin undoes the rounding of a `crop_pct` that was itself computed as size / side.
+        """
+        return math.floor(self.size / self.crop_pct + 1e-6)
+
+
+def middle(side: int, size: int) -> int:
+    """Return where a centred cut of `size` begins in `side` pixels, rounded as torchvision does."""
+    return round((side - size) / 2.0)

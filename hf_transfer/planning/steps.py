@@ -1,0 +1,42 @@
+"""How many optimizer steps a phase takes, and how many of them warm up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hf_transfer.base.errors import RecipeError
+from hf_transfer.planning.phase import Phase
+from hf_transfer.recipe.specs import PhaseSpec
+
+
+def optimizer_steps(spec: PhaseSpec, images: int, processes: int = 1) -> int:
+    """Return how many optimizer steps a phase takes on so many training images; 0 with `solve`."""
+    if spec.steps is not None:
+        return spec.steps
+    batches = math.ceil(images / (spec.batch_size * processes))
+    return math.ceil((spec.epochs or 0) * math.ceil(batches / spec.accumulate))
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Return how many of a phase's steps the rates rise for; a share leaves at least one of them.
+
+    As TrainingArguments.get_warmup_steps, but for a share that rounds up to all of the phase: its
+    only step would have a rate of 0.
+    """
+    return int(warmup) if warmup >= 1 else min(math.ceil(steps * warmup), max(steps - 1, 0))
+
+
+def check_warmup(phases: Sequence[Phase], images: int, processes: int = 1) -> None:
+    """Raise RecipeError, naming each, for a warmup that is as long as its phase or longer."""
+    problems = []
+    for phase in phases:
+        spec, steps = phase.spec, optimizer_steps(phase.spec, images, processes)
+        if 0 < steps <= warmup_steps(spec.warmup, steps):
+            place = spec.place or f"phase {phase.name}"
+            problems.append(
+                f"{place}: warmup: {spec.warmup:g} leaves none of the phase's {steps} steps at its "
+                "full rate; write fewer, or a share such as 0.1"
+            )
+    if problems:
+        raise RecipeError(problems)
