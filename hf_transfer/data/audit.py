@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.errors import DataError
-from hf_transfer.data.arrays import AT_ONCE, grouped, spans, where, zeros
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import Facts
 from hf_transfer.data.sources import SPLITS, Scan
@@ -102,7 +101,7 @@ def audit(
         if kind != "repeated":
             usable[rows] = False
         findings.append(_finding(kind, [found.files[row] for row in rows], CONTENT[kind]))
-    kept = where(usable)
+    kept = np.flatnonzero(usable)
     chosen = found.take(kept)
     _check_splits(chosen, spec, same)
     _check_validation(found, chosen, spec)
@@ -147,10 +146,9 @@ def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding
     for row in sorted(facts.notes):
         for kind in facts.notes[row]:
             by_kind[kind].append(row)
-    for span in spans(len(facts.sizes)):
-        short = facts.sizes[span].min(1)
-        tiny = (short > 0) & (short < max(TINY_PX, settings.size / 4))
-        by_kind["tiny"] += (np.flatnonzero(tiny) + span.start).tolist()
+    short = facts.sizes.min(axis=1, initial=2**31 - 1)
+    tiny = (short > 0) & (short < max(TINY_PX, settings.size / 4))
+    by_kind["tiny"] = np.flatnonzero(tiny).tolist()
     done = dict(HANDLED)
     if settings.channels == 1:
         done["grayscale"] = "as the model wants it"
@@ -169,7 +167,7 @@ def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding
 def _same_content(found: Scan, facts: Facts, usable: np.ndarray) -> dict[str, list[int]]:
     """Return the rows that show the same picture as another, by what that means."""
     same: dict[str, list[int]] = {kind: [] for kind in CONTENT}
-    for rows in _groups(facts.pixels, where(usable)):
+    for rows in _groups(facts.pixels, np.flatnonzero(usable)):
         by_split = {split: [row for row in rows if found.splits[row] == split] for split in SPLITS}
         train, validation, test = by_split.values()
         if len({found.targets[row] for row in rows}) > 1:
@@ -188,20 +186,7 @@ def _same_content(found: Scan, facts: Facts, usable: np.ndarray) -> dict[str, li
 
 
 def _groups(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
-    """Yield the rows that share a digest, two at least in each list.
-
-    Looked for among those that begin alike, so few that they fit into memory.
-    """
-    parts = np.uint32(1 + len(rows) // AT_ONCE)
-    begins = zeros(len(digests), np.uint16)
-    for span in spans(len(digests)):
-        first, second = digests[span, :2].T.astype(np.uint32)
-        begins[span] = (first * 256 + second) * parts >> 16
-    for some in grouped(begins, rows):
-        yield from _equal(digests, some)
-
-
-def _equal(digests: np.ndarray, rows: np.ndarray) -> Iterable[list[int]]:
+    """Yield the rows that share a digest, two at least in each list."""
     keys = np.ascontiguousarray(digests[rows]).view(f"V{digests.shape[1]}")[:, 0]
     _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(counts[group] > 1)
@@ -225,7 +210,7 @@ def _check_validation(found: Scan, chosen: Scan, spec: DataSpec) -> None:
 
     A share of a class, or of a tenth of numbers, always leaves one to train on, however large.
     """
-    rows = np.flatnonzero(chosen.splits.where("validation"))
+    rows = chosen.splits.where("validation")
     if any(chosen.targets[row] != () for row in rows):
         return
     if len(rows):

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_transfer.data.arrays import give_back, take, where, zeros
+from hf_transfer.base.machine import trim
 from hf_transfer.data.audit import Audit, audit
-from hf_transfer.data.columns import Names
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import Facts, open_pixels
 from hf_transfer.data.rows import LivePixels, StoredPixels
@@ -52,7 +51,7 @@ class ImageSet:
         dtype = np.int64 if np.ndim(labels) == 1 else np.float32
         self.pixels, self.labels = pixels, np.asarray(labels, dtype=dtype)
         self.names, self.scale = tuple(names), scale
-        self.files = files if isinstance(files, Names) else Names(files)
+        self.files = tuple(files)
 
     @classmethod
     def from_arrays(
@@ -118,8 +117,8 @@ class ImageSet:
         rows = np.asarray(indices, dtype=np.int64)
         pixels = self.pixels
         taken = pixels[rows] if isinstance(pixels, np.ndarray) else pixels.take(rows)
-        files = self.files.take(rows) if self.files else ()
-        return ImageSet(taken, take(self.labels, rows), self.names, files, self.scale)
+        files = [self.files[row] for row in rows.tolist()] if self.files else ()
+        return ImageSet(taken, self.labels[rows], self.names, files, self.scale)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -180,7 +179,7 @@ def load_data(
     found = scan(_with_spare(spec), seed, task)
     pixels, facts = open_pixels(found, settings, cache_dir, limit_bytes)
     about, kept = audit(found, facts, settings, spec)
-    kept = take(kept, limited(found.take(kept), spec, seed))
+    kept = kept[limited(found.take(kept), spec, seed)]
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
         logger.info("%s: %d (%s): %s", finding.kind, finding.count, few, finding.done)
@@ -191,11 +190,11 @@ def load_data(
         targets = scale.to_standard(targets)
     sets = {}
     for split in SPLITS:
-        rows = take(kept, where(splits.where(split)))
-        files = found.files.take(rows)
-        sets[split] = ImageSet(pixels.take(rows), take(targets, rows), found.labels, files, scale)
+        rows = kept[splits.where(split)]
+        files = [found.files[row] for row in rows.tolist()]
+        sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files, scale)
     fingerprint = _fingerprint(found, facts, kept)
-    give_back()
+    trim()
     return ImageData(
         labels=found.labels,
         train=sets["train"],
@@ -212,8 +211,8 @@ def load_data(
 def _labels(found: Scan) -> np.ndarray:
     """Return targets as numbers: classes (N,), or (N, labels) of 0 and 1, or numbers (N, T)."""
     if found.task != "multi_label":
-        return take(np.array(found.targets.table), found.targets.codes)
-    labels = zeros((len(found.files), len(found.labels)), np.float32)
+        return np.array(found.targets.table)[found.targets.codes]
+    labels = np.zeros((len(found.files), len(found.labels)), np.float32)
     for row, places in enumerate(found.targets):
         labels[row, list(places)] = 1
     return labels

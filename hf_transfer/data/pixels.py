@@ -36,7 +36,6 @@ from hf_transfer.base.cache import (
     write_about,
 )
 from hf_transfer.base.errors import DataError
-from hf_transfer.data.arrays import spans, zeros
 from hf_transfer.data.decoding import ImageError, decode_noted, depends_on
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.rows import LivePixels, StoredPixels, row_shape
@@ -171,24 +170,9 @@ def _open(folder: Path, shape: tuple[int, ...], say: bool = False) -> Facts | No
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return a .npz file's arrays, read a part at a time; zipfile checks their CRC.
-
-    Raises ValueError and what zipfile raises where they do not hold.
-    """
-    found = {}
-    with zipfile.ZipFile(path) as file:
-        for info in file.infolist():
-            with file.open(info) as part:
-                np.lib.format.read_magic(part)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(part)
-                if info.file_size - part.tell() != math.prod(shape) * dtype.itemsize:
-                    raise ValueError(f"{info.filename} is not as long as it says")
-                array = zeros(shape, dtype)
-                whole = array.reshape(-1).view(np.uint8)
-                for span in spans(len(whole)):
-                    whole[span] = np.frombuffer(part.read(span.stop - span.start), np.uint8)
-            found[info.filename.removesuffix(".npy")] = array
-    return found
+    """Return a .npz file's arrays; zipfile checks their CRC, and says what is wrong."""
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return dict(file)
 
 
 def _check(path: Path, recorded: list[int], facts: Facts, shape: tuple[int, ...]) -> None:
@@ -205,18 +189,6 @@ def _check(path: Path, recorded: list[int], facts: Facts, shape: tuple[int, ...]
 
 def _digest(data: np.ndarray | bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _write_arrays(file: Any, arrays: dict[str, np.ndarray]) -> None:
-    """Write a .npz file as numpy does, a part at a time."""
-    with zipfile.ZipFile(file, "w") as whole:
-        for name, array in arrays.items():
-            with whole.open(f"{name}.npy", "w", force_zip64=True) as part:
-                layout = np.lib.format.header_data_from_array_1_0(array)
-                np.lib.format.write_array_header_1_0(part, layout)
-                values = array.reshape(-1).view(np.uint8)
-                for span in spans(len(values)):
-                    part.write(values[span])
 
 
 # --- building --------------------------------------------------------------------------------
@@ -243,7 +215,7 @@ def _build(root: Path, key: str, found: Scan, settings: ImageSettings, stored: b
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         with (place / "facts.npz").open("wb") as file:
             arrays = {"pixels": facts.pixels, "files": facts.files, "sizes": facts.sizes}
-            _write_arrays(file, {"about": text, **arrays})
+            np.savez(file, about=text, **arrays)
             _to_disk(file)
         side = f"{settings.stored} px{'' if stored else ', decoded live'}"
         write_about(place, f"{found.path}, {shape[0]} images of {side}", shape[0])
@@ -258,7 +230,10 @@ def _decode_all(found: Scan, settings: ImageSettings, file: Any) -> Facts:
     """Decode in threads, wave by wave, writing pixels in order; return the facts of all rows."""
     count, shape = len(found.files), row_shape(settings)
     facts = Facts(
-        *(zeros((count, 16), np.uint8) for _ in range(2)), zeros((count, 2), np.int32), {}, {}
+        *(np.zeros((count, 16), np.uint8) for _ in range(2)),
+        np.zeros((count, 2), np.int32),
+        {},
+        {},
     )
     wave = min(4096, max(64, WAVE_BYTES // int(np.prod(shape))))
     black, start, said = np.zeros(shape, np.uint8), time.monotonic(), 0.0

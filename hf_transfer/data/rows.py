@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.cache import Hold
-from hf_transfer.data.arrays import arange, take
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.sources import Scan
@@ -37,7 +36,7 @@ class StoredPixels:
         hold: Hold | None = None,
     ) -> None:
         self.path, self.stored, self.hold = path, tuple(shape), hold
-        self.rows = arange(shape[0]) if rows is None else rows
+        self.rows = np.arange(shape[0]) if rows is None else rows
         self._map: mmap.mmap | None = None
         self._all: np.ndarray | None = None
         self._read = 0
@@ -65,7 +64,7 @@ class StoredPixels:
 
     def take(self, rows: np.ndarray) -> StoredPixels:
         """Return the images in these places, without reading any."""
-        return StoredPixels(self.path, self.stored, take(self.rows, rows), self.hold)
+        return StoredPixels(self.path, self.stored, self.rows[rows], self.hold)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None, "_all": None, "hold": None}
@@ -78,7 +77,7 @@ class LivePixels:
         self, found: Scan, settings: ImageSettings, rows: np.ndarray | None = None
     ) -> None:
         self.found, self.settings = found, settings
-        self.rows = arange(len(found.files)) if rows is None else rows
+        self.rows = np.arange(len(found.files)) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,4 +96,4 @@ class LivePixels:
 
     def take(self, rows: np.ndarray) -> LivePixels:
         """Return the images in these places, without decoding any."""
-        return LivePixels(self.found, self.settings, take(self.rows, rows))
+        return LivePixels(self.found, self.settings, self.rows[rows])

@@ -16,9 +16,15 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.errors import DataError
-from hf_transfer.data.arrays import arange, grouped, spans, where
-from hf_transfer.data.columns import Codes, Names, sorted_texts
-from hf_transfer.data.splits import by_strata, draw_order, drawn_first, iterative, tenths
+from hf_transfer.data.columns import Codes
+from hf_transfer.data.splits import (
+    by_strata,
+    draw_order,
+    drawn_first,
+    grouped,
+    iterative,
+    tenths,
+)
 from hf_transfer.data.tables import (
     SPLIT_NAMES,
     SUFFIXES,
@@ -57,7 +63,7 @@ class Scan:
     path: str
     root: Path
     labels: tuple[str, ...]
-    files: Names
+    files: tuple[str, ...]
     targets: Codes
     splits: Codes
     ignored: tuple[str, ...] = ()
@@ -110,14 +116,9 @@ class Scan:
 
     def take(self, rows: np.ndarray) -> Scan:
         """Return the scan of these rows alone, with the same labels."""
-        if len(rows) == len(self.files) and all(
-            np.array_equal(rows[span], np.arange(span.start, span.stop))
-            for span in spans(len(rows))
-        ):
-            return self
         return replace(
             self,
-            files=self.files.take(rows),
+            files=tuple(self.files[row] for row in rows.tolist()),
             targets=self.targets.take(rows),
             splits=self.splits.take(rows),
         )
@@ -173,11 +174,14 @@ def _listed(
     task: str = "classification",
 ) -> Scan:
     """Return the scan of rows that come in the order of their names."""
-    files, targets, splits = Names(), Codes(), Codes()
+    files: list[str] = []
+    told_of: list[Target] = []
+    named_splits: list[str] = []
     for name, target, split in rows:
         files.append(name)
-        targets.append(target)
-        splits.append(split)
+        told_of.append(target)
+        named_splits.append(split)
+    targets = Codes(told_of)
     told = {"classification": lambda target: (target,), "multi_label": tuple}.get(task)
     present = {label for target in targets.table for label in told(target)} if told else set()
     named = tuple(label for label in order if label in present or task != "classification")
@@ -196,9 +200,9 @@ def _listed(
         path=str(path),
         root=root,
         labels=labels,
-        files=files,
+        files=tuple(files),
         targets=targets.map(lambda target: _placed(target, place)),
-        splits=splits,
+        splits=Codes(named_splits),
         ignored=ignored,
         task=task,
     )
@@ -277,10 +281,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _walk(root: Path, top: str) -> Iterator[str]:
-    """Yield all files below a folder of the root, in the order of their names, "/" between parts.
-
-    Only some of each folder that is open are held in memory.
-    """
+    """Yield all files below a folder of the root, by name in order, "/" between parts."""
     begun, seen = [iter([f"{top}/" if top else ""])], set()
     while begun:
         name = next(begun[-1], None)
@@ -298,10 +299,10 @@ def _walk(root: Path, top: str) -> Iterator[str]:
         begun.append(map(name.__add__, _listing(here)))
 
 
-def _listing(folder: str) -> Iterator[str]:
+def _listing(folder: str) -> list[str]:
     """Return the names in a folder, in order; those of folders end with "/"."""
     with os.scandir(folder) as entries:
-        return sorted_texts(
+        return sorted(
             f"{entry.name}/" if entry.is_dir() else entry.name
             for entry in entries
             if shown(entry.name)
@@ -360,7 +361,7 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     splits = found.splits.map(lambda split: split or "train")
     shares = {"test": spec.test, "validation": spec.validation}
     shares = {s: share for s, share in shares.items() if share and s not in splits.table}
-    rows = where(splits.where("train"))
+    rows = splits.where("train")
     order = draw_order(found.files, seed)
     if found.task == "multi_label":
         drawn = iterative(rows, found.targets, order, shares)
@@ -369,7 +370,7 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
         strata = tenths(rows, found.targets) if numbers else found.targets.codes
         drawn = by_strata(rows, strata, order, shares)
     for split, mine in drawn.items():
-        splits.put(mine, split)
+        splits = splits.put(mine, split)
     return replace(found, splits=splits)
 
 
@@ -380,11 +381,11 @@ def limited(found: Scan, spec: DataSpec, seed: int) -> np.ndarray:
     """
     limits = {"train": spec.train_per_class, "validation": spec.validation_per_class}
     if limits == {"train": None, "validation": None}:
-        return arange(len(found.files))
+        return np.arange(len(found.files))
     order, codes = draw_order(found.files, seed), found.targets.codes
     kept = np.ones(len(found.files), bool)
     for split, limit in limits.items():
         if limit is not None:
-            for mine in grouped(codes, where(found.splits.where(split))):
+            for mine in grouped(codes, found.splits.where(split)):
                 kept[drawn_first(mine, order)[limit:]] = False
-    return where(kept)
+    return np.flatnonzero(kept)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
-from hf_transfer.data.arrays import grouped, spans, zeros
 
 TENTHS = 10
 
@@ -18,10 +16,15 @@ def draw_order(names: Sequence[str], seed: int) -> np.ndarray:
     texts = (f"{seed}\0{name}".encode(errors="surrogateescape") for name in names)
     digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     whole = (int.from_bytes(digest, "big") for digest in digests)
-    order = zeros(len(names), np.uint64)
-    for span in spans(len(names)):
-        order[span] = np.fromiter(whole, np.uint64, span.stop - span.start)
-    return order
+    return np.fromiter(whole, np.uint64, len(names))
+
+
+def grouped(codes: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of each code that they have, in order; codes (N,) are whole numbers."""
+    mine = codes[rows]
+    order = np.argsort(mine, kind="stable")
+    ends = np.flatnonzero(np.diff(mine[order])) + 1
+    return iter(np.split(rows[order], ends) if len(rows) else ())
 
 
 def drawn_first(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -49,7 +52,7 @@ def tenths(rows: np.ndarray, targets: Sequence[Any]) -> np.ndarray:
     """Return for each image, if it is one of the rows, in which tenth of them it lies, by the first
     of its numbers."""
     ranked = sorted(rows.tolist(), key=lambda row: (targets[row][0], row))
-    found = zeros(len(targets), np.uint8)
+    found = np.zeros(len(targets), np.uint8)
     found[ranked] = np.arange(len(ranked)) * TENTHS // max(1, len(ranked))
     return found
 

@@ -99,7 +99,6 @@ def one(count: int, folder: Path, kind: str, workers: int) -> None:
     from transformers import TrainingArguments
 
     from hf_transfer.backbones.from_object import describe
-    from hf_transfer.data.arrays import arange, zeros
     from hf_transfer.data.image_set import ImageSet, load_data
     from hf_transfer.data.image_settings import ImageSettings
     from hf_transfer.recipe.specs import DataSpec
@@ -122,8 +121,8 @@ def one(count: int, folder: Path, kind: str, workers: int) -> None:
     model.backbone = describe(model, ["top.*"], image=ImageSettings(SEEN_PX))  # type: ignore
     start, began, peak = memory(), time.perf_counter(), Peak()
     if kind == "virtual":
-        rows, labels = arange(count), zeros(count, np.int64)
-        np.remainder(rows, CLASSES, out=labels)
+        rows = np.arange(count)
+        labels = rows % CLASSES
         images = ImageSet(Made(rows), labels, names)  # type: ignore[arg-type]
         few = np.arange(0, count, max(1, count // 2000))
         train, validation = images, images.subset(few)

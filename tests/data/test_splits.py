@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from hf_transfer.data.columns import Codes
-from hf_transfer.data.splits import by_strata, draw_order, iterative, tenths
+from hf_transfer.data.splits import by_strata, draw_order, grouped, iterative, tenths
 
 
 def names(count: int) -> list[str]:
@@ -14,6 +14,14 @@ def names(count: int) -> list[str]:
 
 def rows_of(drawn: dict[str, np.ndarray], split: str) -> set[int]:
     return set(drawn[split].tolist())
+
+
+def test_rows_are_grouped_by_their_code_in_their_order():
+    draw = np.random.default_rng(0)
+    codes, rows = draw.integers(0, 9, 40), np.sort(draw.permutation(40)[:23])
+    groups = [rows[codes[rows] == code].tolist() for code in np.unique(codes[rows])]
+    assert [mine.tolist() for mine in grouped(codes, rows)] == groups
+    assert list(grouped(codes, rows[:0])) == []
 
 
 def test_every_stratum_gives_its_share_and_keeps_one_row():

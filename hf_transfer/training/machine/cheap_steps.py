@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch.nn.parallel import DistributedDataParallel
-
-from hf_transfer.data.arrays import zeros
 
 # accelerate asks twice in every step whether this package is there, and has the disk searched for
 # it: a third of a head's step.
@@ -40,8 +37,7 @@ class EpochOrder(SeedableRandomSampler):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.epoch + self.initial_seed)
         count = len(self.data_source)
-        order = torch.from_numpy(zeros(count, np.int64))
-        torch.randperm(count, generator=generator, out=order)
+        order = torch.randperm(count, generator=generator)
         for some in order.split(AT_ONCE):
             yield from some.tolist()
         self.set_epoch(self.epoch + 1)
