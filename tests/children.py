@@ -277,3 +277,11 @@ def train(out: Path, phases: Any, options: dict[str, Any]) -> None:
 
     del trainer
     leave()
+
+
+def log(out):
+    return "\n".join(path.read_text() for path in sorted(out.parent.glob(f"{out.name}-*.log")))
+
+
+def results(out):
+    return torch.load(out / "end.pt"), json.loads((out / "end.json").read_text())

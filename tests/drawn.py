@@ -66,3 +66,14 @@ def _csv(path: Path, head: tuple[str, ...], rows: list[tuple]) -> Path:
         writer.writerow(head)
         writer.writerows(rows)
     return path
+
+
+def photos(folder: Path, classes=("cat", "dog"), count: int = 8, size: int = 40) -> Path:
+    """Write `count` random images for each class, and return the folder."""
+    random = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder

@@ -126,3 +126,22 @@ def untimed(history: Any) -> list[dict[str, Any]]:
     timed = ("_runtime", "_per_second", "_preparation_time")
     rows = [{k: v for k, v in row.items() if not k.endswith(timed)} for row in history]
     return [row for row in rows if "train_loss" not in row]
+
+
+def alexnet_like() -> nn.Module:
+    """Return a small network in AlexNet's form: dropout between the layers below the head."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 4, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(3))
+            self.classifier = nn.Sequential(
+                nn.Dropout(), nn.Linear(36, 16), nn.ReLU(),
+                nn.Dropout(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3),
+            )  # fmt: skip
+
+        def forward(self, pixel_values):
+            return self.classifier(self.features(pixel_values).flatten(1))
+
+    torch.manual_seed(0)
+    return Small()

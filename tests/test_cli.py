@@ -8,25 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from drawn import photos
 from PIL import Image
 
 from hf_transfer.cli import main
 from hf_transfer.results.report import RunReport
 
 HEAD = "phases:\n  - {train: head, epochs: 1}\n"
-
-
-def photos(folder: Path, classes=("cat", "dog"), count: int = 8, size: int = 40) -> Path:
-    """Write `count` random images for each class, and return the folder."""
-    random = np.random.default_rng(0)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import photos
+from drawn import photos
 
 from hf_transfer import load_backbone, save_model
 from hf_transfer.cli import _parser

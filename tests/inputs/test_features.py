@@ -14,6 +14,7 @@ from small import (
     RESNET,
     VIT,
     Pixels,
+    alexnet_like,
     changed,
     images,
     network,
@@ -90,25 +91,6 @@ def test_every_family_trains_the_same_on_features_as_live(tmp_path, monkeypatch,
 
 def stored_bytes(folder) -> int:
     return sum(np.load(path, mmap_mode="r").nbytes for path in folder.rglob("*.npy"))
-
-
-def alexnet_like() -> nn.Module:
-    """Return a small network in AlexNet's form: dropout between the layers below the head."""
-
-    class Small(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = nn.Sequential(nn.Conv2d(3, 4, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(3))
-            self.classifier = nn.Sequential(
-                nn.Dropout(), nn.Linear(36, 16), nn.ReLU(),
-                nn.Dropout(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3),
-            )  # fmt: skip
-
-        def forward(self, pixel_values):
-            return self.classifier(self.features(pixel_values).flatten(1))
-
-    torch.manual_seed(0)
-    return Small()
 
 
 def test_dropout_between_frozen_layers_is_off_live_and_cached(tmp_path):

@@ -10,7 +10,6 @@ import torch
 from children import ended, start, together, train
 from small import ALL, CONVNEXT, HEAD, NAMES, RESNET, VIT, changed, network, state, trained
 from small import trainer as make
-from test_freezing import fingerprint
 from torch import nn
 
 from hf_transfer.backbones.access import bare_names
@@ -21,6 +20,7 @@ from hf_transfer.planning.adapters import parameters_of
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.training import adapter_layers
+from hf_transfer.training.proof import fingerprint
 
 KINDS = ["lora(r=4)", "dora(r=3, dropout=0.1)", "loha(r=2 alpha=4)", "lokr(r=2)", "lokr(r=64)"]
 NETWORKS = [RESNET, VIT, CONVNEXT, "torchvision/vit_b_16"]

@@ -7,8 +7,7 @@ import pytest
 import torch
 from sample_report import sample_report
 from sklearn.linear_model import LogisticRegression
-from small import ALL, HEAD, VIT, Pixels, images, network, state, trained
-from test_features import alexnet_like
+from small import ALL, HEAD, VIT, Pixels, alexnet_like, images, network, state, trained
 from torch import nn
 
 from hf_transfer.base.errors import UserError

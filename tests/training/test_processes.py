@@ -10,9 +10,9 @@ import time
 
 import pytest
 import torch
-from children import ended, free_port, join, start, together, train
+from children import ended, free_port, join, log, results, start, together, train
+from drawn import photos
 from small import ALL, COLD, CONVNEXT, HEAD, RESNET, VIT, changed, network
-from test_cli import photos
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
@@ -26,14 +26,6 @@ from hf_transfer.results.report import RunReport
 
 GRADUAL = [{"gradual": "2 stages", "epochs": 1, "lr": 2e-3, "lr_drop": 0.5, "batch_size": 4}]
 MIXED = {"augment": "light", "mixup": 0.3, "label_smoothing": 0.1, "weight_decay": 0.05}
-
-
-def log(out):
-    return "\n".join(path.read_text() for path in sorted(out.parent.glob(f"{out.name}-*.log")))
-
-
-def results(out):
-    return torch.load(out / "end.pt"), json.loads((out / "end.json").read_text())
 
 
 def test_one_process_is_alone():

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from children import ended, free_port, join, start
+from drawn import photos
 from safetensors.torch import load_file
 from small import RESNET, changed, network, state
-from test_cli import photos
 
 from hf_transfer.base.processes import leave
 from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe

@@ -10,7 +10,7 @@ from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
-from children import together
+from children import log, results, together
 from safetensors.torch import load_file
 from small import (
     ALL,
@@ -26,7 +26,6 @@ from small import (
     state,
     trainer,
 )
-from test_processes import log, results
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoModelForImageClassification

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from children import ended, free_port, join, start, together
+from children import ended, free_port, join, log, results, start, together
 from small import ALL, CONVNEXT, HEAD, RESNET, network, state, trainer
-from test_processes import log, results
 from timm.layers import BatchNormAct2d
 from torch import nn
 
