@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import re
-from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
+from hf_transfer.base.boundary import redacted, untrusted
 from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, _one_line, pull
 from hf_transfer.base.errors import UserError
 from hf_transfer.results.report import RunReport
+from hf_transfer.serving.published import published_file, published_recipe, published_report
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,11 @@ def push(
     token: str | None = None,
     message: str | None = None,
 ) -> str:
-    """Upload a run's model, card, report and recipe in one commit; return the address.
+    """Upload a run's model, card, report, recipe and adapters in one commit; return the address.
 
     `run` is a run folder or a model folder, `repo_id` is OWNER/NAME or NAME, created if need be.
-    Paths of this machine are shortened to their last part. Raises HubError, or UserError for a
+    Of this machine's paths only the last part is published. An upload that is interrupted leaves
+    no commit, and the next push sends only what is missing. Raises HubError, or UserError for a
     folder that holds no finished model; nothing is uploaded then.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -39,11 +40,13 @@ def push(
         validate_repo_id(repo_id)
     except HFValidationError:
         raise HubError(
-            f"{repo_id!r} is not a repository id; write OWNER/NAME or NAME, up to 96 letters, "
-            "digits and single '-', '_' or '.'"
+            f"{redacted(repr(repo_id))} is not a repository id; write OWNER/NAME or NAME, up to 96 "
+            "letters, digits and single '-', '_' or '.'"
         ) from None
-    if not (token or get_token()):
+    if not (known := token or get_token()):
         raise HubError(f"cannot push to {repo_id} without a token; {LOGIN}")
+    if not (known.isascii() and known.isprintable()) or " " in known:
+        raise HubError("the token holds characters that no token has; copy it again, in one line")
     api = HfApi(token=token, library_name="hf_transfer")
     with _one_line(f"cannot push to {repo_id}"):
         if "/" not in repo_id:
@@ -54,10 +57,9 @@ def push(
                 f"{repo_id} exists and is public; make it private in its settings ({url}/settings) "
                 "or push to another name"
             )
-        if report := find_report(Path(run)):
-            from hf_transfer.results.card import model_card
-
-            files["README.md"] = _shorten(model_card(report, repo_id), report)
+        report = find_report(run)
+        if report:
+            files["README.md"] = _card(report, repo_id)
         summary = message or f"Upload {report.name if report else Path(run).name}"
         additions = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
         done = api.create_commit(repo_id, additions, commit_message=summary)
@@ -74,11 +76,7 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
     folder = _local_model(run)
     if folder is None:
         raise UserError(_why_no_model(run))
-    files: dict[str, Path | bytes] = {
-        path.name: path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in PUBLISHED)
-    }
+    files = _files_of(folder, "")
     if not any(name.endswith(".safetensors") for name in files):
         raise UserError(
             f"{folder} has no model.safetensors, and other weights are never uploaded; save the "
@@ -86,10 +84,30 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
         )
     if report := find_report(run):
         beside = run if (run / "report.json").is_file() else run.parent
-        for name in ("report.json", "recipe.yaml"):
-            if (beside / name).is_file():
-                files[name] = _shorten((beside / name).read_text(encoding="utf-8"), report)
+        with untrusted(f"{beside / 'report.json'}", "run the recipe again"):
+            told = published_report(report)
+            files["report.json"] = json.dumps(told.to_dict(), indent=1, ensure_ascii=False).encode()
+        if (beside / "recipe.yaml").is_file():
+            files["recipe.yaml"] = published_recipe(beside / "recipe.yaml", report)
+        if (beside / "adapter").is_dir():
+            files |= _files_of(beside / "adapter", "adapter/")
     return files
+
+
+def _files_of(folder: Path, prefix: str) -> dict[str, Path | bytes]:
+    """Return the files of a folder that are published: safetensors, JSON and text, no pickles."""
+    return {
+        f"{prefix}{path.name}": path if path.suffix == ".safetensors" else published_file(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in PUBLISHED)
+    }
+
+
+def _card(report: RunReport, repo_id: str) -> bytes:
+    from hf_transfer.results.card import model_card
+
+    with untrusted("the run's report.json", "run the recipe again"):
+        return redacted(model_card(published_report(report), repo_id)).encode()
 
 
 def model_folder(where: str | Path) -> Path:
@@ -137,20 +155,3 @@ def _why_no_model(path: Path) -> str:
             f"`hf-transfer train {path / 'recipe.yaml'} --out {path} --resume`"
         )
     return f"{path} is neither a run folder (model/config.json) nor a model folder (config.json)"
-
-
-def _shorten(text: str, report: RunReport) -> bytes:
-    """Return the text with this machine's paths cut to their last part: they tell who and where."""
-    paths = _absolute_paths([report.recipe, report.data, report.backbone])
-    for path in sorted(paths, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w.~/-]){re.escape(path)}(?![\w.-])", Path(path).name, text)
-    return text.encode()
-
-
-def _absolute_paths(value: Any) -> set[str]:
-    if isinstance(value, Mapping):
-        return _absolute_paths(list(value.values()))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return {path for entry in value for path in _absolute_paths(entry)}
-    absolute = isinstance(value, str) and value.startswith(("/", "~/")) and Path(value).name
-    return {value} if absolute else set()

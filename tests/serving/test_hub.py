@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,17 @@ from tiny_model import tiny_run
 
 from hf_transfer.backbones.load import load_model
 from hf_transfer.base.errors import UserError
+from hf_transfer.serving import hub as hub_module
 from hf_transfer.serving.hub import gather, model_folder
 
 REPO = f"{OWNER}/flowers"
 CALL = """
 import json, sys
 from hf_transfer.serving import hub
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 try:
-    print(getattr(hub, sys.argv[1])(*json.loads(sys.argv[2]), **json.loads(sys.argv[3])))
+    options = json.loads(sys.argv[3])
+    print(getattr(hub, sys.argv[1])(*json.loads(sys.argv[2]), **options))
 except UserError as error:
     sys.exit(f"error: {error}")
 """
@@ -91,7 +94,12 @@ def client(hub: Hub, cache: Path, *command: str, token: str = TOKEN):
 
 
 def call(hub: Hub, cache: Path, name: str, *args: str, token: str = TOKEN, **kwargs):
-    """Run one function of hub.py against the local Hub; return the finished process."""
+    """Run one function of hub.py against the local Hub; return the finished process.
+
+    `given` is a token as an argument, `token` one in the environment.
+    """
+    if "given" in kwargs:
+        kwargs["token"] = kwargs.pop("given")
     return client(hub, cache, CALL, name, json.dumps(args), json.dumps(kwargs), token=token)
 
 
@@ -131,6 +139,116 @@ def test_paths_of_this_machine_stay_here(hub, run, tmp_path):
     assert not [name for name, data in files.items() if b"/home/someone" in data]
     assert yaml.safe_load(files["recipe.yaml"]) == {"data": {"path": "flowers"}}
     assert json.loads(files["report.json"])["data"]["path"] == "flowers"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        '/home/someone/my "best" photos/flowers',
+        "/home/someone/odd\\\\name/flowers",
+        "../someone/private/flowers",
+        "~someone/private/flowers",
+        "someone/private/flowers/",
+        "C:\\\\Users\\\\someone\\\\flowers",
+        "/home/someone/été\\n/flowers",
+    ],
+)
+def test_no_path_of_this_machine_is_published_however_it_is_written(place, tmp_path, run):
+    place = place.encode().decode("unicode_escape").encode("latin-1").decode()
+    report = sample_report()
+    report.data["path"] = report.recipe["data"]["path"] = place
+    report.backbone["id"] = report.recipe["backbone"] = f"{place.rstrip('/')}/weights/net"
+    report = replace(
+        report,
+        warnings=(f"features are live: {place} is not writable", "no room in /home/someone/cache."),
+        phases=tuple(replace(p, features=f"live, since {place} is full") for p in report.phases),
+    )
+    report.save(run / "report.json")
+    recipe = {"backbone": report.recipe["backbone"], "data": {"path": place}, "phases": []}
+    comment = place.replace("\n", " ")
+    (run / "recipe.yaml").write_text(f"# from {comment}\n{yaml.safe_dump(recipe)}")
+    files = gather(run)
+    files["README.md"] = hub_module._card(report, REPO)
+    told = {name: data for name, data in files.items() if isinstance(data, bytes)}
+    assert sorted(told) == ["README.md", "recipe.yaml", "report.json"]
+    assert not [name for name, data in told.items() if b"someone" in data]
+    assert yaml.safe_load(told["recipe.yaml"]) == {
+        "backbone": "net",
+        "data": {"path": "flowers"},
+        "phases": [],
+    }
+    published = json.loads(told["report.json"])
+    assert published["warnings"] == [
+        "features are live: flowers is not writable",
+        "no room in cache.",
+    ]
+    assert published["metrics"] == report.to_dict()["metrics"]
+
+
+def test_names_of_libraries_repositories_and_labels_are_published_as_they_are(run):
+    report = sample_report(labels=("/m/01b", "/m/02c", "and/or", "~/x"))
+    report.data["path"] = report.recipe["data"]["path"] = "alice/flowers"
+    report.save(run / "report.json")
+    told = json.loads(gather(run)["report.json"])
+    assert told["data"] == report.data
+    assert told["backbone"]["id"] == "timm/resnet10t.c3_in1k"
+    assert told["metrics"] == report.to_dict()["metrics"]
+
+
+def test_a_configuration_does_not_say_from_which_folder_it_was_loaded(run):
+    config = {
+        "model_type": "vit",
+        "_name_or_path": "/home/someone/vit",
+        "note": "hf_abcdefghij1234",
+    }
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    told = json.loads(gather(run)["config.json"])
+    assert told == {"model_type": "vit", "_name_or_path": "vit", "note": "[hidden]"}
+
+
+def test_adapters_that_were_kept_go_up_beside_the_model(run):
+    (run / "adapter").mkdir()
+    base = {"base_model_name_or_path": "/home/someone/net", "r": 4}
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps(base))
+    save_file({"a": np.zeros(1, np.float32)}, run / "adapter" / "adapter_model.safetensors")
+    (run / "adapter" / "state.pt").write_bytes(b"a pickle")
+    files = gather(run)
+    assert sorted(name for name in files if name.startswith("adapter/")) == [
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ]
+    assert json.loads(files["adapter/adapter_config.json"])["base_model_name_or_path"] == "net"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("metrics", "x"), ("recipe", {"task": "x"}), ("data", 3), ("phases", [1])]
+)
+def test_odd_values_in_a_report_are_one_line(run, key, value):
+    values = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**values, key: value}))
+    with pytest.raises(UserError) as caught:
+        hub_module._card(hub_module.find_report(run), REPO)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("token", ["hf_local\ntest_token", "secret phrase", "hf_ünïcode1234"])
+def test_a_broken_token_is_refused_before_anything_is_sent_and_not_shown(token, hub, run, tmp_path):
+    done = call(hub, tmp_path / "cache", "push", str(run), REPO, given=token, token="")
+    line = refusal(done)
+    assert "the token holds" in line
+    assert not [part for part in token.split() if part in line]
+    assert hub.paths == []
+
+
+def test_an_interrupted_upload_is_resumed_with_what_is_missing(hub, run, tmp_path):
+    hub.faults[f"/api/models/{REPO}/commit"] = 403
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 1
+    assert len([path for path in hub.paths if path.startswith("PUT")]) == 1
+    assert hub.repositories[REPO].files == {}
+    hub.faults.clear()
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    assert len([path for path in hub.paths if path.startswith("PUT")]) == 1
+    assert {"config.json", "model.safetensors"} <= set(hub.repositories[REPO].files)
 
 
 def test_what_went_up_comes_down_byte_for_byte(hub, run, tmp_path):
