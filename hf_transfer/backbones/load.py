@@ -25,6 +25,7 @@ from hf_transfer.backbones.building import (
     own_labels,
 )
 from hf_transfer.backbones.from_object import describe
+from hf_transfer.backbones.new_head import start_small
 from hf_transfer.backbones.origins import Origin, locate
 from hf_transfer.backbones.regression_units import plain_scale
 from hf_transfer.backbones.saving import save_model, wrap
@@ -89,6 +90,8 @@ def load_backbone(
         whole = keep and donor is not None and not blueprint.is_changed
         network = donor if whole else build(blueprint, len(names))
         layout = _layout(blueprint, names, replace_layers, network)
+        if not keep:
+            start_small(network, _classifier(blueprint, len(names)), len(names))
         if donor is not None:
             if keep:
                 _keep_head(blueprint, donor, lacking, layout.head, names)
@@ -196,6 +199,13 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def _classifier(blueprint: Blueprint, labels: int) -> tuple[str, ...]:
+    """Return the names of what depends on the number of labels."""
+    with torch.device("meta"):
+        one, other = (build(blueprint, n) for n in (labels, labels + 1))
+    return head_names(one, other)
 
 
 def _layout(

@@ -82,7 +82,7 @@ def test_random_weights_are_a_function_of_the_seed(folder):
     assert models[0].backbone.weights == "random"
     head = load_backbone(str(folder), ABC, seed=1)
     for name in head.backbone.layout.head:
-        assert torch.equal(tensors(head)[name], one[name]), "the library's own initialisation"
+        assert torch.equal(tensors(head)[name], one[name]), "whatever the other weights"
 
 
 def test_a_head_for_the_same_labels_is_kept_if_asked_in_their_order(tmp_path):
