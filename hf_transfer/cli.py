@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -89,10 +88,14 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = _command(commands, "predict", _predict, "label images with a trained model")
     predict.add_argument("model", help="a run folder, a model folder or a Hub repository")
-    predict.add_argument("images", nargs="+", help="image files or folders of images")
+    images = "files, folders or patterns; - reads paths from standard input, one a line"
+    predict.add_argument("images", nargs="+", help=images)
     shown = "labels to show (default: 3 classes)"
     predict.add_argument("--top", type=_count, metavar="N", help=shown)
-    predict.add_argument("--json", action="store_true", help="print JSON instead of text")
+    at_once = "images computed at once (default: 32; with 1 a stream of paths is answered at once)"
+    predict.add_argument("--batch-size", type=_count, default=32, metavar="N", help=at_once)
+    predict.add_argument("--format", choices=("text", "json", "jsonl", "csv"), default="text")
+    predict.add_argument("--json", action="store_true", help="the same as --format json")
 
     push = _command(commands, "push", _push, "send a run's model and card to the Hub")
     push.add_argument("run", help="a finished run folder")
@@ -252,18 +255,30 @@ def _groups(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from hf_transfer.base.bars import bar
     from hf_transfer.progress import quiet
-    from hf_transfer.serving.predict import find_images, format_predictions, predict, ready
+    from hf_transfer.serving.answers import lines_of
+    from hf_transfer.serving.pictures import find_images
+    from hf_transfer.serving.predict import iter_predictions, ready
 
     quiet()
     model: Any = ready(args.model)
     top = args.top or (3 if model.backbone.task == "classification" else None)
-    predictions = predict(model, find_images(args.images), top=top)
-    if args.json:
-        print(json.dumps([prediction.to_dict() for prediction in predictions], indent=1))
-    else:
-        print(format_predictions(predictions))
-    return 2 if any(prediction.error for prediction in predictions) else 0
+    live = args.images == ["-"]
+    images: Any = (line.rstrip("\r\n") for line in sys.stdin) if live else find_images(args.images)
+    failed, total = 0, None if live else len(images)
+
+    def counted() -> Any:
+        nonlocal failed
+        with bar(total, "predict") as progress:
+            for prediction in iter_predictions(model, images, top=top, batch_size=args.batch_size):
+                failed += prediction.error is not None
+                progress.update()
+                yield prediction
+
+    for line in lines_of(counted(), "json" if args.json else args.format, model.backbone, top):
+        print(line, flush=live)
+    return 2 if failed else 0
 
 
 def _cache(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The command line: what a user types, what comes back, and one line for each mistake."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -325,6 +326,17 @@ def test_predict_with_no_model(tmp_path, images, capsys):
 
 def test_predict_of_a_file_that_is_not_there(finished, tmp_path, capsys):
     assert "gone.png" in mistake(capsys, "predict", finished, tmp_path / "gone.png")
+
+
+def test_predict_reads_paths_from_standard_input_and_answers_in_json_lines(
+    finished, images, tmp_path, capsys, monkeypatch
+):
+    paths = [*sorted((images / "cat").iterdir())[:2], tmp_path / "gone.png"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in paths)))
+    assert main(["predict", str(finished), "-", "--format", "jsonl"]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["file"] for row in rows] == list(map(str, paths))
+    assert [row["error"] is None for row in rows] == [True, True, False]
 
 
 def test_predict_of_what_is_not_an_image(finished, tmp_path, capsys):

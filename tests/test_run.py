@@ -274,7 +274,7 @@ def _pictures(folder, channels):
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_images_of_any_number_of_channels_go_all_the_way(tmp_path, channels):
     from hf_transfer.plans import plans_of
-    from hf_transfer.serving.predict import find_images
+    from hf_transfer.serving.predict import predict
 
     folder = _pictures(tmp_path / "data", channels)
     data = DataSpec(path=str(folder), validation=0.25, image_size=32, channels=channels)
@@ -291,7 +291,7 @@ def test_images_of_any_number_of_channels_go_all_the_way(tmp_path, channels):
     assert sum(report.data["counts"]["train"].values()) == 12  # none was left out
     model = load_model(tmp_path / "out")
     assert model.backbone.image.channels == channels
-    assert find_images([folder])
+    assert not [row for row in predict(model, folder) if row.error]
 
 
 def test_the_first_layer_stays_as_it_is_made_where_the_recipe_says_so(tmp_path):

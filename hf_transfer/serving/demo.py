@@ -32,14 +32,15 @@ def build_demo(model: str | Path, examples: str | Path | None = None) -> gradio.
     the folder examples/ of the model or its run). Raises UserError without gradio or a model.
     """
     gr = _gradio()
-    from hf_transfer.serving.predict import find_images, predict, ready
+    from hf_transfer.serving.pictures import images_below
+    from hf_transfer.serving.predict import predict, ready
 
     folder = model_folder(model)
     report = find_report(folder)
     network = ready(folder)
     run = folder.parent if folder.name == "model" else folder
     places = [Path(examples)] if examples else [folder / "examples", run / "examples"]
-    shown = next((find_images([place]) for place in places if place.is_dir()), [])
+    shown = next((list(images_below(place)) for place in places if place.is_dir()), [])
 
     backbone = network.backbone
 

@@ -1,5 +1,6 @@
 """Images to ranked labels: as in training, in batches, and past what cannot be read."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.scale import Scale
 from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.serving.answers import format_predictions, lines_of
+from hf_transfer.serving.pictures import find_images, images_below, named
 from hf_transfer.serving.predict import (
     Prediction,
-    find_images,
-    format_predictions,
     iter_predictions,
     predict,
 )
@@ -228,18 +229,19 @@ def test_numbers_come_with_their_targets_in_units_saved_or_not(files, tmp_path):
     assert shown == "a.jpg   x 1234567   y 0.5"
 
 
+def given(images) -> list[str]:
+    """The names of what stands for images, with errors as `error: why`."""
+    return [getattr(item, "error", name) for name, item in named(images)]
+
+
 def test_folders_give_their_images_sorted_and_files_are_kept(tmp_path):
     for name in ("b/2.JPG", "b/1.png", "b/notes.txt", "b/.hidden/3.png", "b/c/4.webp", "odd.xyz"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    found = find_images([tmp_path / "odd.xyz", str(tmp_path / "b")])
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
-        "odd.xyz",
-        "b/1.png",
-        "b/2.JPG",
-        "b/c/4.webp",
-    ]
+    found = given([tmp_path / "odd.xyz", str(tmp_path / "b")])
+    names = ["odd.xyz", "b/1.png", "b/2.JPG", "b/c/4.webp"]
+    assert found == [str(tmp_path / name) for name in names]
 
 
 def test_folders_give_what_training_takes_from_them(tmp_path):
@@ -247,15 +249,133 @@ def test_folders_give_what_training_takes_from_them(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path])]
+    found = [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)]
     assert found == ["1.png", "bare", "cat.png/3"]
 
 
-def test_paths_without_images_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"there is no image or folder .*absent"):
-        find_images([tmp_path / "absent"])
-    with pytest.raises(UserError, match=r"the folder .* holds no images"):
-        find_images([tmp_path])
+def test_folders_reached_through_links_are_followed_once(tmp_path):
+    (tmp_path / "store" / "rose").mkdir(parents=True)
+    (tmp_path / "store" / "rose" / "1.png").touch()
+    (tmp_path / "store" / "rose" / "up").symlink_to(tmp_path / "store")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rose").symlink_to(tmp_path / "store" / "rose")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for place in ("data", "link"):
+        assert given(tmp_path / place) == [str(tmp_path / place / "rose" / "1.png")]
+
+
+def test_paths_named_by_hand_that_stand_for_no_image_are_named(tmp_path):
+    for place, why in (("absent", "there is no image or folder"), ("", "the folder holds no"),
+                       ("*.png", "no file matches")):  # fmt: skip
+        with pytest.raises(UserError, match=why):
+            find_images([tmp_path / place])
+
+
+def test_patterns_homes_and_lists_of_lists_give_their_files(tmp_path, monkeypatch):
+    for name in ("a1.png", "a2.png", "b1.png", "c/a3.png", "x[1].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = [str(tmp_path / name) for name in ("a1.png", "a2.png")]
+    assert given(f"{tmp_path}/a*.png") == given("~/a*.png") == names
+    assert given(f"{tmp_path}/**/a*.png") == [*names, str(tmp_path / "c" / "a3.png")]
+    assert given([["~/a1.png"], ("~/a2.png",)]) == names
+    assert given("~/x[1].png") == [str(tmp_path / "x[1].png")]
+    assert given(file for file in names) == names
+
+
+def test_what_is_no_image_has_an_error_of_its_own_and_the_others_go_on(model, files, tmp_path):
+    (tmp_path / "empty").mkdir()
+    text = (tmp_path / "note.txt").open("w+")
+    odd = [
+        tmp_path / "absent.png", tmp_path / "empty", f"{tmp_path}/*.gif", "~nobody-here/1.png",
+        "nul\0.png", None, 3, {"image": None}, np.zeros((5, 7, 9), np.uint8), np.zeros(4),
+        np.full((8, 8, 3), 1.5), np.full((8, 8, 3), np.nan), np.array([["a"]]), text, b"", b"x",
+        np.zeros((0, 4, 3), np.uint8), torch.zeros(()), object(),
+    ]  # fmt: skip
+    rows = predict(model, [files[0], *odd, files[1]], batch_size=4)
+    text.close()
+    assert [row.error is None for row in rows] == [True, *[False] * len(odd), True]
+    assert not [row.error for row in rows if row.error and "\n" in row.error]
+    said = " ".join(row.error for row in rows if row.error)
+    assert "array of 5 x 7 x 9 is no image; give (H, W) or (H, W, C) with C of 1, 3, 4" in said
+    assert "image 7: nothing (None) is no image; give paths" in said
+    assert "float64 from 1.5 to 1.5 are no pixels; give uint8, or floats in 0..1" in said
+
+
+def test_arrays_and_tensors_answer_as_the_picture_that_they_hold(model):
+    image = picture(3, 90, 70)
+    pixels = np.asarray(image)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    alike = [
+        image, pixels, pixels.astype(np.int64), pixels / 255, (pixels / 255).astype(np.float32),
+        np.moveaxis(pixels, 2, 0), tensor, tensor.float() / 255, tensor.permute(1, 2, 0),
+    ]  # fmt: skip
+    (expected,), rows = predict(model, image), predict(model, alike, batch_size=1)
+    assert {row.labels for row in rows} == {expected.labels}
+    assert [row.file for row in rows] == [f"image {i + 1}" for i in range(len(alike))]
+    gray = np.asarray(image.convert("L"))
+    grays = [image.convert("L"), gray, gray[:, :, None], gray[None], gray / 255]
+    assert len({row.labels for row in predict(model, grays, batch_size=1)}) == 1
+    batch = predict(model, np.stack([pixels, pixels]), batch_size=1)
+    assert [row.labels for row in batch] == [expected.labels] * 2
+
+
+def test_open_files_and_rows_of_datasets_are_taken(model, files):
+    from datasets import Dataset
+    from datasets import Image as Feature
+
+    table = Dataset.from_dict({"image": list(map(str, files[:2]))}).cast_column("image", Feature())
+    undecoded = table.cast_column("image", Feature(decode=False))
+    expected = [row.labels for row in predict(model, files[:2])]
+    for images in (table["image"], table, undecoded, undecoded["image"]):
+        assert [row.labels for row in predict(model, images)] == expected
+    with files[0].open("rb") as file:
+        (row,) = predict(model, file)
+    assert (row.file, row.labels) == (str(files[0]), expected[0])
+
+
+def test_any_number_of_threads_answers_alike_and_leaves_warnings_as_they_were(model, files):
+    import warnings
+
+    before = list(warnings.filters)
+    assert predict(model, files, threads=1) == predict(model, files, threads=4)
+    assert warnings.filters == before
+
+
+def test_an_answer_that_is_no_number_is_an_error_and_not_an_answer(model, files):
+    head = next(p for name, p in model.named_parameters() if name.endswith("fc.bias"))
+    before = head.detach().clone()
+    with torch.no_grad():
+        head.fill_(float("nan"))
+        (row,) = predict(model, files[0])
+        head.copy_(before)
+    assert row.labels == ()
+    assert "the model's answer is not a number" in row.error
+
+
+def test_json_lines_and_csv_have_a_line_for_each_image_as_soon_as_it_is_there(
+    model, files, tmp_path
+):
+    images = [files[0], tmp_path / 'a "quoted", name.png', files[1]]
+    rows = predict(model, images, top=2)
+    told = list(lines_of(iter(rows), "jsonl", model.backbone, 2))
+    assert [json.loads(line) for line in told] == [row.to_dict() for row in rows]
+    header, *table = csv.reader(lines_of(iter(rows), "csv", model.backbone, 2))
+    assert header == ["file", "error", "label_1", "probability_1", "label_2", "probability_2"]
+    assert [line[0] for line in table] == list(map(str, images))
+    assert table[0][2:] == [x for n, p in rows[0].labels for x in (n, f"{p:.6g}")]
+    assert table[1][1:] == [rows[1].error]
+
+
+def test_the_csv_of_several_labels_has_a_column_for_each(several, files):
+    rows = predict(several, files[:2])
+    header, *table = csv.reader(lines_of(rows, "csv", several.backbone))
+    assert header == ["file", "error", "cat", "dog", "fox"]
+    for line, row in zip(table, rows, strict=True):
+        assert [float(cell) for cell in line[2:]] == pytest.approx(
+            [dict(row.labels)[name] for name in header[2:]], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("setting", [{"top": 0}, {"batch_size": 0}])

@@ -1,0 +1,79 @@
+"""Predictions as text, JSON, JSON Lines or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.base.boundary import printable
+from hf_transfer.base.errors import UserError
+from hf_transfer.serving.predict import ANSWERS, Prediction
+
+FORMS = ("text", "json", "jsonl", "csv")
+
+
+def lines_of(
+    predictions: Iterable[Prediction], form: str, model: Backbone, top: int | None = None
+) -> Iterator[str]:
+    """Yield predictions as lines of one of FORMS; those of jsonl and csv as soon as they are there.
+
+    The columns of csv are those of the `model`, for the `top` that was asked for.
+    """
+    if form not in FORMS:
+        raise UserError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    if form == "text":
+        yield format_predictions(predictions)
+    elif form == "json":
+        yield json.dumps([row.to_dict() for row in predictions], indent=1)
+    elif form == "jsonl":
+        yield from (json.dumps(row.to_dict()) for row in predictions)
+    else:
+        yield from _csv(predictions, model, top)
+
+
+def _csv(predictions: Iterable[Prediction], model: Backbone, top: int | None) -> Iterator[str]:
+    """Yield a header and a row for each image: several labels and targets have a column each, of
+    classes the likeliest are in columns label_1, probability_1, ..."""
+    ranked = model.task == "classification"
+    count = min(top or ANSWERS, len(model.labels))
+    places = [word for i in range(count) for word in (f"label_{i + 1}", f"probability_{i + 1}")]
+    yield _cells(["file", "error", *(places if ranked else model.labels)])
+    for row in predictions:
+        cells = [row.file, row.error or ""]
+        if ranked:
+            cells += [cell for name, share in row.labels for cell in (name, f"{share:.6g}")]
+        else:
+            told = dict(row.values if row.values is not None else row.labels)
+            cells += [f"{told[name]:.7g}" if name in told else "" for name in model.labels]
+        yield _cells(cells)
+
+
+def _cells(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def format_predictions(predictions: Iterable[Prediction]) -> str:
+    """Return one line per image: its name, then labels with probabilities, or targets with their
+    values, or why it has none; below them from which probability several labels count."""
+    rows = list(predictions)
+    files = [printable(row.file) for row in rows]
+    names = max(map(len, files), default=0)
+    labels = max((len(label) for row in rows for label, _ in row.there), default=0)
+    lines = []
+    for file, row in zip(files, rows, strict=True):
+        cells = [f"{label:<{labels}} {share:.3f}" for label, share in row.there]
+        cells += [f"{target} {value:.7g}" for target, value in row.values or ()]
+        if not cells and row.labels:
+            label, share = row.labels[0]
+            cells = [f"none; the likeliest is {label} {share:.3f}"]
+        why = (row.error or "").removeprefix(f"{file}: ")
+        text = f"error: {why}" if row.error else printable("   ".join(cells))
+        lines.append(f"{file:<{names}}   {text}")
+    limits = {row.threshold for row in rows if row.threshold is not None}
+    lines += [f"Labels with a probability of {limit:g} or more." for limit in limits]
+    return "\n".join(lines)

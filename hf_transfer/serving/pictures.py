@@ -1,0 +1,267 @@
+"""What a user gives as images, one after the other: a name, and what `decode` takes.
+
+Paths, folders (links followed), patterns, bytes, open files, PIL images, arrays, tensors, rows of
+`datasets`, or any number of these. What cannot be an image is an error of its own, and the others
+go on.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_transfer.base.boundary import printable, said, untrusted
+from hf_transfer.base.errors import UserError
+from hf_transfer.data.decoding import decode_noted
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.sources import looks_like_image, shown
+
+KINDS = "paths, folders, patterns, bytes, files, PIL images, arrays, tensors, or lists of these"
+USUAL = (1, 3, 4)  # channels: gray, RGB, RGBA
+Decodable = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What was given in an image's place, and in one line why it is none."""
+
+    name: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images: their `names`, and for each an error or, in `pixels` (k, S', S', C), a row."""
+
+    names: tuple[str, ...]
+    errors: tuple[str | None, ...]
+    pixels: torch.Tensor
+
+
+def batches(
+    images: Any, settings: ImageSettings, size: int = 32, threads: int | None = None
+) -> Iterator[Batch]:
+    """Yield decoded images in their order, `size` at a time; no image is read before its turn.
+
+    `threads` decode at once (default: one for each core). Raises UserError where nothing is given.
+    """
+    if size < 1 or (threads is not None and threads < 1):
+        raise UserError(f"batch_size and threads must be at least 1, got {size} and {threads}")
+    stream = named(images, settings.channels)
+    with _pool(threads or cores()) as mapped:
+        while some := list(islice(stream, size)):
+            with warnings.catch_warnings():  # in this thread alone: the filters are of all threads
+                warnings.simplefilter("ignore")
+                found = list(mapped(lambda one: _decoded(*one, settings), some))
+            pixels = [one for one in found if not isinstance(one, str)]
+            side = settings.stored
+            empty = torch.empty((0, side, side, settings.channels), dtype=torch.uint8)
+            yield Batch(
+                tuple(name for name, _ in some),
+                tuple(one if isinstance(one, str) else None for one in found),
+                torch.from_numpy(np.stack(pixels)) if pixels else empty,
+            )
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[Any]:
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
+
+
+def cores() -> int:
+    """Return on how many cores this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _decoded(
+    name: str, source: Decodable | Failed, settings: ImageSettings
+) -> np.ndarray[Any, Any] | str:
+    """Return pixels uint8 (S', S', C), or in one line why there are none."""
+    if isinstance(source, Failed):
+        return printable(source.error)
+    try:
+        with untrusted(name):
+            return decode_noted(source, settings, name).pixels
+    except UserError as error:
+        return printable(str(error))
+
+
+# --- what is given -----------------------------------------------------------------------------
+
+
+def named(images: Any, channels: int = 3) -> Iterator[tuple[str, Decodable | Failed]]:
+    """Yield each image with its name: its path, or its place among all, from "image 1" on.
+
+    `channels` is what the model sees: arrays of so many are taken, too.
+    """
+    for number, item in enumerate(_flat(images), 1):
+        name = f"image {number}"
+        if isinstance(item, (str, Path)):
+            yield str(item), item
+        elif isinstance(item, Failed):
+            yield item.name, item
+        elif isinstance(item, Image.Image):
+            yield str(getattr(item, "filename", "") or name), item
+        elif isinstance(item, (bytes, bytearray, memoryview)):
+            yield name, bytes(item)
+        elif hasattr(item, "read"):
+            own = getattr(item, "name", None)
+            name = own if isinstance(own, str) else name
+            yield name, _content(item, name)
+        else:
+            yield name, _picture(item, name, channels)
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    """Yield single images; of paths the files that they stand for."""
+    if isinstance(images, (str, Path)):
+        yield from _files(images)
+    elif isinstance(images, Mapping):
+        if images.get("bytes") is not None:
+            yield images["bytes"]
+        else:
+            inner = images.get("image", images.get("path"))
+            yield from _flat(inner) if isinstance(inner, (str, Path, Mapping)) else (inner,)
+    elif isinstance(images, (np.ndarray, torch.Tensor)):
+        yield from images if images.ndim == 4 else (images,)
+    elif isinstance(images, (bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
+        yield images
+    elif isinstance(images, Iterable):
+        for item in images:
+            yield from _flat(item)
+    else:
+        yield images
+
+
+def _files(place: str | Path) -> Iterator[Path | Failed]:
+    """Yield what a path stands for: a file, the images below a folder, the matches of a pattern."""
+    found = False
+    try:
+        path = Path(place).expanduser()
+        is_pattern = glob.has_magic(str(path)) and not path.exists()
+        matches = sorted(glob.glob(str(path), recursive=True)) if is_pattern else [path]
+        for match in map(Path, matches):
+            for file in images_below(match) if match.is_dir() else (match,):
+                found = True
+                yield file
+        if not found:
+            why = "no file matches" if is_pattern else "the folder holds no images"
+            yield Failed(str(place), f"{place}: {why}")
+    except (OSError, RuntimeError, ValueError) as error:  # "~nobody", NUL, a folder of others
+        yield Failed(str(place), f"{place}: {said(error)}")
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the files that paths, folders and patterns stand for, named by hand.
+
+    Raises UserError for one that is not there or stands for no image.
+    """
+    found = []
+    for place in paths:
+        for file in _files(place):
+            if isinstance(file, Failed):
+                raise UserError(file.error)
+            if not os.path.lexists(file):
+                raise UserError(f"there is no image or folder {file}")
+            found.append(file)
+    return found
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yield the images below a folder that training would take, sorted; links are followed once."""
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link to a folder above, or a second link to one
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(filter(shown, folders))
+        for name in sorted(filter(shown, files)):
+            if looks_like_image(name) and os.path.isfile(os.path.join(here, name)):
+                yield Path(here, name)
+
+
+def _content(file: Any, name: str) -> bytes | Failed:
+    try:
+        with untrusted(name):
+            content = file.read()
+    except UserError as error:
+        return Failed(name, str(error))
+    if isinstance(content, bytes):
+        return content
+    return Failed(name, f"{name}: the file is open as text; open it with mode 'rb'")
+
+
+# --- arrays ------------------------------------------------------------------------------------
+
+
+def _picture(item: Any, name: str, channels: int) -> Decodable | Failed:
+    """Return an array or tensor as a picture: (H, W), (H, W, C) or, of tensors first, (C, H, W)."""
+    first = isinstance(item, torch.Tensor)
+    if isinstance(item, torch.Tensor):
+        item = item.detach().cpu()
+        item = (item.float() if item.is_floating_point() else item).numpy()
+    if not isinstance(item, np.ndarray):
+        what = "nothing (None)" if item is None else f"a {type(item).__name__}"
+        return Failed(name, f"{name}: {what} is no image; give {KINDS}")
+    known = {*USUAL, channels}
+    if item.ndim == 3:
+        sides = (0, 2) if first else (2, 0)
+        side = next((side for side in sides if item.shape[side] in known), None)
+        item = np.moveaxis(item, 0, 2) if side == 0 else item
+        known = known if side is not None else set()
+    elif item.ndim == 2:
+        item = item[:, :, None]
+    if item.ndim != 3 or not known or not item.size:
+        shape = " x ".join(map(str, item.shape)) or "no sides"
+        return Failed(
+            name,
+            f"{name}: an array of {shape} is no image; give (H, W) or (H, W, C) with C of "
+            f"{', '.join(map(str, sorted({*USUAL, channels})))}",
+        )
+    try:
+        values = _as_bytes(item)
+    except ValueError as error:
+        return Failed(name, f"{name}: {error}")
+    if values.shape[2] in USUAL:
+        return Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
+    content = io.BytesIO()
+    np.save(content, values)
+    return content.getvalue()
+
+
+def _as_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return pixels as uint8: whole numbers in 0..255 or floats in 0..1. Raises ValueError."""
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * np.uint8(255)
+    least, most = (values.min(), values.max()) if values.dtype.kind in "uif" else (np.nan, np.nan)
+    if values.dtype.kind in "ui" and least >= 0 and most <= 255:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f" and least >= 0 and most <= 1:
+        return (values * 255 + 0.5).astype(np.uint8)
+    raise ValueError(
+        f"{values.dtype} from {least:g} to {most:g} are no pixels; give uint8, or floats in 0..1 "
+        "(not normalised: the model does that)"
+    )
