@@ -61,7 +61,7 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
     """Return one line per image: its name, then labels with probabilities, or targets with their
     values, or why it has none; below them from which probability several labels count."""
     rows = list(predictions)
-    files = [printable(row.file) for row in rows]
+    files = [_shown(row.file) for row in rows]
     names = max(map(len, files), default=0)
     labels = max((len(label) for row in rows for label, _ in row.there), default=0)
     lines = []
@@ -71,9 +71,14 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
         if not cells and row.labels:
             label, share = row.labels[0]
             cells = [f"none; the likeliest is {label} {share:.3f}"]
-        why = (row.error or "").removeprefix(f"{file}: ")
+        why = (row.error or "").removeprefix(f"{printable(row.file)}: ")
         text = f"error: {why}" if row.error else printable("   ".join(cells))
         lines.append(f"{file:<{names}}   {text}")
     limits = {row.threshold for row in rows if row.threshold is not None}
     lines += [f"Labels with a probability of {limit:g} or more." for limit in limits]
     return "\n".join(lines)
+
+
+def _shown(name: str) -> str:
+    """Return a file's name without control characters; bytes of no text become JSON's escapes."""
+    return printable(name.encode(errors="backslashreplace").decode())
