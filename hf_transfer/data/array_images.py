@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from io import BytesIO
 from typing import Any
 
@@ -16,7 +17,7 @@ def read_array(source: bytes, channels: int) -> np.ndarray[Any, Any]:
 
     8 bits are kept, 16 bits and numbers in 0..1 scaled. Raises ValueError for anything else.
     """
-    values = np.load(BytesIO(source), allow_pickle=False)
+    values = _array(source)
     if values.ndim == 2:
         values = values[:, :, None]
     if values.ndim != 3 or channels not in (values.shape[2], values.shape[0]):
@@ -27,17 +28,38 @@ def read_array(source: bytes, channels: int) -> np.ndarray[Any, Any]:
     return to_8_bit(values)
 
 
+def _array(source: bytes) -> np.ndarray[Any, Any]:
+    """Return the array in a .npy file, as a view of its bytes: a header that claims more is false.
+
+    `np.load` would ask for all that is claimed before it reads.
+    """
+    file = BytesIO(source)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read_header = np.lib.format.read_array_header_2_0
+    shape, by_column, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, not of numbers")
+    count = math.prod(shape)
+    if len(source) - file.tell() != count * dtype.itemsize:
+        raise ValueError("the array in it is truncated, or longer than its header says")
+    values = np.frombuffer(source, dtype, count, file.tell())
+    return values.reshape(shape, order="F" if by_column else "C")
+
+
 def read_pages(image: Image.Image, channels: int) -> np.ndarray[Any, Any]:
     """Return the pages of a file as uint8 (H, W, C). Raises ValueError unless there are C of one
     size, each with a single channel."""
-    pages = []
-    for page in range(getattr(image, "n_frames", 1)):
+    count, size, pages = getattr(image, "n_frames", 1), image.size, []
+    for page in range(count) if count == channels and len(image.getbands()) == 1 else ():
         image.seek(page)
-        pages.append(np.asarray(image))
-    if len(pages) != channels or len({page.shape for page in pages}) > 1 or pages[0].ndim != 2:
+        if image.size == size:
+            pages.append(np.asarray(image))
+    if len(pages) != channels or len({page.dtype for page in pages}) > 1 or pages[0].ndim != 2:
         raise ValueError(
-            f"a picture of mode {image.mode} with {len(pages)} pages, and the model sees "
-            f"{channels} channels: give .npy arrays (H, W, {channels}), or a gray page for each"
+            f"a picture of mode {image.mode} with {count} pages, and the model sees {channels} "
+            f"channels: give .npy arrays (H, W, {channels}), or a gray page of one size for each"
         )
     return to_8_bit(np.stack(pages, axis=-1))
 

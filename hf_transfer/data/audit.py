@@ -25,18 +25,18 @@ LEFT_OUT = {
     "not-an-image": "left out: not an image, whatever its name says",
     "truncated": "left out: the file ends too early",
     "unreadable": "left out: damaged, or a kind of file that is not read",
-    "too-large": "left out: so many pixels that it may be a decompression bomb",
+    "too-large": "left out: too large, or it would take too much memory to decode",
 }
 HANDLED = {
     "animated": "its first frame is used",
-    "16-bit": "scaled to 8 bits by its full range, 0..65535",
+    "16-bit": "scaled to 8 bits: 0..65535 becomes 0..255",
     "dark-16-bit": "uses less than an eighth of 16 bits: looks dark; rescale 10- or 12-bit scans",
     "grayscale": "its one channel is repeated",
-    "palette": "its palette is resolved to colours",
-    "alpha": "laid on white",
+    "palette": "converted to RGB",
+    "alpha": "converted to RGB: transparency is dropped, and what lies under it is seen",
     "cmyk": "converted to RGB without a colour profile",
     "rotated": "turned upright, as its EXIF says",
-    "broken-exif": "its EXIF cannot be read: taken as upright",
+    "broken-exif": "its EXIF cannot be read, so it is not turned",
     "enormous": "more than 50 million pixels: reduced",
     "tiny": "much smaller than the model's input: enlarged",
 }

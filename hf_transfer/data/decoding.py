@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
 import PIL.features
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
+from hf_transfer.data import reading
 from hf_transfer.data.array_images import MAGIC, read_array, read_pages, to_8_bit
+from hf_transfer.data.contents import (
+    bytes_of_mode,
+    bytes_to_decode,
+    is_heif,
+    named,
+    without_text,
+)
 from hf_transfer.data.image_settings import FILTERS, ImageSettings, middle
 
-VERSION = 1  # of the pixels that `decode` returns; a stored pixel depends on it
+VERSION = 2  # of the pixels that `decode` returns; a stored pixel depends on it
 ENORMOUS = 50_000_000  # pixels; beyond, a file is named in the audit
-REFUSED = 2 * 89_478_485  # pixels; beyond, a file is taken for a decompression bomb
+MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, beyond which a file may be a decompression bomb
 DRAFT_MARGIN = 2  # a JPEG is decoded reduced only while it stays this many times the wanted side
 LONGEST = 8  # sides' ratio beyond which only the middle of a picture is resized
 FORMATS = (  # what a photograph or a scan comes in; no format that starts another program
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
-BROKEN = (  # what Pillow's decoders raise on damaged files
-    OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError,
-    OverflowError, ZeroDivisionError, NotImplementedError, struct.error, zlib.error,
-)  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+ROWS_AT_ONCE = 256  # of 16-bit pixels that are scaled together
+
+Source = str | Path | bytes | Image.Image
+Made = TypeVar("Made")
 
 
 class ImageError(UserError):
     """A file that gives no pixels; `kind` is the audit's word for why."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, message: str, kind: str = "unreadable") -> None:
         super().__init__(message)
         self.kind = kind
 
@@ -55,6 +64,54 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
+def load_image(source: Source, channels: int = 3) -> Image.Image:
+    """Return a picture, upright, in mode "L", "RGB" or "RGBA": what training sees, at full size.
+
+    These are the pixels that `transformers.image_utils.load_image` and `Image.convert` give, so
+    transparency is dropped, too. Only gray pixels of more than 8 bits differ: 0..65535, and
+    floating-point 0..1, are scaled to 0..255, where the others clip them to white or leave black.
+    Raises ImageError, one line that says why there are no pixels.
+    """
+    if channels not in MODES:
+        raise UserError(f"a picture has 1, 3 or 4 channels, not {channels}; read it with `decode`")
+
+    def whole(opened: Image.Image | np.ndarray, name: str) -> Image.Image:
+        if isinstance(opened, np.ndarray):
+            return Image.fromarray(opened[..., 0] if channels == 1 else opened)
+        with _memory(opened, MODES[channels], opened.size, name):
+            upright, _ = _upright(opened, MODES[channels], [], name)
+            return upright.copy()  # no file, and never the picture that was given
+
+    with warnings.catch_warnings():  # Pillow warns about what is handled
+        warnings.simplefilter("ignore")
+        return _read(source, "image", channels, whole)
+
+
+def decode(source: Source, settings: ImageSettings) -> np.ndarray:
+    """Return uint8 pixels (S', S', C) of a file, its bytes or a PIL image; S' = settings.stored.
+
+    As `load_image` gives them, then resized and cut as the settings say. Raises ImageError, one
+    line that says why the file gives no pixels.
+    """
+    with warnings.catch_warnings():  # Pillow warns about what the notes already say
+        warnings.simplefilter("ignore")
+        return decode_noted(source, settings).pixels
+
+
+def decode_noted(source: Source, settings: ImageSettings, name: str = "image") -> Picture:
+    """Return the decoded image with notes; as `decode`, but Pillow's warnings come through.
+
+    `name` is what an ImageError calls bytes that were read elsewhere.
+    """
+
+    def square(opened: Image.Image | np.ndarray, name: str) -> Picture:
+        if isinstance(opened, np.ndarray):
+            return _of_bands(opened, settings)
+        return _picture(opened, settings, name)
+
+    return _read(source, name, settings.channels, square)
+
+
 def depends_on(settings: ImageSettings) -> tuple[Any, ...]:
     """Return all that decoded pixels depend on besides the file: the decoder and its settings."""
     versions = (VERSION, PIL.__version__, PIL.features.version("jpg"))
@@ -62,87 +119,143 @@ def depends_on(settings: ImageSettings) -> tuple[Any, ...]:
     return *versions, *how, settings.crop_mode
 
 
-def decode(source: str | Path | bytes | Image.Image, settings: ImageSettings) -> np.ndarray:
-    """Return uint8 pixels (S', S', C) of a file, its bytes or a PIL image; S' = settings.stored.
-
-    Turned as its EXIF says, in the wanted colour mode (transparency on white), resized and cut as
-    the settings say. Raises ImageError, one line that says why the file gives no pixels.
-    """
-    with warnings.catch_warnings():  # Pillow warns about what the notes already say
-        warnings.simplefilter("ignore")
-        return decode_noted(source, settings).pixels
+# --- files -----------------------------------------------------------------------------------
 
 
-def decode_noted(
-    source: str | Path | bytes | Image.Image, settings: ImageSettings, name: str = "image"
-) -> Picture:
-    """Return the decoded image with notes; as `decode`, but Pillow's warnings come through.
+def _read(
+    source: Source, name: str, channels: int, use: Callable[[Image.Image | np.ndarray, str], Made]
+) -> Made:
+    """Return what `use` makes of an opened picture, or of an array (H, W, channels) and its name.
 
-    `name` is what an ImageError calls bytes that were read elsewhere.
+    Any failure becomes an ImageError.
     """
     if isinstance(source, (str, Path)):
-        name, source = str(source), read(source)
-    try:
+        with _refusals(str(source)), reading.opened(Path(source).expanduser()) as data:
+            return _read(data, str(source), channels, use)
+    with _refusals(name):
         if isinstance(source, Image.Image):
-            return _picture(source, settings, name)
-        if not source:
-            raise ImageError("zero-byte", f"{name}: the file is empty")
-        if source.startswith(MAGIC):
-            return _of_bands(read_array(source, settings.channels), settings, name)
-        with Image.open(BytesIO(source), formats=FORMATS) as image:
-            return _picture(image, settings, name)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError("too-large", f"{name}: more than {REFUSED:,} pixels") from error
-    except UnidentifiedImageError as error:
-        if name.lower().endswith((".heic", ".heif")):
-            message = f"{name}: HEIC is not read; convert it to JPEG or PNG"
-            raise ImageError("unreadable", message) from error
-        raise ImageError("not-an-image", f"{name}: not an image that Pillow reads") from error
-    except BROKEN as error:
-        kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(kind, f"{name}: {reason}") from error
+            return use(source, name)
+        try:
+            return _from_bytes(source, name, channels, use)
+        except ValueError as error:  # Pillow's limit on a PNG's texts, which are not used
+            if "MAX_TEXT" not in str(error):
+                raise
+            return _from_bytes(without_text(source), name, channels, use)
 
 
-def read(path: str | Path) -> bytes:
-    """Return a file's bytes. Raises ImageError ("missing" or "unreadable")."""
+def _from_bytes(
+    source: bytes,
+    name: str,
+    channels: int,
+    use: Callable[[Image.Image | np.ndarray, str], Made],
+) -> Made:
+    if not source:
+        raise ImageError(f"{name}: the file is empty", "zero-byte")
+    if source.startswith(MAGIC):
+        with reading.PIXELS.hold(4 * len(source)):
+            values = read_array(source, channels)
+            _check_size(values.shape[1], values.shape[0], name)
+            return use(values, name)
+    formats = [*FORMATS, "HEIF"] if is_heif(source) and _reads_heif() else FORMATS
     try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise ImageError("missing", f"{path}: no such file") from error
-    except OSError as error:
-        raise ImageError("unreadable", f"{path}: {error.strerror or error}") from error
+        opened = Image.open(BytesIO(source), formats=formats)
+    except UnidentifiedImageError as error:
+        kind = "unreadable" if is_heif(source) else "not-an-image"
+        raise ImageError(f"{name}: {named(source)}", kind) from error
+    with opened as image:
+        return use(image, name)
+
+
+def _reads_heif() -> bool:
+    """Return whether pillow-heif is installed, and let Pillow know of it."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Turn any failure to read an image into an ImageError that says which kind it is."""
+    try:
+        with untrusted(name, kind=ImageError):
+            yield
+    except ImageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise ImageError(f"{name}: no such file", "missing") from error.__cause__
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise _too_large(name) from error.__cause__
+        if "truncated" in str(error.__cause__).lower():
+            error.kind = "truncated"
+        raise
+
+
+def _too_large(name: str) -> ImageError:
+    return ImageError(f"{name}: more than {MOST_PIXELS:,} pixels", "too-large")
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MOST_PIXELS:
+        raise _too_large(name)
+
+
+@contextmanager
+def _memory(
+    image: Image.Image, mode: str, whole: tuple[int, int], name: str, copies: int = 0
+) -> Iterator[None]:
+    """Hold the memory that decoding takes, and so many copies, from what threads share. Raises
+    ImageError if it is more than one picture may have."""
+    _check_size(*whole, name)
+    size = bytes_to_decode(image, mode, whole)
+    size += copies * whole[0] * whole[1] * bytes_of_mode(image.mode)
+    if size > reading.PIXELS.limit:
+        raise ImageError(
+            f"{name}: decoding it takes {size / reading.GIB:.1f} GiB of memory, and an image may "
+            f"take {reading.PIXELS.limit / reading.GIB:.3g}; save it smaller, or as JPEG",
+            "too-large",
+        )
+    with reading.PIXELS.hold(size):
+        yield
+
+
+# --- pixels ----------------------------------------------------------------------------------
 
 
 def _picture(image: Image.Image, settings: ImageSettings, name: str) -> Picture:
-    if image.width * image.height > REFUSED:
-        raise ImageError("too-large", f"{name}: more than {REFUSED:,} pixels")
     notes, size = _notes(image), image.size
+    _check_size(*size, name)
     if settings.channels not in MODES:
-        return _of_bands(read_pages(image, settings.channels), settings, name)
+        with _memory(image, image.mode, size, name, 2 * settings.channels):
+            return _of_bands(read_pages(image, settings.channels), settings)
     if image.format in ("JPEG", "MPO"):
         # libjpeg reduces by 2, 4 or 8 while it decodes: 4 to 8 times as fast for photographs. With
         # the margin the result stays within half a level of 255 on average; smaller ones are exact.
         image.draft(None, (settings.stored * DRAFT_MARGIN,) * 2)
-    image.load()
-    turned = _orientation(image, notes)
-    if turned > 1:
-        image = ImageOps.exif_transpose(image)
+    with _memory(image, MODES[settings.channels], size, name):
+        image, turned = _upright(image, MODES[settings.channels], notes, name)
         size = (size[1], size[0]) if turned >= 5 else size
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bit(image, notes, name)
-    image = _square(_in_mode(image, MODES[settings.channels]), size, settings)
+        image = _square(image, size, settings)
     pixels = np.array(image).reshape(settings.stored, settings.stored, settings.channels)
     return Picture(pixels, *size, tuple(notes))
 
 
-def _of_bands(values: np.ndarray, settings: ImageSettings, name: str) -> Picture:
+def _upright(image: Image.Image, mode: str, notes: list[str], name: str) -> tuple[Image.Image, int]:
+    """Return the picture as it was seen, in a mode of 8 bits, and how its EXIF says it is turned,
+    1..8; what is unusual is noted."""
+    image.load()
+    turned = _orientation(image, notes)
+    if turned > 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bit(image, notes, name)
+    return (image if image.mode == mode else image.convert(mode)), turned
+
+
+def _of_bands(values: np.ndarray, settings: ImageSettings) -> Picture:
     """Return a picture of any number of channels (H, W, C), each resized and cut by itself."""
     size = (values.shape[1], values.shape[0])
-    if size[0] * size[1] > REFUSED:
-        raise ImageError("too-large", f"{name}: more than {REFUSED:,} pixels")
     bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(values, 2, 0)]
     squares = [np.asarray(_square(band, size, settings)) for band in bands]
     return Picture(np.stack(squares, axis=-1), *size)
@@ -150,13 +263,12 @@ def _of_bands(values: np.ndarray, settings: ImageSettings, name: str) -> Picture
 
 def _notes(image: Image.Image) -> list[str]:
     rawmodes = [str(tile[3]) for tile in getattr(image, "tile", [])]
-    transparent = image.mode in TRANSPARENT or "transparency" in image.info
     found = {
-        "animated": image.format != "MPO" and getattr(image, "n_frames", 1) > 1,
+        "animated": image.format != "MPO" and getattr(image, "is_animated", False),
         "16-bit": image.mode.startswith("I") or any(";16" in mode for mode in rawmodes),
         "grayscale": image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"),
         "palette": image.mode in ("P", "PA"),
-        "alpha": transparent,
+        "alpha": image.mode in TRANSPARENT or "transparency" in image.info,
         "cmyk": image.mode == "CMYK",
         "enormous": image.width * image.height > ENORMOUS,
     }
@@ -166,8 +278,9 @@ def _notes(image: Image.Image) -> list[str]:
 def _orientation(image: Image.Image, notes: list[str]) -> int:
     """Return how the EXIF says that the image is turned, 1..8; 1 where that cannot be read."""
     try:
-        turned = image.getexif().get(ORIENTATION, 1)
-    except BROKEN:
+        with untrusted("its EXIF"):
+            turned = image.getexif().get(ORIENTATION, 1)
+    except UserError:
         notes.append("broken-exif")
         return 1
     if turned not in range(2, 9):
@@ -177,27 +290,27 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
 
 
 def _to_8_bit(image: Image.Image, notes: list[str], name: str) -> Image.Image:
+    """Return a gray picture of more than 8 bits in 8; up to 255, whole numbers stay as they are."""
     values = np.asarray(image)
-    if image.mode == "F" or (values.size and (values.min() < 0 or values.max() > 65535)):
+    least, most = float(values.min()), float(values.max())
+    if image.mode == "F" and 0 <= least <= most <= 1:
+        scaled = [to_8_bit(rows) for rows in _parts(values)]
+    elif 0 <= least <= most <= 255:
+        scaled = [rows.astype(np.uint8) for rows in _parts(values)]
+    elif image.mode != "F" and 0 <= least <= most <= 65535:
+        scaled = [to_8_bit(rows.astype(np.uint32)) for rows in _parts(values)]
+        if most < 65536 // 8:
+            notes.append("dark-16-bit")
+    else:
         raise ImageError(
-            "unreadable",
-            f"{name}: pixels of mode {image.mode} have no known range; save it as 8 or 16 bits",
+            f"{name}: its pixels are numbers of {least:g} to {most:g}, a range that is not known; "
+            "save it as 8 or 16 bits"
         )
-    if values.size and values.max() < 65536 // 8:
-        notes.append("dark-16-bit")
-    return Image.fromarray(to_8_bit(values.astype(np.uint32)))
+    return Image.fromarray(np.concatenate(scaled))
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Return the image as L, RGB or RGBA; transparency becomes white, but in RGBA."""
-    transparent = image.mode in TRANSPARENT or "transparency" in image.info
-    if transparent and mode != "RGBA":
-        layer = image.convert("RGBA")
-        image = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        image.alpha_composite(layer)
-    elif image.mode in ("P", "CMYK", "YCbCr", "HSV") and not transparent:
-        image = image.convert("RGB")
-    return image if image.mode == mode and not transparent else image.convert(mode)
+def _parts(values: np.ndarray) -> list[np.ndarray]:
+    return [values[row : row + ROWS_AT_ONCE] for row in range(0, len(values), ROWS_AT_ONCE)]
 
 
 def _square(image: Image.Image, shown: tuple[int, int], settings: ImageSettings) -> Image.Image:

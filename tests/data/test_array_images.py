@@ -48,7 +48,7 @@ def test_every_kind_of_number_keeps_its_full_range():
         (np.full((4, 4, 5), 2.0), "have no known range"),
         (np.full((4, 4, 5), np.nan), "have no known range"),
         (np.full((4, 4, 5), -1), "have no known range"),
-        (np.array([object()] * 5, dtype=object).reshape(1, 1, 5), "allow_pickle"),
+        (np.array([object()] * 5, dtype=object).reshape(1, 1, 5), "of Python objects"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_a_line(values, says):

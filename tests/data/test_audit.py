@@ -74,7 +74,7 @@ def test_every_bad_file_is_left_out_and_named_by_its_kind(root):
     (cat / "page.jpg").write_bytes(b"<html>not found</html>" * 9)
     (cat / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (cat / "gone.jpg").symlink_to(root / "nowhere.jpg")
-    Image.fromarray(np.ones((40, 40), np.float32)).save(cat / "real.tif")
+    Image.fromarray(np.full((40, 40), 300, np.float32)).save(cat / "real.tif")
     data = load(root, max_bad=0.2)
     assert found(data) == {
         "missing": ("train/cat/gone.jpg",),

@@ -1,0 +1,68 @@
+"""Files read within limits: regular files only, so many bytes at most, so much memory at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+GIB = 2**30
+FILE_BYTES = GIB  # an image's file is at most as large
+
+
+class Budget:
+    """Memory that threads share: who needs more than is left waits for the others.
+
+    A budget is held only while nothing but a later one (file, then pixels) is asked for, so that
+    no two threads wait for each other.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._reset()
+        if hasattr(os, "register_at_fork"):  # threads that hold some of it do not live on
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._used, self._changed = 0, threading.Condition()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes; one that needs more than the whole budget gets it alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + size <= self.limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
+FILES = Budget(GIB)  # bytes of files that are being decoded
+PIXELS = Budget(2 * GIB)  # of pixels, and what decoders need beside them
+
+
+@contextmanager
+def opened(path: str | Path, limit: int | None = None) -> Iterator[bytes]:
+    """Yield a regular file's bytes, `FILE_BYTES` at most, within the memory that threads share.
+
+    Raises OSError for what is no regular file (a device or a pipe could be read without end) and
+    for what is larger.
+    """
+    limit = FILE_BYTES if limit is None else limit
+    # Without O_NONBLOCK a pipe that nobody writes to would wait here.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit / GIB:.3g} GiB", str(path))
+        with FILES.hold(found.st_size):
+            yield file.read(limit)
