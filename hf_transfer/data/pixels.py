@@ -243,9 +243,9 @@ def _decode_all(found: Scan, settings: ImageSettings, file: Any) -> Facts:
 
     def decoded(row: int) -> np.ndarray:
         try:
-            data = found.read(row)
-            facts.files[row] = np.frombuffer(_digest(data), np.uint8)
-            picture = decode_noted(data, settings, found.files[row])
+            with found.opened(row) as data:
+                facts.files[row] = np.frombuffer(_digest(data), np.uint8)
+                picture = decode_noted(data, settings, found.files[row])
         except ImageError as error:
             facts.errors[row] = (error.kind, str(error))
             return black

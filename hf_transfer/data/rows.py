@@ -90,9 +90,13 @@ class LivePixels:
     def __getitem__(self, rows: Any) -> np.ndarray:
         places = self.rows[rows]
         if np.ndim(places) == 0:
-            return decode(self.found.read(int(places)), self.settings)
-        images = [decode(self.found.read(int(place)), self.settings) for place in places]
+            return self._decoded(int(places))
+        images = [self._decoded(int(place)) for place in places]
         return np.stack(images) if images else np.zeros((0, *row_shape(self.settings)), np.uint8)
+
+    def _decoded(self, row: int) -> np.ndarray:
+        with self.found.opened(row) as data:
+            return decode(data, self.settings)
 
     def take(self, rows: np.ndarray) -> LivePixels:
         """Return the images in these places, without decoding any."""

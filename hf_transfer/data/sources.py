@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.errors import DataError
+from hf_transfer.data import reading
 from hf_transfer.data.columns import Codes
 from hf_transfer.data.splits import (
     by_strata,
@@ -100,12 +102,15 @@ class Scan:
             return " ".join(map(repr, target))
         return BETWEEN.join(self.labels[place] for place in self.places(target))
 
-    def read(self, row: int) -> bytes:
-        """Return the bytes of one image's file. Raises OSError."""
+    @contextmanager
+    def opened(self, row: int) -> Iterator[bytes]:
+        """Yield the bytes of one image's file, within `reading`'s limits. Raises OSError."""
         if self.table is not None:
-            return self.table.read(self.files[row])
-        with open(os.path.join(self.root, self.files[row]), "rb") as file:
-            return file.read()
+            with self.table.opened(self.files[row]) as data:
+                yield data
+        else:
+            with reading.opened(os.path.join(self.root, self.files[row])) as data:
+                yield data
 
     def identity(self, row: int) -> str:
         """Return what changes when the image does: its name, size and time of change."""

@@ -9,12 +9,14 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hf_transfer.base.errors import DataError
+from hf_transfer.data import reading
 from hf_transfer.data.targets import Target, check_separator, read_target, target_names
 from hf_transfer.recipe.specs import DataSpec
 
@@ -187,13 +189,18 @@ class ImageTable:
             for split, each in images.items()
         }
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of the image called `split/number`. Raises OSError."""
+    @contextmanager
+    def opened(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes of the image called `split/number`. Raises OSError."""
         split, _, number = name.rpartition("/")
         image = self.splits[split][int(number)]["image"]
         if image is None or (image["bytes"] is None and image["path"] is None):
             raise FileNotFoundError(errno.ENOENT, "the row has no image", name)
-        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        if image["bytes"] is not None:
+            yield image["bytes"]
+        else:
+            with reading.opened(image["path"]) as data:
+                yield data
 
     def identity(self, name: str) -> str:
         """Return the name with what `datasets` knows the content of the split by, and of an image

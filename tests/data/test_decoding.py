@@ -441,13 +441,13 @@ def tiled(side: int) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    """Small files that take more than half a GiB to decode."""
-    side = 6000
+    """Small files that take more than 64 MiB to decode."""
+    side = 3000
     black = Image.new("RGB", (side, side))
     return {
         "JPEG 2000": encoded(black, "JPEG2000"),
         "WebP": encoded(black, "WEBP"),
-        "tiles of TIFF": tiled(12_000),
+        "tiles of TIFF": tiled(6_000),
     }
 
 
@@ -456,7 +456,7 @@ import resource, sys
 from hf_transfer.data import reading
 from hf_transfer.data.decoding import ImageError, decode
 from hf_transfer.data.image_settings import ImageSettings
-reading.PIXELS.limit = 2**28
+reading.PIXELS.limit = 2**26
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
     try:
@@ -468,16 +468,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_files_that_would_take_too_much_memory_are_refused_before_they_are_decoded(tmp_path):
-    paths = [tmp_path / kind for kind in bombs()]
-    for path, data in zip(paths, bombs().values(), strict=True):
-        assert len(data) < 300_000
+    files = bombs()
+    paths = [tmp_path / kind for kind in files]
+    for path, data in zip(paths, files.values(), strict=True):
+        assert len(data) < 100_000
         path.write_bytes(data)
     command = [sys.executable, "-c", MEASURED, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *said, kilobytes = done.stdout.splitlines()
     assert len(said) == len(paths)
     assert all(line.startswith("too-large") and "decoding it takes" in line for line in said)
-    assert int(kilobytes) < 50_000
+    assert int(kilobytes) < 30_000
 
 
 def test_threads_share_the_memory_that_there_is():
