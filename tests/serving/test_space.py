@@ -1,6 +1,8 @@
 """The page as a person meets it: a real browser uploads an image and reads the answer."""
 
+import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from sample_report import FLOWERS, task_report
 from tiny_model import picture, tiny_run
 
@@ -143,7 +146,7 @@ def test_an_uploaded_image_is_answered_as_predict_answers(page, run, tmp_path):
 def test_the_page_names_the_model_and_its_measured_accuracy(page):
     assert page.title() == page.locator("h1").inner_text() == "flowers-lp_ft"
     text = page.inner_text("body")
-    assert f"Tells 5 classes apart: {', '.join(FLOWERS)}." in text
+    assert f"Distinguishes 5 classes: {', '.join(FLOWERS)}." in text
     assert "Accuracy 0.640 on n = 500 validation images, 95% interval 0.600 to 0.680." in text
     assert "Backbone timm/resnet10t.c3_in1k, recipe lp_ft, seed 0." in text
 
@@ -199,6 +202,87 @@ def test_a_model_of_another_task_answers_with_all_its_labels_or_its_numbers(task
     words = " ".join(str(block.value) for block in demo.blocks.values() if hasattr(block, "value"))
     assert {"multi_label": "Mean average precision", "regression": "R²"}[task] in words
     assert "classes" not in words
+
+
+@pytest.fixture(scope="module")
+def asked(run):
+    """The function that answers an upload."""
+    demo = build_demo(run)
+    return next(fn.fn for fn in demo.fns.values() if fn.api_name == "predict")
+
+
+def sparse(path: Path, size: int) -> Path:
+    picture(1).save(path)
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pixels", "bomb", "none"])
+def test_an_upload_that_is_no_small_image_is_refused_with_a_sentence(kind, asked, tmp_path):
+    from gradio import Error
+
+    path = tmp_path / "upload.png"
+    if kind == "bytes":
+        sparse(path, 1_500_000_000)
+    elif kind == "none":
+        path.write_bytes(b"no image")
+    else:
+        Image.new("L", (61_000, 1000) if kind == "pixels" else (200_000, 1000)).save(path)
+    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Error) as caught:
+        asked(str(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started < 50_000  # KiB
+    said = str(caught.value)
+    assert str(tmp_path) not in said
+    expected = {
+        "bytes": "This file is larger than 30 MB, the most that this page reads.",
+        "none": "This image cannot be read",
+    }
+    assert expected.get(kind, "This image has more than 60 million pixels, the most") in said
+
+
+def test_the_server_itself_reads_no_more_of_an_upload_than_the_limit(run, tmp_path):
+    import httpx
+
+    demo = launch(run, wait=False)
+    try:
+        with sparse(tmp_path / "big.png", 40_000_000).open("rb") as file:
+            answer = httpx.post(f"{demo.local_url}gradio_api/upload", files={"files": file})
+    finally:
+        demo.close(verbose=False)
+    assert answer.status_code == 413
+    assert "exceeded maximum allowed size" in answer.text
+
+
+@pytest.mark.parametrize("odd", ["{", "[1]", "metrics", "backbone", "labels"])
+def test_a_report_of_odd_values_takes_nothing_from_the_page(odd, run, tmp_path):
+    shutil.copytree(run / "model", tmp_path / "model")
+    report = json.loads((run / "report.json").read_text())
+    changed = {"metrics": [1], "backbone": 3, "labels": None}.get(odd)
+    text = odd if odd in ("{", "[1]") else json.dumps({**report, odd: changed})
+    (tmp_path / "report.json").write_text(text)
+    demo = build_demo(tmp_path / "model")
+    words = " ".join(str(block.value) for block in demo.blocks.values() if hasattr(block, "value"))
+    assert "Accuracy: not measured" in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 390, 430, 600])
+def test_at_the_width_of_a_phone_image_and_answer_are_wide_one_below_the_other(
+    width, page, tmp_path
+):
+    page.set_viewport_size({"width": width, "height": 850})
+    picture(1).save(tmp_path / "1.png")
+    page.set_input_files("input[type=file]", tmp_path / "1.png")
+    answer(page)
+    image, told = (
+        page.locator(where).bounding_box() for where in (".image-container", "[data-testid=label]")
+    )
+    assert image["width"] > 0.85 * width
+    assert told["width"] > 0.75 * width
+    assert told["y"] > image["y"] + image["height"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_space_without_a_model_says_what_to_set():
