@@ -9,15 +9,17 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from hf_transfer.base.boundary import printable
 from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results import conclusions
 from hf_transfer.results.report import RunReport
-from hf_transfer.results.words import metric_words
+from hf_transfer.results.words import metric_phrase, metric_titles, show_metric, show_seconds
 
 SECOND = {"classification": "macro_f1", "multi_label": "macro_f1", "regression": "mae"}
 
 
 class EpochLines(TrainerCallback):
-    """Says one line an epoch: losses, and accuracy (mAP, R2) on validation."""
+    """Print one line per epoch: losses, and accuracy (mAP, R2) on validation."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -46,7 +48,7 @@ class EpochLines(TrainerCallback):
 
 
 def quiet() -> None:
-    """Keep the libraries' own notices and bars from the user's terminal; errors still come."""
+    """Hide the notices and bars of the libraries below; their errors are still shown."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -56,29 +58,43 @@ def quiet() -> None:
 
 
 def summary(report: RunReport) -> str:
-    """Return a run's result in lines: its leading metric with the interval, over seeds too."""
-    leads, second = report.task.headline, SECOND[report.task.name]
-    lines = [_measured("validation", report.metrics, leads, second)]
-    if "test" in report.metrics:
-        lines.append(_measured("test", report.metrics["test"], leads))
+    """Return a run's result in lines: what came out, what it must beat, and what to know of it."""
+    leads = report.leading_metric
+    lines = []
+    for split in reversed(report.splits):
+        lines.append(_measured(report, split))
+        found = conclusions.baselines(report, split)
+        lines += [
+            f"  baseline: {what} reaches {show_metric(metric, value)}"
+            for what, metric, value in found
+            if metric == leads
+        ]
+    if not report.splits:
+        lines.append(f"{metric_phrase(leads)} not measured")
     spread = report.seeds.get("metrics", {}).get(leads)
     if spread:
-        lines.append(
-            f"over {report.seeds['n']} seeds: mean {spread['mean']:.4f}, min {spread['min']:.4f}, "
-            f"max {spread['max']:.4f}"
-        )
-    lines.append(f"{report.seconds['wall']:.0f} s, {report.seconds['training']:.0f} s in training")
-    lines.extend(f"note: {warning}" for warning in report.warnings)
+        low, mean, high = (show_metric(leads, spread[key]) for key in ("min", "mean", "max"))
+        lines.append(f"over {report.seeds['n']} seeds: mean {mean}, min {low}, max {high}")
+    wall, training = report.seconds.get("wall"), report.seconds.get("training")
+    if wall is not None and training is not None:
+        lines.append(f"{show_seconds(wall)} in all, {show_seconds(training)} of it in training")
+    lines += [f"note: {printable(caution)}" for caution in conclusions.cautions(report)]
     return "\n".join(lines)
 
 
-def _measured(split: str, metrics: dict[str, Any], leads: str, second: str = "") -> str:
+def _measured(report: RunReport, split: str) -> str:
     """Return what a split's images gave: the leading metric with its interval, and a second."""
-    if metrics.get(leads) is None:
-        why = metrics["reasons"].get(leads, "it is undefined")
-        return f"{split} {leads} not measured: {why} (n = {metrics['n']})"
-    bounds = metrics["intervals"].get(leads)
-    sure = f"{bounds[0]:.4f} to {bounds[1]:.4f}, 95% interval, " if bounds else ""
-    text = f"{split} {leads} {metrics[leads]:.4f} ({sure}n = {metrics['n']})"
-    other = metrics.get(second) if second in metric_words(metrics) else None
-    return text if other is None else f"{text}, {second.replace('_f1', ' F1')} {other:.4f}"
+    values, leads = report.splits[split], report.leading_metric
+    value, n = values.get(leads), values.get("n", "not stated")
+    if value is None:
+        why = values.get("reasons", {}).get(leads, "it is undefined")
+        return f"{split} {metric_phrase(leads)} not measured: {printable(why)} (n = {n})"
+    bounds = values.get("intervals", {}).get(leads)
+    ends = " to ".join(show_metric(leads, end) for end in bounds or ())
+    interval = f"95% interval {ends}, " if bounds else ""
+    text = f"{split} {metric_phrase(leads)} {show_metric(leads, value)} ({interval}n = {n})"
+    for second in ("accuracy", SECOND[report.task.name]):
+        other = values.get(second) if second in metric_titles(values) else None
+        if other is not None and second != leads:
+            text += f", {metric_phrase(second)} {show_metric(second, other)}"
+    return text

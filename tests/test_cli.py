@@ -114,7 +114,7 @@ def test_names_of_any_bytes_and_letters_go_all_the_way(tmp_path, capsys):
     assert main(words) == 0
     findings = RunReport.load(tmp_path / "out").data["audit"]["findings"]
     assert f"cat/{name}" in findings[0]["files"]
-    assert "caf\\udce9.png" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "caf\\xe9.png" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     (tmp_path / "out" / "report.json").unlink()
     assert main([*words, "--resume"]) == 0
     assert main(["predict", str(tmp_path / "out"), str(data)]) == 0

@@ -1,308 +1,271 @@
-"""The model card: a RunReport as YAML front matter and text; an absent fact is named as absent."""
+"""The model card: a RunReport as metadata for the Hub and as text; what is absent is said to be."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import yaml
+from markupsafe import Markup
 
-from hf_transfer.results.card_results import NOT_MEASURED, measured_splits, results
-from hf_transfer.results.markdown import code, table, text
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.results import conclusions
+from hf_transfer.results.card_metadata import card_metadata
+from hf_transfer.results.page_phases import ended_words, group_words, length_words, rate_words
+from hf_transfer.results.places import published_report
+from hf_transfer.results.rendering import code, escape_markdown, render, template
 from hf_transfer.results.report import PhaseReport, RunReport, split_rows
 from hf_transfer.results.words import (
-    WORDS,
-    Facts,
-    metric_words,
+    NOT_MEASURED,
+    NOT_STATED,
+    JsonDict,
+    listed,
+    metric_phrase,
+    metric_title,
+    metric_titles,
+    range_words,
     show_count,
-    show_rate,
+    show_headline,
+    show_metric,
     show_seconds,
 )
 
-NOT_STATED = "not stated"
-# The Hub's names for our metrics, with its arguments.
-HUB_METRICS: tuple[tuple[str, str, Facts], ...] = (
-    ("accuracy", "accuracy", {}),
-    ("balanced_accuracy", "balanced_accuracy", {}),
-    ("map", "mean_average_precision", {}),
-    ("macro_f1", "f1", {"average": "macro"}),
-    ("auroc", "roc_auc", {"multi_class": "ovr"}),
-    ("r2", "r_squared", {}),
-    ("mae", "mae", {}),
-)
-# The pipeline is that of image classification for all: it opens them, and reads the task in them.
-TAGS = {
-    "classification": ("image-classification",),
-    "multi_label": ("image-classification", "multi-label-classification"),
-    "regression": ("image-regression",),
-}
-MOST_LABELS_NAMED = 30
 KINDS = {
     "classification": "An image classifier",
     "multi_label": "An image classifier for several labels at once",
-    "regression": "A model that reads numbers off images",
+    "regression": "A model that estimates numbers from images",
 }
-TELLS = {
-    "classification": "It tells {n} classes apart",
+PURPOSES = {
+    "classification": "It distinguishes {n} classes",
     "multi_label": "It says which of {n} labels an image shows",
-    "regression": "Numbers that it gives, in the units of the training data ({n})",
+    "regression": "It estimates, in the units of the training data ({n} targets)",
 }
 LIMITS = {
-    "classification": "It gives every image one of its classes, also an image that shows none of "
-    "them.",
-    "multi_label": "It gives every image a probability for each of its labels and none for what "
-    "it was not trained on; the threshold of one half was not tuned.",
-    "regression": "It gives numbers for every image, also for one that is of another kind than "
-    "those it was trained on; it does not say how sure it is.",
+    "classification": "It gives every image one of its classes, even an image that shows none.",
+    "multi_label": "It gives every image a probability for each of its labels, and none for "
+    "anything else; the threshold of one half was not tuned.",
+    "regression": "It gives numbers for every image, even for one unlike those it was trained on; "
+    "it does not say how sure it is.",
 }
+STARTS = {"pretrained": "pretrained weights", "random": "random weights, without transfer"}
+MOST_LABELS_NAMED = 30
+MOST_ROWS = 50  # classes or labels; of more, the weakest WEAKEST are listed
+WEAKEST = 10
 
 
-def model_card(report: RunReport, repo_id: str | None = None) -> str:
-    """Return the README.md of a model: front matter that the Hub reads, then text.
+def model_card(report: RunReport, repo_id: str | None = None, previous: str = "") -> str:
+    """Return the README.md of a model: metadata that the Hub reads, then text.
 
     Every number carries its split, n and, where there is one, its 95% interval. What the report
-    does not hold is 'not measured' or 'not stated'. `repo_id` fills in how to load it.
+    does not hold is 'not measured' or 'not stated'. `repo_id` fills in how to load it; sections
+    of the `previous` card that are not ours are kept at the end.
     """
-    front = yaml.safe_dump(_front(report, repo_id), sort_keys=False, allow_unicode=True, width=1000)
-    sections = (
-        f"# {text(_title(report, repo_id))}",
-        _summary(report),
-        f"## Results\n\n{results(report)}",
-        f"## How it was trained\n\n{_training(report)}",
-        f"## Data\n\n{_data(report)}",
-        f"## How to load it\n\n{_loading(report, repo_id)}",
-        f"## Limitations\n\n{_limitations(report)}",
-        f"## Environment\n\n{_environment(report)}",
-    )
-    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
+    with untrusted("the report as a card", "run the recipe again"):
+        report = published_report(report)
+        split, _ = report.measured
+        front = card_metadata(report, repo_id).to_yaml(line_break="\n")
+        text = render(
+            "card.md",
+            front=Markup(front),  # noqa: S704
+            title=conclusions.title(report),
+            task=report.task,
+            split=split,
+            kind=KINDS[report.task.name],
+            recipe=report.name,
+            backbone=report.backbone.get("id") or NOT_STATED,
+            data_name=conclusions.data_name(report) or f"data that is {NOT_STATED}",
+            start=_start(report),
+            purpose=PURPOSES[report.task.name].format(n=f"{len(report.labels):,}"),
+            labels=listed(report.labels, MOST_LABELS_NAMED),
+            image_size=report.backbone.get("image_size"),
+            outcome=conclusions.outcome(report),
+            advice=conclusions.advice(report),
+            cautions=conclusions.cautions(report),
+            leading_title=metric_title(report.leading_metric),
+            metrics=list(_metrics(report)),
+            baselines=_baselines(report),
+            phases=[_phase(report, i, phase) for i, phase in enumerate(report.phases, 1)],
+            limits=list(_limits(report)),
+            environment=_environment(report),
+            own=[Markup(section) for section in own_sections(previous)],  # noqa: S704
+            **_seeds(report),
+            **_rows(report),
+            **_data(report),
+            **_times(report),
+            **_loading(report, repo_id),
+        )
+    return text
 
 
-def _front(report: RunReport, repo_id: str | None) -> Facts:
-    timm = report.backbone.get("source") == "timm"
-    base, data, leads = base_model(report), report.data.get("repo"), report.task.headline
-    measured = [
-        {
-            "task": {"type": report.task.hub_type, "name": report.task.title},
-            "dataset": {
-                "name": _data_name(report) or NOT_STATED,
-                "type": data or re.sub(r"[^\w.-]+", "-", _data_name(report) or NOT_STATED),
-                "split": split,
-            },
-            "metrics": [
-                {"type": kind, "name": WORDS[name], "value": round(values[name], 4)}
-                | ({"args": dict(arguments)} if arguments and _of_classes(report, name) else {})
-                for name, kind, arguments in HUB_METRICS
-                if name in metric_words(values) and values[name] is not None
-            ],
-        }
-        for split, values in measured_splits(report)
-    ]
-    front = {
-        "license": report.backbone.get("license"),
-        "library_name": "timm" if timm else "transformers",
-        "pipeline_tag": "image-classification",
-        "base_model": base,
-        "datasets": [data] if data else None,
-        "tags": ["hf_transfer", "transfer-learning", *TAGS[report.task.name]],
-        "metrics": [{ours: hub for ours, hub, _ in HUB_METRICS}[leads]] if measured else None,
-    }
-    if measured:
-        front["model-index"] = [{"name": _title(report, repo_id), "results": measured}]
-    return {key: value for key, value in front.items() if value is not None}
+def own_sections(card: str) -> list[str]:
+    """Return the sections of a card, each from its `## ` heading on, that are not made here."""
+    parts = re.split(r"^(?=## )", card, flags=re.MULTILINE)[1:]
+    ours = set(re.findall(r"^## .+$", template("card.md"), flags=re.MULTILINE))
+    return [part.rstrip() for part in parts if part.splitlines()[0].rstrip() not in ours]
 
 
-def _of_classes(report: RunReport, metric: str) -> bool:
-    """Whether the Hub's arguments of a metric hold: AUROC's are of one class against others."""
-    return metric != "auroc" or report.task.name == "classification"
-
-
-def base_model(report: RunReport) -> str | None:
-    """Return the Hub repository that the pretrained weights came from, None where none is stated.
-
-    That is `repo` of the backbone's facts or, for timm's own name.tag, its repository of that name.
-    """
-    facts = report.backbone
-    if facts.get("repo"):
-        return str(facts["repo"])
-    name = str(facts.get("id", ""))
-    known = facts.get("weights") == "pretrained" and facts.get("source") == "timm"
-    return name if known and re.fullmatch(r"timm/[a-z0-9_]+\.[a-z0-9_]+", name) else None
-
-
-def _title(report: RunReport, repo_id: str | None) -> str:
-    if repo_id:
-        return repo_id.rsplit("/", 1)[-1]
-    name = str(report.backbone.get("id", "model")).rsplit("/", 1)[-1]
-    return f"{name} on {_data_name(report)}" if _data_name(report) else name
-
-
-def _data_name(report: RunReport) -> str | None:
-    place = report.data.get("repo") or report.data.get("path")
-    # A line of its own that says --- would end the front matter.
-    return " ".join(Path(str(place)).name.split()) if place else None
-
-
-def _summary(report: RunReport) -> str:
-    labels, backbone = report.labels, code(report.backbone.get("id", NOT_STATED))
-    named = ", ".join(text(label) for label in labels[:MOST_LABELS_NAMED])
-    more = len(labels) - MOST_LABELS_NAMED
-    named += f" and {more} more" if more > 0 else ""
-    kinds = f"{report.task.nouns.capitalize()}: not stated."
-    if labels:
-        kinds = f"{TELLS[report.task.name].format(n=len(labels))}: {named}."
-    way = {"pretrained": "pretrained weights", "random": "random weights, without transfer"}
+def _start(report: RunReport) -> str | Markup:
     weights = report.backbone.get("weights")
-    start = way.get(str(weights), code(Path(weights).name) if weights else NOT_STATED)
-    data = text(_data_name(report) or NOT_STATED)
-    return (
-        f"{KINDS[report.task.name]}: {backbone} trained on {data} with hf_transfer's recipe "
-        f"{code(report.name)}, from {start}. {kinds}"
+    if weights in STARTS:
+        return STARTS[weights]
+    return code(weights) if weights else f"weights that are {NOT_STATED}"
+
+
+def _metrics(report: RunReport) -> Iterator[list[str]]:
+    """Yield the rows of the table of metrics: title, split, value, interval, baseline, n."""
+    for split, values in report.splits.items():
+        found = conclusions.baselines(report, split)
+        n = f"{values['n']:,}" if "n" in values else "–"
+        for name, title in metric_titles(values).items():
+            value, bounds = values[name], values.get("intervals", {}).get(name)
+            span = " to ".join(show_metric(name, end) for end in bounds) if bounds else NOT_MEASURED
+            if value is None:
+                reason = (values.get("reasons") or {}).get(name)
+                shown = f"{NOT_MEASURED}: {reason}" if reason else NOT_MEASURED
+                yield [title, split, shown, "–", "–", n]
+            else:
+                least = max((v for _, metric, v in found if metric == name), default=None)
+                yield [title, split, show_metric(name, value), span, show_metric(name, least), n]
+
+
+def _baselines(report: RunReport) -> str:
+    """Return what the baselines are on the split that counts, in a sentence."""
+    split, _ = report.measured
+    found = [
+        f"{what}: {metric_phrase(metric)} {show_metric(metric, value)}"
+        for what, metric, value in conclusions.baselines(report, split)
+    ]
+    return f"The baseline needs no model. On {split}, {'; '.join(found)}." if found else ""
+
+
+def _seeds(report: RunReport) -> JsonDict:
+    seeds = report.seeds.get("seeds") or ()
+    note = (
+        f"This is the run with seed {report.seed}. Intervals are percentile bootstrap over images; "
+        "they do not include the spread over seeds"
     )
+    if len(seeds) < 2:
+        return {"seed_note": f"{note}, which was not measured.", "seeds": None}
+    rows = [
+        [metric_title(name), split, *(show_metric(name, entry[k]) for k in ("mean", "min", "max"))]
+        for split, key in (("validation", "metrics"), ("test", "test"))
+        for name, entry in report.seeds.get(key, {}).items()
+    ]
+    shown = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
+    return {"seed_note": f"{note}.", "seeds": {"n": shown, "rows": rows}}
 
 
-def _training(report: RunReport) -> str:
-    if not report.phases:
-        return f"Phases: {NOT_STATED}."
-    head = ("Phase", "Trained", "Parameters", "Rate", "Epochs", "Steps", "Time", "Ended")
-    rows = [[f"{i} {text(p.name)}", *_phase(p)] for i, p in enumerate(report.phases, 1)]
-    wall, training = report.seconds.get("wall"), report.seconds.get("training")
-    time = (
-        f"Training took {NOT_MEASURED if training is None else show_seconds(training)}, "
-        f"the whole run {NOT_MEASURED if wall is None else show_seconds(wall)}."
-    )
-    return (
-        "Phases ran one after the other; what is not named as trained was frozen.\n\n"
-        f"{table(head, rows)}\n\n{time} All settings are in recipe.yaml, all numbers in "
-        "report.json."
-    )
+def _rows(report: RunReport) -> JsonDict:
+    """Return the table by class, by label or by target, with its heading; of many the weakest."""
+    _, values = report.measured
+    noun, nouns = report.task.noun, report.task.nouns
+    if targets := values.get("per_target"):
+        rows = [
+            [
+                row["target"],
+                f"{row['n']:,}",
+                *(show_metric(k, row[k]) for k in ("r2", "mae", "rmse")),
+            ]
+            for row in targets
+        ]
+        head = ["Target", "n", "R²", "Mean absolute error", "RMSE"]
+        return {"rows": rows, "rows_head": head, "rows_title": "By target, errors in its own units"}
+    found = [*values.get("per_class", ()), *values.get("per_label", ())]
+    title = f"By {noun}"
+    if values.get("per_label"):
+        title += ", predicted at a probability of one half or more"
+    if len(found) > MOST_ROWS:
+        found = sorted(found, key=lambda row: (row["f1"] or 0.0, row["label"]))[:WEAKEST]
+        title = f"The {len(found)} weakest {nouns}"
+    shares = ("precision", "recall", "f1")
+    return {
+        "rows_title": title,
+        "rows_head": [noun.capitalize(), "Images", "Precision", "Recall", "F1"],
+        "rows": [
+            [
+                row["label"],
+                f"{row['n']:,}",
+                *("–" if row[k] is None else f"{row[k]:.3f}" for k in shares),
+            ]
+            for row in found
+        ],
+    }
 
 
-def _phase(phase: PhaseReport) -> list[str]:
-    groups = [code(group) for group in phase.groups]
-    if len(groups) > 3:
-        groups = [f"{groups[0]} … {groups[-1]} ({len(groups)} groups)"]
-    rates = [row["lr"] for row in phase.rates if row.get("lr") is not None]
-    rate = show_rate(max(rates)) if rates else "none" if phase.solve else NOT_STATED
-    if rates and min(rates) < max(rates):
-        rate += f" down to {show_rate(min(rates))}"
-    best = "" if phase.best_epoch is None else f"; best epoch {phase.best_epoch:g}"
+def _phase(report: RunReport, index: int, phase: PhaseReport) -> list[Any]:
+    groups = group_words(phase)
+    count = f" ({len(phase.groups)} groups)" if "…" in groups else ""
+    trained = [escape_markdown(g) if g == "…" else str(code(g)) for g in groups]
+    name, value = conclusions.phase_value(report, phase)
+    kept = " (saved)" if report.best_phase == phase.name and len(report.phases) > 1 else ""
     return [
-        ", ".join(groups),
+        f"{index} {phase.name}{kept}",
+        Markup(("" if count else ", ").join(trained).replace("…", " … ") + count),  # noqa: S704
         f"{show_count(phase.trainable_parameters)} of {show_count(phase.total_parameters)}",
-        rate,
-        "solved" if phase.solve else f"{phase.epochs:g}",
-        f"{phase.steps:,}",
+        rate_words(phase),
+        length_words(phase),
         show_seconds(phase.seconds),
-        text(phase.stopped or "ran to its end") + best,
+        ended_words(phase),
+        NOT_MEASURED if value is None else show_headline(name, value),
     ]
 
 
-def _data(report: RunReport) -> str:
+def _data(report: RunReport) -> JsonDict:
     one, several = report.task.noun, report.task.nouns.capitalize()
-    head = ["Split", "Images", several]
-    rows = [[split, f"{n:,}", f"{len(found):,}"] for split, n, found in split_rows(report)]
-    if report.task.name != "regression":
-        head += [f"Fewest in a {one}", f"Most in a {one}"]
-        for row, (_, _, found) in zip(rows, split_rows(report), strict=True):
-            row += [f"{min(found):,}", f"{max(found):,}"]
-    counts = table(head, rows) if rows else f"Images: {NOT_STATED}."
-    return f"{counts}\n\n{_audit(report.data.get('audit'))}"
-
-
-def _audit(audit: Any) -> str:
-    if not isinstance(audit, Mapping) or "findings" not in audit:
-        return f"Audit of the images: {NOT_MEASURED}."
-    if not audit["findings"]:
-        return "The audit of the images found nothing amiss."
-    lines = [
-        f"- {text(str(found.get('kind')))}: {found.get('count')} ({text(str(found.get('done')))})"
-        for found in audit["findings"]
+    regression, audit = report.task.name == "regression", report.data.get("audit")
+    head = ["Split", "Images", several, *(() if regression else (f"Images of a {one}",))]
+    rows = [
+        [split, f"{n:,}", f"{len(counts):,}", *(() if regression else (range_words(counts),))]
+        for split, n, counts in split_rows(report)
     ]
-    return "The audit of the images found:\n\n" + "\n".join(lines)
+    findings = None if audit is None else audit.get("findings")
+    return {"splits_head": head, "splits": rows, "findings": findings}
 
 
-def _loading(report: RunReport, repo_id: str | None) -> str:
-    place = repo_id or "path/to/model"
+def _times(report: RunReport) -> JsonDict:
+    found = {name: report.seconds.get(name) for name in ("wall", "training")}
+    return {k: NOT_MEASURED if v is None else show_seconds(v) for k, v in found.items()}
+
+
+def _loading(report: RunReport, repo_id: str | None) -> JsonDict:
     source = report.backbone.get("source")
-    trust = ", trust_remote_code=True" if source == "torchvision" else ""
-    parts = [
-        "```python\n"
-        "from transformers import pipeline\n\n"
-        f'classify = pipeline("image-classification", model="{place}"{trust})\n'
-        'print(classify("image.jpg"))\n'
-        "```"
-    ]
-    if trust:
-        parts.append(
-            "The network is torchvision's; `trust_remote_code=True` lets transformers run the "
-            "few lines in this folder that wrap it."
-        )
-    if source == "timm":
-        scheme = "hf-hub" if repo_id else "local-dir"
-        parts.append(
-            "```python\n"
-            "import timm\n\n"
-            f'model = timm.create_model("{scheme}:{place}", pretrained=True).eval()\n'
-            "settings = timm.data.resolve_model_data_config(model)\n"
-            "transform = timm.data.create_transform(**settings, is_training=False)\n"
-            "```"
-        )
-    parts.append(f"```sh\nhf-transfer predict {place} image.jpg\n```")
-    return "\n\n".join(parts)
+    return {
+        "place": Markup(repo_id or "path/to/model"),  # noqa: S704
+        "remote_code": source == "torchvision",
+        "timm": Markup("hf-hub" if repo_id else "local-dir") if source == "timm" else "",
+    }
 
 
-def _limitations(report: RunReport) -> str:
-    splits = measured_splits(report)
-    lines = [LIMITS[report.task.name]]
-    lines += _limits_of_results(report, *splits[0]) if splits else []
-    lines.append(
-        "How it does on other data than this, its robustness and its fairness towards groups of "
-        f"people: {NOT_MEASURED}."
+def _limits(report: RunReport) -> Iterator[str]:
+    split, values = report.measured
+    yield LIMITS[report.task.name]
+    if values and split == "validation":
+        yield f"Results on images that no choice was made on (a test split): {NOT_MEASURED}."
+        if any(phase.best_epoch is not None for phase in report.phases):
+            yield (
+                "The best epochs were chosen on the validation images, so new images will do a "
+                "little worse."
+            )
+    if weakest := conclusions.weakest_row(values):
+        yield (
+            f"Weakest {report.task.noun} on {split}: {weakest['label']}, F1 {weakest['f1']:.3f} "
+            f"(n = {weakest['n']:,})."
+        )
+    yield (
+        "How it does on other data, its robustness and its fairness towards groups of people: "
+        f"{NOT_MEASURED}."
     )
-    license_ = report.backbone.get("license")
-    lines.append(
-        f"Licence of the pretrained weights: {text(str(license_ or NOT_STATED))}; "
+    yield (
+        f"Licence of the pretrained weights: {report.backbone.get('license') or NOT_STATED}; "
         f"licence and origin of the images: {NOT_STATED}."
     )
-    lines += [f"Warning of the run: {text(str(w)).rstrip('.')}." for w in report.warnings]
-    return "\n".join(f"- {line}" for line in lines)
 
 
-def _limits_of_results(report: RunReport, split: str, values: Facts) -> list[str]:
-    lines = []
-    if split == "validation":
-        lines.append(
-            f"Results on images that no choice was made on (a test split): {NOT_MEASURED}."
-        )
-        chosen = [phase.name for phase in report.phases if phase.best_epoch is not None]
-        if chosen:
-            lines.append(
-                "The best epochs were chosen on the validation images, so the numbers flatter a "
-                "little."
-            )
-    kind = "class" if "per_class" in values else "label"
-    rows = values.get("per_class") or values.get("per_label") or []
-    rows = [row for row in rows if row["f1"] is not None]
-    if rows:
-        worst = min(rows, key=lambda row: row["f1"])
-        lines.append(
-            f"Weakest {kind} on {split}: {text(str(worst['label']))}, F1 {worst['f1']:.3f} "
-            f"(n = {worst['n']:,})."
-        )
-    return lines
-
-
-def _environment(report: RunReport) -> str:
+def _environment(report: RunReport) -> list[list[str]]:
     facts = {
         **report.environment,
         "seed": report.seed,
         "data fingerprint": report.data.get("fingerprint"),
         "created": report.created,
     }
-    rows = [
-        [text(key), NOT_STATED if value is None else text(str(value))]
-        for key, value in facts.items()
-    ]
-    return table(("Fact", "Value"), rows)
+    return [[k, NOT_STATED if v is None else str(v)] for k, v in facts.items()]

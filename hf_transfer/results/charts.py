@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_html
+
+from hf_transfer.base.boundary import printable
+from hf_transfer.results.words import show_number
 
 Point = tuple[float, float]
 Scale = Callable[[float], float]
@@ -14,6 +17,11 @@ Show = Callable[[float], str]
 # Mean width of a character as a share of the font size: SVG cannot measure its text.
 CHARACTER = 0.58
 MOST_POINTS = 240
+
+
+def escape(text: str) -> str:
+    """Return words from outside as text or an attribute's value."""
+    return escape_html(printable(text))
 
 
 @dataclass(frozen=True)
@@ -29,16 +37,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Band:
-    """A span of x with a name: one phase."""
+    """A span of x with a name: one phase, and what it unfroze at its start."""
 
     name: str
     start: float
     end: float
+    unfreezes: str = ""
 
 
 def line_chart(title: str, lines: Sequence[Line], bands: Sequence[Band], show: Show) -> str:
     """Return an SVG of curves over epochs with the phases behind them; `show` writes a y value."""
-    width, height, left, right, top, bottom = 520.0, 280.0, 48.0, 12.0, 42.0, 34.0
+    width, height, left, right, top, bottom = 440.0, 270.0, 44.0, 10.0, 46.0, 34.0
     values = [y for line in lines for _, y in line.points]
     low, high = min(values), max(values)
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
@@ -84,7 +93,7 @@ def scatter(title: str, points: Sequence[Point]) -> str:
 
     parts = [mark("rect", style="frame", x=left, y=top, width=side, height=side)]
     for tick in ticks(low, high, 5):
-        x, y, shown = x_of(tick), y_of(tick), f"{tick:.6g}"
+        x, y, shown = x_of(tick), y_of(tick), show_number(tick, 6)
         parts.append(mark("line", style="grid", x1=left, x2=left + side, y1=y, y2=y))
         parts.append(mark("line", style="grid", x1=x, x2=x, y1=top, y2=top + side))
         parts.append(text(shown, left - 7, y + 3.5, "tick", "end"))
@@ -92,7 +101,7 @@ def scatter(title: str, points: Sequence[Point]) -> str:
     right, floor = left + side, top + side
     parts.append(mark("line", style="edge", x1=left, y1=floor, x2=right, y2=top))
     for x, y in points:
-        note = f"true {x:.6g}, predicted {y:.6g}"
+        note = f"true {show_number(x, 6)}, predicted {show_number(y, 6)}"
         parts.append(mark("circle", style="point", title=note, cx=x_of(x), cy=y_of(y), r=2.8))
     parts.append(text("true", left + side / 2, top + side + 34, "axis", "middle"))
     turned = f"translate(11,{top + side / 2:.1f}) rotate(-90)"
@@ -130,7 +139,7 @@ def heat_map(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     for i, row in enumerate(matrix):
         for j, cell in enumerate(row):
             if cell:
-                what = "right" if i == j else f"taken for {labels[j]}"
+                what = "right" if i == j else f"predicted as {labels[j]}"
                 title = f"{labels[i]} {what}: {cell} of {sum(row)}"
                 place = (left + j * size, top + i * size)
                 parts.append(_cell(place, size, cell, cell / sum(row), i == j, title))
@@ -139,8 +148,14 @@ def heat_map(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     return svg(width, height, parts, "confusion matrix", natural=width)
 
 
-def interval(value: float, bounds: Sequence[float] | None, low: float, high: float) -> str:
-    """Return a small SVG of a value on the scale low..high, with its interval if there is one."""
+def interval(
+    value: float,
+    bounds: Sequence[float] | None,
+    low: float,
+    high: float,
+    least: float | None = None,
+) -> str:
+    """Return a small SVG of a value on the scale low..high: its interval, and what it must beat."""
     width, middle = 180.0, 9.0
 
     def x_of(x: float) -> float:
@@ -152,6 +167,13 @@ def interval(value: float, bounds: Sequence[float] | None, low: float, high: flo
         start, span = x_of(bounds[0]), max(2.0, x_of(bounds[1]) - x_of(bounds[0]))
         parts.append(mark("rect", style="whisker", x=start, y=4.0, width=span, height=10.0, rx=3.0))
         name += f", 95% interval {bounds[0]:.4g} to {bounds[1]:.4g}"
+    if least is not None:
+        title = f"{least:.3g} without a model"
+        parts.append(
+            mark(
+                "line", style="least", title=title, x1=x_of(least), x2=x_of(least), y1=1.0, y2=17.0
+            )
+        )
     parts.append(mark("circle", style="dot", cx=x_of(value), cy=middle, r=3.4))
     return svg(width, 2 * middle, parts, name, natural=width)
 
@@ -233,7 +255,19 @@ def _bands(bands: Sequence[Band], x_of: Scale, top: float, floor: float) -> list
         names = (f"{i + 1} {band.name}", str(i + 1))
         fitting = next((name for name in names if text_width(name, 10) < width - 6), "")
         label = text(fitting, x + 5, top - 6, "band-name")
-        parts.append(mark("g", box + label, title=f"phase {i + 1}: {band.name}"))
+        note = f"phase {i + 1}: {band.name}"
+        if band.unfreezes:
+            note += f"; unfreezes {band.unfreezes}"
+            words = next(
+                (
+                    w
+                    for w in (f"unfreezes {band.unfreezes}", "unfreezes more")
+                    if text_width(w, 10) < width - 6
+                ),
+                "",
+            )
+            label += text(words, x + 5, top + 12, "thaw")
+        parts.append(mark("g", box + label, title=note))
         if i:
             parts.append(mark("line", style="edge", x1=x, x2=x, y1=top - 18, y2=floor))
     return parts

@@ -1,4 +1,4 @@
-"""Facts of a report: the environment, the backbone, the data."""
+"""What a report says of the environment, the backbone, the data and the phases."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_transfer.base import launch
 from hf_transfer.base.version import __version__
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.results.metrics.regression import rounded
 from hf_transfer.results.report import PhaseReport
-
-if TYPE_CHECKING:
-    pass
+from hf_transfer.results.words import JsonDict
 
 LIBRARIES = ("torch", "transformers", "timm", "torchvision", "accelerate", "datasets")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> JsonDict:
     """Return versions and hardware, without anything that names the machine or its user."""
     import torch
 
@@ -43,7 +41,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def backbone_facts(model: Any, backbone_id: str) -> dict[str, Any]:
+def backbone_facts(model: Any, backbone_id: str) -> JsonDict:
     """Return what the report says of the backbone; `license` is what its weights' source states."""
     backbone = model.backbone
     stated = getattr(model.config, "pretrained_cfg", None) or {}
@@ -59,7 +57,7 @@ def backbone_facts(model: Any, backbone_id: str) -> dict[str, Any]:
     }
 
 
-def data_facts(data: ImageData) -> dict[str, Any]:
+def data_facts(data: ImageData) -> JsonDict:
     """Return what the report says of the data: counts per split and class, and the audit."""
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
@@ -73,8 +71,8 @@ def data_facts(data: ImageData) -> dict[str, Any]:
     }
 
 
-def _targets(data: ImageData) -> dict[str, list[dict[str, Any]]]:
-    """Return what the numbers to tell are like in each split, in their own units."""
+def _targets(data: ImageData) -> dict[str, list[JsonDict]]:
+    """Return the mean, spread and range of each target in each split, in the target's units."""
     assert data.scale is not None
     return {
         split: [
@@ -99,19 +97,19 @@ def _counts(images: ImageSet | None) -> dict[str, int]:
 
 
 def warnings_of(phases: Sequence[PhaseReport]) -> tuple[str, ...]:
-    """Return what a reader of the report should know of the training."""
+    """Return what a reader of the report must know of the training."""
     found = []
-    for report in phases:
-        if report.rollbacks:
-            often = "once" if report.rollbacks == 1 else f"{report.rollbacks} times, each time"
+    for phase in phases:
+        if phase.rollbacks:
+            often = "once" if phase.rollbacks == 1 else f"{phase.rollbacks} times, each time"
             found.append(
-                f"phase {report.name}: its loss exploded; it went back {often} to go on at a tenth "
-                "of its rates"
+                f"phase {phase.name}: the loss exploded; the phase was rolled back {often} and "
+                "continued at a tenth of its rates"
             )
-        unmoved = report.checks["unmoved"]
+        unmoved = phase.checks["unmoved"]
         if unmoved:
             found.append(
-                f"phase {report.name}: {len(unmoved)} parameters were to train and did not move "
-                f"({', '.join(unmoved[:3])}): no gradient reached them"
+                f"phase {phase.name}: {len(unmoved)} parameters that should have trained did not "
+                f"change ({', '.join(unmoved[:3])}): no gradient reached them"
             )
     return tuple(found)

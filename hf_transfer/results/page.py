@@ -5,152 +5,41 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
+from typing import Any
 
+from markupsafe import Markup
+
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.files import write_text
-from hf_transfer.results.page_results import details_section, result_section
-from hf_transfer.results.page_tables import MISSING, any_value, table
-from hf_transfer.results.page_training import curves_section, phases_section
+from hf_transfer.results import conclusions
+from hf_transfer.results.charts import heat_map, interval, scatter
+from hf_transfer.results.page_phases import curves, phases
+from hf_transfer.results.places import published_report
+from hf_transfer.results.rendering import render, template
 from hf_transfer.results.report import RunReport, aggregate, split_rows
-from hf_transfer.results.words import WORDS, Facts, show_count, show_seconds, show_value
+from hf_transfer.results.words import (
+    IN_UNITS,
+    METRIC_TITLES,
+    JsonDict,
+    metric_phrase,
+    metric_title,
+    metric_titles,
+    range_words,
+    show_headline,
+    show_metric,
+)
 
-
-def report_page(report: RunReport) -> str:
-    """Return the HTML of a run."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    sections = (
-        _header(report),
-        result_section(report),
-        _facts(report),
-        _warnings(report),
-        _seeds(report.seeds),
-        phases_section(report),
-        curves_section(report),
-        details_section(report),
-        _data(report),
-        _record(report),
-    )
-    title = escape(f"{report.name}: {report.backbone.get('id', 'run')}")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>\n{style}</style></head>\n<body><main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n<footer>Made from report.json, which holds every number on this page.</footer>"
-        "\n</main></body></html>\n"
-    )
-
-
-def _header(report: RunReport) -> str:
-    place, size = report.data.get("path"), report.backbone.get("image_size")
-    facts = (
-        report.backbone.get("id"),
-        f"on {Path(str(place)).name}" if place else None,
-        f"{len(report.labels)} {report.task.nouns}" if report.labels else None,
-        f"{size} px" if size else None,
-        f"seed {report.seed}" + (", the median" if report.seeds else ""),
-        report.created and report.created.replace("T", " ")[:16],
-    )
-    line = " · ".join(escape(str(fact)) for fact in facts if fact)
-    return (
-        f'<header><div class="eyebrow">hf_transfer run</div><h1>{escape(report.name)}</h1>'
-        f'<div class="sub">{line}</div></header>'
-    )
-
-
-def _facts(report: RunReport) -> str:
-    images = next((images for split, images, _ in split_rows(report) if split == "train"), 0)
-    parameters = report.backbone.get("parameters")
-    wall, training = report.seconds.get("wall"), report.seconds.get("training")
-    facts = (
-        (None if wall is None else show_seconds(wall), "wall time"),
-        (None if training is None else show_seconds(training), "of it training"),
-        (f"{images:,}" if images else None, "training images"),
-        (show_count(parameters) if parameters else None, "parameters"),
-        (len(report.phases), "phase" if len(report.phases) == 1 else "phases"),
-    )
-    cells = [f"<div><b>{value}</b><span>{words}</span></div>" for value, words in facts if value]
-    return f'<div class="facts">{"".join(cells)}</div>'
-
-
-def _warnings(report: RunReport) -> str:
-    if not report.warnings:
-        return ""
-    lines = "".join(f"<li>{escape(str(warning))}</li>" for warning in report.warnings)
-    return f'<section class="warnings"><h2>Warnings</h2><ul>{lines}</ul></section>'
-
-
-def _seeds(spread: Facts) -> str:
-    if spread.get("n", 0) < 2:
-        return ""
-    rows = []
-    for split, found in (("validation", spread["metrics"]), ("test", spread["test"])):
-        for name, entry in found.items():
-            rows.append(
-                [
-                    f"{escape(WORDS.get(name, name))}, {split}",
-                    f"<b>{show_value(name, entry['mean'])}</b>",
-                    f"{show_value(name, entry['min'])} to {show_value(name, entry['max'])}",
-                    *(show_value(name, value) for value in entry["values"]),
-                ]
-            )
-    columns = [("", "keep"), ("mean", "num"), ("min to max", "num")]
-    columns += [(f"seed {seed}", "num") for seed in spread["seeds"]]
-    return f"<section><h2>Over {spread['n']} seeds</h2>{table(columns, rows)}</section>"
-
-
-def _data(report: RunReport) -> str:
-    place = report.data.get("path")
-    one, several = report.task.noun, report.task.nouns.capitalize()
-    columns: list[tuple[str, str]] = [("Split", ""), ("Images", "num"), (several, "num")]
-    rows = [[split, f"{n:,}", f"{len(found):,}"] for split, n, found in split_rows(report)]
-    if report.task.name != "regression":
-        columns += [(f"Fewest in a {one}", "num"), (f"Most in a {one}", "num")]
-        for row, (_, _, found) in zip(rows, split_rows(report), strict=True):
-            row += [f"{min(found):,}", f"{max(found):,}"]
-    return (
-        "<section><h2>Data</h2>"
-        + (f'<p class="note">{escape(str(place))}</p>' if place else "")
-        + (table(columns, rows, "snug") if rows else "")
-        + _targets(report.data.get("targets"))
-        + f"<h3>Audit</h3>{_audit(report.data.get('audit'))}</section>"
-    )
-
-
-def _targets(targets: Facts | None) -> str:
-    """Return what the numbers to tell are like, split by split; nothing where there are none."""
-    rows = [
-        [
-            split,
-            escape(row["target"]),
-            *(f"{row[key]:.5g}" for key in ("mean", "std", "min", "max")),
-        ]
-        for split, found in (targets or {}).items()
-        for row in found
-    ]
-    heads = ("Mean", "Spread", "Smallest", "Largest")
-    columns = [("Split", ""), ("Target", ""), *((head, "num") for head in heads)]
-    return f"<h3>Targets, in their units</h3>{table(columns, rows, 'snug')}" if rows else ""
-
-
-def _audit(audit: Facts | None) -> str:
-    if audit is None:
-        return f"<p>{MISSING}</p>"
-    if audit == {"findings": []}:
-        return "<p>Nothing was found amiss.</p>"
-    return any_value(audit["findings"] if list(audit) == ["findings"] else audit)
-
-
-def _record(report: RunReport) -> str:
-    recipe = escape(json.dumps(report.recipe, indent=2, ensure_ascii=False))
-    backbone = {k: v for k, v in report.backbone.items() if not isinstance(v, (list, dict))}
-    environment = {**report.environment, "data fingerprint": report.data.get("fingerprint")}
-    return (
-        f'<section><h2>Record</h2><div class="two"><div><h3>Backbone</h3>{any_value(backbone)}'
-        f"</div><div><h3>Environment</h3>{any_value(environment)}</div></div>"
-        f"<details><summary>The recipe as it ran</summary><pre>{recipe}</pre></details></section>"
-    )
+MOST_TARGETS_DRAWN = 12
+MOST_CONFUSIONS = 8
+IN_ORDER = 12  # up to so many classes their table keeps their order
+SHARES = {  # the columns of the tables by class and by label
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "average_precision": "AP",
+    "auroc": "AUROC",
+}
 
 
 def write_html(report: RunReport, path: str | Path, seeds: Sequence[RunReport] = ()) -> Path:
@@ -160,8 +49,235 @@ def write_html(report: RunReport, path: str | Path, seeds: Sequence[RunReport] =
     them it shows the report's own `seeds`. The page needs no network, script or font. Raises
     UserError if it cannot be written.
     """
-    pass
-
     return write_text(
         path, report_page(replace(report, seeds=aggregate(seeds)) if seeds else report)
     )
+
+
+def report_page(report: RunReport) -> str:
+    """Return the HTML of a run."""
+    with untrusted("the report as a page", "run the recipe again"):
+        report = published_report(report)
+        return render(
+            "page.html",
+            style=Markup(template("page.css")),  # noqa: S704
+            title=conclusions.title(report),
+            facts=_facts(report),
+            outcome=conclusions.outcome(report),
+            advice=conclusions.advice(report),
+            cautions=conclusions.cautions(report),
+            result=_result(report),
+            tiles=_tiles(report),
+            seeds=_seeds(report.seeds),
+            phases=phases(report),
+            curves=curves(report),
+            details=_details(report),
+            data=_data(report),
+            record=_record(report),
+            task=report.task,
+        )
+
+
+def _facts(report: RunReport) -> list[str]:
+    size, data = report.backbone.get("image_size"), conclusions.data_name(report)
+    facts = (
+        report.backbone.get("id"),
+        f"trained on {data}" if data else None,
+        f"recipe {report.name}",
+        f"{size} px" if size else None,
+        f"seed {report.seed}" + (", the median" if report.seeds else ""),
+        report.created and report.created.replace("T", " ")[:16],
+    )
+    return [fact for fact in facts if fact]
+
+
+def _result(report: RunReport) -> JsonDict | None:
+    """Return the leading metric, what it must beat, and all metrics; None without metrics."""
+    split, values = report.measured
+    leads, value = report.leading_metric, report.headline
+    if not values:
+        return None
+    bounds = values.get("intervals", {}).get(leads)
+    other = report.metrics.get(leads) if split == "test" else None
+    hint = ""
+    if other is not None:
+        hint = f"On validation: {show_headline(leads, other)}."
+    elif split == "validation" and any(phase.best_epoch is not None for phase in report.phases):
+        hint = (
+            "The best epochs were chosen on these images, so new images will do a little worse. "
+            "A test split measures that."
+        )
+    found = conclusions.baselines(report, split)
+    return {
+        "split": split,
+        "title": metric_title(leads),
+        "value": "–" if value is None else show_headline(leads, value),
+        "interval": [show_headline(leads, end) for end in bounds or ()],
+        "n": values.get("n"),
+        "baselines": _baselines(found, leads),
+        "hint": hint,
+        "metrics": [
+            _metric(values, name, text, found) for name, text in metric_titles(values).items()
+        ],
+    }
+
+
+def _baselines(found: Sequence[tuple[str, str, float]], leads: str) -> list[tuple[str, str]]:
+    """Return what needs no model and what it reaches; those of the leading metric first."""
+    rows = [(what.rstrip(","), show_headline(m, v)) for what, m, v in found if m == leads]
+    known = {value for _, value in rows}
+    rows += [
+        (f"{metric_phrase(m)} of {what}", value)
+        for what, m, v in found
+        if m != leads and (value := show_headline(m, v)) not in known
+    ]
+    return rows
+
+
+def _metric(
+    values: JsonDict, name: str, title: str, baselines: Sequence[tuple[str, str, float]]
+) -> JsonDict:
+    value, bounds = values[name], values.get("intervals", {}).get(name)
+    if value is None:
+        reason = (values.get("reasons") or {}).get(name, "")
+        return {"title": title, "value": None, "reason": reason}
+    least = max((v for _, metric, v in baselines if metric == name), default=None)
+    share = name in METRIC_TITLES and name not in (*IN_UNITS, "nll")
+    return {
+        "title": title,
+        "value": show_metric(name, value),
+        "interval": " to ".join(show_metric(name, end) for end in bounds) if bounds else "",
+        "picture": Markup(interval(value, bounds, 0, 1, least)) if share else "",  # noqa: S704
+    }
+
+
+def _tiles(report: RunReport) -> JsonDict:
+    images = next((images for split, images, _ in split_rows(report) if split == "train"), None)
+    return {
+        "images": images,
+        "parameters": report.backbone.get("parameters"),
+        "phases": len(report.phases),
+        "wall": report.seconds.get("wall"),
+        "training": report.seconds.get("training"),
+    }
+
+
+def _seeds(seeds: JsonDict) -> JsonDict | None:
+    """Return each metric over the seeds; None for a single one."""
+    if seeds.get("n", 0) < 2:
+        return None
+    rows = [
+        {
+            "title": f"{metric_title(name)}, {split}",
+            "mean": show_metric(name, entry["mean"]),
+            "range": f"{show_metric(name, entry['min'])} to {show_metric(name, entry['max'])}",
+            "values": [show_metric(name, value) for value in entry["values"]],
+        }
+        for split, key in (("validation", "metrics"), ("test", "test"))
+        for name, entry in seeds.get(key, {}).items()
+    ]
+    return {"n": seeds["n"], "seeds": seeds.get("seeds", ()), "rows": rows}
+
+
+def _details(report: RunReport) -> JsonDict | None:
+    """Return the metrics by class, by label or by target; None where there are none."""
+    split, values = report.measured
+    trained = (report.data.get("counts") or {}).get("train") or {}
+    rows = values.get("per_class") or values.get("per_label") or ()
+    shown = [
+        {
+            "label": row["label"],
+            "trained": trained.get(row["label"]),
+            "n": row["n"],
+            "f1": row["f1"] or 0.0,
+            "shares": ["–" if row[k] is None else f"{row[k]:.3f}" for k in SHARES if k in row],
+        }
+        for row in _ordered(rows)
+    ]
+    targets = values.get("per_target") or ()
+    details = {
+        "split": split,
+        "matrix": _matrix(values.get("confusion"), report.labels),
+        "no_matrix": (values.get("reasons") or {}).get("confusion"),
+        "rows": shown,
+        "weakest_first": len(rows) > IN_ORDER,
+        "columns": [title for key, title in SHARES.items() if rows and key in rows[0]],
+        "targets": [
+            {**row, **{k: show_metric(k, row[k]) for k in ("r2", *IN_UNITS)}} for row in targets
+        ],
+        "scatters": [
+            Markup(scatter(row["target"], [(x, y) for x, y in row["points"]]))  # noqa: S704
+            for row in targets[:MOST_TARGETS_DRAWN]
+            if row.get("points")
+        ],
+        "not_drawn": max(0, len(targets) - MOST_TARGETS_DRAWN),
+    }
+    return details if rows or targets or details["matrix"] else None
+
+
+def _ordered(rows: Sequence[JsonDict]) -> Sequence[JsonDict]:
+    """Return few rows as they are, many with the weakest first."""
+    if len(rows) <= IN_ORDER:
+        return rows
+    return sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0.0, row["label"]))
+
+
+def _matrix(matrix: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> JsonDict | None:
+    """Return the confusion matrix and the pairs most often confused; None for a misfit."""
+    if not matrix or any(len(labels) != len(row) for row in (matrix, *matrix)):
+        return None
+    wrong = [(-n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
+    return {
+        "picture": Markup(heat_map(matrix, labels)),  # noqa: S704
+        "confused": [
+            {"true": labels[i], "predicted": labels[j], "n": -n, "of": sum(matrix[i])}
+            for n, i, j in sorted(wrong)[:MOST_CONFUSIONS]
+            if len(labels) > 2
+        ],
+    }
+
+
+def _data(report: RunReport) -> JsonDict:
+    audit = report.data.get("audit")
+    return {
+        "name": conclusions.data_name(report),
+        "splits": [
+            {
+                "name": split,
+                "images": images,
+                "kinds": len(counts),
+                "per_kind": range_words(counts),
+            }
+            for split, images, counts in split_rows(report)
+        ],
+        "targets": [
+            {"split": split, **row}
+            for split, rows in (report.data.get("targets") or {}).items()
+            for row in rows
+        ],
+        "findings": None if audit is None else audit.get("findings", ()),
+    }
+
+
+def _record(report: RunReport) -> JsonDict:
+    facts: dict[str, Any] = {
+        **{f"backbone {key}": value for key, value in report.backbone.items()},
+        **report.environment,
+        "data fingerprint": report.data.get("fingerprint"),
+    }
+    return {
+        "facts": [
+            (key.replace("_", " "), _plain_fact(value))
+            for key, value in facts.items()
+            if not isinstance(value, (list, dict))
+        ],
+        "recipe": json.dumps(report.recipe, indent=2, ensure_ascii=False),
+    }
+
+
+def _plain_fact(value: Any) -> str:
+    if value is None:
+        return "not stated"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
+from pydantic import TypeAdapter
+
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
 from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
-from hf_transfer.results.words import Facts, _is_number
+from hf_transfer.results import report_shape as shape
+from hf_transfer.results.report_shape import shaped
+from hf_transfer.results.words import JsonDict, is_number
 
 VERSION = 1
-
-
-Record = TypeVar("Record", bound="PhaseReport | RunReport")
+UNEVEN = 1.5  # largest class to smallest, from which balanced accuracy leads
 
 
 @dataclass(frozen=True)
@@ -26,24 +30,24 @@ class PhaseReport:
 
     name: str
     groups: tuple[str, ...]
-    trainable_parameters: int
-    total_parameters: int
-    epochs: float
-    steps: int
-    seconds: float
-    stopped: str | None = None  # why the phase ended early; None: it ran to its end
-    best_epoch: float | None = None
-    metrics: Facts = field(default_factory=dict)
-    history: tuple[Facts, ...] = ()
-    rates: tuple[Facts, ...] = ()  # {label, parameters, lr, weight_decay}; none where solved
+    trainable_parameters: shape.Count
+    total_parameters: shape.Count
+    epochs: shape.Finite
+    steps: shape.Count
+    seconds: shape.Finite
+    stopped: str | None = None  # why the phase ended early; None: it completed
+    best_epoch: shape.Number = None
+    metrics: JsonDict = field(default_factory=dict)  # on validation, with the weights it ended with
+    history: tuple[JsonDict, ...] = ()
+    rates: Annotated[tuple[JsonDict, ...], shaped(tuple[shape.RateRow, ...])] = ()
     solve: str | None = None  # by which solver the head was solved for, in `steps`; no epochs
     features: str = "live"
-    checks: Facts = field(default_factory=dict)
-    compiled: Facts = field(default_factory=dict)  # {compiled, why, step, seconds}, by `auto`
-    rollbacks: int = 0  # how often its loss exploded and it went back, to a tenth of its rates
+    checks: JsonDict = field(default_factory=dict)  # {moved, unmoved, still, ranks}
+    compiled: JsonDict = field(default_factory=dict)  # {compiled, why, step, seconds}
+    rollbacks: shape.Count = 0  # how often its loss exploded and it went on at a tenth of its rates
 
     def __post_init__(self) -> None:
-        _settle(self, tuples=("groups", "history", "rates"))
+        _make_plain(self, tuples=("groups", "history", "rates"))
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,22 @@ class RunReport:
     """
 
     name: str
-    recipe: Facts
-    backbone: Facts  # {id, source, weights, parameters, license, image_size}
-    data: Facts  # {path, labels, counts: {split: {label: n}}, fingerprint, audit}
+    recipe: Annotated[JsonDict, shaped(shape.RecipeFacts)]
+    backbone: Annotated[JsonDict, shaped(shape.BackboneFacts)]
+    data: Annotated[JsonDict, shaped(shape.DataFacts)]
     phases: tuple[PhaseReport, ...]
-    metrics: Facts
-    seconds: Facts  # {wall, training}
-    environment: Facts
+    metrics: Annotated[JsonDict, shaped(shape.Metrics)]
+    seconds: Annotated[JsonDict, shaped(shape.Seconds)]
+    environment: JsonDict
     seed: int
     warnings: tuple[str, ...] = ()
     created: str | None = None  # ISO 8601, with the offset from UTC
-    seeds: Facts = field(default_factory=dict)  # `aggregate` of all seeds, where it was repeated
+    seeds: Annotated[JsonDict, shaped(shape.SeedsFacts)] = field(default_factory=dict)
+    best_phase: str | None = None  # whose weights the model has; None: those of the last phase
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        _settle(self, tuples=("phases", "warnings"))
+        _make_plain(self, tuples=("phases", "warnings"))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -78,37 +83,55 @@ class RunReport:
 
     @property
     def task(self) -> Task:
-        """What the model answers; what a report of before says nothing of is classification."""
+        """What the model answers; classification where the report does not say."""
         return TASKS[str(self.recipe.get("task") or CLASSIFICATION.name)]
 
     @property
+    def splits(self) -> dict[str, JsonDict]:
+        """The metrics of each split that was measured; the one that counts, test, comes first."""
+        found = {"test": self.metrics.get("test") or {}, "validation": self.metrics}
+        return {split: values for split, values in found.items() if self.task.headline in values}
+
+    @property
+    def measured(self) -> tuple[str, JsonDict]:
+        """The split that counts, and its metrics: test, or validation; empty without either."""
+        return next(iter(self.splits.items()), ("validation", {}))
+
+    @property
+    def leading_metric(self) -> str:
+        """The metric that the report leads with: balanced accuracy where classes are uneven."""
+        _, values = self.measured
+        counts = [row["n"] for row in values.get("per_class", ()) if row["n"]]
+        uneven = bool(counts) and max(counts) >= UNEVEN * min(counts)
+        known = values.get("balanced_accuracy") is not None
+        return "balanced_accuracy" if uneven and known else self.task.headline
+
+    @property
     def headline(self) -> float | None:
-        """The value that the report leads with, on the split that counts: test, or validation."""
-        value = (self.metrics.get("test") or self.metrics).get(self.task.headline)
+        """The value of the leading metric on the split that counts."""
+        value = self.measured[1].get(self.leading_metric)
         return None if value is None else float(value)
 
-    def to_dict(self) -> Facts:
+    def to_dict(self) -> JsonDict:
         """Return the report as plain JSON values; `RunReport.from_dict` gives an equal report."""
-        result: Facts = _plain(asdict(self))
+        result: JsonDict = _plain(asdict(self))
         return result
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], place: str = "report") -> RunReport:
-        """Return the report that `to_dict` wrote. Raises UserError for any other mapping."""
-        if not isinstance(values, Mapping):
-            raise UserError(f"{place}: a mapping was expected, got {type(values).__name__}")
-        if values.get("version") != VERSION:
-            raise UserError(
-                f"{place}: version {values.get('version')!r} cannot be read, only {VERSION}; "
-                "run the recipe again, or install the hf_transfer that wrote it"
-            )
-        phases = values.get("phases")
-        if not isinstance(phases, Sequence) or isinstance(phases, str):
-            raise UserError(f"{place}: 'phases' must be a list")
-        read = tuple(
-            _build(PhaseReport, phase, f"{place}: phase {i}") for i, phase in enumerate(phases, 1)
-        )
-        return _build(cls, {**values, "phases": read}, place)
+    def from_dict(cls, values: Mapping[str, Any], place: str = "the report") -> RunReport:
+        """Return the report that `to_dict` wrote, every value checked. Raises UserError."""
+        with untrusted(place, "run the recipe again"):
+            if not isinstance(values, Mapping):
+                raise UserError(
+                    f"{place} is not a report: it holds {type(values).__name__}, not a mapping"
+                )
+            if values.get("version") != VERSION:
+                raise UserError(
+                    f"{place}: version {values.get('version')!r} cannot be read, only {VERSION}; "
+                    "run the recipe again, or install the hf_transfer that wrote it"
+                )
+            report: RunReport = shape.checked(_adapter(), _plain(values), place)
+            return report
 
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON, whole or not at all; return the path. Raises UserError."""
@@ -120,18 +143,18 @@ class RunReport:
         """Return the report in a file, or in a run folder's report.json. Raises UserError."""
         path = Path(path)
         path = path / "report.json" if path.is_dir() else path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"cannot read {path}: {error.strerror}; was the run finished?"
-            ) from None
-        except ValueError as error:
-            raise UserError(f"{path} is not a report: {error}; run the recipe again") from None
-        return cls.from_dict(values, str(path))
+        if not path.exists():
+            raise UserError(f"there is no {path}; was the run finished?")
+        with untrusted(str(path), "run the recipe again"):
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
-def aggregate(reports: Sequence[RunReport]) -> Facts:
+@functools.cache
+def _adapter() -> TypeAdapter[RunReport]:
+    return TypeAdapter(RunReport)
+
+
+def aggregate(reports: Sequence[RunReport]) -> JsonDict:
     """Return {n, seeds, metrics, test, seconds}: each metric as {mean, min, max, values} over runs.
 
     The runs must differ in their seed only. Raises UserError for none, or for runs of other
@@ -167,11 +190,11 @@ def split_rows(report: RunReport) -> list[tuple[str, int, list[int]]]:
     ]
 
 
-def _spread(rows: Sequence[Facts]) -> Facts:
-    result: Facts = {}
+def _spread(rows: Sequence[JsonDict]) -> JsonDict:
+    result: JsonDict = {}
     for name in rows[0]:
         values: list[Any] = [row.get(name) for row in rows]
-        numbers = [value for value in values if _is_number(value)]
+        numbers = [value for value in values if is_number(value)]
         if len(numbers) == len(rows) and name != "n":
             mean = math.fsum(numbers) / len(numbers)
             result[name] = {
@@ -183,20 +206,7 @@ def _spread(rows: Sequence[Facts]) -> Facts:
     return result
 
 
-def _build(kind: type[Record], values: Any, place: str) -> Record:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{place}: a mapping was expected, got {type(values).__name__}")
-    names = [entry.name for entry in fields(kind)]
-    for title, wrong in (
-        ("lacks", [n for n in names if n not in values]),
-        ("has unknown", [str(n) for n in values if n not in names]),
-    ):
-        if wrong:
-            raise UserError(f"{place}: the report {title} {', '.join(wrong)}; run the recipe again")
-    return kind(**values)
-
-
-def _settle(record: Any, tuples: Sequence[str]) -> None:
+def _make_plain(record: Any, tuples: Sequence[str]) -> None:
     """Make a record's values plain, so that the file gives back an equal record."""
     for entry in fields(record):
         value = getattr(record, entry.name)

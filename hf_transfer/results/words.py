@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
-# The scalars of all tasks in the order that reports show them, in words.
-WORDS = {
+NOT_STATED, NOT_MEASURED = "not stated", "not measured"
+
+JsonDict = dict[str, Any]  # plain values, as report.json holds them
+
+# The scalar metrics of all tasks, in the order in which they are shown.
+METRIC_TITLES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "map": "Mean average precision",
@@ -20,31 +25,63 @@ WORDS = {
     "ece": "Calibration error (ECE, 15 bins)",
     "nll": "Negative log-likelihood (nats)",
 }
-Facts = dict[str, Any]
+IN_UNITS = ("mae", "rmse")  # of the target
+PERCENTAGES = ("accuracy", "balanced_accuracy")
+LARGEST = 1e60  # beyond it a number in a report is no measurement
 
 
-def metric_words(values: Facts) -> dict[str, str]:
-    """Return name -> words of a split's scalar metrics: ours in order, then a recipe's own.
+def metric_titles(values: JsonDict) -> dict[str, str]:
+    """Return name -> title of a split's scalar metrics: ours in order, then a recipe's own.
 
-    Errors of several targets have no units in common, and stand target by target only.
+    Errors of several targets have no units in common, so they are shown for each target only.
     """
-    mixed = ("mae", "rmse") if len(values.get("per_target") or ()) > 1 else ()
-    ours = {name: words for name, words in WORDS.items() if name in values and name not in mixed}
-    others = {k: k for k, v in values.items() if k not in (*WORDS, "n") and _is_number(v)}
+    mixed = IN_UNITS if len(values.get("per_target") or ()) > 1 else ()
+    ours = {name: t for name, t in METRIC_TITLES.items() if name in values and name not in mixed}
+    others = {k: k for k, v in values.items() if k not in (*METRIC_TITLES, "n") and is_number(v)}
     return ours | others
 
 
-def show_value(name: str, value: float) -> str:
-    """Return a metric's value as people write it: shares to three places, units to four digits."""
-    return f"{value:.4g}" if name in ("mae", "rmse") else f"{value:.3f}"
+def metric_title(name: str) -> str:
+    """Return a metric's title; the name itself for a recipe's own."""
+    return METRIC_TITLES.get(name, name)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def metric_phrase(name: str) -> str:
+    """Return a metric's title within a sentence."""
+    title = metric_title(name)
+    return title[0].lower() + title[1:] if title[1:2].islower() else title
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number that can be written, compared and drawn."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and -LARGEST < value < LARGEST  # false for NaN
+    )
+
+
+def show_metric(name: str, value: float | None) -> str:
+    """Return a metric's value, shares to three places, errors in units; "–" for None."""
+    if value is None:
+        return "–"
+    return show_number(value, 4) if name in IN_UNITS else f"{value:.3f}"
+
+
+def show_headline(name: str, value: float) -> str:
+    """Return a metric's value as people say it: accuracies in percent."""
+    return f"{value:.1%}" if name in PERCENTAGES else show_metric(name, value)
+
+
+def show_number(value: float, digits: int = 5) -> str:
+    """Return a number to so many digits: 0.1235, 42, 2,147,483,647; 1.5e-9 where it is tiny."""
+    if 10 ** (digits - 1) <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def show_count(count: int | None) -> str:
-    """Return a number of scalars as people write it: 962, 15.4K, 4.92M; a dash for None."""
+    """Return a number of parameters: 962, 15.4K, 4.92M; "–" for None."""
     if count is None:
         return "–"
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
@@ -54,7 +91,7 @@ def show_count(count: int | None) -> str:
 
 
 def show_rate(rate: float | None) -> str:
-    """Return a rate as recipes write it: 1e-3, 3.2e-5, 0.01; a dash for None."""
+    """Return a learning rate as recipes write it: 1e-3, 3.2e-5, 0.01; "–" for None."""
     if rate is None:
         return "–"
     if rate == 0 or 0.01 <= rate < 1000:
@@ -64,7 +101,7 @@ def show_rate(rate: float | None) -> str:
 
 
 def show_seconds(seconds: float) -> str:
-    """Return a time as people write it: 0.4 s, 12 s, 2 min 5 s, 1 h 4 min."""
+    """Return a time: 0.4 s, 12 s, 2 min 5 s, 1 h 4 min."""
     whole = round(seconds)
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -73,3 +110,16 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def range_words(counts: Sequence[int]) -> str:
+    """Return "20", or "18 to 22" where counts differ."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def listed(names: Sequence[str], most: int, last: str = " and ") -> str:
+    """Return names as a list in words: "a, b and c"; beyond `most` "a, b and 7 more"."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most:,} more"
+    return last.join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

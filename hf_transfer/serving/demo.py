@@ -13,7 +13,7 @@ from hf_transfer.base.boundary import printable, said, untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.recipe.tasks import THRESHOLD
 from hf_transfer.results.report import RunReport
-from hf_transfer.results.words import WORDS
+from hf_transfer.results.words import METRIC_TITLES
 from hf_transfer.serving.hub import find_report, model_folder
 from hf_transfer.serving.published import place_name
 
@@ -218,10 +218,10 @@ def _measured(report: RunReport) -> str:
     split = "test" if report.metrics.get("test") else "validation"
     values = report.metrics["test"] if split == "test" else report.metrics
     value, bounds = values.get(leads), values.get("intervals", {}).get(leads)
-    text = f"{WORDS[leads]}: not measured"
+    text = f"{METRIC_TITLES[leads]}: not measured"
     if value is not None:
         interval = f", 95% interval {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else ""
-        text = f"{WORDS[leads]} {value:.3f} on n = {values['n']:,} {split} images{interval}"
+        text = f"{METRIC_TITLES[leads]} {value:.3f} on n = {values['n']:,} {split} images{interval}"
     backbone = _plain(place_name(str(report.backbone.get("id", "not stated"))))
     return f"{text}. Backbone {backbone}, recipe {_plain(report.name)}, seed {report.seed:d}."
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from hf_transfer.base.boundary import redacted, untrusted
 from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, _one_line, pull
 from hf_transfer.base.errors import UserError
+from hf_transfer.results.places import published_report
 from hf_transfer.results.report import RunReport
-from hf_transfer.serving.published import published_file, published_recipe, published_report
+from hf_transfer.serving.published import published_file, published_recipe
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub import ModelCard
 from sample_report import FLOWERS, sample_report, task_report
 
-from hf_transfer.results.card import base_model, model_card
+from hf_transfer.results.card import model_card
+from hf_transfer.results.card_metadata import base_model
 from hf_transfer.results.report import PhaseReport, RunReport, aggregate
 
 METRICS: dict[str, Any] = {
@@ -31,16 +32,17 @@ METRICS: dict[str, Any] = {
 
 CARD = """\
 ---
-license: apache-2.0
-library_name: timm
-pipeline_tag: image-classification
 base_model: timm/resnet10t.c3_in1k
+library_name: timm
+license: apache-2.0
+metrics:
+- accuracy
+pipeline_tag: image-classification
 tags:
 - hf_transfer
 - transfer-learning
 - image-classification
-metrics:
-- accuracy
+base_model_relation: finetune
 model-index:
 - name: flowers-lp-ft
   results:
@@ -53,65 +55,82 @@ model-index:
       split: validation
     metrics:
     - type: accuracy
+      value: 0.702
       name: Accuracy
-      value: 0.702
     - type: balanced_accuracy
-      name: Balanced accuracy
       value: 0.702
+      name: Balanced accuracy
     - type: f1
-      name: Macro F1
       value: 0.7009
+      name: Macro F1
       args:
         average: macro
 ---
 
-# flowers-lp-ft
+# Image classifier: daisy, dandelion, rose, sunflower, tulip
 
 An image classifier: `timm/resnet10t.c3_in1k` trained on flowers with hf_transfer's recipe \
-`lp_ft`, from pretrained weights. It tells 5 classes apart: daisy, dandelion, rose, sunflower, \
-tulip.
+`lp_ft`, from pretrained weights. It distinguishes 5 classes: daisy, dandelion, rose, sunflower \
+and tulip. Input: images, resized to 96 px.
+
+The model classifies 351 of 500 validation images correctly (70.2%); always giving the same \
+answer or guessing reaches 50.0%. Add images of the classes that are never predicted, or train \
+with 'loss: balanced' in the recipe.
+
+## Before you use it
+
+- One class is never predicted on validation: \\<b\\>a_b\\_\\</b\\>.
+- Class 'daisy' has 4 images that occur twice.
 
 ## Results
 
-| Metric | Split | Value | 95% interval | n |
-| --- | --- | --- | --- | --- |
-| Accuracy | validation | 0.702 | 0.660 to 0.742 | 500 |
-| Balanced accuracy | validation | 0.702 | not measured | 500 |
-| Macro F1 | validation | 0.701 | not measured | 500 |
-| AUROC, one against the rest | validation | not measured: no image of class 'x\\|y' | – | 500 |
-| Calibration error (ECE, 15 bins) | validation | 0.041 | not measured | 500 |
-| Negative log-likelihood (nats) | validation | 0.812 | 0.750 to 0.880 | 500 |
+| Metric | Split | Value | 95% interval | Baseline | n |
+| --- | --- | --- | --- | --- | --- |
+| Accuracy | validation | 0.702 | 0.660 to 0.742 | 0.500 | 500 |
+| Balanced accuracy | validation | 0.702 | not measured | 0.500 | 500 |
+| Macro F1 | validation | 0.701 | not measured | – | 500 |
+| AUROC, one against the rest | validation | not measured: no image of class 'x\\|y' | – | – | \
+500 |
+| Calibration error (ECE, 15 bins) | validation | 0.041 | not measured | – | 500 |
+| Negative log-likelihood (nats) | validation | 0.812 | 0.750 to 0.880 | – | 500 |
 
-This is the run with seed 0. Intervals are percentile bootstrap over images; they say nothing of \
+The baseline needs no model. On validation, always giving the same answer or guessing: accuracy \
+0.500; always giving the same answer: balanced accuracy 0.500.
+
+This is the run with seed 0. Intervals are percentile bootstrap over images; they do not include \
 the spread over seeds, which was not measured.
 
-Class by class, on validation:
+By class, on validation:
 
-| Class | n | Precision | Recall | F1 |
+| Class | Images | Precision | Recall | F1 |
 | --- | --- | --- | --- | --- |
 | daisy | 250 | 0.750 | 0.800 | 0.774 |
-| \\<b>a_b\\_\\</b> | 250 | – | 0.000 | 0.000 |
+| \\<b\\>a_b\\_\\</b\\> | 250 | – | 0.000 | 0.000 |
 
 ## How it was trained
 
-Phases ran one after the other; what is not named as trained was frozen.
+The phases ran one after the other; all layers that a phase does not list as trained were frozen.
 
-| Phase | Trained | Parameters | Rate | Epochs | Steps | Time | Ended |
+| Phase | Trained | Parameters | Learning rate | Length | Time | Ended | Result on validation |
 | --- | --- | --- | --- | --- | --- | --- | --- |
-| 1 head | `head` | 2.56K of 4.93M | 1e-3 | 5 | 160 | 4.2 s | validation loss rose for 3 \
-epochs; best epoch 5 |
-| 2 all | `stem` … `head` (7 groups) | 4.93M of 4.93M | 5e-5 down to 8.9e-6 | 5 | 160 | \
-1 min 12 s | ran to its end; best epoch 4 |
+| 1 head | `head` | 2.56K of 4.93M | 1e-3 | 5 epochs, 160 steps | 4.2 s | validation loss rose \
+for 3 epochs; best epoch 5 | 63.0% |
+| 2 all | `stem` … `head` (7 groups) | 4.93M of 4.93M | 5e-5 down to 8.9e-6 | 5 epochs, 160 \
+steps | 1 min 12 s | completed; best epoch 4 | 70.0% |
 
-Training took 1 min 16 s, the whole run 1 min 28 s. All settings are in recipe.yaml, all numbers \
-in report.json.
+Training took 1 min 16 s, the whole run 1 min 28 s. To reproduce it, with recipe.yaml and the \
+images:
+
+```sh
+hf-transfer train recipe.yaml --data FOLDER
+```
 
 ## Data
 
-| Split | Images | Classes | Fewest in a class | Most in a class |
-| --- | --- | --- | --- | --- |
-| train | 1,000 | 5 | 200 | 200 |
-| validation | 500 | 5 | 100 | 100 |
+| Split | Images | Classes | Images of a class |
+| --- | --- | --- | --- |
+| train | 1,000 | 5 | 200 |
+| validation | 500 | 5 | 100 |
 
 The audit of the images found:
 
@@ -141,14 +160,13 @@ hf-transfer predict someone/flowers-lp-ft image.jpg
 
 ## Limitations
 
-- It gives every image one of its classes, also an image that shows none of them.
+- It gives every image one of its classes, even an image that shows none.
 - Results on images that no choice was made on (a test split): not measured.
-- The best epochs were chosen on the validation images, so the numbers flatter a little.
-- Weakest class on validation: \\<b>a_b\\_\\</b>, F1 0.000 (n = 250).
-- How it does on other data than this, its robustness and its fairness towards groups of people: \
-not measured.
+- The best epochs were chosen on the validation images, so new images will do a little worse.
+- Weakest class on validation: \\<b\\>a_b\\_\\</b\\>, F1 0.000 (n = 250).
+- How it does on other data, its robustness and its fairness towards groups of people: not \
+measured.
 - Licence of the pretrained weights: apache-2.0; licence and origin of the images: not stated.
-- Warning of the run: class 'daisy' has 4 images that occur twice.
 
 ## Environment
 
@@ -192,7 +210,7 @@ def test_the_test_split_counts_where_there_is_one() -> None:
     text = model_card(sample_report(test=True))
     assert text.index("| Accuracy | test |") < text.index("| Accuracy | validation |")
     assert "Weakest class on test" in text
-    assert "flatter" not in text
+    assert "chosen on the validation" not in text
 
 
 def test_an_empty_report_says_what_is_missing_and_invents_nothing() -> None:
@@ -221,9 +239,12 @@ def test_an_empty_report_says_what_is_missing_and_invents_nothing() -> None:
 def test_a_phase_without_rates_or_an_early_end_is_told_as_such() -> None:
     phase = PhaseReport("head", ("head",), 10, 100, 1.0, 4, 0.5)
     text = model_card(replace(sample_report(), phases=(phase,), seconds={}))
-    assert "| 1 head | `head` | 10 of 100 | not stated | 1 | 4 | 0.5 s | ran to its end |" in text
+    assert (
+        "| 1 head | `head` | 10 of 100 | not stated | 1 epoch, 4 steps | 0.5 s | completed |"
+        in text
+    )
     assert "Training took not measured, the whole run not measured." in text
-    assert "flatter" not in text  # no best epoch was chosen
+    assert "chosen on the validation" not in text  # no best epoch was chosen
 
 
 @pytest.mark.parametrize(
@@ -268,7 +289,7 @@ def test_many_classes_are_shown_by_their_weakest() -> None:
     labels = tuple(f"class {i}" for i in range(80))
     text = model_card(sample_report(labels, n=800))
     assert "class 29 and 50 more." in text
-    assert "The ten weakest classes, on validation:" in text
+    assert "The 10 weakest classes, on validation:" in text
 
 
 def test_names_cannot_break_the_front_matter_or_a_table() -> None:
@@ -285,7 +306,7 @@ def test_names_cannot_break_the_front_matter_or_a_table() -> None:
 
 def test_further_metrics_of_a_recipe_are_listed_with_their_n() -> None:
     report = replace(sample_report(), metrics={**METRICS, "mcc": 0.5678})
-    assert "| mcc | validation | 0.568 | not measured | 500 |" in model_card(report)
+    assert "| mcc | validation | 0.568 | not measured | – | 500 |" in model_card(report)
 
 
 def test_the_spread_over_seeds_is_told_where_it_was_measured() -> None:
@@ -320,13 +341,13 @@ def test_the_card_of_several_labels_says_so_and_has_a_row_each() -> None:
     row = report.metrics["per_label"][1]
     shares = " | ".join(f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
     assert f"| z | {row['n']} | {shares} |" in card.text
-    assert "It says which of 2 labels an image shows: x\\<y, z." in card.text
-    assert "| train | 150 | 2 | 90 | 90 |" in card.text
+    assert "It says which of 2 labels an image shows: x\\<y and z." in card.text
+    assert "| train | 150 | 2 | 90 |" in card.text
     assert "Weakest label on validation" in card.text
 
 
 def test_the_card_of_numbers_has_errors_in_their_own_units() -> None:
-    report = task_report("regression")
+    report = replace(task_report("regression"), warnings=())
     card = ModelCard(model_card(report))
     (entry,) = card.data.to_dict()["model-index"][0]["results"]
     assert entry["task"] == {"type": "other", "name": "Image regression"}

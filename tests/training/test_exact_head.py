@@ -164,7 +164,7 @@ def test_a_solved_head_is_told_in_the_solvers_steps_and_not_in_epochs_or_rates(t
     assert len(lines) == 1
     assert lines[0].startswith(start)
     page = report_page(replace(sample_report(), phases=(report,)))
-    assert f'solved<span class="label">{report.steps} steps' in page
+    assert f"solved in {report.steps} steps" in page
     assert "<h2>Training</h2>" not in page
 
 

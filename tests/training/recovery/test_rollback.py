@@ -62,9 +62,9 @@ def test_without_checkpoints_a_phase_begins_again_as_if_it_had_had_the_lower_rat
     assert caplog.text.count("the phase begins again from the weights it started with") == 2
     assert "phase all, epoch 2" in caplog.text
     assert "lr: 0.001" in caplog.text
-    assert "it went back 2 times, each time to go on" in "".join(warnings_of(done.reports))
+    assert "the phase was rolled back 2 times, each time" in "".join(warnings_of(done.reports))
     done.reports[1] = replace(done.reports[1], rollbacks=1)
-    assert "it went back once to go on" in "".join(warnings_of(done.reports))
+    assert "the phase was rolled back once and continued" in "".join(warnings_of(done.reports))
 
 
 @pytest.mark.parametrize(

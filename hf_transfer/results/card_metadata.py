@@ -1,0 +1,102 @@
+"""The card's metadata: what the Hub reads of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from hf_transfer.results import conclusions
+from hf_transfer.results.report import RunReport
+from hf_transfer.results.words import METRIC_TITLES, NOT_STATED, JsonDict, metric_titles
+
+# The Hub's names of our metrics, with their arguments there.
+HUB_METRICS: dict[str, tuple[str, JsonDict | None]] = {
+    "accuracy": ("accuracy", None),
+    "balanced_accuracy": ("balanced_accuracy", None),
+    "map": ("mean_average_precision", None),
+    "macro_f1": ("f1", {"average": "macro"}),
+    "auroc": ("roc_auc", {"multi_class": "ovr"}),
+    "r2": ("r_squared", None),
+    "mae": ("mae", None),
+}
+# The Hub's words for licences that a backbone may state; any other is 'other', with its own name.
+HUB_LICENSES = re.compile(
+    r"apache-2\.0|mit|unlicense|openrail|mpl-2\.0|[al]?gpl-3\.0|bsd-[23]-clause|cc0-1\.0"
+    r"|cc-by(-nc)?(-sa|-nd)?-[234]\.0"
+)
+# The pipeline is that of image classification for all: it opens them, and reads the task in them.
+TAGS = {
+    "classification": ("image-classification",),
+    "multi_label": ("image-classification", "multi-label-classification"),
+    "regression": ("image-regression",),
+}
+
+
+def card_metadata(report: RunReport, repo_id: str | None) -> ModelCardData:
+    """Return what the Hub reads of a model: its task, origin, licence and results."""
+    timm = report.backbone.get("source") == "timm"
+    base, data = base_model(report), report.data.get("repo")
+    found = [result for split in report.splits for result in _results(report, split)]
+    return ModelCardData(
+        **_license(report, base),
+        library_name="timm" if timm else "transformers",
+        pipeline_tag="image-classification",
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        datasets=[data] if data else None,
+        tags=["hf_transfer", "transfer-learning", *TAGS[report.task.name]],
+        metrics=[HUB_METRICS[report.leading_metric][0]] if found else None,
+        model_name=_name(report, repo_id) if found else None,
+        eval_results=found or None,
+    )
+
+
+def _name(report: RunReport, repo_id: str | None) -> str:
+    return repo_id.rsplit("/", 1)[-1] if repo_id else conclusions.title(report)
+
+
+def _license(report: RunReport, base: str | None) -> JsonDict:
+    """Return the licence of the weights as the Hub states it: its own words, or 'other'."""
+    stated = report.backbone.get("license")
+    if not stated or HUB_LICENSES.fullmatch(stated):
+        return {"license": stated}
+    link = f"https://huggingface.co/{base}" if base else None
+    return {
+        "license": "other",
+        "license_name": None if stated == "other" else re.sub(r"[^\w.-]+", "-", stated.lower()),
+        "license_link": link,
+    }
+
+
+def _results(report: RunReport, split: str) -> Iterator[EvalResult]:
+    values, name = report.splits[split], conclusions.data_name(report) or NOT_STATED
+    of_classes = report.task.name == "classification"
+    for metric, (kind, arguments) in HUB_METRICS.items():
+        if metric in metric_titles(values) and values[metric] is not None:
+            yield EvalResult(
+                task_type=report.task.hub_type,
+                task_name=report.task.title,
+                dataset_type=report.data.get("repo") or re.sub(r"[^\w.-]+", "-", name),
+                dataset_name=name,
+                dataset_split=split,
+                metric_type=kind,
+                metric_name=METRIC_TITLES[metric],
+                metric_value=round(values[metric], 4),
+                # The Hub's AUROC of one class against the rest is that of classes alone.
+                metric_args=arguments if metric != "auroc" or of_classes else None,
+            )
+
+
+def base_model(report: RunReport) -> str | None:
+    """Return the Hub repository that the pretrained weights came from, None where none is stated.
+
+    That is `repo` of the backbone's facts or, for timm's own name.tag, its repository of that name.
+    """
+    facts = report.backbone
+    if facts.get("repo"):
+        return str(facts["repo"])
+    name = str(facts.get("id", ""))
+    known = facts.get("weights") == "pretrained" and facts.get("source") == "timm"
+    return name if known and re.fullmatch(r"timm/[a-z0-9_]+\.[a-z0-9_]+", name) else None

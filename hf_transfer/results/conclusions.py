@@ -1,0 +1,217 @@
+"""What a report comes to, in sentences: the page, the card and the command line all say these."""
+
+from __future__ import annotations
+
+from hf_transfer.results.places import place_name
+from hf_transfer.results.report import PhaseReport, RunReport
+from hf_transfer.results.words import (
+    JsonDict,
+    is_number,
+    listed,
+    metric_phrase,
+    metric_title,
+    show_headline,
+)
+
+KINDS = {
+    "classification": "Image classifier",
+    "multi_label": "Image classifier for several labels at once",
+    "regression": "Image regression",
+}
+MOST_IN_TITLE = 6
+MOST_NAMED = 5
+WORSE = 0.005  # how much of the leading metric a phase must lose before it is worth a word
+
+
+def title(report: RunReport) -> str:
+    """Return what the model is for, from its task, its labels and its data."""
+    kind, labels, data = KINDS[report.task.name], report.labels, data_name(report)
+    if labels and len(labels) <= MOST_IN_TITLE and len(", ".join(labels)) <= 80:
+        return f"{kind}: {', '.join(labels)}"
+    of = f" of {data}" if data else ""
+    return f"{kind}: {len(labels):,} {report.task.nouns}{of}" if labels else f"{kind}{of}"
+
+
+def data_name(report: RunReport) -> str | None:
+    """Return the data's repository, or the last part of its path; None where neither is stated."""
+    place = report.data.get("repo") or report.data.get("path")
+    place = place and place_name(place)
+    return " ".join(place.split()) or None if place else None
+
+
+# --- what a model must beat ------------------------------------------------------------------
+
+
+def baselines(report: RunReport, split: str) -> list[tuple[str, str, float]]:
+    """Return (what needs no model, its metric, its value) for a split that was measured."""
+    values = report.splits.get(split, {})
+    kind = report.task.name
+    if kind == "classification" and values.get("per_class"):
+        return _of_classes(values["per_class"])
+    if kind == "multi_label" and values.get("per_label") and values.get("n"):
+        shares = [row["n"] / values["n"] for row in values["per_label"] if row["n"]]
+        return [("a random order", "map", sum(shares) / len(shares))] if shares else []
+    if kind == "regression":
+        return [("always answering the mean", "r2", 0.0)]
+    return []
+
+
+def _of_classes(rows: list[JsonDict]) -> list[tuple[str, str, float]]:
+    images = sum(row["n"] for row in rows)
+    seen = [row for row in rows if row["n"]]
+    if not seen:
+        return []
+    largest = max(seen, key=lambda row: row["n"])
+    share, chance = largest["n"] / images, 1 / len(rows)
+    always = ("always giving the same answer", "balanced_accuracy", 1 / len(seen))
+    if share == chance:  # the classes are even
+        return [("always giving the same answer or guessing", "accuracy", chance), always]
+    most_common = f"always answering '{largest['label']}' (the most common class)"
+    return [(most_common, "accuracy", share), ("guessing at random", "accuracy", chance), always]
+
+
+def to_beat(report: RunReport) -> tuple[str, float] | None:
+    """Return the best answer without a model, by the leading metric: what it is, and its value."""
+    split, _ = report.measured
+    found = [(v, what) for what, m, v in baselines(report, split) if m == report.leading_metric]
+    if not found:
+        return None
+    value, what = max(found)
+    return what, value
+
+
+# --- sentences ---------------------------------------------------------------------------------
+
+
+def outcome(report: RunReport) -> str:
+    """Return what came out, in one sentence."""
+    split, values = report.measured
+    leads, n = report.leading_metric, values.get("n")
+    value, beat = report.headline, to_beat(report)
+    if value is None:
+        reason = (values.get("reasons") or {}).get(leads)
+        return f"{metric_title(leads)} was not measured{f': {reason}' if reason else ''}."
+    images = f"{n:,} {split} images" if n else f"the {split} images"
+    shown = show_headline(leads, value)
+    if leads == "accuracy":
+        right = f"{round(value * n):,} of {images}" if n else f"{shown} of {images}"
+        said = f"The model classifies {right} correctly ({shown})"
+    elif leads == "balanced_accuracy":
+        said = (
+            "The classes are uneven. On average over the classes, the model classifies "
+            f"{shown} of a class's {split} images correctly"
+        )
+    else:
+        said = f"On {images}, the model reaches a {metric_phrase(leads)} of {shown}"
+    return f"{said}; {beat[0]} reaches {show_headline(leads, beat[1])}." if beat else f"{said}."
+
+
+def advice(report: RunReport) -> str:
+    """Return what to do next, in one sentence."""
+    split, values = report.measured
+    if report.headline is None:
+        return "Measure it on labelled images before you rely on it."
+    if not_better(report):
+        return (
+            "Do not use it yet: look at the labels and the training curves, then train longer, "
+            "with another rate, or on more images."
+        )
+    if unpredicted(values):
+        return (
+            f"Add images of the {report.task.nouns} that are never predicted, or train with "
+            "'loss: balanced' in the recipe."
+        )
+    if worsened(report):
+        return "Lower the rate of the phase that made it worse, or leave that phase out."
+    if weakest := weakest_row(values):
+        noun = report.task.noun
+        return (
+            f"Look first at the {noun} '{weakest['label']}', which it knows least well (F1 "
+            f"{weakest['f1']:.2f}): check its labels and add images of it."
+        )
+    return "Try it on images of your own before you rely on it."
+
+
+def cautions(report: RunReport) -> list[str]:
+    """Return everything that a reader must know before using the model; the worst first."""
+    split, values = report.measured
+    found = [not_better(report), *worsened(report)]
+    if missed := unpredicted(values):
+        noun, nouns = report.task.noun, report.task.nouns
+        these = f"{len(missed):,} of {len(report.labels):,} {nouns} are"
+        if len(missed) == 1:
+            these = f"One {noun} is"
+        found.append(f"{these} never predicted on {split}: {listed(missed, MOST_NAMED)}.")
+    stated = [f"{w[:1].upper()}{w[1:].rstrip('.')}." for w in report.warnings]
+    return list(dict.fromkeys([*(one for one in found if one), *stated]))
+
+
+def not_better(report: RunReport) -> str | None:
+    """Return a sentence where the model is not clearly better than an answer without a model."""
+    beat, value, leads = to_beat(report), report.headline, report.leading_metric
+    if beat is None or value is None:
+        return None
+    what, least = beat
+    shown, name = show_headline(leads, least), metric_title(leads)
+    if value <= least:
+        return (
+            f"The model is no better than {what}: {name} {show_headline(leads, value)} against "
+            f"{shown}."
+        )
+    bounds = report.measured[1].get("intervals", {}).get(leads)
+    if bounds and bounds[0] <= least:
+        ends = " to ".join(show_headline(leads, end) for end in bounds)
+        return (
+            f"The model is not clearly better than {what}, which reaches {shown}: the 95% "
+            f"interval is {ends}."
+        )
+    return None
+
+
+def unpredicted(values: JsonDict) -> list[str]:
+    """Return the classes or labels that images show and that the model never predicts."""
+    classes = [r["label"] for r in values.get("per_class", ()) if r["n"] and r["precision"] is None]
+    labels = [r["label"] for r in values.get("per_label", ()) if r["n"] and not r["predicted"]]
+    return classes + labels
+
+
+def weakest_row(values: JsonDict) -> JsonDict | None:
+    """Return the row of the class or label with the lowest F1; None where none is defined."""
+    rows: list[JsonDict] = [*values.get("per_class", ()), *values.get("per_label", ())]
+    known = [row for row in rows if row["f1"] is not None]
+    return min(known, key=_f1) if len(known) > 1 else None
+
+
+def _f1(row: JsonDict) -> float:
+    return float(row["f1"])
+
+
+def phase_value(report: RunReport, phase: PhaseReport) -> tuple[str, float | None]:
+    """Return a metric and its value on validation with the weights that a phase ended with."""
+    for name in (report.leading_metric, report.task.headline):
+        value = phase.metrics.get(name, phase.metrics.get(f"eval_{name}"))
+        if is_number(value):
+            return name, value
+    return report.task.headline, None
+
+
+def worsened(report: RunReport) -> list[str]:
+    """Return a sentence for each phase that left the model worse than an earlier one."""
+    found = []
+    best: tuple[float, str] | None = None
+    for phase in report.phases:
+        name, value = phase_value(report, phase)
+        if value is None:
+            continue
+        if best and value < best[0] - WORSE:
+            before, after = (show_headline(name, one) for one in (best[0], value))
+            found.append(
+                f"Phase {phase.name} made the model worse: {metric_phrase(name)} on "
+                f"validation fell from {before} after phase {best[1]} to {after}."
+            )
+        if best is None or value > best[0]:
+            best = (value, phase.name)
+    if found and report.phases:
+        kept = report.best_phase or report.phases[-1].name
+        found[-1] += f" The saved model is that of phase {kept}."
+    return found

@@ -1,0 +1,225 @@
+"""The shape of report.json: what its nested values must be, for pydantic to check.
+
+A report may come from anywhere. What passes here can be shown without further care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, TypedDict
+
+from hf_transfer.base.boundary import printable
+from hf_transfer.base.errors import UserError
+from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.words import LARGEST
+
+Count = Annotated[int, Field(strict=True, ge=0, le=10**15)]
+Finite = Annotated[float, Field(strict=True, gt=-LARGEST, lt=LARGEST)]
+Number = Finite | None  # None: not measured
+Share = Annotated[float, Field(strict=True, ge=0, le=1)] | None
+WANTED = {  # pydantic's words for types that JSON calls otherwise
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping",
+}
+LONGEST = 60  # characters of a wrong value that are worth repeating
+
+
+def shaped(shape: Any) -> GetPydanticSchema:
+    """Annotate a field of plain values with the shape that they must have."""
+    return GetPydanticSchema(lambda _, handler: handler(shape))
+
+
+@with_config(ConfigDict(extra="allow"))
+class ClassRow(TypedDict):
+    """One class in `per_class`."""
+
+    label: str
+    n: Count
+    precision: Share
+    recall: Share
+    f1: Share
+
+
+@with_config(ConfigDict(extra="allow"))
+class LabelRow(ClassRow):
+    """One label of several in `per_label`."""
+
+    predicted: Count
+    average_precision: Share
+    auroc: Share
+
+
+@with_config(ConfigDict(extra="allow"))
+class TargetRow(TypedDict):
+    """One target of a regression in `per_target`."""
+
+    target: str
+    n: Count
+    r2: Number
+    mae: Finite
+    rmse: Finite
+    points: NotRequired[list[tuple[Finite, Finite]]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class SplitMetrics(TypedDict, total=False):
+    """The metrics on one split; those of a recipe's own stand beside ours."""
+
+    n: Count
+    accuracy: Share
+    balanced_accuracy: Share
+    map: Share
+    macro_f1: Share
+    micro_f1: Share
+    all_right: Share
+    top5: Share
+    auroc: Share
+    r2: Number
+    mae: Number
+    rmse: Number
+    ece: Share
+    nll: Number
+    reasons: dict[str, str]
+    intervals: dict[str, tuple[Finite, Finite]]
+    per_class: list[ClassRow]
+    per_label: list[LabelRow]
+    per_target: list[TargetRow]
+    confusion: list[list[Count]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Metrics(SplitMetrics, total=False):
+    """The metrics on validation, and under `test` those on test."""
+
+    test: SplitMetrics
+
+
+@with_config(ConfigDict(extra="allow"))
+class RecipeFacts(TypedDict, total=False):
+    """What is read of the recipe as it ran."""
+
+    task: Literal[tuple(TASKS)] | None  # type: ignore[valid-type]
+
+
+@with_config(ConfigDict(extra="allow"))
+class BackboneFacts(TypedDict, total=False):
+    """The backbone: where it came from and what it is."""
+
+    id: str
+    repo: str | None
+    source: str | None
+    weights: str | None
+    parameters: Count | None
+    license: str | None
+    image_size: Count | list[Count] | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class Finding(TypedDict):
+    """One kind of finding of the audit."""
+
+    kind: str
+    count: Count
+    files: list[str]
+    done: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class AuditFacts(TypedDict, total=False):
+    """What the audit of the images found."""
+
+    findings: list[Finding]
+
+
+@with_config(ConfigDict(extra="allow"))
+class TargetFacts(TypedDict):
+    """What the numbers of one target are like in a split, in their units."""
+
+    target: str
+    mean: Finite
+    std: Finite
+    min: Finite
+    max: Finite
+
+
+@with_config(ConfigDict(extra="allow"))
+class DataFacts(TypedDict, total=False):
+    """The images: where they came from, how many there are, and what they show."""
+
+    path: str | None
+    repo: str | None
+    labels: list[str]
+    images: dict[str, Count]
+    counts: dict[str, dict[str, Count]]
+    targets: dict[str, list[TargetFacts]]
+    fingerprint: str | None
+    audit: AuditFacts | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class RateRow(TypedDict, total=False):
+    """The rates of one parameter group of a phase."""
+
+    label: str
+    parameters: Count
+    lr: Number
+    weight_decay: Number
+
+
+@with_config(ConfigDict(extra="allow"))
+class Seconds(TypedDict, total=False):
+    """How long the run took."""
+
+    wall: Number
+    training: Number
+
+
+@with_config(ConfigDict(extra="allow"))
+class Spread(TypedDict):
+    """One metric over several seeds."""
+
+    mean: Finite
+    min: Finite
+    max: Finite
+    values: list[Finite]
+
+
+@with_config(ConfigDict(extra="allow"))
+class SeedsFacts(TypedDict, total=False):
+    """All metrics over several seeds; empty where the recipe ran once."""
+
+    n: Count
+    seeds: list[int]
+    metrics: dict[str, Spread]
+    test: dict[str, Spread]
+    seconds: dict[str, Spread]
+
+
+def checked(adapter: TypeAdapter[Any], values: Mapping[str, Any], place: str) -> Any:
+    """Return what an adapter makes of a report's values. Raises UserError, one line."""
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False, include_context=False)
+        more = f" (and {len(others)} more problems)" if others else ""
+        raise UserError(
+            f"{place}: {_problem(first['loc'], first)}{more}; the report was damaged, or written "
+            "by another version: run the recipe again"
+        ) from None
+
+
+def _problem(where: tuple[int | str, ...], found: Any) -> str:
+    name = ".".join(printable(str(part)) for part in where) or "the report"
+    if found["type"] == "missing":
+        return f"{name} is missing"
+    if found["type"] == "unexpected_keyword_argument":
+        return f"{name} is unknown"
+    value = printable(repr(found["input"]))
+    value = value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
+    wanted = WANTED.get(found["type"]) or found["msg"].removeprefix("Input should be ")
+    return f"{name} must be {wanted}, not {value}"
