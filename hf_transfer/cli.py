@@ -250,7 +250,7 @@ def _groups(args: argparse.Namespace) -> int:
 
         layout = layout_of(args.backbone, 1000)
     groups = group_layers(layout)
-    print(groups_text(layout, groups.grain(args.grain)))
+    print(groups_text(groups.grain(args.grain)))
     return 0
 
 

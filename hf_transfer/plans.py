@@ -12,7 +12,7 @@ from hf_transfer.planning.cost import measure_speed
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.plan import Counts, Plan, make_plan
+from hf_transfer.planning.plan import Counts, Machine, Plan, make_plan
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.recipe.load import source_recipe
 from hf_transfer.recipe.specs import CompareSpec, LettersSpec, Recipe
@@ -58,19 +58,11 @@ def _plan(
     """Return a plan of `recipe` on the network that `drawn` names."""
     layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
     groups = group_layers(layout)
-    phases = make_phases(recipe.phases, groups, layout)
-    return make_plan(
-        recipe,
-        layout,
-        groups,
-        phases,
-        counts,
-        speed,
-        processes,
-        images,
-        sharded=launch.shards(),
-        room=room(),
-    )
+    if recipe.data.image_size:
+        groups = groups.at(recipe.data.image_size)
+    phases = make_phases(recipe.phases, groups)
+    machine = Machine(speed, processes, launch.shards(), room())
+    return make_plan(recipe, groups, phases, counts, machine, images)
 
 
 def _layout(recipe: Recipe, labels: int) -> Layout:

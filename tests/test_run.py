@@ -282,7 +282,7 @@ def test_images_of_any_number_of_channels_go_all_the_way(tmp_path, channels):
         recipe(folder), backbone=_own_backbone(tmp_path / "own"), pretrained=True, data=data
     )
     (plan,) = plans_of(spec)
-    note = f"conv1.0.weight is made from the pretrained one for {channels} channels; it trains in"
+    note = f"conv1.0.weight was converted from pretrained weights to {channels} channels; it trains"
     assert any(text.startswith(note) for text in plan.notes)
     first = plan.phases[0].phase
     assert (first.name, first.groups) == ("head", ("stem", "head"))

@@ -41,10 +41,14 @@ class Backbone:
     source: str
     prefix: str  # of the bare network's names inside the model that trains
     labels: tuple[str, ...]
-    layout: Layout
     groups: LayerGroups
     image: ImageSettings
     weights: str  # "pretrained", "random", or the file they were read from
     adapted: tuple[str, ...] = ()  # first layers whose weights were made to fit other channels
     task: str = "classification"
     scale: Scale | None = None  # of the numbers that it gives; None: they have none yet
+
+    @property
+    def layout(self) -> Layout:
+        """The structure of the network that the groups are of."""
+        return self.groups.layout

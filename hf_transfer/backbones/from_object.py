@@ -71,7 +71,6 @@ def describe(
         source=known.source if isinstance(known, Backbone) else "timm" if prefix else "object",
         prefix=prefix,
         labels=labels,
-        layout=layout,
         groups=found,
         image=image,
         weights="as given",
@@ -158,7 +157,8 @@ def _by_hand(layout: Layout, groups: Mapping[str, Sequence[str]]) -> LayerGroups
         tuple(
             Group(name, name, own, sum(layout.sizes[n] for n in own), _modules(layout, own))
             for name, own in members.items()
-        )
+        ),
+        layout,
     )
 
 

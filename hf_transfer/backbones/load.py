@@ -100,19 +100,18 @@ def load_backbone(
                 transfer(network, donor, new, str(blueprint.origin))
             fresh = lacking | set(layout.head)
             head = tuple(name for name, _ in layout.parameters if name in fresh)
-            adapted = _adapted(blueprint)
-            layout = replace(layout, head=head, head_kept=keep, adapted=adapted)
+            refitted = _refitted(blueprint)
+            layout = replace(layout, head=head, head_kept=keep, refitted=refitted)
         model, prefix = wrap(blueprint, network, names, task)
     model.backbone = Backbone(
         id=backbone_id,
         source=blueprint.origin.source,
         prefix=prefix,
         labels=names,
-        layout=layout,
         groups=group_layers(layout),
         image=blueprint.image,
         weights=weights or ("pretrained" if pretrained else "random"),
-        adapted=layout.adapted,
+        adapted=layout.refitted,
         task=task,
         scale=plain_scale(len(names)) if keep and task == "regression" else None,
     )
@@ -159,8 +158,8 @@ def layout_of(
             f"{labels}; drop head.keep for a new one"
         )
     layout = _layout(blueprint, names, replace_layers)
-    adapted = _adapted(blueprint) if pretrained else ()
-    return replace(layout, head_kept=keep_head, adapted=adapted)
+    refitted = _refitted(blueprint) if pretrained else ()
+    return replace(layout, head_kept=keep_head, refitted=refitted)
 
 
 def planned_layout(recipe: Recipe, labels: int) -> Layout:
@@ -254,7 +253,7 @@ def _widened(layout: Layout, layers: int) -> tuple[str, ...]:
     return tuple(name for name, _ in layout.parameters if name in wide)
 
 
-def _adapted(blueprint: Blueprint) -> tuple[str, ...]:
+def _refitted(blueprint: Blueprint) -> tuple[str, ...]:
     """Return the parameters whose shape follows the number of input channels, where it changed."""
     if blueprint.image.channels == blueprint.own.channels:
         return ()

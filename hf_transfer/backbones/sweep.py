@@ -115,18 +115,19 @@ def examine(name: str) -> Row:
         groups=len(groups.groups),
         stages=len(groups.stages),
         parameters=groups.total,
-        largest=largest(layout, groups),
+        largest=largest(groups),
         layer=max(layout.sizes.values()) / groups.total,
-        violations=out_of_order(layout, groups),
-        outside=outside(layout, groups),
+        violations=out_of_order(groups),
+        outside=outside(groups),
         head=" ".join(dict.fromkeys(n.rpartition(".")[0] or n for n in layout.head)) or "none",
         norms=" ".join(kind for kind, _ in kinds.most_common()),
         seconds=time.perf_counter() - start,
     )
 
 
-def largest(layout: Layout, groups: LayerGroups) -> float:
+def largest(groups: LayerGroups) -> float:
     """Return the share that the largest group has of the parameters that forward uses."""
+    layout = groups.layout
     unused = set(layout.unused)
     sizes = [
         sum(layout.sizes[name] for name in group.parameters if name not in unused)
@@ -135,9 +136,10 @@ def largest(layout: Layout, groups: LayerGroups) -> float:
     return max(sizes) / sum(sizes)
 
 
-def out_of_order(layout: Layout, groups: LayerGroups) -> int:
+def out_of_order(groups: LayerGroups) -> int:
     """Return how many parameters below the head are first used before the last first use of the
     group before theirs."""
+    layout = groups.layout
     place = {name: i for i, (name, _) in enumerate(layout.parameters)}
     aside = {*layout.head, *layout.unused}
     count, before = 0, -1
@@ -148,10 +150,10 @@ def out_of_order(layout: Layout, groups: LayerGroups) -> int:
     return count
 
 
-def outside(layout: Layout, groups: LayerGroups) -> int:
+def outside(groups: LayerGroups) -> int:
     """Return how many parameters are in no group, or in several, or are none of the network's."""
     times = Counter(name for group in groups.groups for name in group.parameters)
-    known = dict(layout.parameters)
+    known = dict(groups.layout.parameters)
     return sum(times[name] != 1 for name in known) + sum(name not in known for name in times)
 
 

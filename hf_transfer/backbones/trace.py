@@ -66,7 +66,7 @@ def trace_layout(
         sequences=bare(p for p, m in modules.items() if isinstance(m, CONTAINERS) and len(m)),
         head=tuple(name for name in bare(order) if name in new),
         norms=bare(path for path, module in modules.items() if is_norm(module)),
-        layers=bare(_adaptable(modules, seen.before, _shared(model))),
+        adaptable=bare(_adaptable(modules, seen.before, _shared(model))),
         loose=tuple((bare([path])[0], seen.before.get(path, 0)) for path in _loose(modules)),
         no_decay=bare(name for name in order if name in spared),
         shared=tuple(bare(names) for names in _shared(model)),

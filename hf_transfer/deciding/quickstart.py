@@ -154,7 +154,7 @@ class _Starts:
             l2_sp=0.0,
             still_norms=False,
         )
-        scratch = make_phases([whole], random.backbone.groups, random.backbone.layout)
+        scratch = make_phases([whole], random.backbone.groups)
         return cls(recipe, random, trained, scratch, transfer)
 
 
@@ -233,13 +233,13 @@ def _train_source(
 
 
 def _source_phases(recipe: Recipe, model: PreTrainedModel) -> tuple[Phase, ...]:
-    return make_phases(recipe.source.phases, model.backbone.groups, model.backbone.layout)
+    return make_phases(recipe.source.phases, model.backbone.groups)
 
 
 def _transfer(recipe: Recipe, model: PreTrainedModel) -> tuple[Phase, ...]:
     """Return the recipe's phases for this model: first the head's, then what fine-tunes."""
     backbone = model.backbone
-    phases = make_phases(recipe.phases, backbone.groups, backbone.layout)
+    phases = make_phases(recipe.phases, backbone.groups)
     if len(phases) < 2 or not set(phases[0].parameters) <= set(backbone.layout.head):
         raise UserError(
             f"recipe {recipe.name}: compare needs a phase of the head alone, then fine-tuning"

@@ -135,7 +135,7 @@ def _cut(
 ) -> Cut | str:
     """Return where a phase's network is cut, or why its frozen prefix runs live."""
     images = len(train) if hasattr(train, "__len__") else None
-    reason = why_live(phase, backbone.groups, backbone.layout, images, sharded)
+    reason = why_live(phase, images, sharded)
     if reason:
         return reason
     if not isinstance(train, ImageSet):
@@ -193,7 +193,7 @@ class Replay:
             self.images.append((evaluation, None))
             self.evaluation = IndexSet(evaluation.labels, len(self.train))
         self.device = next(model.parameters()).device
-        above = top_macs(phase, backbone.groups, backbone.layout)
+        above = top_macs(phase)
         self.work = above * phase.spec.batch_size if self.device.type == "cpu" else 0
 
     def reserve(self) -> None:

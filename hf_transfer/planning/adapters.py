@@ -1,20 +1,21 @@
 """Adapters: what `lora(r=8)` stands for on a backbone; small matrices that train beside its layers.
 
-The layers themselves stay frozen. Names and shapes are those that peft gives; injecting.py has it
-put them in. An adapter belongs to the group of its layer, so rates and phases see no difference.
+The layers themselves stay frozen. Names and shapes are those that peft gives; training's
+`adapter_layers` has peft insert them. An adapter belongs to the group of its layer, so rates and
+phases see no difference.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.layout import Layout
-from hf_transfer.planning.selection import SelectorError, head_parameters, select, trainable
+from hf_transfer.planning.selection import SelectorError, select
 
 KINDS = ("lora", "dora", "loha", "lokr")
 WRITTEN = re.compile(rf"({'|'.join(KINDS)})(?: ?\(([^()]*)\))?(?: (.+))?")
@@ -36,7 +37,7 @@ class Adapters:
 
 
 def select_adapted(
-    train: str | Sequence[str], groups: LayerGroups, layout: Layout
+    train: str | Sequence[str], groups: LayerGroups
 ) -> tuple[tuple[str, ...], Adapters | None]:
     """Return what a phase's `train` selects in execution order, and its adapters if it has any.
 
@@ -47,66 +48,74 @@ def select_adapted(
     words = [" ".join(text.split()) for text in terms]
     written = [text for text in words if BEGUN.match(text)]
     if not written:
-        return select(train, groups, layout), None
+        return select(train, groups), None
     if len(written) > 1:
         raise SelectorError(f"a phase has one kind of adapters, not {' and '.join(written)}")
     settings, targets, where = _read(written[0])
     plus = [t for t in words if t not in written and not t.startswith("not ")]
     minus = [t.removeprefix("not ") for t in words if t.startswith("not ")]
-    out = {name for text in minus for name in select(text, groups, layout)}
-    whole = set(select(["head", *plus], groups, layout)) - out
-    region = set(select(where, groups, layout)) - out - whole - head_parameters(groups, layout)
-    layers = set(layout.layers)
-    owners = [name.removesuffix(".weight") for name in trainable(layout) if name in region]
-    adapters = replace(
-        settings, layers=tuple(p for p in owners if p in layers and _is_target(p, targets, layout))
-    )
-    if not adapters.layers:
+    out = {name for text in minus for name in select(text, groups)}
+    whole = set(select(["head", *plus], groups)) - out
+    region = set(select(where, groups)) - out - whole - groups.head
+    layout = groups.layout
+    adaptable = set(layout.adaptable)
+    paths = [name.removesuffix(".weight") for name in layout.used if name in region]
+    paths = [path for path in paths if path in adaptable and _is_target(path, targets, layout)]
+    if not paths:
         raise SelectorError(
             f"{written[0]!r} finds no plain linear or convolution layer to stand beside; "
             "name other targets, or train the layers themselves"
         )
+    adapters = replace(settings, layers=tuple(paths))
     names = whole | set(parameters_of(adapters, layout))
-    return tuple(n for n in trainable(adapted(adapters, groups, layout)[1]) if n in names), adapters
+    used = with_adapters(groups, adapters).layout.used
+    return tuple(name for name in used if name in names), adapters
 
 
-def adapted(
-    adapters: Adapters | None, groups: LayerGroups, layout: Layout
-) -> tuple[LayerGroups, Layout]:
-    """Return groups and layout of the network with its adapters: each just after its layer's weight
-    and in that group. Without adapters, as they are."""
+def with_adapters(groups: LayerGroups, adapters: Adapters | None) -> LayerGroups:
+    """Return the network with its adapters: each just after its layer's weight, in that group.
+
+    Without adapters, the network as it is.
+    """
     if adapters is None:
-        return groups, layout
-    macs = dict(zip((n for n, _ in layout.parameters), layout.macs, strict=False))
-    crossing = dict(zip((n for n, _ in layout.parameters), layout.crossing, strict=False))
-    added: dict[str, dict[str, tuple[int, ...]]] = {}
-    costs: dict[str, int] = {}
-    for path in adapters.layers:
-        weight = f"{path}.weight"
-        positions = macs.get(weight, 0) // max(1, layout.sizes[weight])
-        own = _shapes(adapters, path, layout)
-        added[weight] = own
-        costs |= {n: math.prod(s) * positions * ("_A." in n or "_B." in n) for n, s in own.items()}
-        given = positions * dict(layout.parameters)[weight][0]  # the adapter's own is added to it
-        crossing |= dict.fromkeys(own, crossing.get(weight, 0) + given)
-    parameters: dict[str, tuple[int, ...]] = {}
-    for name, shape in layout.parameters:
-        parameters |= {name: shape, **added.get(name, {})}
-    costs |= macs
-    magnitudes = tuple(name for name in costs if "magnitude" in name)
-    longer = replace(
-        layout,
-        parameters=tuple(parameters.items()),
-        macs=tuple(costs[name] for name in parameters) if layout.macs else (),
-        crossing=tuple(crossing[name] for name in parameters) if layout.crossing else (),
-        no_decay=(*layout.no_decay, *magnitudes),
-    )
+        return groups
+    added = {f"{p}.weight": _shapes(adapters, p, groups.layout) for p in adapters.layers}
+    layout = _longer(groups.layout, added)
     members = []
     for group in groups.groups:
         names = [n for own in group.parameters for n in (own, *added.get(own, ()))]
-        size = sum(longer.sizes[name] for name in names)
+        size = sum(layout.sizes[name] for name in names)
         members.append(replace(group, parameters=tuple(names), size=size))
-    return LayerGroups(tuple(members)), longer
+    return LayerGroups(tuple(members), layout)
+
+
+def _longer(layout: Layout, added: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Layout:
+    """Return a layout with more parameters after the weights that they are `added` to.
+
+    They work on as many positions as the weight; what they give is added to what its layer gives.
+    """
+    names = [name for name, _ in layout.parameters]
+    macs = dict(zip(names, layout.macs, strict=False))
+    crossing = dict(zip(names, layout.crossing, strict=False))
+    parameters: dict[str, tuple[int, ...]] = {}
+    magnitudes = []
+    for weight, shape in layout.parameters:
+        parameters[weight] = shape
+        positions = macs.get(weight, 0) // max(1, layout.sizes[weight])
+        for name, own in added.get(weight, {}).items():
+            parameters[name] = own
+            is_product = "_A." in name or "_B." in name
+            macs[name] = math.prod(own) * positions * is_product
+            crossing[name] = crossing.get(weight, 0) + positions * shape[0]
+            if "magnitude" in name:
+                magnitudes.append(name)
+    return replace(
+        layout,
+        parameters=tuple(parameters.items()),
+        macs=tuple(macs[name] for name in parameters) if layout.macs else (),
+        crossing=tuple(crossing[name] for name in parameters) if layout.crossing else (),
+        no_decay=(*layout.no_decay, *magnitudes),
+    )
 
 
 def parameters_of(adapters: Adapters, layout: Layout) -> dict[str, tuple[int, ...]]:

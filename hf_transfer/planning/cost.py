@@ -1,14 +1,16 @@
-"""What a phase costs: operations, seconds, bytes of memory, of features and of messages."""
+"""What a phase costs: operations, seconds and memory, estimated from multiply-adds."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hf_transfer.planning.adapters import is_adapter
-from hf_transfer.planning.layout import Layout
+from hf_transfer.planning.frozen_prefix import view_count
+from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.specs import PhaseSpec
 
 # Where time goes, fitted to processor seconds on one core: steps of ResNet-50, VGG-16, ViT-S and
@@ -47,53 +49,98 @@ def measure_speed() -> float:
 
 
 @dataclass(frozen=True)
-class _Cost:
-    """What running and training a network costs, from its multiply-adds."""
+class Work:
+    """What a phase computes: which part of its network, for how many images."""
 
-    layout: Layout
-    activation_bytes: int
-    per_output: float = 0.0  # operations that a number in a layer's output counts as
+    phase: Phase
+    train: int  # images of the training set
+    validation: int
+    seen: int  # training images that pass in all epochs
+    live: bool  # whether the frozen prefix runs in every epoch, not once for all
 
-    def operations(self, names: set[str] | None, backward: set[str]) -> tuple[float, float]:
-        """Return operations an image, forward and backward, through the named layers (None: all).
+    def operations(self, per_output: float = 0.0) -> float:
+        """Return the multiplications and additions of the phase.
+
+        Each number in a layer's output counts as `per_output` more.
+        """
+        forward, backward = self._pass(per_output)
+        prefix = 0.0 if self.live else self._prefix(per_output)
+        rounds = math.ceil(self.seen / self.train) if self.train else 0
+        found = self.seen * (forward + backward) + rounds * self.validation * forward
+        found += (self.train * view_count(self.phase) + self.validation) * prefix
+        return found + self._reestimated() * (forward + prefix)
+
+    def seconds(self, speed: float, steps: int) -> float:
+        """Return the time of the phase on a machine of that matrix rate, in operations per
+        second."""
+        effort = self.operations(OUTPUT_OPERATIONS)
+        return effort / (speed * EFFICIENCY) + STEP_SECONDS * steps + PHASE_SECONDS
+
+    def memory_bytes(self, precision: str) -> int:
+        """Return the memory that weights, training and a batch's activations take, roughly."""
+        at_once = min(self.phase.spec.batch_size, max(self.train, 1))
+        activations = at_once * self._kept_numbers() * BYTES[precision]
+        return weight_bytes(self.phase) + int(activations)
+
+    def _pass(self, per_output: float) -> tuple[float, float]:
+        """Return the operations of one image, forward and backward, without a stored prefix.
 
         Backward: the gradient by the input for what lies above the first parameter that trains,
         and the gradient by the weight for what trains.
         """
         forward = gradients = 0.0
+        trained, skipped = set(self.phase.parameters), self._skipped()
         reached = False
-        for name, macs in self._macs():
-            if names is not None and name not in names:
+        for name, macs in self._macs(per_output):
+            if name in skipped:
                 continue
             forward += 2 * macs
-            gradients += 2 * macs * (reached + (name in backward))
-            reached = reached or name in backward
+            gradients += 2 * macs * (reached + (name in trained))
+            reached = reached or name in trained
         return forward, gradients
 
-    def activations(self, names: set[str] | None, backward: set[str]) -> float:
-        """Return bytes an image of what forward keeps for the backward pass, roughly."""
-        shapes = dict(self.layout.parameters)
+    def _prefix(self, per_output: float) -> float:
+        """Return the operations of one image in the frozen prefix."""
+        skipped = self._skipped()
+        return sum(2 * macs for name, macs in self._macs(per_output) if name in skipped)
+
+    def _reestimated(self) -> int:
+        """Return from how many images normalisation statistics are re-estimated."""
+        images = self.phase.spec.reestimate_norms
+        return self.train if images is True else min(images, self.train)
+
+    def _kept_numbers(self) -> float:
+        """Return the numbers of one image that forward keeps for the backward pass, roughly."""
+        shapes, trained = dict(self.phase.layout.parameters), set(self.phase.parameters)
+        skipped = self._skipped()
         outputs = 0.0
         reached = False
         for name, macs in self._macs():
-            reached = reached or name in backward
-            if is_adapter(name):  # what it takes is kept anyway, what it gives is only added
-                continue
-            if reached and len(shapes[name]) > 1 and (names is None or name in names):
+            reached = reached or name in trained
+            # What an adapter takes is kept anyway, and what it gives is only added.
+            if reached and len(shapes[name]) > 1 and name not in skipped and not is_adapter(name):
                 outputs += macs / math.prod(shapes[name][1:])
-        return KEPT_OUTPUTS * outputs * self.activation_bytes
+        return KEPT_OUTPUTS * outputs
 
-    def _macs(self) -> list[tuple[str, float]]:
-        macs = self.layout.macs or (0,) * len(self.layout.parameters)
-        found = []
-        for (name, shape), count in zip(self.layout.parameters, macs, strict=True):
-            outputs = count / math.prod(shape[1:])
-            found.append((name, count + self.per_output / 2 * outputs))
-        return found
+    def _skipped(self) -> set[str]:
+        """Return the parameters of what runs once for all epochs."""
+        prefix = self.phase.network.groups[: 0 if self.live else self.phase.frozen_prefix]
+        return {name for group in prefix for name in group.parameters}
+
+    def _macs(self, per_output: float = 0.0) -> Iterator[tuple[str, float]]:
+        layout = self.phase.layout
+        macs = layout.macs or (0,) * len(layout.parameters)
+        for (name, shape), count in zip(layout.parameters, macs, strict=True):
+            yield name, count + per_output / 2 * count / math.prod(shape[1:])
 
 
-def _held(spec: PhaseSpec, total: int, trained: int) -> int:
+def weight_bytes(phase: Phase) -> int:
     """Return the bytes of weights, and of gradients, optimizer and best weights of what trains."""
-    state = STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)
+    spec, sizes = phase.spec, phase.layout.sizes
+    trained = sum(sizes[name] for name in phase.parameters)
     best = 4 * (spec.best != "last")
-    return 4 * total + (4 + state + best) * trained
+    return 4 * sum(sizes.values()) + (4 + _state_bytes(spec) + best) * trained
+
+
+def _state_bytes(spec: PhaseSpec) -> int:
+    return STATE_BYTES.get(spec.optimizer, 8) + 4 * (spec.momentum is not None)

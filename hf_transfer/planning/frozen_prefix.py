@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from hf_transfer.base.cache import Room
 from hf_transfer.base.errors import RecipeError
-from hf_transfer.planning.adapters import adapted
-from hf_transfer.planning.groups import LayerGroups
-from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phase_checks import never_cached
 from hf_transfer.recipe.specs import Augment, PhaseSpec
@@ -20,13 +17,7 @@ WORTH = 10
 SHARDED = "the parameters are sharded (FSDP)"
 
 
-def why_live(
-    phase: Phase,
-    groups: LayerGroups,
-    layout: Layout,
-    images: int | None = None,
-    sharded: bool = False,
-) -> str | None:
+def why_live(phase: Phase, images: int | None = None, sharded: bool = False) -> str | None:
     """Return why what is frozen must run in every epoch of a phase; None where once is enough.
 
     With the number of training `images` also a phase given in steps is judged by its length.
@@ -46,16 +37,13 @@ def why_live(
         passes = spec.steps * spec.batch_size * spec.accumulate / images
     if passes < view_count(phase):
         return f"{passes:.2g} epochs are fewer than the {view_count(phase)} views"
-    macs, size = prefix_macs(phase, groups, layout), feature_bytes(phase, layout)
-    if any(layout.macs) and macs < WORTH * size:
+    if any(phase.layout.macs) and prefix_macs(phase) < WORTH * feature_bytes(phase):
         return "running it again costs less than reading its features back"
     return None
 
 
 def check_kept(
     phases: Sequence[Phase],
-    groups: LayerGroups,
-    layout: Layout,
     images: Mapping[str, int],
     room: Room | None,
     *,
@@ -70,7 +58,7 @@ def check_kept(
     problems = []
     for phase in phases:
         wanted = insists(phase.spec)
-        needed = stored_bytes(phase, adapted(phase.adapters, groups, layout)[1], images)
+        needed = stored_bytes(phase, images)
         if halved and phase.spec.feature_precision == "fp32":
             needed //= 2
         lack = (SHARDED, "train without FSDP") if sharded and not phase.spec.solve else None
@@ -100,32 +88,29 @@ def view_count(phase: Phase) -> int:
     return phase.spec.views if phase.spec.augment != Augment() else 1
 
 
-def prefix_macs(phase: Phase, groups: LayerGroups, layout: Layout) -> int:
+def prefix_macs(phase: Phase) -> int:
     """Return the multiply-adds of one image in what is frozen below what trains."""
-    return sum(macs for _, macs in _prefix(phase, groups, layout))
+    layout = phase.layout
+    frozen = {n for g in phase.network.groups[: phase.frozen_prefix] for n in g.parameters}
+    macs = zip(layout.parameters, layout.macs, strict=False)
+    return sum(count for (name, _), count in macs if name in frozen)
 
 
-def top_macs(phase: Phase, groups: LayerGroups, layout: Layout) -> int:
+def top_macs(phase: Phase) -> int:
     """Return the multiply-adds of one image in all that is not frozen below what trains."""
-    return sum(layout.macs) - prefix_macs(phase, groups, layout)
+    return sum(phase.layout.macs) - prefix_macs(phase)
 
 
-def feature_bytes(phase: Phase, layout: Layout) -> int:
+def feature_bytes(phase: Phase) -> int:
     """Return how many bytes one image's features take: all that is made below the first parameter
     that trains and used from it on. 0 where the layout does not say; of float32 numbers.
     """
     scalar, chosen = 2 if phase.spec.feature_precision == "fp16" else 4, set(phase.parameters)
-    numbers = zip(layout.parameters, layout.crossing, strict=False)
+    numbers = zip(phase.layout.parameters, phase.layout.crossing, strict=False)
     return scalar * next((count for (name, _), count in numbers if name in chosen), 0)
 
 
-def stored_bytes(phase: Phase, layout: Layout, images: Mapping[str, int]) -> int:
+def stored_bytes(phase: Phase, images: Mapping[str, int]) -> int:
     """Return how many bytes the features of all images take: training ones once a view."""
     rows = images.get("train", 0) * view_count(phase) + images.get("validation", 0)
-    return rows * feature_bytes(phase, layout)
-
-
-def _prefix(phase: Phase, groups: LayerGroups, layout: Layout) -> list[tuple[str, int]]:
-    frozen = {n for g in groups.groups[: phase.frozen_prefix] for n in g.parameters}
-    macs = layout.macs or (0,) * len(layout.parameters)
-    return [(n, m) for (n, _), m in zip(layout.parameters, macs, strict=True) if n in frozen]
+    return rows * feature_bytes(phase)

@@ -8,11 +8,11 @@ used; where the two disagree, the order wins, so that no group ever runs into an
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hf_transfer.planning.layout import GroupsError, Layout
-from hf_transfer.planning.tree import Tree, Unit, above, common, shared
+from hf_transfer.planning.tree import Tree, Unit, above, common, common_depth
 
 __all__ = ["Group", "GroupsError", "LayerGroups", "Layout", "group_layers", "groups_text"]
 
@@ -33,9 +33,13 @@ class Group:
 
 @dataclass(frozen=True)
 class LayerGroups:
-    """Groups from input to output; every parameter is in exactly one; the head's comes last."""
+    """A network as groups from input to output; every parameter is in exactly one, the head's last.
+
+    `layout` is the structure that they are groups of.
+    """
 
     groups: tuple[Group, ...]
+    layout: Layout
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,10 +59,22 @@ class LayerGroups:
         """Return the group of a parameter. Raises KeyError."""
         return self._owner[parameter]
 
+    @cached_property
+    def head(self) -> frozenset[str]:
+        """The newly initialised parameters; of a checkpoint that keeps its head, its group's."""
+        if self.layout.head:
+            return frozenset(self.layout.head)
+        own = [group for group in self.groups if "head" in (group.name, group.stage)]
+        return frozenset(name for group in own for name in group.parameters)
+
     @property
     def total(self) -> int:
         """Scalars in all groups."""
         return sum(group.size for group in self.groups)
+
+    def at(self, size: int) -> LayerGroups:
+        """Return the groups for images of `size` px, as `Layout.at`."""
+        return replace(self, layout=self.layout.at(size))
 
     def grain(self, grain: str) -> LayerGroups:
         """Return the groups as they are ("blocks"), or one for each stage ("stages")."""
@@ -76,7 +92,7 @@ class LayerGroups:
                     tuple(path for group in members for path in group.modules),
                 )
             )
-        return LayerGroups(tuple(merged))
+        return replace(self, groups=tuple(merged))
 
 
 def group_layers(layout: Layout) -> LayerGroups:
@@ -105,7 +121,8 @@ def group_layers(layout: Layout) -> LayerGroups:
         tuple(
             Group(name, stage, tuple(own), sum(layout.sizes[n] for n in own), tuple(paths))
             for name, stage, own, paths in zip(names, stages, members, modules, strict=True)
-        )
+        ),
+        layout,
     )
 
 
@@ -114,7 +131,7 @@ def _place_unused(layout: Layout, members: list[list[str]]) -> None:
     relatives = [list(own) for own in members]
     for name in layout.unused:
         if name not in layout.head:
-            nearness = [max(shared(name, other) for other in own) for own in relatives]
+            nearness = [max(common_depth(name, other) for other in own) for own in relatives]
             members[nearness.index(max(nearness))].append(name)
 
 
@@ -224,8 +241,10 @@ def _told_apart(
 def _holder(blocks: Sequence[int], members: Sequence[int], names: Sequence[str]) -> str:
     """Return the path that a stage's blocks share and no other stage has, else the first's name."""
     first = names[blocks[0]]
-    depth = min(shared(first, names[i]) for i in blocks)
-    if depth and all(i in members or shared(first, name) < depth for i, name in enumerate(names)):
+    depth = min(common_depth(first, names[i]) for i in blocks)
+    if depth and all(
+        i in members or common_depth(first, name) < depth for i, name in enumerate(names)
+    ):
         return ".".join(first.split(".")[:depth])
     return first
 
@@ -260,8 +279,9 @@ def _modules(layout: Layout, members: Sequence[Sequence[str]]) -> list[list[str]
 # --- print -----------------------------------------------------------------------------------
 
 
-def groups_text(layout: Layout, groups: LayerGroups) -> str:
+def groups_text(groups: LayerGroups) -> str:
     """Return the table of a backbone's groups: number, name, stage, parameters, share, weights."""
+    layout = groups.layout
     shapes = dict(layout.parameters)
     rows = [("", "group", "stage", "parameters", "share", "largest weight")]
     for number, group in enumerate(groups.groups, 1):
@@ -282,12 +302,13 @@ def groups_text(layout: Layout, groups: LayerGroups) -> str:
         "  ".join(f"{cell:{side}{w}}" for cell, side, w in zip(row, sides, wide, strict=True))
         for row in rows
     ]
-    return "\n".join(line.rstrip() for line in [*lines, _summary(layout, groups)])
+    return "\n".join(line.rstrip() for line in [*lines, _summary(groups)])
 
 
-def _summary(layout: Layout, groups: LayerGroups) -> str:
+def _summary(groups: LayerGroups) -> str:
     counts = f"{len(groups.groups)} groups in {len(groups.stages)} stages"
     text = f"{counts}, {groups.total:,} parameters"
+    layout = groups.layout
     if layout.unused:
         text += f"; never used, so always frozen: {_few(layout.unused)}"
     return text if layout.head else f"{text}; no head: one is added for the labels"

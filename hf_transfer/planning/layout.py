@@ -23,14 +23,14 @@ class Layout:
     sequences: tuple[str, ...] = ()  # modules whose children run one after the other
     head: tuple[str, ...] = ()  # newly initialised for the labels; told by the loader
     norms: tuple[str, ...] = ()  # normalisation layers
-    layers: tuple[str, ...] = ()  # linear and convolution layers that adapters can stand beside
+    adaptable: tuple[str, ...] = ()  # linear and convolution layers that can have adapters
     loose: tuple[tuple[str, int], ...] = ()  # dropout and its kin: (path, parameters used before)
     no_decay: tuple[str, ...] = ()  # that the backbone itself exempts from weight decay
     macs: tuple[int, ...] = ()  # multiply-adds of one image, by parameter, as far as counted
     crossing: tuple[int, ...] = ()  # numbers of one image made before a parameter, used from it on
     shared: tuple[tuple[str, ...], ...] = ()  # other names of one parameter, after the one above
     head_kept: bool = False  # the head is the checkpoint's own, and trained
-    adapted: tuple[str, ...] = ()  # first layers that were made to fit another number of channels
+    refitted: tuple[str, ...] = ()  # first layers that were made to fit another number of channels
     image: dict[str, Any] = field(default_factory=dict)
     labels: int = 0
 
@@ -38,6 +38,12 @@ class Layout:
     def sizes(self) -> dict[str, int]:
         """Scalars in each parameter."""
         return {name: prod(shape) for name, shape in self.parameters}
+
+    @cached_property
+    def used(self) -> tuple[str, ...]:
+        """Names of the parameters that a forward pass uses, by first use."""
+        unused = set(self.unused)
+        return tuple(name for name, _ in self.parameters if name not in unused)
 
     @cached_property
     def sides(self) -> dict[str, int]:
@@ -107,5 +113,5 @@ class Layout:
         )
 
 
-_LISTS = ("unused", "sequences", "head", "norms", "layers", "no_decay", "macs", "crossing")
+_LISTS = ("unused", "sequences", "head", "norms", "adaptable", "no_decay", "macs", "crossing")
 _PAIRS = ("loose", "shared")

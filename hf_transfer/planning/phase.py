@@ -3,29 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from hf_transfer.planning.adapters import Adapters
 from hf_transfer.planning.groups import LayerGroups
+from hf_transfer.planning.layout import Layout
 from hf_transfer.recipe.specs import PhaseSpec
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A span of training in which a fixed set of parameters trains."""
+    """A span of training in which a fixed set of parameters trains, and the network as it is then.
+
+    `network` has the phase's adapters, each in the group of its layer.
+    """
 
     index: int  # from 1
     name: str  # unique in its recipe, fit for a folder's name
-    groups: tuple[str, ...]  # groups in which something trains, input to output
-    parameters: tuple[str, ...]  # all that trains, in execution order
     spec: PhaseSpec
-    frozen_prefix: int  # leading groups in which nothing trains: the index of the cut
+    parameters: tuple[str, ...]  # all that trains, in execution order
+    network: LayerGroups
     adapters: Adapters | None = None  # what trains beside frozen layers
 
     @property
+    def layout(self) -> Layout:
+        """The network's structure, with the phase's adapters."""
+        return self.network.layout
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups in which something trains, input to output."""
+        pairs = zip(self.network.names, self._trains, strict=True)
+        return tuple(name for name, trains in pairs if trains)
+
+    @cached_property
+    def frozen_prefix(self) -> int:
+        """Number of leading groups in which nothing trains: the index of the cut."""
+        return self._trains.index(True)
+
+    @cached_property
+    def _trains(self) -> list[bool]:
+        trained = set(self.parameters)
+        return [not trained.isdisjoint(group.parameters) for group in self.network.groups]
+
+    @property
     def folder(self) -> str:
-        """Return the name of the phase's folder, such as phase-1-head."""
+        """Name of the phase's folder, such as phase-1-head."""
         return f"phase-{self.index}-{self.name}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a phase is, without its network and its place in a file, as plain values."""
+        return {
+            "index": self.index,
+            "name": self.name,
+            "spec": asdict(replace(self.spec, place="")),
+            "groups": self.groups,
+            "parameters": self.parameters,
+            "frozen_prefix": self.frozen_prefix,
+            "adapters": asdict(self.adapters) if self.adapters else None,
+        }
 
 
 def span(names: Collection[str], groups: LayerGroups) -> str:

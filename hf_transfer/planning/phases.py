@@ -1,4 +1,4 @@
-"""Phases: what a recipe says, on one backbone; selectors resolved, `gradual` expanded, checked."""
+"""A recipe's phases on one backbone: selectors resolved, `gradual` expanded, everything checked."""
 
 from __future__ import annotations
 
@@ -7,32 +7,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from hf_transfer.base.errors import RecipeError
-from hf_transfer.planning.adapters import Adapters, adapted, select_adapted
+from hf_transfer.planning.adapters import select_adapted, with_adapters
 from hf_transfer.planning.groups import LayerGroups
-from hf_transfer.planning.layout import Layout
-from hf_transfer.planning.phase import Phase, span
-from hf_transfer.planning.phase_checks import (
-    _adapter_problems,
-    _feature_problems,
-    _kept_problems,
-    _problems,
-    _repeats,
-    never_cached,
-    phase_notes,
-)
-from hf_transfer.planning.selection import SelectorError, head_parameters, select, share_of, units
+from hf_transfer.planning.phase import Phase
+from hf_transfer.planning.phase_checks import phase_problems, recipe_problems
+from hf_transfer.planning.selection import SelectorError, parts, select, share_of
 from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
-
-__all__ = ["Phase", "SelectorError", "make_phases", "never_cached", "phase_notes", "select", "span"]
 
 SLUG_LENGTH = 40  # of a phase's name, which is part of a folder's
 
 
 def make_phases(
-    specs: Sequence[PhaseSpec | GradualSpec],
-    groups: LayerGroups,
-    layout: Layout,
-    place: str = "recipe",
+    specs: Sequence[PhaseSpec | GradualSpec], groups: LayerGroups, place: str = "recipe"
 ) -> tuple[Phase, ...]:
     """Return the phases of a recipe on a backbone; `place` names the recipe in messages
     about phases that know no line of a file.
@@ -43,60 +29,31 @@ def make_phases(
     """
     problems: list[str] = []
     phases: list[Phase] = []
-    warm: set[str] = set()  # what earlier phases trained
     for number, spec in enumerate(specs, 1):
         where = spec.place or f"{place}: phase {number}"
-        for one in _expanded(spec, groups, layout, warm):
+        for one in _expanded(spec, groups, phases):
             if not phases:
-                one = _with_first_layer(one, groups, layout)
+                one = _with_refitted(one, groups)
             try:
-                names, adapters = select_adapted(one.train, groups, layout)
+                phase = _phase(one, groups, phases)
             except SelectorError as error:
                 problems.append(f"{where}: train: {error}")
                 continue
-            whole, there = adapted(adapters, groups, layout)
-            made = _phase(one, names, adapters, whole, phases)
-            found = _problems(one, names, whole, there, warm) + _adapter_problems(one, adapters)
-            found += _feature_problems(made, alone=isinstance(spec, PhaseSpec))
-            if phases and not found:
-                found = _repeats(one, names, phases[-1])
-            problems.extend(f"{where}: {text}" for text in found)
-            warm.update(names)
-            phases.append(made)
-    fresh = () if layout.head_kept else layout.head
-    cold = [name for name in fresh if name not in warm and name not in layout.unused]
-    if cold and not problems:
-        problems.append(
-            f"{place}: the new head never trains ({cold[0]}); "
-            "add a phase such as {train: head, epochs: 5, lr: 1e-3}"
-        )
-    problems += _kept_problems(phases, groups, layout, place)
+            found = phase_problems(phase, phases, alone=isinstance(spec, PhaseSpec))
+            problems += [f"{where}: {text}" for text in found]
+            phases.append(phase)
+    problems = problems or recipe_problems(phases, groups, place)
     if problems:
         raise RecipeError(problems)
     return tuple(phases)
 
 
-def _phase(
-    spec: PhaseSpec,
-    names: tuple[str, ...],
-    adapters: Adapters | None,
-    groups: LayerGroups,
-    before: Sequence[Phase],
-) -> Phase:
-    chosen = set(names)
-    trains = [not chosen.isdisjoint(group.parameters) for group in groups.groups]
-    slug = _slug(spec)
-    taken = {phase.name for phase in before}
+def _phase(spec: PhaseSpec, groups: LayerGroups, before: Sequence[Phase]) -> Phase:
+    """Return a phase after those `before` it. Raises SelectorError."""
+    names, adapters = select_adapted(spec.train, groups)
+    slug, taken = _slug(spec), {phase.name for phase in before}
     name = next(n for n in (slug, *(f"{slug}-{i}" for i in range(2, 10_000))) if n not in taken)
-    return Phase(
-        index=len(before) + 1,
-        name=name,
-        groups=tuple(g.name for g, trained in zip(groups.groups, trains, strict=True) if trained),
-        parameters=names,
-        spec=spec,
-        frozen_prefix=trains.index(True),
-        adapters=adapters,
-    )
+    return Phase(len(before) + 1, name, spec, names, with_adapters(groups, adapters), adapters)
 
 
 def _slug(spec: PhaseSpec) -> str:
@@ -108,17 +65,17 @@ def _slug(spec: PhaseSpec) -> str:
     return slug or "phase"
 
 
-def _with_first_layer(spec: PhaseSpec, groups: LayerGroups, layout: Layout) -> PhaseSpec:
-    """Return the first phase with what was made to fit other channels, unless it says "not" to it
-    or solves for the head alone."""
+def _with_refitted(spec: PhaseSpec, groups: LayerGroups) -> PhaseSpec:
+    """Return the first phase with the layers that were made to fit other channels, unless it says
+    "not" to them or solves for the head alone."""
     train = (spec.train,) if isinstance(spec.train, str) else spec.train
     minus = [text.removeprefix("not ") for text in train if text.startswith("not ")]
     try:
-        out = {name for text in minus for name in select(text, groups, layout)}
-        there = set(select_adapted(spec.train, groups, layout)[0])
+        out = {name for text in minus for name in select(text, groups)}
+        there = set(select_adapted(spec.train, groups)[0])
     except SelectorError:
-        return spec  # which is said in its place
-    first = [name for name in layout.adapted if name not in out and name not in there]
+        return spec  # which is told when the phase is made
+    first = [name for name in groups.layout.refitted if name not in out and name not in there]
     if not first or spec.solve:
         return spec
     plus = train if len(minus) < len(train) else ("all", *train)
@@ -129,36 +86,40 @@ def _with_first_layer(spec: PhaseSpec, groups: LayerGroups, layout: Layout) -> P
 
 
 def _expanded(
-    spec: PhaseSpec | GradualSpec, groups: LayerGroups, layout: Layout, warm: Collection[str]
+    spec: PhaseSpec | GradualSpec, groups: LayerGroups, before: Sequence[Phase]
 ) -> list[PhaseSpec]:
-    """Return the phases that a spec stands for; `gradual` leaves out a head that is trained."""
+    """Return the phases that a spec stands for; `gradual` leaves out a head that has trained."""
     if isinstance(spec, PhaseSpec):
         return [spec]
-    parts = len(units("stages" if spec.grain == "stages" else "blocks", groups, layout))
-    total = 100 if spec.grain == "%" else parts
-    steps = -(-total // spec.count)
+    has_trained = {name for phase in before for name in phase.parameters}
+    return [
+        _slowed(spec.each, spec.lr_drop**i, train)
+        for i, train in enumerate(_thawed(spec, groups, has_trained))
+    ]
+
+
+def _thawed(spec: GradualSpec, groups: LayerGroups, has_trained: Collection[str]) -> list[str]:
+    """Return the selectors of the steps of `gradual`, each with more of the network."""
+    count = len(parts("stages" if spec.grain == "stages" else "blocks", groups))
+    whole = 100 if spec.grain == "%" else count
+    steps = -(-whole // spec.count)
     steps = min(steps, spec.thaws) if spec.thaws else steps
-    thawed: dict[int, str] = {} if head_parameters(groups, layout) <= set(warm) else {0: "head"}
+    by_count: dict[int, str] = {} if groups.head <= set(has_trained) else {0: "head"}
     for step in range(1, steps + 1):
-        size = min(step * spec.count, total)
-        count = share_of(parts, size) if spec.grain == "%" else size
-        if count not in thawed:  # a small share of few blocks may thaw nothing more
-            thawed[count] = "all" if count == parts else _top(size, spec.grain)
-    trains = thawed.values()
-    return [_slowed(spec.each, spec.lr_drop**i, train) for i, train in enumerate(trains)]
+        size = min(step * spec.count, whole)
+        thawed = share_of(count, size) if spec.grain == "%" else size
+        if thawed not in by_count:  # a small share of few blocks may thaw nothing more
+            by_count[thawed] = "all" if thawed == count else _last(size, spec.grain)
+    return list(by_count.values())
 
 
-def _top(size: int, grain: str) -> str:
+def _last(size: int, grain: str) -> str:
     if grain == "%":
         return f"last {size}%"
     return f"last {size} {grain.removesuffix('s') if size == 1 else grain}"
 
 
 def _slowed(each: PhaseSpec, factor: float, train: str) -> PhaseSpec:
-    rates = each.lr_geometric and (each.lr_geometric[0] * factor, each.lr_geometric[1] * factor)
+    ends = each.lr_geometric and (each.lr_geometric[0] * factor, each.lr_geometric[1] * factor)
     name = f"{each.name} {train}" if each.name else None
-    lr = each.lr * factor
-    return replace(each, train=train, lr=lr, lr_geometric=rates, name=name)
-
-
-# --- checks ----------------------------------------------------------------------------------
+    return replace(each, train=train, lr=each.lr * factor, lr_geometric=ends, name=name)

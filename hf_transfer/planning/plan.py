@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from hf_transfer.base.cache import Room
-from hf_transfer.planning.adapters import adapted
-from hf_transfer.planning.cost import (
-    BYTES,
-    EFFICIENCY,
-    OUTPUT_OPERATIONS,
-    PHASE_SECONDS,
-    STEP_SECONDS,
-    _Cost,
-    _held,
-)
-from hf_transfer.planning.frozen_prefix import (
-    check_kept,
-    insists,
-    stored_bytes,
-    view_count,
-    why_live,
-)
+from hf_transfer.planning.cost import Work
+from hf_transfer.planning.frozen_prefix import check_kept, insists, stored_bytes, why_live
 from hf_transfer.planning.groups import LayerGroups
-from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phase import Phase, span
 from hf_transfer.planning.phase_checks import FOR_FEATURES, phase_notes
 from hf_transfer.planning.rates import ParamGroup, param_groups
-from hf_transfer.planning.selection import head_parameters
-from hf_transfer.planning.steps import check_warmup, optimizer_steps
+from hf_transfer.planning.steps import check_warmup, images_seen, optimizer_steps
 from hf_transfer.recipe.specs import Recipe
 
 Counts = Mapping[str, Mapping[str, int]]  # images of each class, by split
@@ -39,11 +21,20 @@ SMALL_RATE = 1e-3  # of the head's rate: below it a group learns next to nothing
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What a recipe is to run on; what is None is not known, or has no limit."""
+
+    speed: float | None = None  # matrix rate of all processes together, in operations per second
+    processes: int = 1
+    sharded: bool = False  # whether these share out the parameters (FSDP)
+    room: Room | None = None  # for features on disk
+
+
+@dataclass(frozen=True)
 class PlannedPhase:
     """What one phase trains and costs. Memory, operations and seconds are estimates."""
 
     phase: Phase
-    groups: LayerGroups  # with the phase's adapters
     trains: str  # its groups in short
     parameters: int  # scalars that train
     rates: tuple[ParamGroup, ...]
@@ -78,15 +69,13 @@ class Plan:
     """A recipe on a backbone and a data set: phases, what they cost, and what to look at again."""
 
     recipe: Recipe
-    layout: Layout
     groups: LayerGroups
     counts: dict[str, int]  # images by split
     labels: int
     image_px: int
     phases: tuple[PlannedPhase, ...]
     notes: tuple[str, ...]
-    processes: int = 1
-    sharded: bool = False  # whether these share out the parameters (FSDP)
+    machine: Machine = Machine()
 
     @property
     def seconds(self) -> float | None:
@@ -97,39 +86,32 @@ class Plan:
 
 def make_plan(
     recipe: Recipe,
-    layout: Layout,
     groups: LayerGroups,
     phases: Sequence[Phase],
     counts: Counts,
-    speed: float | None = None,
-    processes: int = 1,
+    machine: Machine = Machine(),
     images: Mapping[str, int] | None = None,
-    sharded: bool = False,
-    room: Room | None = None,
 ) -> Plan:
     """Return the plan of a recipe; nothing is loaded or changed.
 
-    `counts` holds the images of each class by split ("train", "validation", "test"), `images` those
-    of each split where one may count for several labels or for none. `speed` is the matrix rate in
-    operations per second of all `processes` together, from `measure_speed`; None leaves out the
-    times. `sharded` says whether they share out the parameters, `room` what may be kept on disk;
-    None is no limit. Raises as `check_warmup` and `check_kept`.
+    `groups` and `phases` are at the size of the recipe's images. `counts` holds the images of each
+    class by split ("train", "validation", "test"), `images` those of each split where one may count
+    for several labels or for none. Raises as `check_warmup` and `check_kept`.
     """
     images = images or {split: sum(classes.values()) for split, classes in counts.items()}
-    check_warmup(phases, images.get("train", 0), processes)
-    side = recipe.data.image_size or int(layout.image.get("size", 224))
-    layout = layout.at(side)
+    check_warmup(phases, images.get("train", 0), machine.processes)
     halved = recipe.precision != "fp32"
-    check_kept(phases, groups, layout, images, room, sharded=sharded, halved=halved)
-    cost = _Cost(layout, BYTES[recipe.precision])
-    planned = tuple(
-        _planned(phase, groups, layout, images, cost, speed, processes, sharded, room)
-        for phase in phases
-    )
-    labels = len({label for classes in counts.values() for label in classes})
-    notes = (*phase_notes(phases, groups, layout), *_rate_notes(planned), *_idle_notes(planned))
+    check_kept(phases, images, machine.room, sharded=machine.sharded, halved=halved)
+    planned = tuple(_planned(phase, images, recipe.precision, machine) for phase in phases)
     return Plan(
-        recipe, layout, groups, dict(images), labels, side, planned, notes, processes, sharded
+        recipe=recipe,
+        groups=groups,
+        counts=dict(images),
+        labels=len({label for classes in counts.values() for label in classes}),
+        image_px=int(groups.layout.image.get("size", 224)),
+        phases=planned,
+        notes=(*phase_notes(phases, groups), *_rate_notes(planned), *_idle_notes(planned)),
+        machine=machine,
     )
 
 
@@ -137,74 +119,46 @@ def make_plan(
 
 
 def _planned(
-    phase: Phase,
-    groups: LayerGroups,
-    layout: Layout,
-    images: Mapping[str, int],
-    cost: _Cost,
-    speed: float | None,
-    processes: int,
-    sharded: bool,
-    room: Room | None,
+    phase: Phase, images: Mapping[str, int], precision: str, machine: Machine
 ) -> PlannedPhase:
-    spec, chosen = phase.spec, set(phase.parameters)
-    groups, layout = adapted(phase.adapters, groups, layout)
-    cost = replace(cost, layout=layout)
-    sizes = {name: math.prod(shape) for name, shape in layout.parameters}
-    parameters = sum(sizes[name] for name in phase.parameters)
-    rates = param_groups(phase, groups, layout)
+    spec, sizes = phase.spec, phase.layout.sizes
     train, validation = images.get("train", 0), images.get("validation", 0)
-    live = why_live(phase, groups, layout, train, sharded)
-    stored = 0 if live else stored_bytes(phase, layout, images)
-    lack = room.lack(stored) if room and not insists(spec) else None
-    if lack:
-        live, stored = "; ".join(lack), 0
-    rows = train * view_count(phase) + validation
-    steps = optimizer_steps(spec, train, processes)
-    seen = round((spec.epochs or 0) * train)
-    if spec.steps is not None:
-        seen = spec.steps * spec.batch_size * spec.accumulate * processes
-    above = {name for group in groups.groups[phase.frozen_prefix :] for name in group.parameters}
-    part = None if live else above
-
-    def operations(cost: _Cost) -> float:
-        forward, backward = cost.operations(part, chosen)
-        whole = cost.operations(None, set())[0]
-        rounds = math.ceil(seen / train) if train else 0
-        found = seen * (forward + backward) + rounds * validation * forward
-        if part is not None:  # the frozen part runs once over every image
-            found += rows * (whole - forward)
-        if spec.reestimate_norms:
-            anew = train if spec.reestimate_norms is True else min(spec.reestimate_norms, train)
-            found += anew * whole
-        return found
-
-    seconds = None
-    if speed:
-        effort = operations(replace(cost, per_output=OUTPUT_OPERATIONS))
-        seconds = effort / (speed * EFFICIENCY) + STEP_SECONDS * steps + PHASE_SECONDS
-    at_once = min(spec.batch_size, max(train, 1))
-    activations = int(at_once * cost.activations(part, chosen))
+    live, stored = _features(phase, images, machine)
+    steps = optimizer_steps(spec, train, machine.processes)
+    seen = images_seen(spec, train, machine.processes)
+    work = Work(phase, train, validation, seen, live=live is not None)
+    parameters = sum(sizes[name] for name in phase.parameters)
+    rates = param_groups(phase)
     return PlannedPhase(
         phase=phase,
-        groups=groups,
-        trains=span(phase.groups, groups),
+        trains=span(phase.groups, phase.network),
         parameters=parameters,
         rates=rates,
-        head_lr=_head_rate(rates, head_parameters(groups, layout)),
+        head_lr=_head_rate(rates, phase.network.head),
         images=seen,
         steps=steps,
         live=live,
-        reduced_bytes=0 if processes == 1 or spec.solve else 4 * parameters,
+        reduced_bytes=0 if machine.processes == 1 or spec.solve else 4 * parameters,
         disk_bytes=stored,
-        memory_bytes=_held(spec, sum(sizes.values()), parameters) + activations,
-        operations=operations(cost),
-        seconds=seconds,
+        memory_bytes=work.memory_bytes(precision),
+        operations=work.operations(),
+        seconds=work.seconds(machine.speed, steps) if machine.speed else None,
     )
 
 
-def _head_rate(rates: Sequence[ParamGroup], head: set[str]) -> float:
-    of_head = [group.lr for group in rates if not head.isdisjoint(group.names)]
+def _features(phase: Phase, images: Mapping[str, int], machine: Machine) -> tuple[str | None, int]:
+    """Return why a phase's frozen part runs in every epoch, or None and the bytes of its
+    features."""
+    live = why_live(phase, images.get("train", 0), machine.sharded)
+    if live:
+        return live, 0
+    stored = stored_bytes(phase, images)
+    lack = machine.room.lack(stored) if machine.room and not insists(phase.spec) else None
+    return ("; ".join(lack), 0) if lack else (None, stored)
+
+
+def _head_rate(rates: Sequence[ParamGroup], head: Collection[str]) -> float:
+    of_head = [group.lr for group in rates if not set(head).isdisjoint(group.names)]
     return max(of_head or [group.lr for group in rates])
 
 

@@ -24,14 +24,14 @@ def format_plan(plan: Plan) -> str:
 
 def _heading(plan: Plan) -> list[str]:
     recipe, groups = plan.recipe, plan.groups
-    head = sum(plan.layout.sizes[name] for name in plan.layout.head)
+    head = sum(plan.groups.layout.sizes[name] for name in plan.groups.layout.head)
     weights = "pretrained" if recipe.pretrained else "random weights"
     if recipe.source:
         weights = "trained first, as the recipe's source says"
     name = recipe.backbone or (recipe.source.backbone if recipe.source else "a backbone")
     told = "targets" if recipe.task == "regression" else "labels"
-    new = f"new head of {head:,} for {plan.layout.labels} {told}"
-    if not head or plan.layout.head_kept:
+    new = f"new head of {head:,} for {plan.groups.layout.labels} {told}"
+    if not head or plan.groups.layout.head_kept:
         new = "its own head is kept"
     counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
@@ -91,7 +91,7 @@ def _below(plan: Plan) -> list[str]:
     for planned in plan.phases:  # merging an adapter changes its layer
         adapters = planned.phase.adapters
         trained |= {f"{path}.weight" for path in adapters.layers} if adapters else set()
-    left = sum(size for name, size in plan.layout.sizes.items() if name not in trained)
+    left = sum(size for name, size in plan.groups.layout.sizes.items() if name not in trained)
     operations = sum(planned.operations for planned in plan.phases) * plan.recipe.seeds
     lines = []
     total = f"together {format_operations(operations)}"
@@ -109,7 +109,7 @@ def _below(plan: Plan) -> list[str]:
             "compile: auto: a phase that runs live times its first steps, and tries and keeps "
             "torch.compile where that can pay"
         )
-    if plan.processes > 1:
+    if plan.machine.processes > 1:
         lines.append(_together(plan))
     lines.append(
         "Memory, compute and time are estimates: weights, gradients, optimizer and best weights, "
@@ -123,9 +123,9 @@ def _below(plan: Plan) -> list[str]:
 
 def _together(plan: Plan) -> str:
     """Return what several processes share: the batches, and in each step only what trains."""
-    if plan.sharded:
+    if plan.machine.sharded:
         return (
-            f"{plan.processes} processes, each with its own batches, share out parameters, "
+            f"{plan.machine.processes} processes, each with its own batches, share out parameters, "
             "gradients and optimizer (FSDP): each needs less memory than stands here"
         )
     reduced = [
@@ -134,8 +134,8 @@ def _together(plan: Plan) -> str:
         if planned.reduced_bytes
     ]
     return (
-        f"{plan.processes} processes, each with its own batches, sum in each step the gradients of "
-        f"what trains: {', '.join(reduced) or 'none'}"
+        f"{plan.machine.processes} processes, each with its own batches, sum in each step the "
+        f"gradients of what trains: {', '.join(reduced) or 'none'}"
     )
 
 
@@ -154,7 +154,7 @@ def _rates(plan: Plan) -> list[str]:
     rows = [["rates", ">parameters", *(f">{planned.phase.name}" for planned in shown)]]
     for i, group in reversed(list(enumerate(plan.groups.groups))):
         cells = [
-            _range(rates[n] for n in planned.groups.groups[i].parameters if n in rates)
+            _range(rates[n] for n in planned.phase.network.groups[i].parameters if n in rates)
             for planned, rates in zip(shown, by_name, strict=True)
         ]
         if any(cells):

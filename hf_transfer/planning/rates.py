@@ -1,4 +1,4 @@
-"""Rates: a phase and the groups to parameter groups, each with its rate and weight decay."""
+"""Rates: the optimizer's groups of a phase, each with its rate and weight decay."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.planning.groups import LayerGroups
-from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phase import Phase, span
-from hf_transfer.planning.selection import head_parameters, select
+from hf_transfer.planning.selection import select
 
 FULL_DEPTH = 12  # groups below the head from which on the decay is spread over the depth
 
@@ -37,37 +36,35 @@ def lr_scale(depth: int, decay: float, deepest: int) -> float:
     return float(decay ** (depth * min(1.0, FULL_DEPTH / max(deepest, 1))))
 
 
-def param_groups(phase: Phase, groups: LayerGroups, layout: Layout) -> tuple[ParamGroup, ...]:
+def param_groups(phase: Phase) -> tuple[ParamGroup, ...]:
     """Return the optimizer's groups of a phase: every parameter that trains in exactly one.
 
     The head's come first, since Trainer logs the first group's rate. Parameters of one dimension,
     and those that the backbone names, have no weight decay.
     """
-    rates = parameter_rates(phase, groups, layout)
-    shapes, spared = dict(layout.parameters), set(layout.no_decay)
+    rates = parameter_rates(phase)
+    shapes, spared = dict(phase.layout.parameters), set(phase.layout.no_decay)
     buckets: dict[tuple[float, float], list[str]] = {}
     for name, lr in rates.items():
         decays = len(shapes[name]) > 1 and name not in spared
         buckets.setdefault((lr, phase.spec.weight_decay if decays else 0.0), []).append(name)
-    head = head_parameters(groups, layout)
-    first = {lr: i for i, lr in enumerate(_rates_from_the_head(rates, head))}
+    first = {lr: i for i, lr in enumerate(_rates_from_the_head(rates, phase.network.head))}
     ordered = sorted(buckets.items(), key=lambda item: (first[item[0][0]], -item[0][1]))
-    labels = _labels(ordered, phase.spec.weight_decay, groups)
+    labels = _labels(ordered, phase.spec.weight_decay, phase.network)
     return tuple(
         ParamGroup(label, tuple(names), lr, weight_decay)
         for label, ((lr, weight_decay), names) in zip(labels, ordered, strict=True)
     )
 
 
-def parameter_rates(phase: Phase, groups: LayerGroups, layout: Layout) -> dict[str, float]:
+def parameter_rates(phase: Phase) -> dict[str, float]:
     """Return the rate of each parameter that trains, in execution order.
 
     A rule of `lrs` comes before all else; then `lr` from the head down, times the layer decay; or
     the geometric series from the first group that trains to the last, all of the head as one.
     """
     spec = phase.spec
-    head = head_parameters(groups, layout)
-    depths = _depths(groups, head)
+    depths = _depths(phase.network)
     deepest = max(depths.values())
     rates = dict.fromkeys(phase.parameters, spec.lr)
     if spec.lr_geometric is not None:
@@ -76,22 +73,22 @@ def parameter_rates(phase: Phase, groups: LayerGroups, layout: Layout) -> dict[s
         decay = spec.layer_decay
         rates = {n: spec.lr * lr_scale(depths[n], decay, deepest) for n in phase.parameters}
     for selector, lr in reversed(spec.lrs):  # the first rule that matches wins
-        for name in select(selector, groups, layout):
+        for name in select(selector, phase.network):
             if name in rates:
                 rates[name] = lr
     return rates
 
 
-def _depths(groups: LayerGroups, head: Collection[str]) -> dict[str, int]:
+def _depths(groups: LayerGroups) -> dict[str, int]:
     """Return how many groups below the head each parameter is; all of the head is at 0."""
     depths: dict[str, int] = {}
     depth = 0
     for group in reversed(groups.groups):
-        below = [name for name in group.parameters if name not in head]
+        below = [name for name in group.parameters if name not in groups.head]
         if below:
             depth += 1
         depths.update(dict.fromkeys(below, depth))
-        depths.update({name: 0 for name in group.parameters if name in head})
+        depths.update({name: 0 for name in group.parameters if name in groups.head})
     return depths
 
 

@@ -1,7 +1,7 @@
 """Selectors: words such as `last 2 stages` to the names of parameters.
 
 Counts and shares speak of the backbone below the head, so that one recipe fits many backbones.
-A unit of nothing but normalisation is passed over in counting: `last 1 stage` of a ViT is its last
+A part of nothing but normalisation is passed over in counting: `last 1 stage` of a ViT is its last
 block with the final norm, not the final norm alone.
 """
 
@@ -13,8 +13,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from hf_transfer.base.errors import UserError
-from hf_transfer.planning.groups import Group, LayerGroups
-from hf_transfer.planning.layout import Layout
+from hf_transfer.planning.groups import LayerGroups
 
 COUNT = re.compile(r"(first|last) (\d+) (stage|block|group)s?")
 SHARE = re.compile(r"(first|last) (\d+(?:\.\d+)?) ?%")
@@ -29,7 +28,7 @@ class SelectorError(UserError):
     """A selector that means nothing, or matches nothing in this backbone."""
 
 
-def select(selector: str | Sequence[str], groups: LayerGroups, layout: Layout) -> tuple[str, ...]:
+def select(selector: str | Sequence[str], groups: LayerGroups) -> tuple[str, ...]:
     """Return the names of the selected parameters in execution order, at least one.
 
     Of several selectors it is the union, less what those with "not " select; with "not " alone it
@@ -39,42 +38,25 @@ def select(selector: str | Sequence[str], groups: LayerGroups, layout: Layout) -
     words = [" ".join(text.split()) for text in selectors]
     plus = [text for text in words if not text.startswith("not ")]
     minus = [text.removeprefix("not ") for text in words if text.startswith("not ")]
-    chosen = set().union(*(_matched(text, groups, layout) for text in plus or ["all"]))
+    chosen = set().union(*(_matched(text, groups) for text in plus or ["all"]))
     for text in minus:
-        chosen -= _matched(text, groups, layout)
-    names = tuple(name for name in trainable(layout) if name in chosen)
+        chosen -= _matched(text, groups)
+    names = tuple(name for name in groups.layout.used if name in chosen)
     if not names:
         raise SelectorError(f"{', '.join(words)!r} leaves nothing to train")
     return names
 
 
-def trainable(layout: Layout) -> tuple[str, ...]:
-    """Return the names of the parameters that forward uses, in execution order."""
-    unused = set(layout.unused)
-    return tuple(name for name, _ in layout.parameters if name not in unused)
+def parts(grain: str, groups: LayerGroups) -> tuple[tuple[str, ...], ...]:
+    """Return the backbone's "stages" or "blocks" as names of parameters, input to output.
 
-
-def head_parameters(groups: LayerGroups, layout: Layout) -> set[str]:
-    """Return the newly initialised names; of a checkpoint that keeps its head, the head group's."""
-    if layout.head:
-        return set(layout.head)
-    return {name for g in groups.groups if "head" in (g.name, g.stage) for name in g.parameters}
-
-
-def body(groups: LayerGroups, layout: Layout) -> tuple[Group, ...]:
-    """Return the groups of the backbone: those that hold nothing of the head."""
-    head = head_parameters(groups, layout)
-    return tuple(group for group in groups.groups if head.isdisjoint(group.parameters))
-
-
-def units(grain: str, groups: LayerGroups, layout: Layout) -> tuple[tuple[str, ...], ...]:
-    """Return the backbone's stages or blocks as names of parameters, input to output.
-
-    What is nothing but normalisation goes with the unit before it (the first: with the next).
+    What is nothing but normalisation goes with the part before it (the first: with the next).
     """
     found: list[list[str]] = []
     keys: list[str] = []
-    for group in body(groups, layout):
+    for group in groups.groups:
+        if not groups.head.isdisjoint(group.parameters):
+            continue
         key = group.stage if grain.startswith("stage") else group.name
         if keys and keys[-1] == key:
             found[-1].extend(group.parameters)
@@ -82,9 +64,10 @@ def units(grain: str, groups: LayerGroups, layout: Layout) -> tuple[tuple[str, .
             keys.append(key)
             found.append(list(group.parameters))
     merged: list[list[str]] = []
+    weights = groups.layout.weights
     for names in found:
-        light = layout.weights.isdisjoint(names)
-        if merged and (light or layout.weights.isdisjoint(merged[-1])):
+        light = weights.isdisjoint(names)
+        if merged and (light or weights.isdisjoint(merged[-1])):
             merged[-1].extend(names)
         else:
             merged.append(names)
@@ -96,31 +79,31 @@ def share_of(count: int, percent: float) -> int:
     return max(1, int(count * percent / 100 + 0.5))
 
 
-def _matched(text: str, groups: LayerGroups, layout: Layout) -> set[str]:
+def _matched(text: str, groups: LayerGroups) -> set[str]:
     """Return what one selector selects, at least one name; may hold unused parameters."""
-    used = set(trainable(layout))
+    used = set(groups.layout.used)
     if found := COUNT.fullmatch(text):
-        return used & _counted(text, found[1], int(found[2]), found[3], groups, layout)
+        return used & _counted(text, found[1], int(found[2]), found[3], groups)
     if found := SHARE.fullmatch(text):
-        return used & _share(text, found[1], float(found[2]), groups, layout)
+        return used & _share(text, found[1], float(found[2]), groups)
     if text.startswith("from "):
-        return used & _from(text.removeprefix("from "), groups, layout)
-    chosen = _keyword(text, groups, layout) if text in KEYWORDS else _named(text, groups, layout)
+        return used & _from(text.removeprefix("from "), groups)
+    chosen = _keyword(text, groups) if text in KEYWORDS else _named(text, groups)
     if chosen and not chosen & used:
         raise SelectorError(
             f"{text!r} matches only parameters that the network never uses ({min(chosen)})"
         )
     if not chosen:
-        raise SelectorError(_no_match(text, groups, layout))
+        raise SelectorError(_no_match(text, groups))
     return chosen & used
 
 
-def _keyword(word: str, groups: LayerGroups, layout: Layout) -> set[str]:
-    shapes = dict(layout.parameters)
+def _keyword(word: str, groups: LayerGroups) -> set[str]:
+    shapes = dict(groups.layout.parameters)
     if word == "head":
-        return head_parameters(groups, layout)
+        return set(groups.head)
     if word == "norms":
-        return {name for name in shapes if _is_inside(name, layout.norms)}
+        return {name for name in shapes if _is_inside(name, groups.layout.norms)}
     if word == "biases":
         last = {name: name.rpartition(".")[2] for name in shapes}
         return {n for n, end in last.items() if end.endswith("bias") and len(shapes[n]) <= 1}
@@ -132,40 +115,32 @@ def _is_inside(name: str, modules: Collection[str]) -> bool:
     return any(".".join(parts[:i]) in modules for i in range(1, len(parts)))
 
 
-def _counted(
-    text: str, end: str, count: int, grain: str, groups: LayerGroups, layout: Layout
-) -> set[str]:
-    parts = units("stages" if grain == "stage" else "blocks", groups, layout)
-    if not 1 <= count <= len(parts):
+def _counted(text: str, end: str, count: int, grain: str, groups: LayerGroups) -> set[str]:
+    known = parts("stages" if grain == "stage" else "blocks", groups)
+    if not 1 <= count <= len(known):
         raise SelectorError(
-            f"{text!r}: this backbone has 1 to {len(parts)} {grain}s below the head; "
-            f"write {end} {len(parts)} {grain}s or all"
+            f"{text!r}: this backbone has 1 to {len(known)} {grain}s below the head; "
+            f"write {end} {len(known)} {grain}s or all"
         )
-    return _at(end, count, parts, groups, layout)
+    return _ends(known, end, count, groups)
 
 
-def _share(text: str, end: str, percent: float, groups: LayerGroups, layout: Layout) -> set[str]:
+def _share(text: str, end: str, percent: float, groups: LayerGroups) -> set[str]:
     if not 0 < percent <= 100:
         raise SelectorError(f"{text!r}: a share must be above 0% and at most 100%")
-    parts = units("blocks", groups, layout)
-    return _at(end, share_of(len(parts), percent), parts, groups, layout)
+    blocks = parts("blocks", groups)
+    return _ends(blocks, end, share_of(len(blocks), percent), groups)
 
 
-def _at(
-    end: str,
-    count: int,
-    parts: Sequence[Sequence[str]],
-    groups: LayerGroups,
-    layout: Layout,
-) -> set[str]:
-    """Return the first or last units; the last ones with the head."""
+def _ends(known: Sequence[Sequence[str]], end: str, count: int, groups: LayerGroups) -> set[str]:
+    """Return the first or the last parts; the last ones with the head."""
     if end == "first":
-        return {name for part in parts[:count] for name in part}
-    chosen = {name for part in parts[len(parts) - count :] for name in part}
-    return chosen | head_parameters(groups, layout)
+        return {name for part in known[:count] for name in part}
+    chosen = {name for part in known[len(known) - count :] for name in part}
+    return chosen | groups.head
 
 
-def _from(name: str, groups: LayerGroups, layout: Layout) -> set[str]:
+def _from(name: str, groups: LayerGroups) -> set[str]:
     start = next(
         (
             i
@@ -175,12 +150,12 @@ def _from(name: str, groups: LayerGroups, layout: Layout) -> set[str]:
         None,
     )
     if start is None:
-        raise SelectorError(_no_match(name, groups, layout, parameters=False))
+        raise SelectorError(_no_match(name, groups, parameters=False))
     chosen = {n for group in groups.groups[start:] for n in group.parameters}
-    return chosen | head_parameters(groups, layout)
+    return chosen | groups.head
 
 
-def _named(text: str, groups: LayerGroups, layout: Layout) -> set[str]:
+def _named(text: str, groups: LayerGroups) -> set[str]:
     """Return what a group, stage, parameter, module or pattern of these names."""
     wild = any(mark in text for mark in "*?[")
     chosen: set[str] = set()
@@ -189,13 +164,13 @@ def _named(text: str, groups: LayerGroups, layout: Layout) -> set[str]:
             chosen.update(group.parameters)
     if chosen and not wild:
         return chosen
-    for name in (*dict(layout.parameters), *layout.unused):
+    for name, _ in groups.layout.parameters:
         if name == text or name.startswith(f"{text}.") or (wild and fnmatchcase(name, text)):
             chosen.add(name)
     return chosen
 
 
-def _no_match(text: str, groups: LayerGroups, layout: Layout, parameters: bool = True) -> str:
+def _no_match(text: str, groups: LayerGroups, parameters: bool = True) -> str:
     """Return the message for a selector that matches nothing, with the nearest names."""
     if text == "norms":
         return "'norms' matches nothing: this backbone has no normalisation with parameters"
@@ -203,7 +178,7 @@ def _no_match(text: str, groups: LayerGroups, layout: Layout, parameters: bool =
     near = get_close_matches(text, dict.fromkeys(names), n=3, cutoff=0.6)
     if parameters and len(near) < 3:
         stem = text.rstrip("*?.")
-        more = get_close_matches(stem, list(dict(layout.parameters)), n=3 - len(near), cutoff=0.5)
+        more = get_close_matches(stem, list(groups.layout.sizes), n=3 - len(near), cutoff=0.5)
         near += [name for name in more if name not in near]
     if near:
         return f"{text!r} matches nothing in this backbone; nearest: {', '.join(near)}"

@@ -1,4 +1,4 @@
-"""How many optimizer steps a phase takes, and how many of them warm up."""
+"""The optimizer steps of a phase: how many it takes, and how many of them warm up."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from hf_transfer.recipe.specs import PhaseSpec
 
 
 def optimizer_steps(spec: PhaseSpec, images: int, processes: int = 1) -> int:
-    """Return how many optimizer steps a phase takes on so many training images; 0 with `solve`."""
+    """Return the number of optimizer steps that a phase takes on `images` training images; 0 with
+    `solve`."""
     if spec.steps is not None:
         return spec.steps
     batches = math.ceil(images / (spec.batch_size * processes))
     return math.ceil((spec.epochs or 0) * math.ceil(batches / spec.accumulate))
 
 
+def images_seen(spec: PhaseSpec, images: int, processes: int = 1) -> int:
+    """Return the number of training images that a phase passes, each counted every time."""
+    if spec.steps is not None:
+        return spec.steps * spec.batch_size * spec.accumulate * processes
+    return round((spec.epochs or 0) * images)
+
+
 def warmup_steps(warmup: float, steps: int) -> int:
-    """Return how many of a phase's steps the rates rise for; a share leaves at least one of them.
+    """Return for how many of a phase's steps the rates rise; a share leaves at least one of them.
 
     As TrainingArguments.get_warmup_steps, but for a share that rounds up to all of the phase: its
     only step would have a rate of 0.

@@ -223,10 +223,10 @@ def _joined(units: Sequence[Unit]) -> Unit:
 
 def _nearer(unit: Unit, one: Unit, other: Unit) -> bool:
     """Whether a unit is nearer in the tree to the first of two others."""
-    return shared(unit.path, one.path) > shared(unit.path, other.path)
+    return common_depth(unit.path, one.path) > common_depth(unit.path, other.path)
 
 
-def shared(one: str, other: str) -> int:
+def common_depth(one: str, other: str) -> int:
     """Return how many parts two paths have in common from the start."""
     count = 0
     for a, b in zip(one.split("."), other.split("."), strict=False):

@@ -15,7 +15,7 @@ from torch import nn
 from hf_transfer.backbones.access import bare_names
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.errors import UserError
-from hf_transfer.planning.adapters import Adapters, adapted, parameters_of
+from hf_transfer.planning.adapters import Adapters, parameters_of
 from hf_transfer.planning.phase import Phase
 from hf_transfer.training.freezing import FreezingError
 
@@ -37,12 +37,11 @@ def inject(model: nn.Module, backbone: Backbone, phase: Phase, seed: int) -> Bac
         inject_adapter_in_model(_config(adapters, backbone.prefix), model)
     for layer in _layers(model).values():
         layer.train(layer.get_base_layer().training)
-    groups, layout = adapted(adapters, backbone.groups, backbone.layout)
     shapes = {name: tuple(p.shape) for name, p in bare_names(model, backbone.prefix).items()}
     for name, shape in parameters_of(adapters, backbone.layout).items():
         if shapes.get(name) != shape:
             raise FreezingError(f"{name} was planned as {shape}, and peft made {shapes.get(name)}")
-    return replace(backbone, groups=groups, layout=layout)
+    return replace(backbone, groups=phase.network)
 
 
 @torch.no_grad()

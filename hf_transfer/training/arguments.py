@@ -41,9 +41,7 @@ def resolved_phases(
     Raises UserError for an optimizer or a schedule that transformers does not have.
     """
     if not all(isinstance(phase, Phase) for phase in phases):
-        phases = make_phases(
-            [_spec(phase, args) for phase in phases], backbone.groups, backbone.layout
-        )
+        phases = make_phases([_spec(phase, args) for phase in phases], backbone.groups)
     for phase in phases:
         place = f"phase {phase.name}"
         _named(OptimizerNames, OPTIMIZERS.get(phase.spec.optimizer, phase.spec.optimizer), place)

@@ -9,7 +9,6 @@ import numpy as np
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.cache import room
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
@@ -69,7 +68,6 @@ def check_phases(
 
 def check_features(
     phases: Sequence[Phase],
-    backbone: Backbone,
     train: Any,
     evaluation: Any,
     here: Processes,
@@ -97,8 +95,6 @@ def check_features(
     try:
         check_kept(
             phases,
-            backbone.groups,
-            backbone.layout,
             images,
             room(*pixels),
             sharded=sharded,

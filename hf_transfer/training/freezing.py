@@ -13,7 +13,6 @@ from torch import nn
 
 from hf_transfer.backbones.access import bare_name, bare_names
 from hf_transfer.planning.groups import LayerGroups
-from hf_transfer.planning.layout import Layout
 
 
 class FreezingError(RuntimeError):
@@ -33,7 +32,6 @@ def freeze_all_but(model: nn.Module, prefix: str, trainable: Collection[str]) ->
 def still_modules(
     model: nn.Module,
     prefix: str,
-    layout: Layout,
     groups: LayerGroups,
     trainable: Collection[str],
     still_norms: bool = False,
@@ -50,7 +48,7 @@ def still_modules(
     for group in groups.groups:
         if trainable.isdisjoint(group.parameters):
             still.extend(f"{prefix}{path}" if path else bare for path in group.modules)
-    for path in layout.norms:
+    for path in groups.layout.norms:
         module = modules.get(prefix + path)
         own = {f"{path}.{name}" for name, _ in module.named_parameters()} if module else set()
         if still_norms or (own and trainable.isdisjoint(own)):

@@ -58,7 +58,7 @@ def phase_report(
                 "lr": group.lr,
                 "weight_decay": group.weight_decay,
             }
-            for group in param_groups(phase, backbone.groups, backbone.layout)
+            for group in param_groups(phase)
         ),
         features="cached" if cached else "live",
         checks=asdict(proof),

@@ -155,7 +155,6 @@ class TransferTrainer(Trainer):
         low = low or next(self.model.parameters()).dtype != torch.float32
         check_features(
             self.phases,
-            self.backbone,
             self.train_dataset,
             self.eval_dataset,
             self.processes,
@@ -257,10 +256,10 @@ class TransferTrainer(Trainer):
         self._train_batch_size = self.args.train_batch_size
         self._unwrap()
         self.backbone = adapter_layers.inject(self.model, self._described, phase, self.args.seed)
-        prefix, layout, groups = self.backbone.prefix, self.backbone.layout, self.backbone.groups
+        prefix, groups = self.backbone.prefix, self.backbone.groups
         freezing.freeze_all_but(self.model, prefix, phase.parameters)
         self._still_names = freezing.still_modules(
-            self.model, prefix, layout, groups, phase.parameters, phase.spec.still_norms
+            self.model, prefix, groups, phase.parameters, phase.spec.still_norms
         )
         self._still = [self.model.get_submodule(name) for name in self._still_names]
         self._best = self.compiling = None
@@ -270,9 +269,7 @@ class TransferTrainer(Trainer):
 
     def _announce(self, phase: Phase) -> None:
         """Log what a phase trains, and how."""
-        layout = self.backbone.layout
-        sizes, groups = layout.sizes, param_groups(phase, self.backbone.groups, layout)
-        rates = [group.lr for group in groups]
+        sizes, rates = phase.layout.sizes, [group.lr for group in param_groups(phase)]
         logger.info(
             "phase %d %s: %s; %s of %s parameters; %s",
             phase.index,
@@ -351,7 +348,7 @@ class TransferTrainer(Trainer):
                 "lr": group.lr,
                 "weight_decay": group.weight_decay,
             }
-            for group in param_groups(self.phase, self.backbone.groups, self.backbone.layout)
+            for group in param_groups(self.phase)
         ]
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})

@@ -96,36 +96,37 @@ def _layout(*names: str, **more: tuple[str, ...]) -> Layout:
     return Layout(parameters=tuple((name, (2,)) for name in names), **more)  # type: ignore[arg-type]
 
 
-def _groups(*members: str) -> LayerGroups:
+def _groups(layout: Layout, *members: str) -> LayerGroups:
     return LayerGroups(
         tuple(
             Group(str(i), str(i), tuple(m.split()), 2 * len(m.split()))
             for i, m in enumerate(members)
-        )
+        ),
+        layout,
     )
 
 
 def test_out_of_order_counts_what_runs_before_the_end_of_the_group_before() -> None:
     layout = _layout("a", "b", "c", "d")
-    assert out_of_order(layout, _groups("a b", "c d")) == 0
-    assert out_of_order(layout, _groups("a d", "b c")) == 2
-    assert out_of_order(layout, _groups("a c", "b d")) == 1
+    assert out_of_order(_groups(layout, "a b", "c d")) == 0
+    assert out_of_order(_groups(layout, "a d", "b c")) == 2
+    assert out_of_order(_groups(layout, "a c", "b d")) == 1
 
 
 def test_out_of_order_passes_over_the_head_and_what_never_runs() -> None:
     layout = _layout("a", "h", "b", "x", head=("h",), unused=("x",))
-    assert out_of_order(layout, _groups("a x", "b", "h")) == 0
+    assert out_of_order(_groups(layout, "a x", "b", "h")) == 0
 
 
 def test_outside_counts_the_missing_the_double_and_the_unknown() -> None:
     layout = _layout("a", "b", "c")
-    assert outside(layout, _groups("a", "b c")) == 0
-    assert outside(layout, _groups("a", "a b", "z")) == 3
+    assert outside(_groups(layout, "a", "b c")) == 0
+    assert outside(_groups(layout, "a", "a b", "z")) == 3
 
 
 def test_the_largest_share_is_of_what_runs() -> None:
     layout = _layout("a", "b", "c", "x", unused=("x",))
-    assert largest(layout, _groups("a x", "b c")) == pytest.approx(2 / 3)
+    assert largest(_groups(layout, "a x", "b c")) == pytest.approx(2 / 3)
 
 
 # --- rows, tables, totals --------------------------------------------------------------------

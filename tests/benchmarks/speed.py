@@ -144,7 +144,7 @@ class Bench:
         if "epochs" in phase:
             phase["epochs"] = self.epochs(case)
         spec = parse_phase({**words, **phase})
-        found = make_phases([spec], model.backbone.groups, model.backbone.layout)[0]
+        found = make_phases([spec], model.backbone.groups)[0]
         freeze_all_but(model, model.backbone.prefix, found.parameters)
         return found
 
@@ -255,7 +255,7 @@ class Bench:
         if not phase.frozen_prefix:
             return Parts(lambda x: x, lambda x: model(pixel_values=x).logits)
         prefix, backbone = model.backbone.prefix, model.backbone
-        named = still_modules(model, prefix, backbone.layout, backbone.groups, phase.parameters)
+        named = still_modules(model, prefix, backbone.groups, phase.parameters)
         still = [model.get_submodule(name) for name in named]
         size = backbone.image.size
         cut = find_cut(model, still, lambda n: torch.randn(n, 3, size, size, device=self.device))

@@ -26,11 +26,9 @@ def cut_at(model, train="last 1 stage"):
     """Return a model's cut below what a selector trains, frozen as for training, and its stills."""
     backbone = model.backbone
     spec = parse_phase({"train": train, "epochs": 1, "cold_head": True})
-    (phase,) = make_phases([spec], backbone.groups, backbone.layout)
+    (phase,) = make_phases([spec], backbone.groups)
     freeze_all_but(model, backbone.prefix, phase.parameters)
-    named = still_modules(
-        model, backbone.prefix, backbone.layout, backbone.groups, phase.parameters
-    )
+    named = still_modules(model, backbone.prefix, backbone.groups, phase.parameters)
     still = [model.get_submodule(name) for name in named]
     return find_cut(model, still, probe), still
 

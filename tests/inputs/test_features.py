@@ -34,7 +34,7 @@ from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import scan
 from hf_transfer.planning.frozen_prefix import feature_bytes
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.plan import make_plan
+from hf_transfer.planning.plan import Machine, make_plan
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.recipe.specs import DataSpec, Recipe
 
@@ -85,8 +85,8 @@ def test_every_family_trains_the_same_on_features_as_live(tmp_path, monkeypatch,
     live, cached = both(tmp_path, lambda: families.make(family), phase, **own)
     assert_equal(live, cached)
     backbone = families.make(family).backbone
-    (made,) = make_phases([parse_phase(phase)], backbone.groups, backbone.layout)
-    assert stored_bytes(tmp_path / "kept") == 17 * feature_bytes(made, backbone.layout)
+    (made,) = make_phases([parse_phase(phase)], backbone.groups)
+    assert stored_bytes(tmp_path / "kept") == 17 * feature_bytes(made)
 
 
 def stored_bytes(folder) -> int:
@@ -230,7 +230,7 @@ def test_what_the_plan_says_of_features_is_what_the_run_does(tmp_path, monkeypat
     backbone, (planned,) = made.backbone, made.phases
     counts = {"train": {"a": 24}, "validation": {"a": 12}}
     recipe = Recipe("r", (planned.spec,), data=DataSpec(image_size=backbone.image.size))
-    (plan,) = make_plan(recipe, backbone.layout, backbone.groups, [planned], counts, 1e9).phases
+    (plan,) = make_plan(recipe, backbone.groups, [planned], counts, Machine(1e9)).phases
     made.train()
     assert (plan.live is None) == (made.reports[0].features == "cached") == cached
     assert plan.disk_bytes == stored_bytes(tmp_path / "kept")

@@ -6,7 +6,6 @@ import pytest
 
 from hf_transfer.base.cache import Room
 from hf_transfer.base.errors import UserError
-from hf_transfer.planning.adapters import adapted
 from hf_transfer.planning.frozen_prefix import check_kept, feature_bytes, prefix_macs, why_live
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
@@ -19,13 +18,13 @@ def resnet50(backbone="timm/resnet50", **phase):
     groups = group_layers(layout)
     spec = {"train": "head", "epochs": 10, "cold_head": True, **phase}
     spec = parse_phase({key: value for key, value in spec.items() if value is not None})
-    return make_phases([spec], groups, layout)[0], groups, layout
+    return make_phases([spec], groups)[0]
 
 
 def test_features_of_the_head_are_what_its_layer_takes():
-    phase, groups, layout = resnet50()
-    assert feature_bytes(phase, layout) == 4 * 2048
-    assert prefix_macs(phase, groups, layout) == pytest.approx(4.1e9, rel=0.02)
+    phase = resnet50()
+    assert feature_bytes(phase) == 4 * 2048
+    assert prefix_macs(phase) == pytest.approx(4.1e9, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +38,7 @@ def test_features_of_the_head_are_what_its_layer_takes():
         ({"augment": "light", "views": 4}, None),
         ({"augment": "light", "views": 12}, "10 epochs are fewer than the 12 views"),
         ({"augment": "light", "views": 12, "features": "cached"}, None),
-        ({"mixup": 0.2}, "mixed anew"),
+        ({"mixup": 0.2}, "mixed differently"),
         ({"epochs": None, "steps": 10}, "0.32 epochs are fewer"),
         ({"epochs": None, "steps": 10, "features": "cached"}, None),
         ({"epochs": None, "steps": 100}, None),
@@ -47,7 +46,7 @@ def test_features_of_the_head_are_what_its_layer_takes():
     ],
 )
 def test_the_choice_and_its_reason(phase, why):
-    found = why_live(*resnet50(**phase), images=1000)
+    found = why_live(resnet50(**phase), images=1000)
     assert (found is None) == (why is None), found
     assert found is None or re.search(why, found), found
 
@@ -55,8 +54,8 @@ def test_the_choice_and_its_reason(phase, why):
 def test_a_thin_prefix_is_run_again_and_can_be_forced():
     """MobileNet's first layer: 5 million multiply-adds give 800 kB of features."""
     thin = {"backbone": "timm/mobilenetv3_large_100", "train": "from blocks.0"}
-    assert "costs less than reading" in why_live(*resnet50(**thin))
-    assert why_live(*resnet50(**thin, features="cached")) is None
+    assert "costs less than reading" in why_live(resnet50(**thin))
+    assert why_live(resnet50(**thin, features="cached")) is None
 
 
 @pytest.mark.parametrize(
@@ -70,9 +69,8 @@ def test_a_thin_prefix_is_run_again_and_can_be_forced():
 )
 def test_features_are_all_that_crosses_to_the_first_layer_that_trains(backbone, train, numbers):
     """An adapter's layer is frozen: what it takes and what it gives cross, and the residual."""
-    phase, groups, layout = resnet50(backbone, train=train)
-    _, layout = adapted(phase.adapters, groups, layout)
-    assert feature_bytes(phase, layout) == 4 * numbers
+    phase = resnet50(backbone, train=train)
+    assert feature_bytes(phase) == 4 * numbers
 
 
 @pytest.mark.parametrize("name", ["timm/vgg16", "timm/resnet50", "torchvision/densenet121"])
@@ -114,28 +112,28 @@ def test_a_layout_at_another_size_of_images_is_as_if_traced_there(name):
 )
 def test_what_insists_on_features_that_find_no_room_is_refused(phase, room, why):
     """ResNet-50's head takes 2,048 numbers of each of 9 images."""
-    found, groups, layout = resnet50(**phase)
+    found = resnet50(**phase)
     images = {"train": 6, "validation": 3, "test": 100}
     if why is None:
-        return check_kept([found], groups, layout, images, room)
+        return check_kept([found], images, room)
     with pytest.raises(UserError, match=why):
-        check_kept([found], groups, layout, images, room)
-    check_kept([found], groups, layout, {"train": 0}, room)
+        check_kept([found], images, room)
+    check_kept([found], {"train": 0}, room)
 
 
 def test_numbers_of_half_precision_count_half_before_features_are_refused():
-    phase, groups, layout = resnet50(features="cached")
+    phase = resnet50(features="cached")
     images, room = {"train": 10}, Room(10 * 4096, 10**9)
-    check_kept([phase], groups, layout, images, room, halved=True)
+    check_kept([phase], images, room, halved=True)
     with pytest.raises(UserError):
-        check_kept([phase], groups, layout, images, room)
+        check_kept([phase], images, room)
 
 
 def test_what_insists_on_features_is_refused_where_parameters_are_sharded():
-    phase, groups, layout = resnet50(features="cached")
+    phase = resnet50(features="cached")
     with pytest.raises(
         UserError, match=r"sharded \(FSDP\); train without FSDP, or remove features"
     ):
-        check_kept([phase], groups, layout, {"train": 10}, None, sharded=True)
-    exact, groups, layout = resnet50(epochs=None, solve="lbfgs")
-    check_kept([exact], groups, layout, {"train": 10}, None, sharded=True)
+        check_kept([phase], {"train": 10}, None, sharded=True)
+    exact = resnet50(epochs=None, solve="lbfgs")
+    check_kept([exact], {"train": 10}, None, sharded=True)

@@ -41,8 +41,8 @@ def layout(*parts: Sequence[tuple[str, tuple[int, ...]]], **more: object) -> Lay
 def checked(layout: Layout) -> LayerGroups:
     """Return the groups after checking what holds of every network."""
     groups = group_layers(layout)
-    assert outside(layout, groups) == 0
-    assert out_of_order(layout, groups) == 0
+    assert outside(groups) == 0
+    assert out_of_order(groups) == 0
     assert groups.total == sum(layout.sizes.values())
     assert len(set(groups.names)) == len(groups.names)
     stages = [group.stage for group in groups.groups]
@@ -323,7 +323,7 @@ def test_the_grain_of_stages_joins_blocks_and_loses_nothing() -> None:
     stages = blocks.grain("stages")
     assert stages.names == blocks.stages
     assert stages.total == blocks.total
-    assert outside(STAGED, stages) == out_of_order(STAGED, stages) == 0
+    assert outside(stages) == out_of_order(stages) == 0
     assert blocks.grain("blocks") == blocks
 
 
@@ -346,7 +346,7 @@ def test_a_layout_survives_json() -> None:
 
 def test_the_table_names_each_group_and_sums_up() -> None:
     groups = checked(STAGED)
-    lines = groups_text(STAGED, groups).splitlines()
+    lines = groups_text(groups).splitlines()
     assert len(lines) == len(groups.groups) + 2
     assert all(name in line for name, line in zip(groups.names, lines[1:], strict=False))
     assert f"{groups.total:,} parameters" in lines[-1]

@@ -11,7 +11,7 @@ from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phase import span
 from hf_transfer.planning.phase_checks import phase_notes
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.selection import SelectorError, select, units
+from hf_transfer.planning.selection import SelectorError, parts, select
 from hf_transfer.recipe.specs import AUGMENTS, GradualSpec, PhaseSpec
 
 
@@ -22,7 +22,7 @@ def network(
     head: tuple[str, ...] = ("fc",),
     new: bool = True,
     unused: tuple[str, ...] = (),
-) -> tuple[LayerGroups, Layout]:
+) -> LayerGroups:
     """Return a network of groups (name -> stage), each a convolution with its norm; `light` groups
     are nothing but a norm; `head` are dense layers."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -44,7 +44,7 @@ def network(
         head=tuple(top) if new else (),
         norms=tuple(f"{name}.norm" for name in blocks),
     )
-    return LayerGroups(tuple(groups)), layout
+    return LayerGroups(tuple(groups), layout)
 
 
 CNN = {
@@ -57,8 +57,8 @@ LONG = {"stem": "stem", **{f"b{i:02}": f"s{i // 20}" for i in range(60)}}
 
 def chosen(selector, blocks=CNN, **options) -> tuple[str, ...]:
     """Return the names of the groups of which a selector selects everything."""
-    groups, layout = network(blocks, **options)
-    names = set(select(selector, groups, layout))
+    groups = network(blocks, **options)
+    names = set(select(selector, groups))
     return tuple(group.name for group in groups.groups if names.issuperset(group.parameters))
 
 
@@ -103,21 +103,21 @@ def test_a_selector_selects_groups(selector, expected):
 
 
 def test_kinds_and_patterns_select_parameters_within_groups():
-    groups, layout = network(CNN)
-    norms = select("norms", groups, layout)
+    groups = network(CNN)
+    norms = select("norms", groups)
     assert len(norms) == 2 * len(CNN)
     assert all(".norm." in name for name in norms)
-    assert all(name.endswith("bias") for name in select("biases", groups, layout))
-    assert "fc.bias" in select("biases", groups, layout)
-    assert select("layer1.0.conv", groups, layout) == ("layer1.0.conv.weight",)
-    assert select("*.conv.weight", groups, layout) == tuple(f"{n}.conv.weight" for n in CNN)
-    assert select(["head", "not fc.bias"], groups, layout) == ("fc.weight",)
+    assert all(name.endswith("bias") for name in select("biases", groups))
+    assert "fc.bias" in select("biases", groups)
+    assert select("layer1.0.conv", groups) == ("layer1.0.conv.weight",)
+    assert select("*.conv.weight", groups) == tuple(f"{n}.conv.weight" for n in CNN)
+    assert select(["head", "not fc.bias"], groups) == ("fc.weight",)
 
 
 def test_names_come_in_execution_order_whatever_the_order_of_the_selectors():
-    groups, layout = network(CNN)
-    order = [name for name, _ in layout.parameters]
-    names = select(["head", "layer3", "stem"], groups, layout)
+    groups = network(CNN)
+    order = [name for name, _ in groups.layout.parameters]
+    names = select(["head", "layer3", "stem"], groups)
     assert list(names) == [name for name in order if name in names]
 
 
@@ -130,15 +130,15 @@ def test_a_unit_of_nothing_but_norms_is_not_counted():
 
 def test_units_hold_every_parameter_of_the_backbone_once():
     for blocks, light in ((CNN, ()), (VIT, ("norm",)), (LONG, ("stem", "b30"))):
-        groups, layout = network(blocks, light=light)
+        groups = network(blocks, light=light)
         below = [name for group in groups.groups[:-1] for name in group.parameters]
         for grain in ("stages", "blocks"):
-            assert [name for part in units(grain, groups, layout) for name in part] == below
+            assert [name for part in parts(grain, groups) for name in part] == below
 
 
 def test_a_head_of_several_layers_is_selected_whole():
-    groups, layout = network(CNN, head=("fc1", "fc2"))
-    assert set(select("head", groups, layout)) == {
+    groups = network(CNN, head=("fc1", "fc2"))
+    assert set(select("head", groups)) == {
         "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias",
     }  # fmt: skip
 
@@ -149,11 +149,11 @@ def test_a_head_that_the_checkpoint_brought_is_still_the_head():
 
 
 def test_what_the_network_never_uses_is_never_selected():
-    groups, layout = network(CNN, unused=("mask_token",))
-    assert "mask_token" not in select("all", groups, layout)
-    assert "mask_token" not in select("stem", groups, layout)
+    groups = network(CNN, unused=("mask_token",))
+    assert "mask_token" not in select("all", groups)
+    assert "mask_token" not in select("stem", groups)
     with pytest.raises(SelectorError, match="never uses"):
-        select("mask_token", groups, layout)
+        select("mask_token", groups)
 
 
 @pytest.mark.parametrize(
@@ -176,18 +176,18 @@ def test_what_the_network_never_uses_is_never_selected():
     ],
 )
 def test_a_selector_that_matches_nothing_names_what_there_is(selector, words):
-    groups, layout = network(CNN)
+    groups = network(CNN)
     with pytest.raises(SelectorError) as caught:
-        select(selector, groups, layout)
+        select(selector, groups)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_norms_of_a_network_without_any_are_named_as_such():
-    groups, layout = network({"stem": "stem"})
-    bare = Layout(parameters=layout.parameters, head=layout.head)
+    groups = network({"stem": "stem"})
+    bare = replace(groups, layout=replace(groups.layout, norms=()))
     with pytest.raises(SelectorError, match="no normalisation"):
-        select("norms", groups, bare)
+        select("norms", bare)
 
 
 # --- phases ----------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ LIGHT = AUGMENTS["light"]
 
 
 def made(*specs, blocks=CNN, **options):
-    return make_phases(specs, *network(blocks, **options), place="a.yaml")
+    return make_phases(specs, network(blocks, **options), place="a.yaml")
 
 
 def refused(*specs, blocks=CNN, **options) -> str:
@@ -253,7 +253,7 @@ def test_gradual_thaws_from_the_head_down_until_everything_trains():
         "head", "last-1-stage", "last-2-stages", "last-3-stages", "all",
     ]  # fmt: skip
     assert [phase.spec.lr for phase in phases] == [1.0, 0.5, 0.25, 0.125, 0.0625]
-    assert set(phases[-1].parameters) == {name for name, _ in network(CNN)[1].parameters}
+    assert set(phases[-1].parameters) == {name for name, _ in network(CNN).layout.parameters}
     for before, after in zip(phases, phases[1:], strict=False):
         assert set(before.parameters) < set(after.parameters)
 
@@ -355,7 +355,10 @@ def test_settings_that_have_no_effect_on_what_trains_are_refused():
         ({"solve": "lbfgs", "train": "fc", "augment": LIGHT}, "solve: lbfgs is not .* views: 4"),
         ({"epochs": 1, "views": 4, "augment": LIGHT}, "views has no effect, because nothing is"),
         ({"epochs": 1, "feature_precision": "fp16"}, "feature_precision has no effect"),
-        ({"epochs": 1, "train": "fc", "mixup": 1.0, "feature_precision": "fp16"}, "mixed anew"),
+        (
+            {"epochs": 1, "train": "fc", "mixup": 1.0, "feature_precision": "fp16"},
+            "mixed differently",
+        ),
     ],
 )
 def test_features_that_cannot_be_kept_are_refused_with_phase_line_and_remedy(settings, why):
@@ -386,16 +389,16 @@ def test_all_problems_of_all_phases_are_named_at_once():
 
 
 def test_groups_left_out_above_the_lowest_that_trains_are_noted():
-    groups, layout = network(CNN, unused=("mask_token",))
-    phases = make_phases((PROBE, PhaseSpec(["head", "layer1"], epochs=1)), groups, layout)
-    hole, unused = phase_notes(phases, groups, layout)
+    groups = network(CNN, unused=("mask_token",))
+    phases = make_phases((PROBE, PhaseSpec(["head", "layer1"], epochs=1)), groups)
+    hole, unused = phase_notes(phases, groups)
     assert hole == "layer2.0 … layer3.1 never train, though layer1.0 below does"
     assert "mask_token" in unused
-    assert phase_notes(made(PROBE), *network(CNN)) == ()
+    assert phase_notes(made(PROBE), network(CNN)) == ()
 
 
 def test_spans_are_short():
-    groups, _ = network(LONG)
+    groups = network(LONG)
     assert span(groups.names, groups) == "stem … head"
     assert span(["b00", "b01", "head"], groups) == "b00, b01, head"
     assert span(["b00", "b01", "b02", "head"], groups) == "b00 … b02, head"

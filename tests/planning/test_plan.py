@@ -17,7 +17,7 @@ from hf_transfer.planning.cost import (
 from hf_transfer.planning.groups import Group, LayerGroups, group_layers
 from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.plan import make_plan
+from hf_transfer.planning.plan import Machine, make_plan
 from hf_transfer.planning.plan_text import (
     format_bytes,
     format_operations,
@@ -32,7 +32,7 @@ COUNTS = {"train": {"rose": 60, "tulip": 40}, "validation": {"rose": 12, "tulip"
 MACS = 1000  # of each convolution below
 
 
-def network(depth: int = 3, macs: bool = True) -> tuple[LayerGroups, Layout]:
+def network(depth: int = 3, macs: bool = True) -> LayerGroups:
     """Return `depth` groups of one convolution (4, 4, 1, 1) with a norm, and a dense head."""
     shapes: dict[str, tuple[int, ...]] = {}
     groups = []
@@ -53,19 +53,17 @@ def network(depth: int = 3, macs: bool = True) -> tuple[LayerGroups, Layout]:
         image={"size": 32, "channels": 3},
         labels=2,
     )
-    return LayerGroups(tuple(groups)), layout
+    return LayerGroups(tuple(groups), layout)
 
 
 def planned(
     *specs, depth: int = 3, speed: float | None = 1e9, macs: bool = True, processes=1,
     sharded=False, room=None, **settings
 ):  # fmt: skip
-    groups, layout = network(depth, macs)
     recipe = Recipe("mine", tuple(specs), backbone="timm/tiny", **settings)
-    phases = make_phases(recipe.phases, groups, layout)
-    return make_plan(
-        recipe, layout, groups, phases, COUNTS, speed, processes, sharded=sharded, room=room
-    )
+    groups = network(depth, macs).at(recipe.data.image_size or 32)
+    phases = make_phases(recipe.phases, groups)
+    return make_plan(recipe, groups, phases, COUNTS, Machine(speed, processes, sharded, room))
 
 
 PROBE = PhaseSpec("head", epochs=5, batch_size=30)
@@ -208,13 +206,13 @@ def test_seeds_multiply_the_time_and_without_speed_none_is_stated():
 def test_time_counts_what_layers_give_besides_their_products_and_each_step_and_phase():
     whole = replace(WHOLE, cold_head=True)
     (dense,) = planned(whole, speed=1e6).phases
-    groups, layout = network()
+    layout = network().layout
     shapes = {f"b{i}.weight": (16, 1, 1, 1) for i in range(3)}  # by depth: as many products
     parameters = tuple((name, shapes.get(name, shape)) for name, shape in layout.parameters)
     recipe = Recipe("mine", (whole,), backbone="timm/tiny")
-    layout = replace(layout, parameters=parameters)
-    phases = make_phases(recipe.phases, groups, layout)
-    (light,) = make_plan(recipe, layout, groups, phases, COUNTS, 1e6).phases
+    groups = replace(network(), layout=replace(layout, parameters=parameters))
+    phases = make_phases(recipe.phases, groups)
+    (light,) = make_plan(recipe, groups, phases, COUNTS, Machine(1e6)).phases
     assert light.operations == dense.operations
     outputs = (light.seconds - dense.seconds) * 1e6 * EFFICIENCY / OUTPUT_OPERATIONS
     more = 3 / 4 * MACS  # of a layer in one pass; the first layer's input has no gradient
@@ -230,13 +228,13 @@ def test_this_machine_has_a_speed():
 
 
 def test_planning_changes_nothing_and_says_the_same_twice():
-    groups, layout = network()
+    groups = network()
     recipe = Recipe("mine", (PROBE, WHOLE))
-    before = copy.deepcopy((recipe, layout, groups))
-    phases = make_phases(recipe.phases, groups, layout)
-    one, two = (make_plan(recipe, layout, groups, phases, COUNTS, 1e9) for _ in range(2))
+    before = copy.deepcopy((recipe, groups))
+    phases = make_phases(recipe.phases, groups)
+    one, two = (make_plan(recipe, groups, phases, COUNTS, Machine(1e9)) for _ in range(2))
     assert one == two
-    assert (recipe, layout, groups) == before
+    assert (recipe, groups) == before
 
 
 def test_settings_for_kept_features_are_noted_where_the_data_keep_none():
@@ -340,8 +338,8 @@ def test_a_deep_network_is_warned_of_only_where_its_first_layers_hardly_learn():
     notes = {}
     for decay in (0.75, 0.5):
         spec = PhaseSpec("all", epochs=1, layer_decay=decay, cold_head=True)
-        phases = make_phases([spec], groups, layout)
-        plan = make_plan(Recipe("r", (spec,)), layout, groups, phases, COUNTS)
+        phases = make_phases([spec], groups)
+        plan = make_plan(Recipe("r", (spec,)), groups, phases, COUNTS)
         notes[decay] = [note for note in plan.notes if "will hardly move" in note]
         lowest = plan.phases[0].lowest / plan.phases[0].head_lr
         assert lowest == pytest.approx(decay**12)  # however many groups there are

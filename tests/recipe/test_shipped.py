@@ -70,7 +70,7 @@ def test_a_recipe_comes_to_phases_on_its_own_backbone(name):
         layout = replace(layout, head=tuple(layers))
     groups = group_layers(layout)
     for specs in (recipe.phases, recipe.source.phases if recipe.source else recipe.phases):
-        phases = make_phases(specs, groups, layout)
+        phases = make_phases(specs, groups)
         assert set(layout.head) <= {p for phase in phases for p in phase.parameters}
 
 
@@ -91,7 +91,7 @@ def test_general_recipes_come_to_phases_on_networks_of_every_kind():
             continue
         groups = group_layers(layout)
         for name in general:
-            assert make_phases(load_recipe(name).phases, groups, layout), (backbone, name)
+            assert make_phases(load_recipe(name).phases, groups), (backbone, name)
 
 
 def test_the_freeze_of_freeze_bottom_is_a_setting():
@@ -102,7 +102,7 @@ def test_the_freeze_of_freeze_bottom_is_a_setting():
     header = shipped_recipes()["freeze_bottom"].read_text(encoding="utf-8")
     setting = re.search(r"--set '(.*)'", header)[1]
     cuts = [
-        make_phases(load_recipe("freeze_bottom", overrides).phases, groups, layout)[-1]
+        make_phases(load_recipe("freeze_bottom", overrides).phases, groups)[-1]
         for overrides in ([], [setting])
     ]
     assert cuts[1].frozen_prefix < cuts[0].frozen_prefix

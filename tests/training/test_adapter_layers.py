@@ -39,7 +39,7 @@ def alive(backbone, **options):
 
 def phase_of(model, train):
     specs = [PhaseSpec("head", epochs=1), PhaseSpec(train, epochs=1)]
-    return make_phases(specs, model.backbone.groups, model.backbone.layout)[-1]
+    return make_phases(specs, model.backbone.groups)[-1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,7 +79,7 @@ def test_merging_gives_the_same_logits_from_plain_layers(kind):
 
 
 def test_layers_that_are_used_by_their_weights_alone_have_no_adapters():
-    layers = network("torchvision/vit_b_16", size=224).backbone.layout.layers
+    layers = network("torchvision/vit_b_16", size=224).backbone.layout.adaptable
     assert not any("self_attention" in path for path in layers)  # MultiheadAttention reads weights
     assert sum(".mlp." in path for path in layers) == 24
 

@@ -47,7 +47,7 @@ def test_the_arguments_set_nothing_of_a_head_that_is_solved_for(tmp_path):
 def test_specs_and_phases_are_taken_as_they_are(tmp_path):
     backbone, args = network().backbone, arguments(tmp_path, learning_rate=0.3)
     spec = PhaseSpec("head", epochs=1)
-    made = make_phases([spec], backbone.groups, backbone.layout)
+    made = make_phases([spec], backbone.groups)
     assert resolved_phases([spec], args, backbone) == made
     assert resolved_phases(made, args, backbone) == made
     assert resolved_phases([made[0], {"train": "all"}], args, backbone)[0] == made[0]

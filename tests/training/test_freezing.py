@@ -27,11 +27,9 @@ def applied(model, selector, still_norms=False):
     backbone = model.backbone
     first = [] if selector == "head" else [PhaseSpec("head", epochs=1)]
     specs = [*first, PhaseSpec(selector, epochs=1)]
-    phase = make_phases(specs, backbone.groups, backbone.layout)[-1]
+    phase = make_phases(specs, backbone.groups)[-1]
     freeze_all_but(model, backbone.prefix, phase.parameters)
-    names = still_modules(
-        model, backbone.prefix, backbone.layout, backbone.groups, phase.parameters, still_norms
-    )
+    names = still_modules(model, backbone.prefix, backbone.groups, phase.parameters, still_norms)
     return phase, names
 
 

@@ -34,7 +34,7 @@ LOG = [
 def phase(**options):
     backbone = network().backbone
     spec = PhaseSpec("head", epochs=9, **options)
-    return make_phases([spec], backbone.groups, backbone.layout)[0]
+    return make_phases([spec], backbone.groups)[0]
 
 
 def report(spec, log=LOG, steps=(6, 27)):

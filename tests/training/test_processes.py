@@ -19,7 +19,7 @@ from hf_transfer.base.processes import Processes
 from hf_transfer.cli import main
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.plan import make_plan
+from hf_transfer.planning.plan import Machine, make_plan
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results.report import RunReport
@@ -120,8 +120,8 @@ def test_each_step_reduces_the_bytes_of_the_plan_and_no_more(tmp_path):
     specs = [parse_phase(phase) for phase in phases]
     recipe = Recipe("small", tuple(specs), "timm/test_resnet")
     counts = {"train": {"cat": 24}, "validation": {"cat": 12}}
-    made = make_phases(specs, groups, layout)
-    plan = make_plan(recipe, layout, groups, made, counts, processes=2)
+    made = make_phases(specs, groups)
+    plan = make_plan(recipe, groups, made, counts, Machine(processes=2))
     for planned in plan.phases:
         steps = results(out)[1]["reduced"][planned.phase.name]
         assert steps == [planned.reduced_bytes] * planned.steps

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ logger = logging.getLogger(__name__)
 def about_phase(phase: Phase, start: str, run: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint of a phase says of itself: the phase, the weights that it starts
     from (`start`, a digest), and what holds for the whole run."""
-    plain = json.loads(json.dumps(asdict(phase)))
-    del plain["spec"]["place"]
+    plain = json.loads(json.dumps(phase.to_dict()))
     return {**run, "phase": plain, "start": start}
 
 

@@ -164,7 +164,7 @@ def test_a_network_whose_input_embeddings_transformers_does_not_know_can_be_shar
 def test_features_that_a_sharded_phase_insists_on_are_refused():
     model = network()
     known = model.backbone
-    phases = make_phases([parse_phase({**HEAD, "features": "cached"})], known.groups, known.layout)
+    phases = make_phases([parse_phase({**HEAD, "features": "cached"})], known.groups)
     with pytest.raises(FeaturesError, match="features: cached is not possible, because the param"):
         replay_of(model, known, phases[0], (), images(), None, seed=0, sharded=True)
 

@@ -226,7 +226,7 @@ def test_all_rates_of_a_phase_are_divided(tmp_path):
     pairs = {"lr": [1e-4, 1e-2]}, {"lr": 1e-2, "lrs": {"head": 1e-1}}
     for rates in pairs:
         spec = parse_phase({"train": "all", "epochs": 1, "cold_head": True, **rates})
-        phase = make_phases([spec], groups, layout)[0]
+        phase = make_phases([spec], groups)[0]
         slower = rollback.slowed(phase, 2).spec
         assert slower.lr == pytest.approx(1e-4)
         assert slower.lr_geometric in (None, pytest.approx((1e-6, 1e-4)))
