@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from hf_transfer.backbones.watching import Watch, name_of, tensors_in
 from hf_transfer.planning.layout import GroupsError, Layout
 
 logger = logging.getLogger(__name__)
@@ -134,22 +134,23 @@ def _adaptable(
 def _loose(modules: dict[str, nn.Module]) -> list[str]:
     """Return dropout, stochastic depth and norms without parameters: modules that training mode
     changes and that no parameter places in a group."""
-    words = ("drop", "stochasticdepth")
     return [
         path
         for path, module in modules.items()
-        if path
-        and next(module.parameters(), None) is None
-        and (is_norm(module) or _is_leaf(module) and _is_called(module, words))
+        if path and next(module.parameters(), None) is None and varies(module)
     ]
 
 
-def _is_leaf(module: nn.Module) -> bool:
+def varies(module: nn.Module) -> bool:
+    """Return whether a module does another thing in training mode: it normalises, or drops."""
+    name = type(module).__name__.lower()
+    drops = is_leaf(module) and ("drop" in name or "stochasticdepth" in name)
+    return is_norm(module) or drops
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Return whether no module lies in a module."""
     return next(module.children(), None) is None
-
-
-def _is_called(module: nn.Module, words: tuple[str, ...]) -> bool:
-    return any(word in type(module).__name__.lower() for word in words)
 
 
 def _shared(model: nn.Module) -> list[list[str]]:
@@ -163,7 +164,7 @@ def _shared(model: nn.Module) -> list[list[str]]:
 # --- watching --------------------------------------------------------------------------------
 
 
-class _Watch(TorchFunctionMode):
+class _Uses(Watch):
     """Records when each parameter first acts on what comes from the image, and what it costs.
 
     What is computed from parameters and constants alone (a standardised weight, a table looked up
@@ -201,14 +202,13 @@ class _Watch(TorchFunctionMode):
         alive = list(accumulate(change[operation] for operation in range(self.operations + 1)))
         return {name: alive[operation] for name, operation in self.touched_in.items()}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        made = list(_tensors(args[0] if name == "__setitem__" else result))
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Record what an operation is made of and what it costs."""
+        name = name_of(func)
+        made = list(tensors_in(args[0] if name == "__setitem__" else result))
         if not made:
-            return result  # a look at a shape, a type or a device
-        given = list(_tensors((args, kwargs)))
+            return  # a look at a shape, a type or a device
+        given = list(tensors_in((args, kwargs)))
         origins = [self._origin(tensor) for tensor in given]
         used = frozenset[str]().union(*(origin for origin in origins if origin))
         self.operations += 1
@@ -221,7 +221,7 @@ class _Watch(TorchFunctionMode):
                 self.lives[id(tensor)] = (tensor, made_in, self.operations)
         if None not in origins:
             self.made.update({id(tensor): (tensor, used) for tensor in made})
-            return result
+            return
         for tensor, origin in zip(given, origins, strict=True):
             if origin:
                 by_touch = sorted(origin, key=lambda parameter: self.touched[parameter][1])
@@ -231,23 +231,12 @@ class _Watch(TorchFunctionMode):
         for tensor in made:
             self.made.pop(id(tensor), None)  # changed in place
             self.lives.setdefault(id(tensor), (tensor, self.operations, self.operations))
-        return result
 
     def _origin(self, tensor: torch.Tensor) -> frozenset[str] | None:
         """Return the parameters that a tensor is made of alone, None if of anything else."""
         if id(tensor) in self.names:
             return frozenset((self.names[id(tensor)],))
         return self.made[id(tensor)][1] if id(tensor) in self.made else None
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
 
 
 def _macs(name: str, weight: torch.Tensor, result: torch.Tensor, args: Any) -> int:
@@ -266,7 +255,7 @@ def _macs(name: str, weight: torch.Tensor, result: torch.Tensor, args: Any) -> i
     if name == "addmm":
         return result.numel() * args[1].shape[-1]
     if name == "einsum":
-        return result.numel() * _summed(args[0], list(_tensors(args[1:])))
+        return result.numel() * _summed(args[0], list(tensors_in(args[1:])))
     return 0
 
 
@@ -281,7 +270,7 @@ def _summed(equation: str, operands: list[torch.Tensor]) -> int:
     return math.prod(side for letter, side in sides.items() if letter not in kept)
 
 
-def _watched(model: nn.Module, image: dict[str, Any]) -> _Watch:
+def _watched(model: nn.Module, image: dict[str, Any]) -> _Uses:
     """Run the network on one image and return what was seen: a copy without weights where that
     runs, else the network itself."""
     shape = (1, image.get("channels", 3), image["size"], image["size"])
@@ -313,11 +302,11 @@ def _ghost(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, ghosts)
 
 
-def _run(model: nn.Module, shape: tuple[int, ...]) -> _Watch:
+def _run(model: nn.Module, shape: tuple[int, ...]) -> _Uses:
     like = next(p for p in model.parameters() if p.is_floating_point())
     pixels = torch.zeros(shape, device=like.device, dtype=like.dtype)
     named = "pixel_values" in inspect.signature(model.forward).parameters
-    watch = _Watch(model)
+    watch = _Uses(model)
     with _calls(model, watch), watch:
         model(**{"pixel_values": pixels}) if named else model(pixels)
     return watch
@@ -329,7 +318,7 @@ def _cuda(model: nn.Module) -> list[int]:
 
 
 @contextmanager
-def _calls(model: nn.Module, watch: _Watch) -> Iterator[None]:
+def _calls(model: nn.Module, watch: _Uses) -> Iterator[None]:
     """Note at each module's first call how many parameters had acted before it."""
 
     def note(path: str) -> Any:

@@ -25,8 +25,10 @@ HIDDEN = "[hidden]"
 
 
 @contextmanager
-def untrusted(what: str, remedy: str = "", kind: type[UserError] = UserError) -> Iterator[None]:
-    """Turn any failure within into a `kind`: "cannot read {what}: {why}; {remedy}", one line.
+def untrusted(
+    what: str, remedy: str = "", kind: type[UserError] = UserError, verb: str = "read"
+) -> Iterator[None]:
+    """Turn any failure within into a `kind`: "cannot {verb} {what}: {why}; {remedy}", one line.
 
     Memory that runs out and recursion without end are failures like others. What is a UserError
     already passes unchanged.
@@ -36,7 +38,7 @@ def untrusted(what: str, remedy: str = "", kind: type[UserError] = UserError) ->
     except UserError:
         raise
     except Exception as error:  # of any class: that is the point of this boundary
-        raise kind(f"cannot read {what}: {said(error)}{remedy and f'; {remedy}'}") from error
+        raise kind(f"cannot {verb} {what}: {said(error)}{remedy and f'; {remedy}'}") from error
 
 
 def said(error: BaseException) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,14 @@ from torch.utils.data import DataLoader
 
 from hf_transfer.backbones.access import evaluating
 from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.base.bars import bar
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.shards import Column, Write
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.rows import LivePixels
 from hf_transfer.inputs.augmentation import augment
-from hf_transfer.inputs.cut import Context, crossing_values
+from hf_transfer.inputs.cut import Context, Cut, check_same, crossing_values
 from hf_transfer.inputs.model_input import collate, to_model_input
-from hf_transfer.inputs.replay import Cut
 from hf_transfer.planning.phase import Phase
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,8 @@ logger = logging.getLogger(__name__)
 BATCH, DEVICE_BATCH = 64, 256
 BATCH_BYTES, DEVICE_BATCH_BYTES = 31 * 2**20, 2**30  # of the largest tensor in the prefix
 DECODED = 4  # times smaller where images are decoded first: the network begins earlier
-SECONDS = 5.0  # between two lines of progress
+CHECKED = 64  # of so many images, one is computed a second time, in another batch
+CHECK_TOLERANCE = 1e-4  # between its two results: large batches are summed in another order
 
 
 class FeaturesError(UserError):
@@ -98,11 +98,11 @@ class Extraction:
     def run(self, images: ImageSet, view: int | None, spans: Iterable[range], write: Write) -> None:
         """Write the features of these rows of a set, a batch at a time, and none across two spans.
 
-        Raises TooLargeError.
+        Raises CutError where an image's features depend on its batch, and TooLargeError.
         """
         live = isinstance(images.pixels, LivePixels)
         at_once, done = max(1, self._at_once() // (DECODED if live else 1)), 0
-        started = said = time.monotonic()
+        started = time.monotonic()
         rows = (
             list(span[first : first + at_once])
             for span in spans
@@ -115,17 +115,35 @@ class Extraction:
             collate_fn=collate,
             generator=torch.Generator(),  # the phase's own random numbers stay what they are
         )
-        with evaluating(self.model), torch.no_grad(), self.context():
+        alone = None
+        with (
+            evaluating(self.model),
+            torch.no_grad(),
+            self.context(),
+            bar(len(images), "features") as progress,
+        ):
             for batch in batches:
-                values = self._input(batch, view)
-                write([*map(self._array, crossing_values(self.model, self.cut, values))])
+                values, index = self._input(batch, view), batch["index"]
+                alone = alone or (values[:1], self._features(values[:1]))
+                # By the place of its rows: what is computed after an interruption is the same.
+                checked = -int(index[0]) % CHECKED < len(index)
+                found = self._checked(values, *alone) if checked else self._features(values)
+                write([*map(self._array, found)])
                 self.working()
-                done += len(batch["index"])
-                if time.monotonic() - said > SECONDS:
-                    said = time.monotonic()
-                    last = int(batch["index"][-1]) + 1
-                    logger.info("features of %d of %d images", last, len(images))
+                done += len(index)
+                progress.update(len(index))
         logger.info("computed features of %d images in %.1f s", done, time.monotonic() - started)
+
+    def _features(self, values: Tensor) -> tuple[Tensor, ...]:
+        return crossing_values(self.model, self.cut, values)
+
+    def _checked(
+        self, values: Tensor, image: Tensor, alone: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return a batch's features, after a look at those of one more image that goes with it."""
+        found = self._features(torch.cat([values, image]))
+        check_same([each[-1:] for each in found], alone, CHECK_TOLERANCE)
+        return tuple(each[:-1] for each in found)
 
     def _input(self, batch: dict[str, Tensor], view: int | None) -> Tensor:
         pixels = batch["pixels"].to(self.device)
@@ -136,14 +154,9 @@ class Extraction:
 
     def _at_once(self) -> int:
         """Return how many images go through the prefix together."""
-        slots = zip(self.cut.shapes, self.cut.dtypes, strict=True)
-        largest = max(
-            math.prod(each or fixed for each, fixed in sides) * dtype.itemsize
-            for sides, dtype in slots
-        )
         on_cpu = self.device.type == "cpu"
         most, fit = (BATCH, BATCH_BYTES) if on_cpu else (DEVICE_BATCH, DEVICE_BATCH_BYTES)
-        return max(1, min(most, fit // max(1, largest)))
+        return max(1, min(most, fit // self.cut.largest))
 
     def _array(self, value: Tensor) -> np.ndarray:
         """Return values as they are stored; numpy has no bfloat16, so its bits go as integers."""

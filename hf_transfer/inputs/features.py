@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.base.boundary import said
 from hf_transfer.base.cache import Hold
 from hf_transfer.base.processes import Meetings, Processes
 from hf_transfer.base.shards import StoredFeatures, build_features, open_features, reserve
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.inputs.cut import Context, find_cut
+from hf_transfer.inputs.cut import PROBES, Context, Cut, find_cut
 from hf_transfer.inputs.extraction import Extraction, FeaturesError, TooLargeError
 from hf_transfer.inputs.feature_key import feature_key
-from hf_transfer.inputs.recording import digest
-from hf_transfer.inputs.replay import Cut, Player
+from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.inputs.passage import CutError, digest
+from hf_transfer.inputs.replay import Player
 from hf_transfer.planning.frozen_prefix import top_macs, view_count, why_live
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.specs import Augment
@@ -110,8 +112,8 @@ def _prepared(replay: Replay | None, reason: str, meetings: Meetings) -> tuple[i
         try:
             if replay is not None:
                 step(replay)
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, CutError) as error:
+            reason = said(error)
             found = 1
         except TooLargeError as error:  # told by the caller: the others, whose features fit, wait
             reason = str(error)
@@ -142,14 +144,10 @@ def _cut(
         return "the data set gives no stored pixels"
     if not (evaluation is None or isinstance(evaluation, ImageSet)):
         return "the validation set gives no stored pixels"
-    size, channels = backbone.image.size, backbone.image.channels
+    some = np.linspace(0, len(train) - 1, PROBES).astype(np.int64)
     device = next(model.parameters()).device
-
-    def probe(count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(count)
-        return torch.randn(count, channels, size, size, generator=generator).to(device)
-
-    return find_cut(model, still, probe, context)
+    pixels = train.__getitems__(some)["pixels"].to(device)
+    return find_cut(model, still, to_model_input(pixels, backbone.image), context)
 
 
 class Replay:

@@ -42,7 +42,7 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import load_data
 from hf_transfer.data.sources import scan
-from hf_transfer.inputs.cut import crossing_values, find_cut
+from hf_transfer.inputs.cut import PROBES, crossing_values, find_cut
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phases import make_phases
@@ -258,16 +258,15 @@ class Bench:
         named = still_modules(model, prefix, backbone.groups, phase.parameters)
         still = [model.get_submodule(name) for name in named]
         size = backbone.image.size
-        cut = find_cut(model, still, lambda n: torch.randn(n, 3, size, size, device=self.device))
+        cut = find_cut(model, still, torch.randn(PROBES, 3, size, size, device=self.device))
         model.eval()
         tops = [model.get_submodule(path) for path in self.tops(phase, model)]
 
         (crossing,) = cut.stored
-        back = [crossing.order.index(side) for side in range(len(crossing.order))]
 
         def below(x: torch.Tensor) -> torch.Tensor:
             (packed,) = crossing_values(model, cut, x)
-            return packed.permute(back)
+            return crossing.unpacked(packed)
 
         def top(x: torch.Tensor) -> torch.Tensor:
             for module in tops:

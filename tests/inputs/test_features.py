@@ -1,6 +1,7 @@
 """What is computed once trains what is above it as the live network does."""
 
 import os
+import re
 
 import families
 import numpy as np
@@ -32,6 +33,7 @@ from hf_transfer.data import decoding, rows
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import scan
+from hf_transfer.inputs.cut import PROBES
 from hf_transfer.planning.frozen_prefix import feature_bytes
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.plan import Machine, make_plan
@@ -209,6 +211,53 @@ def test_an_odd_head_learns_the_same_whether_it_is_cached_or_not(tmp_path, kind)
         assert torch.allclose(value, ends[1][0][name], rtol=1e-5, atol=1e-5), name
 
 
+class Turning(nn.Module):
+    """A network whose frozen part takes another way where a bright image comes along."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.body, self.top = kind, nn.Conv2d(3, 8, 7, 16), nn.Linear(8, 3)
+
+    def forward(self, pixel_values):
+        x = self.body(pixel_values).mean((2, 3))
+        bright = pixel_values.mean((1, 2, 3)) > 1
+        if self.kind == "branch" and bright.any():
+            x = x.abs()
+        if self.kind == "sorted" and bright.float().max():
+            x = torch.from_numpy(np.sort(x.detach().numpy()))
+        if self.kind == "mixes":
+            x = x + bright.float().mean()
+        if self.kind == "many" and len(x) > 6:
+            x = x * 2
+        if self.kind == "many, as a number":
+            x = x * (1 + (len(x) > 6))
+        return self.top(x)
+
+
+@pytest.mark.parametrize("kind", ["branch", "sorted", "mixes", "many", "many, as a number"])
+def test_a_way_that_only_some_batches_take_is_seen_while_features_are_computed(
+    tmp_path, monkeypatch, caplog, kind
+):
+    """Every image that the cut is tried with is dark. The phase runs live, or says why not."""
+    caplog.set_level("INFO")
+    drawn = images(20, size=224)
+    pixels = drawn.pixels // 4
+    pixels[5] = 255
+    stored = ImageSet.from_arrays(pixels, drawn.labels, NAMES)
+    options = {"head": ["top.*"], "train_dataset": stored, "eval_dataset": None}
+    ends = []
+    for features in ("live", "auto"):
+        done = trained(tmp_path, [{**HEAD, "features": features}], Turning(kind), **options)
+        assert done.reports[0].features == "live"
+        ends.append(state(done.model))
+    assert changed(*ends) == set()
+    why = "depend on the|reads what the images hold"
+    assert re.search(f"phase head: .*({why})", caplog.text)
+    with pytest.raises(UserError, match=f"features: cached is not possible, because .*({why})"):
+        trained(tmp_path, [{**HEAD, "features": "cached"}], Turning(kind), **options)
+
+
 @pytest.mark.parametrize(
     ("phase", "cached"),
     [
@@ -283,6 +332,7 @@ def test_images_that_are_not_stored_are_decoded_by_workers_beside_the_network(
     for name, value in ends[0].items():
         assert torch.allclose(value, ends[2][name], rtol=1e-5, atol=1e-5), name
     decoders = (tmp_path / "decoders").read_text().split()
-    assert len(decoders) == 48
-    assert str(os.getpid()) not in decoders[:24]
-    assert set(decoders[24:]) == {str(os.getpid())}
+    by_us = [decoder == str(os.getpid()) for decoder in decoders]
+    assert len(decoders) == 2 * (24 + PROBES)  # some are looked at first
+    assert by_us.count(False) == 24
+    assert all(by_us[-24 - PROBES :])
