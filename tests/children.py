@@ -170,10 +170,10 @@ def _halt(seconds: float) -> None:
 
 def _first_computes(processes: Any) -> None:
     """Have no process but the first compute features, of which there is one shard each."""
-    from hf_transfer.base import shards as shards_module
+    from hf_transfer.base import store as store_module
 
-    real, share = shards_module.build_features, processes[:2]
-    shards_module.build_features = lambda **own: real(**{**own, "share": share})
+    real, share = store_module.build_rows, processes[:2]
+    store_module.build_rows = lambda **own: real(**{**own, "share": share})
 
 
 class Reduced(TrainerCallback):

@@ -1,8 +1,8 @@
-"""What is kept on disk between runs: decoded pixels and features; listed, limited, cleared.
+"""What is kept on disk between runs: digests of files, pixels, features; listed, limited, cleared.
 
-An entry is a folder. Whoever reads or builds it holds a shared lock on that folder, so that what is
-in use is never removed; beyond the limit the entries not used for longest go. The name of what is
-unfinished begins with a dot; where nobody holds it any more, its build was killed.
+An entry is a folder with a mark of ours: nothing else in the cache is ever touched. Whoever reads
+or builds it holds a shared lock on that folder, so that what is in use is never removed; beyond the
+limit the entries not used for longest go.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ import errno
 import json
 import logging
 import os
-import secrets
+import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import MARK, fact, kind_of, mark
+from hf_transfer.base.locks import alone
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("pixels", "features")
+KINDS = ("contents", "pixels", "features")
 LIMIT_BYTES = 50 * 10**9  # of all entries together, unless HF_TRANSFER_CACHE_GB says otherwise
 FREE_SHARE = 0.9  # of the free disk that may be taken
-ABOUT = "about.json"
+ENTRY = "cache entry"  # what the mark of one says
+FILE = re.compile(  # the names of the files in an entry; `span` is a shard's of the first column
+    r"(?P<span>0-\d{10})-(?P<rows>\d+)-[0-9a-f]{8}\.npy"
+    r"|\d+-\d{10}-\d+-[0-9a-f]{8}\.npy|checked\.json|\.[0-9a-f]{16}(\.part)?"
+)
 ABANDONED_SECONDS = 24 * 3600  # without a change, where nothing can be locked
-
-
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -37,9 +41,13 @@ class StoreError(OSError):
     """What cannot be kept: no room, or no permission."""
 
 
+class NoRoomError(StoreError):
+    """What does not fit beside what is kept and in use."""
+
+
 @dataclass(frozen=True)
 class CacheEntry:
-    """Pixels or features of one set of images, as `hf-transfer cache` lists them."""
+    """What is known or made of one set of images, as `hf-transfer cache` lists them."""
 
     kind: str
     key: str
@@ -48,65 +56,18 @@ class CacheEntry:
     used: float  # seconds since 1970
     folder: Path
     in_use: bool = False
-    unfinished: bool = False  # decoding under way, or killed
-
-
-class Hold:
-    """A shared lock on an entry's folder, made if need be; until it is closed or forgotten."""
-
-    def __init__(self, folder: Path) -> None:
-        self._place = -1
-        while True:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._place = os.open(folder, os.O_RDONLY)
-            except FileNotFoundError:
-                continue  # removed just now
-            except PermissionError:  # Windows opens no folders: nothing is locked there
-                return
-            _flock(self._place, shared=True)
-            if _is(folder, self._place):
-                return
-            self.close()
-
-    def close(self) -> None:
-        """Let go of the entry."""
-        if self._place >= 0:
-            os.close(self._place)
-            self._place = -1
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _flock(place: int, shared: bool) -> bool | None:
-    """Lock an open folder, exclusively without waiting; return whether it is locked.
-
-    None where a file system or a platform has no locks: what is removed while it is read is then
-    built again.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(place, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
-    return True
-
-
-def _is(folder: Path, place: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(folder), os.fstat(place))
-    except FileNotFoundError:
-        return False
+    unfinished: bool = False  # being built, or its build was stopped
 
 
 def cache_root() -> Path:
     """Return where all is kept: $HF_TRANSFER_CACHE or ~/.cache/hf_transfer."""
     root = os.environ.get("HF_TRANSFER_CACHE")
     return Path(root).expanduser() if root else Path.home() / ".cache" / "hf_transfer"
+
+
+def cache_folder(kind: str) -> Path:
+    """Return where entries of a kind are kept."""
+    return cache_root() / kind
 
 
 def limit_from_environment() -> int:
@@ -164,84 +125,76 @@ def cache_entries(*folders: Path) -> list[CacheEntry]:
     """Return what is kept in these folders (all of the cache's), the last used first."""
     found = [
         cache_entry(folder)
-        for place in folders or [cache_root() / kind for kind in KINDS]
+        for place in folders or [cache_folder(kind) for kind in KINDS]
         if place.is_dir()
         for folder in place.iterdir()
-        if folder.is_dir()
+        if _is_entry(folder)
     ]
     return sorted(found, key=lambda entry: -entry.used)
 
 
+def _is_entry(folder: Path) -> bool:
+    """Return whether a folder is an entry that we made; nothing else is ever listed or removed."""
+    return not folder.is_symlink() and folder.is_dir() and kind_of(folder) == ENTRY
+
+
 def cache_entry(folder: Path) -> CacheEntry:
     """Return what is known of one entry; files that vanish meanwhile count nothing."""
-    size, about, used = 0, "", 0.0
-    try:
+    size, used, there = 0, 0.0, {}
+    with suppress(OSError):
         used = folder.stat().st_mtime
         for path in folder.iterdir():
-            size += path.stat().st_size
-        about = json.loads((folder / ABOUT).read_text())["about"]
-    except (OSError, ValueError, KeyError):
-        pass
-    unfinished = folder.name.startswith(".")
-    key = folder.name.split(".")[1] if unfinished else folder.name
-    with _alone(folder) as alone:
-        in_use = alone is False
-    return CacheEntry(folder.parent.name, key, about, size, used, folder, in_use, unfinished)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[bool | None]:
-    """Keep others from holding a folder; tell whether that is so, None where there are no locks."""
-    try:
-        place = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        yield True
-        return
-    except OSError:
-        yield None
-        return
-    try:
-        alone = _flock(place, shared=False)
-        for _ in range(2):
-            if alone is False:
-                time.sleep(0.005)  # another process may just be asking the same
-                alone = _flock(place, shared=False)
-        yield alone
-    finally:
-        os.close(place)
+            size += path.lstat().st_size
+            if match := FILE.fullmatch(path.name):
+                there[match["span"]] = int(match["rows"] or 0)
+    rows, about = fact(folder, "rows"), fact(folder, "about")
+    unfinished = isinstance(rows, int) and sum(there.values()) < rows
+    with alone(folder) as nobody:
+        in_use = nobody is False
+    about = about if isinstance(about, str) else ""
+    return CacheEntry(
+        folder.parent.name, folder.name, about, size, used, folder, in_use, unfinished
+    )
 
 
 def remove(entry: CacheEntry) -> int:
-    """Remove an entry, if it can be and nobody uses it; return the bytes that this freed."""
-    with _alone(entry.folder) as alone:
-        if alone is False or not entry.folder.exists():
+    """Remove an entry, if it can be and nobody uses it; return the bytes that this freed.
+
+    Files that have not an entry's names, and links, are not ours and stay.
+    """
+    folder = entry.folder
+    with alone(folder) as nobody:
+        if nobody is False or not _is_entry(folder):
             return 0
-        shutil.rmtree(entry.folder, ignore_errors=True)
-    left = cache_entry(entry.folder).size_bytes if entry.folder.exists() else 0
+        paths = [path for path in folder.iterdir() if FILE.fullmatch(path.name)]
+        for path in (*paths, folder / MARK):
+            if not path.is_symlink():
+                with suppress(OSError):
+                    path.unlink()
+        with suppress(OSError):
+            folder.rmdir()
+    left = cache_entry(folder).size_bytes if _is_entry(folder) else 0
     return max(0, entry.size_bytes - left)
 
 
 def sweep(root: Path) -> None:
-    """Remove what builds that were killed have left behind in `root` and in its entries."""
-    folders = [path for path in root.glob(".*") if path.is_dir()]
-    for path in [*folders, *root.glob("*/.*.part")]:
-        folder = path if path in folders else path.parent
-        with _alone(folder) as alone:
-            if alone or (alone is None and _is_old(path)):
+    """Remove what builds that were killed have left behind in the entries of `root`."""
+    for path in root.glob("*/.*.part"):
+        folder = path.parent
+        if not (FILE.fullmatch(path.name) and _is_entry(folder)) or path.is_symlink():
+            continue
+        with alone(folder) as nobody:
+            if nobody or (nobody is None and _is_old(path)):
                 logger.info("removing what a killed build left: %s", path)
-                if path in folders:
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 def _is_old(path: Path) -> bool:
-    """Return whether a file, or a folder with all in it, has not changed for long."""
+    """Return whether a file has not changed for long."""
     try:
-        changed = [each.stat().st_mtime for each in (path, *path.glob("*"))]
+        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
     except FileNotFoundError:
         return False
-    return time.time() - max(changed) > ABANDONED_SECONDS
 
 
 def make_room(
@@ -249,14 +202,14 @@ def make_room(
 ) -> None:
     """Remove the entries not used for longest until `needed` bytes more fit into these of `root`.
 
-    What killed builds have left goes first. In the cache's own place pixels and features share one
-    limit. Raises StoreError where they do not fit, and then removes no entry.
+    What killed builds have left goes first. In the cache's own place all kinds share one limit.
+    Raises StoreError where they do not fit, and then removes no entry.
     """
     limit = limit_from_environment() if limit_bytes is None else limit_bytes
     place = next(p for p in (root, *root.parents) if p.exists())
     if not os.access(place, os.W_OK):
         raise StoreError(errno.EACCES, f"{place} cannot be written")
-    shared = [cache_root() / kind for kind in KINDS]
+    shared = [cache_folder(kind) for kind in KINDS]
     places = shared if root in shared else [root]
     for each in places:
         sweep(each)
@@ -268,7 +221,7 @@ def make_room(
     used = sum(entry.size_bytes for entry in entries)
     free = int(shutil.disk_usage(place).free * FREE_SHARE)
     if held + own + needed > limit or needed > free + used - held:
-        raise StoreError(
+        raise NoRoomError(
             errno.ENOSPC,
             f"{_gb(needed)} do not fit: the limit of all that is kept is {_gb(limit)} "
             f"(HF_TRANSFER_CACHE_GB), {_gb(held)} are in use, {_gb(free)} are free",
@@ -284,19 +237,10 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def aside(folder: Path, ending: str = "") -> Path:
-    """Return a name that nothing has, for what is written in a folder before it is put in place.
-
-    Unlike files from `tempfile`, what is made with it can be read by those whom the umask lets.
-    """
-    return folder / f".{secrets.token_hex(8)}{ending}"
-
-
-def write_about(folder: Path, about: str, rows: int) -> None:
-    """Say in an entry what it holds; whole or not at all."""
-    unfinished = aside(folder, ".part")
-    unfinished.write_text(json.dumps({"about": about, "rows": rows}) + "\n")
-    os.replace(unfinished, folder / ABOUT)
+def claim(folder: Path, about: str, rows: int) -> None:
+    """Make a folder an entry of so many rows, and say in it what it holds."""
+    if (fact(folder, "about"), fact(folder, "rows")) != (about, rows):
+        mark(folder, ENTRY, about=about, rows=rows)
 
 
 def touch(folder: Path) -> None:
@@ -328,7 +272,7 @@ def cache_report(starts: Sequence[str] = (), clear: bool = False, as_json: bool 
 
 
 def _cleared(freed: int, chosen: Sequence[CacheEntry]) -> str:
-    left = [cache_entry(entry.folder) for entry in chosen if entry.folder.exists()]
+    left = [cache_entry(entry.folder) for entry in chosen if _is_entry(entry.folder)]
     used = sum(entry.in_use for entry in left)
     parts = [f"freed {_gb(freed)}"]
     parts += [f"{used} in use are kept"] if used else []
@@ -340,8 +284,8 @@ def _cleared(freed: int, chosen: Sequence[CacheEntry]) -> str:
 def _table(entries: Sequence[CacheEntry]) -> str:
     now = time.time()
     lines = [
-        f"{entry.kind:8}  {_gb(entry.size_bytes):>9}  {_ago(now - entry.used):>7}  "
-        f"{entry.key[:8]}  {entry.about or 'unfinished' * entry.unfinished}"
+        f"{entry.kind:<8}  {_gb(entry.size_bytes):>9}  {_ago(now - entry.used):>7}  "
+        f"{entry.key[:8]}  {entry.about}{'  (unfinished)' * entry.unfinished}"
         f"{'  (in use)' * entry.in_use}"
         for entry in entries
     ]

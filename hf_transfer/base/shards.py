@@ -1,42 +1,32 @@
-"""Features on disk, keyed by everything they depend on; computed once, never stale or torn.
+"""Shards: one span of an entry's rows, a .npy file for each column with its checksum in its name.
 
-An entry is a folder of .npy files, each a span of rows (a shard) with its checksum in its name.
-A file is written aside and renamed into place, so it is there whole or not at all: an interrupted
-build goes on where it stopped, several processes may each build a part, and two runs that build
-the same entry write the same files.
+A file is written aside and renamed into place, so it is there whole or not at all.
 """
 
 from __future__ import annotations
 
-import itertools
+import errno
+import json
 import logging
-import mmap
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from hf_transfer.base.cache import (
-    Hold,
-    StoreError,
-    aside,
-    cache_root,
-    make_room,
-    touch,
-    write_about,
-)
+from hf_transfer.base.cache import READ_ONLY
+from hf_transfer.base.files import aside, put_bytes, read_limited
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20  # of one file, at most
 SHARDS, SHARD_ROWS = 64, 128  # so many of a large entry, and no smaller: what an interruption costs
-FEW = 4  # rows from each shard, up to which they are taken one by one
-MAPPED_BYTES = 64 * 2**20  # read through a map before its pages are given back
+CHECKED = "checked.json"  # in an entry: what its files were when they were found to hold
+CHECKED_BYTES = 2**26  # of that list, at most
 
 Write = Callable[[Sequence[np.ndarray]], None]
 Compute = Callable[[Iterable[range], Write], None]
@@ -55,231 +45,110 @@ class Column:
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
-class StoredFeatures:
-    """Rows on disk: `[rows]` gives an array (B, …) for each column. Memory stays flat.
-
-    As long as it lives, `hold` keeps the entry from being removed.
-    """
-
-    def __init__(
-        self, shards: Sequence[Sequence[Path]], columns: Sequence[Column], step: int, hold: Hold
-    ) -> None:
-        self.step, self.hold = step, hold  # rows in each shard but the last
-        self._read = 0
-        self._maps: list[mmap.mmap] = []
-        _allow_files(sum(map(len, shards)))
-        self._arrays: list[list[np.ndarray]] = [
-            [self._mapped(path, column) for path in paths]
-            for paths, column in zip(shards, columns, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return sum(len(array) for array in self._arrays[0])
-
-    def __getitem__(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        rows = np.asarray(rows)
-        found = tuple(self._taken(arrays, rows) for arrays in self._arrays)
-        self._read += sum(array.nbytes for array in found)
-        if self._read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-            for one in self._maps:
-                one.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-        return found
-
-    def _taken(self, arrays: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-        if len(arrays) == 1:
-            return arrays[0][rows]
-        found = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
-        shards, places = np.divmod(rows, self.step)
-        if len(rows) <= FEW * len(arrays):
-            for at, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
-                found[at] = arrays[shard][place]
-            return found
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            found[here] = arrays[shard][places[here]]
-        return found
-
-    def _mapped(self, path: Path, column: Column) -> np.ndarray:
-        with path.open("rb") as file:
-            found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._maps.append(found)
-        start = len(found) - _rows_of(path) * column.row_bytes
-        flat = np.frombuffer(found, np.dtype(column.dtype), offset=start)
-        return flat.reshape(-1, *column.shape)
-
-
-def reserve(
-    rows: Mapping[str, int],
-    columns: Sequence[Column],
-    *,
-    root: Path | None = None,
-    limit_bytes: int | None = None,
-) -> list[Hold]:
-    """Make room for what is missing of all these entries (rows by key), and keep what is there.
-
-    Nothing of theirs is removed as long as what this returns lives. Raises StoreError where they do
-    not fit together; then nothing has changed.
-    """
-    root = root or default_folder()
-    with _told(root):
-        missing = sum(_missing_rows(root / key, columns, count) for key, count in rows.items())
-        if missing:
-            make_room(root, rows, missing * _row_bytes(columns), limit_bytes)
-        return [Hold(root / key) for key in rows]
-
-
-def _allow_files(more: int) -> None:
-    """Let this process have so many more files open: each map takes one, and 1,024 are usual."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def build_features(
-    key: str,
-    columns: Sequence[Column],
-    rows: int,
-    compute: Compute,
-    *,
-    about: str = "",
-    root: Path | None = None,
-    share: tuple[int, int] = (0, 1),
-) -> list[list[Path]]:
-    """Compute those shards of an entry that are not there or do not hold; return their files.
-
-    `compute(spans, write)` hands on the rows of these spans in order, some of one span at a time:
-    `write` takes one array (some, …) for each column. `share` is (i, n): only every n-th shard,
-    from the i-th on, is looked at. Room has been reserved. Raises StoreError where the disk is full
-    all the same, or the folder cannot be written.
-    """
-    root = root or default_folder()
-    spans = _spans(columns, rows)[share[0] :: share[1]]
-    builder = _Builder(root / key, columns)
-    with _told(root), closing(builder):
-        missing = builder.missing(spans)
-        first = next(missing, None)
-        if first is not None:
-            (root / key).mkdir(parents=True, exist_ok=True)
-            write_about(root / key, about, rows)
-            compute(itertools.chain([first], missing), builder.write)
-        return [builder.files[span] for span in spans]
-
-
-def open_features(
-    key: str,
-    columns: Sequence[Column],
-    rows: int,
-    compute: Compute,
-    *,
-    about: str = "",
-    root: Path | None = None,
-    limit_bytes: int | None = None,
-) -> StoredFeatures:
-    """Return an entry's rows, building what is missing. Raises StoreError as those above."""
-    root = root or default_folder()
-    while True:
-        held = reserve({key: rows}, columns, root=root, limit_bytes=limit_bytes)
-        files = build_features(key, columns, rows, compute, about=about, root=root)
-        with _told(root):
-            held = [Hold(root / key)]
-            if not all(path.exists() for paths in files for path in paths):
-                continue  # removed where nothing can be held
-            touch(root / key)
-            step = len(_spans(columns, rows)[0]) if rows else 1
-            return StoredFeatures(list(zip(*files, strict=True)), columns, step, held[0])
-
-
-@contextmanager
-def _told(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(error.errno, f"{root}: {error.strerror or error}") from error
-
-
-def _row_bytes(columns: Sequence[Column]) -> int:
+def row_bytes(columns: Sequence[Column]) -> int:
+    """Return the bytes of one row of all columns."""
     return sum(column.row_bytes for column in columns)
 
 
-def _spans(columns: Sequence[Column], rows: int) -> list[range]:
+def spans_of(columns: Sequence[Column], rows: int) -> list[range]:
     """Return the rows of each shard: a matter of the entry alone, not of who computes it."""
     step = max(SHARD_ROWS, -(-rows // SHARDS))
-    step = max(1, min(step, SHARD_BYTES // max(1, _row_bytes(columns))))
+    step = max(1, min(step, SHARD_BYTES // max(1, row_bytes(columns))))
     return [range(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
-def _missing_rows(folder: Path, columns: Sequence[Column], rows: int) -> int:
-    """Return how many rows have no file yet, whatever is in those that there are."""
-    there = {path.stem.rpartition("-")[0] for path in folder.glob("*.npy")}
+def missing_rows(folder: Path, columns: Sequence[Column], rows: int) -> int:
+    """Return how many rows of an entry have no file yet, whatever is in those that there are."""
+    there = _files(folder)
     numbers = range(len(columns))
     return sum(
         len(span)
-        for span in _spans(columns, rows)
+        for span in spans_of(columns, rows)
         if not all(_stem(number, span) in there for number in numbers)
     )
-
-
-def default_folder() -> Path:
-    """Return where features are kept."""
-    return cache_root() / "features"
-
-
-# --- shards ------------------------------------------------------------------------------------
 
 
 def _stem(column: int, span: range) -> str:
     return f"{column}-{span.start:010d}-{len(span)}"
 
 
-def _rows_of(path: Path) -> int:
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """Return the shards' files in an entry, by column and span."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.npy")):
+        found.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    return found
+
+
+def rows_of(path: Path) -> int:
+    """Return how many rows a shard's file has, by its name."""
     return int(path.stem.split("-")[2])
 
 
-def _held(folder: Path, columns: Sequence[Column], span: range) -> list[Path]:
-    """Return a shard's files, one for each column, if all are there and hold; else none."""
-    found = []
-    for number, column in enumerate(columns):
-        held = [p for p in folder.glob(f"{_stem(number, span)}-*.npy") if _holds(p, column, span)]
-        if not held:
-            return []
-        found.append(min(held))
-    return found
+def read_shard(path: Path, column: Column) -> np.ndarray:
+    """Return one column of a shard in memory."""
+    count = rows_of(path) * int(np.prod(column.shape, dtype=np.int64))
+    start = path.stat().st_size - rows_of(path) * column.row_bytes
+    return np.fromfile(path, column.dtype, count, offset=start).reshape(-1, *column.shape)
 
 
 def _holds(path: Path, column: Column, span: range) -> bool:
     """Return whether a file is what was written, to the last bit; remove it where it is not."""
+    sound = False
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        sound = array.shape == (len(span), *column.shape) and array.dtype == np.dtype(column.dtype)
-        sound = sound and path.stem.rpartition("-")[2] == _checksum(array)
+        like = array.shape == (len(span), *column.shape) and array.dtype == np.dtype(column.dtype)
+        sound = like and path.stem.rpartition("-")[2] == _checksum(array)
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        sound = False
     if not sound:
         logger.warning("%s is not what was written and is built again", path)
         path.unlink(missing_ok=True)
     return sound
 
 
+def _checked(folder: Path) -> dict[str, list[int]]:
+    """Return what the files of an entry were when they were last read and found to hold."""
+    try:
+        found = json.loads(read_limited(folder / CHECKED, CHECKED_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def note_checked(folder: Path, paths: Iterable[Path]) -> None:
+    """Note that files hold, so that the next to open them need not read them whole."""
+    found = {path.name: _state(path) for path in paths}
+    if found == _checked(folder):
+        return
+    try:
+        put_bytes(folder / CHECKED, json.dumps(found).encode())
+    except OSError as error:
+        if error.errno not in (*READ_ONLY, errno.ENOSPC):
+            raise
+
+
+def _state(path: Path) -> list[int]:
+    """Return what is another once a file was changed: size, both times and the inode.
+
+    The time of modification can be set to any; that of the inode's change cannot.
+    """
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
 def _checksum(array: np.ndarray) -> str:
-    return f"{zlib.crc32(array.reshape(-1).view(np.uint8)):08x}"
+    return f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}"
 
 
-class _Builder:
+class Builder:
     """The shards of an entry: those that are there, and those that are written as rows come."""
 
     def __init__(self, folder: Path, columns: Sequence[Column]) -> None:
         self.folder, self.columns = folder, columns
         self.files: dict[range, list[Path]] = {}
+        self._checked, self._there = _checked(folder), _files(folder)
         self._due: deque[range] = deque()  # asked for, and not yet whole
         self._parts: list[_Part] = []
 
@@ -287,12 +156,27 @@ class _Builder:
         """Yield the spans whose rows are to be written; looked for as late as possible, for another
         run may be writing them."""
         for span in spans:
-            files = _held(self.folder, self.columns, span)
+            files = self._held(span)
             if files:
                 self.files[span] = files
             else:
                 self._due.append(span)
                 yield span
+
+    def _held(self, span: range) -> list[Path]:
+        """Return a shard's files, one for each column, if all are there and hold; else none."""
+        stems = [_stem(number, span) for number in range(len(self.columns))]
+        if not self._there.keys() >= set(stems):
+            self._there = _files(self.folder)
+        found = []
+        for stem, column in zip(stems, self.columns, strict=True):
+            for path in self._there.get(stem, ()):
+                if self._checked.get(path.name) == _state(path) or _holds(path, column, span):
+                    found.append(path)
+                    break
+            else:
+                return []
+        return found
 
     def write(self, arrays: Sequence[np.ndarray]) -> None:
         """Add the next rows, an array for each column; a shard that is whole is put in place."""
@@ -319,7 +203,7 @@ class _Part:
     def __init__(self, folder: Path, column: Column, rows: int) -> None:
         self.column, self.missing, self.checksum = column, rows, 0
         self.path = aside(folder, ".part")
-        self.file = self.path.open("xb")
+        self.file: BinaryIO = self.path.open("xb")
         descr = np.lib.format.dtype_to_descr(np.dtype(column.dtype))
         layout = {"descr": descr, "fortran_order": False, "shape": (rows, *column.shape)}
         np.lib.format.write_array_header_1_0(self.file, layout)
@@ -327,10 +211,10 @@ class _Part:
     def add(self, array: np.ndarray) -> None:
         column = self.column
         if array.shape[1:] != column.shape or array.dtype != np.dtype(column.dtype):
-            raise ValueError(f"features are {array.dtype} {array.shape}, expected {column}")
+            raise ValueError(f"rows are {array.dtype} {array.shape}, expected {column}")
         if len(array) > self.missing:
-            raise ValueError(f"{len(array)} rows of features where {self.missing} are missing")
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            raise ValueError(f"{len(array)} rows where {self.missing} are missing")
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         self.file.write(flat)
         self.checksum = zlib.crc32(flat, self.checksum)
         self.missing -= len(array)

@@ -14,8 +14,7 @@ import numpy as np
 from hf_transfer.base.machine import trim
 from hf_transfer.data.audit import Audit, audit
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.pixels import Facts, open_pixels
-from hf_transfer.data.rows import LivePixels, StoredPixels
+from hf_transfer.data.pixels import Facts, LivePixels, StoredPixels, open_pixels
 from hf_transfer.data.scale import Scale
 from hf_transfer.data.sources import SPLITS, Scan, limited, scan
 from hf_transfer.recipe.specs import DataSpec
@@ -170,14 +169,17 @@ def load_data(
     cache_dir: Path | None = None,
     limit_bytes: int | None = None,
     task: str = "classification",
+    *,
+    read_all: bool = False,
 ) -> ImageData:
     """Return a recipe's data: found, split, decoded (or read from the store), audited.
 
-    Decoded pixels are kept under `cache_dir` (`store.default_cache_dir()`) unless they take more
-    than `limit_bytes`. Raises DataError, one line.
+    Decoded pixels are kept under `cache_dir` (by default in the cache) unless they take more than
+    `limit_bytes`. With `read_all` the content of every file is read again, as a resumed run needs
+    to prove that its images are the same. Raises DataError, one line.
     """
     found = scan(_with_spare(spec), seed, task)
-    pixels, facts = open_pixels(found, settings, cache_dir, limit_bytes)
+    pixels, facts = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)
     about, kept = audit(found, facts, settings, spec)
     kept = kept[limited(found.take(kept), spec, seed)]
     for finding in about.findings:

@@ -1,53 +1,50 @@
-"""Pixels decoded once and kept on disk, keyed by everything they depend on; never stale or torn.
+"""Pixels: images decoded once and kept on disk, handed out by the row; never stale or torn.
 
-An entry is a folder, `<key>/pixels.npy` and `<key>/facts.npz`, written aside and renamed into
-place as a whole. Reading checks it; what does not hold is built again.
+What an image's pixels depend on is the content of its file and the decoder, so both name an entry
+of the store. A file whose size, times and inode are as they were is not read again to know its
+content.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import json
 import logging
-import math
-import os
-import secrets
-import shutil
 import time
 import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_transfer.base.cache import (
-    READ_ONLY,
-    Hold,
-    StoreError,
-    cache_root,
-    make_room,
-    touch,
-    write_about,
-)
+from hf_transfer.base import bars
+from hf_transfer.base.cache import READ_ONLY, NoRoomError, StoreError, cache_folder
 from hf_transfer.base.errors import DataError
-from hf_transfer.data.decoding import ImageError, decode_noted, depends_on
+from hf_transfer.base.shards import Column, Write
+from hf_transfer.base.store import StoredRows, open_rows
+from hf_transfer.data.decoding import ImageError, Picture, decode, decode_noted, depends_on
+from hf_transfer.data.digests import (
+    AT_ONCE,
+    Reading,
+    digest,
+    opened_same,
+    parts,
+    share,
+    threads,
+)
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.rows import LivePixels, StoredPixels, row_shape
 from hf_transfer.data.sources import Scan
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of an entry's layout
-CHECKED_BYTES = 256 * 10**6  # of pixels whose digests are all checked on opening
-SAMPLED = 64  # images that are, of more pixels
+VERSION = 2  # of an entry's layout
 WAVE_BYTES = 64 * 2**20  # decoded, then written; what building holds in memory
-AT_ONCE = 16  # images that a thread decodes before it looks up
+FACTS = (Column((16,), "uint8"), Column((2,), "int32"), Column((), "S256"))
+ERROR = "!"  # how a text begins that says why an image has no pixels; others are its notes
+NAME = "\x01"  # in such a text: files of the same content have different names
 
 
 @dataclass(frozen=True)
@@ -62,259 +59,220 @@ class Facts:
     errors: dict[int, tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class _Pixels:
+    """Images that are decoded as `settings` say; `contents` (N, 16) are their files' digests, and
+    `rows` those of them that are taken."""
+
+    settings: ImageSettings
+    contents: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, S', S', C)."""
+        return (len(self.rows), *row_shape(self.settings))
+
+    def identity(self) -> bytes:
+        """Return a digest of all that these pixels depend on, the same wherever the files lie."""
+        found = hashlib.blake2b(repr(depends_on(self.settings)).encode(), digest_size=16)
+        found.update(self.contents[self.rows].tobytes())
+        return found.digest()
+
+
+@dataclass(frozen=True)
+class StoredPixels(_Pixels):
+    """Decoded images on disk: `[rows]` gives uint8 (B, S', S', C), `[row]` one; picklable."""
+
+    stored: StoredRows
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        places = self.rows[rows]
+        found = self.stored.column(0, np.atleast_1d(places))
+        return found[0] if np.ndim(places) == 0 else found
+
+    def take(self, rows: np.ndarray) -> StoredPixels:
+        """Return the images in these places, without reading any."""
+        return replace(self, rows=self.rows[rows])
+
+
+@dataclass(frozen=True)
+class LivePixels(_Pixels):
+    """The same, decoded from the files whenever asked: for sets too large to store."""
+
+    found: Scan
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        places = self.rows[rows]
+        if np.ndim(places) == 0:
+            return self._decoded(int(places))
+        images = [self._decoded(place) for place in places.tolist()]
+        return np.stack(images) if images else np.zeros((0, *row_shape(self.settings)), np.uint8)
+
+    def take(self, rows: np.ndarray) -> LivePixels:
+        """Return the images in these places, without decoding any."""
+        return replace(self, rows=self.rows[rows])
+
+    def _decoded(self, row: int) -> np.ndarray:
+        with opened_same(self.found, row, self.contents) as data:
+            return decode(data, self.settings)
+
+
+def row_shape(settings: ImageSettings) -> tuple[int, int, int]:
+    """Return the shape of one decoded image: (S', S', C)."""
+    return settings.stored, settings.stored, settings.channels
+
+
 def open_pixels(
     found: Scan,
     settings: ImageSettings,
     cache_dir: Path | None = None,
     limit_bytes: int | None = None,
+    *,
+    read_all: bool = False,
 ) -> tuple[StoredPixels | LivePixels, Facts]:
     """Return the pixels of all files of a scan, a row each, and what decoding found out.
 
     Taken from the store under `cache_dir` where it holds them, else decoded into it; what was not
     used for longest makes room. A set larger than `limit_bytes` (the cache's limit, and nine tenths
     of the free disk), or one that is not in a store that cannot be written, is looked through once
-    and decoded live.
+    and decoded live. With `read_all` every file is read, whatever is known of its content.
     Files that give no pixels have an entry in `Facts.errors`. Raises DataError, one line.
     """
-    root = cache_dir or default_cache_dir()
-    shape = (len(found.files), *row_shape(settings))
-    key = _key(found, settings)
+    root = cache_dir or cache_folder("pixels")
+    reading = Reading(found)
+    contents = reading.contents(cache_dir or cache_folder("contents"), read_all)
+    work = _Decoding(found, settings, contents)
+    rows = np.arange(len(found.files))
     try:
-        held = _opened(root / key, shape)
-        if held is not None:
-            return held
-        stored = _room(root, key, int(np.prod(shape)), limit_bytes, f"{found.path}: {shape[0]}")
-        if not stored:
-            key += "-live"
-        root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{key}.lock"):
-            facts = _open(root / key, shape, say=True)
-            facts = facts or _build(root, key, found, settings, stored)
-            held = _opened(root / key, shape) if stored else None
+        stored = _stored(work, root, limit_bytes)
     except OSError as error:
-        if error.errno in READ_ONLY:
-            why = error.strerror or error
-            logger.warning("%s: %d images are decoded live: %s", found.path, shape[0], why)
-            return LivePixels(found, settings), _decode_all(found, settings, None)
         raise DataError(
             f"{root}: {error.strerror or error}; decoded pixels are kept there: make room, or name "
             "another place in HF_TRANSFER_CACHE"
         ) from error
-    return held or (LivePixels(found, settings), facts)
+    if stored is not None and len(stored.columns) > len(FACTS):
+        facts = work.facts([stored.whole(number) for number in (1, 2, 3)], reading.unread)
+        return StoredPixels(settings, contents, rows, stored), facts
+    columns = _in_memory(work) if stored is None else [stored.whole(n) for n in (0, 1, 2)]
+    return LivePixels(settings, contents, rows, found), work.facts(columns, reading.unread)
 
 
-def _opened(folder: Path, shape: tuple[int, ...]) -> tuple[StoredPixels, Facts] | None:
-    """Return an entry's pixels, kept from being removed while they are used, and its facts."""
-    if not folder.is_dir():
-        return None
-    hold = Hold(folder)
-    facts = _open(folder, shape)
-    if facts is None:
-        return None
-    touch(folder)
-    return StoredPixels(folder / "pixels.npy", shape, hold=hold), facts
-
-
-def _room(root: Path, key: str, size: int, limit_bytes: int | None, what: str) -> bool:
-    """Make room for pixels; return whether there is any."""
-    try:
-        make_room(root, [key], size, limit_bytes)
-    except StoreError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        logger.warning("%s images are decoded live: %s", what, error.strerror)
-        return False
-    return True
-
-
-def default_cache_dir() -> Path:
-    """Return where decoded pixels are kept."""
-    return cache_root() / "pixels"
-
-
-def _key(found: Scan, settings: ImageSettings) -> str:
-    """Return the name of an entry: a digest of all that its pixels depend on."""
-    digest = hashlib.sha256(repr((VERSION, *depends_on(settings))).encode())
-    digest.update(os.fsencode(found.root.resolve()))
-    for row in range(len(found.files)):
-        digest.update(found.identity(row).encode(errors="surrogateescape") + b"\n")
-    return digest.hexdigest()[:32]
-
-
-# --- reading ---------------------------------------------------------------------------------
-
-
-def _open(folder: Path, shape: tuple[int, ...], say: bool = False) -> Facts | None:
-    """Return the facts of an entry if all of it holds, else None, and `say` so."""
-    try:
-        arrays = _arrays(folder / "facts.npz")
-        about = json.loads(arrays["about"].tobytes())
-        facts = Facts(
-            pixels=arrays["pixels"],
-            files=arrays["files"],
-            sizes=arrays["sizes"],
-            notes={int(row): tuple(notes) for row, notes in about["notes"].items()},
-            errors={int(row): tuple(error) for row, error in about["errors"].items()},
-        )
-        if about["shape"] != list(shape) or len(facts.pixels) != shape[0]:
-            raise ValueError("another shape")
-        if about["file"] is not None:
-            _check(folder / "pixels.npy", about["file"], facts, shape)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        if say:
-            logger.warning("%s is not what was written and is built again: %s", folder, error)
-        return None
-    return facts
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return a .npz file's arrays; zipfile checks their CRC, and says what is wrong."""
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        return dict(file)
-
-
-def _check(path: Path, recorded: list[int], facts: Facts, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless pixels are as they were written: size, time of change, digests."""
-    stat = path.stat()
-    if [stat.st_size, stat.st_mtime_ns] != recorded:
-        raise ValueError("pixels.npy was changed")
-    pixels = StoredPixels(path, shape)
-    rows = np.linspace(0, shape[0] - 1, SAMPLED).astype(int).tolist()
-    for row in range(shape[0]) if math.prod(shape) <= CHECKED_BYTES else rows:
-        if row not in facts.errors and _digest(pixels[row]) != facts.pixels[row].tobytes():
-            raise ValueError(f"pixels.npy has other pixels in row {row}")
-
-
-def _digest(data: np.ndarray | bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-# --- building --------------------------------------------------------------------------------
-
-
-def _build(root: Path, key: str, found: Scan, settings: ImageSettings, stored: bool) -> Facts:
-    """Decode all files into a folder aside, put it in place and return its facts."""
-    place = root / f".{key}.{secrets.token_hex(4)}"
-    hold = Hold(place)  # what nobody holds any more is swept
-    shape = (len(found.files), *row_shape(settings))
-    try:
-        recorded = None
-        if stored:
-            with (place / "pixels.npy").open("wb") as file:
-                layout = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, layout)
-                facts = _decode_all(found, settings, file)
-                _to_disk(file)
-            stat = (place / "pixels.npy").stat()
-            recorded = [stat.st_size, stat.st_mtime_ns]
-        else:
-            facts = _decode_all(found, settings, None)
-        about = {"shape": shape, "file": recorded, "notes": facts.notes, "errors": facts.errors}
-        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        with (place / "facts.npz").open("wb") as file:
-            arrays = {"pixels": facts.pixels, "files": facts.files, "sizes": facts.sizes}
-            np.savez(file, about=text, **arrays)
-            _to_disk(file)
-        side = f"{settings.stored} px{'' if stored else ', decoded live'}"
-        write_about(place, f"{found.path}, {shape[0]} images of {side}", shape[0])
-        _publish(place, root / key, shape)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-        hold.close()
-    return facts
-
-
-def _decode_all(found: Scan, settings: ImageSettings, file: Any) -> Facts:
-    """Decode in threads, wave by wave, writing pixels in order; return the facts of all rows."""
-    count, shape = len(found.files), row_shape(settings)
-    facts = Facts(
-        *(np.zeros((count, 16), np.uint8) for _ in range(2)),
-        np.zeros((count, 2), np.int32),
-        {},
-        {},
-    )
-    wave = min(4096, max(64, WAVE_BYTES // int(np.prod(shape))))
-    black, start, said = np.zeros(shape, np.uint8), time.monotonic(), 0.0
-
-    def decoded_some(rows: range) -> list[np.ndarray]:
-        return [decoded(row) for row in rows]
-
-    def decoded(row: int) -> np.ndarray:
+def _stored(work: _Decoding, root: Path, limit_bytes: int | None) -> StoredRows | None:
+    """Return the entry that holds the pixels and facts, or the facts alone where the pixels find no
+    room; None where that finds none either, or nothing can be written."""
+    what, count = work.found.path, len(work.found.files)
+    sizes = f"{count:,} images of {work.settings.stored} px"
+    pixels = Column(row_shape(work.settings), "uint8")
+    for columns, limit in (((pixels, *FACTS), limit_bytes), (FACTS, None)):
+        live, key = columns is FACTS, work.key(columns)
         try:
-            with found.opened(row) as data:
-                facts.files[row] = np.frombuffer(_digest(data), np.uint8)
-                picture = decode_noted(data, settings, found.files[row])
-        except ImageError as error:
-            facts.errors[row] = (error.kind, str(error))
-            return black
-        except OSError as error:
-            kind = "missing" if error.errno == errno.ENOENT else "unreadable"
-            facts.errors[row] = (kind, f"{found.files[row]}: {error.strerror or error}")
-            return black
-        facts.pixels[row] = np.frombuffer(_digest(picture.pixels), np.uint8)
-        facts.sizes[row] = picture.width, picture.height
-        if picture.notes:
-            facts.notes[row] = picture.notes
-        return picture.pixels
-
-    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
-        warnings.simplefilter("ignore")  # once for all threads; the notes say what Pillow would
-        for first in range(0, count, wave):
-            last = min(first + wave, count)
-            some = [range(row, min(row + AT_ONCE, last)) for row in range(first, last, AT_ONCE)]
-            for images in pool.map(decoded_some, some):
-                if file is not None:
-                    file.writelines(images)
-            elapsed = time.monotonic() - start
-            if elapsed - said > 5:
-                said = elapsed
-                logger.info("decoded %d of %d images", last, count)
-    logger.info("decoded %d images in %.1f s", count, time.monotonic() - start)
-    return facts
-
-
-def _threads() -> int:
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-
-
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _publish(finished: Path, place: Path, shape: Sequence[int]) -> None:
-    """Rename a finished entry into place; one that another process put there first stays."""
-    for _ in range(5):
-        try:
-            os.rename(finished, place)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            return open_rows(
+                key,
+                columns,
+                count,
+                partial(work.run, keep=not live),
+                root=root,
+                about=f"{what}, {sizes}{', decoded live' * live}",
+                limit_bytes=limit,
+                first=share(root / key),
+            )
+        except NoRoomError as error:
+            reason = error.strerror
+        except StoreError as error:
+            if error.errno not in READ_ONLY:
                 raise
-        if _open(place, tuple(shape)) is not None:
-            return
-        broken = place.parent / f".{place.name}.{secrets.token_hex(4)}"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(place, broken)
-        shutil.rmtree(broken, ignore_errors=True)
-    raise OSError(errno.EBUSY, "another process keeps writing there")
+            logger.warning("%s: %d images are decoded live: %s", what, count, error.strerror)
+            return None
+        if not live:
+            logger.warning("%s: %d images are decoded live: %s", what, count, reason)
+    return None
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock while building, so that a second process waits and then reads.
+def _in_memory(work: _Decoding) -> list[np.ndarray]:
+    parts: list[Sequence[np.ndarray]] = []
+    work.run([range(len(work.found.files))], parts.append, keep=False)
+    if not parts:
+        return [np.empty((0, *column.shape), column.dtype) for column in FACTS]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    It only saves double work: entries are right without it, where a file system has no locks.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with path.open("w") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        path.unlink(missing_ok=True)
+
+# --- decoding --------------------------------------------------------------------------------
+
+
+class _Decoding:
+    """The decoding of a scan's files."""
+
+    def __init__(self, found: Scan, settings: ImageSettings, contents: np.ndarray) -> None:
+        self.found, self.settings, self.contents = found, settings, contents
+        self.black = np.zeros(row_shape(settings), np.uint8)
+
+    def key(self, columns: Sequence[Column]) -> str:
+        """Return the name of an entry: a digest of all that it depends on."""
+        how = (VERSION, *depends_on(self.settings), list(columns))
+        digest = hashlib.sha256(repr(how).encode())
+        digest.update(self.contents.tobytes())
+        return digest.hexdigest()[:32]
+
+    def run(self, spans: Iterable[range], write: Write, keep: bool) -> None:
+        """Decode these rows in threads and write them in order, with their pixels or without."""
+        size = int(np.prod(self.black.shape))
+        wave = min(4096, max(64, WAVE_BYTES // size))
+        start, done = time.monotonic(), 0
+        with (
+            warnings.catch_warnings(),
+            bars.bar(len(self.contents), "Decoding") as bar,
+            ThreadPoolExecutor(threads()) as pool,
+        ):
+            warnings.simplefilter("ignore")  # once for all threads; the notes say what Pillow would
+            for rows in (rows for span in spans for rows in parts(span, wave)):
+                found = [one for some in pool.map(self._some, parts(rows, AT_ONCE)) for one in some]
+                images, digests, sizes, told = zip(*found, strict=True)
+                facts = (
+                    np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16),
+                    np.array(sizes, np.int32),
+                    np.array(told, FACTS[2].dtype),
+                )
+                write([np.stack(images), *facts] if keep else facts)
+                bar.update(len(rows))
+                done += len(rows)
+        logger.info("decoded %d images in %.1f s", done, time.monotonic() - start)
+
+    def facts(self, columns: Sequence[np.ndarray], unread: dict[int, tuple[str, str]]) -> Facts:
+        """Return what is known of all rows, from the columns of FACTS."""
+        digests, sizes, told = columns
+        notes, errors = {}, dict(unread)
+        for row in np.flatnonzero(told != b"").tolist():
+            text = told[row].decode()
+            if text.startswith(ERROR):
+                kind, _, why = text[len(ERROR) :].partition(" ")
+                errors[row] = kind, why.replace(NAME, self.found.files[row])
+            else:
+                notes[row] = tuple(text.split(" "))
+        return Facts(digests, self.contents, sizes, notes, errors)
+
+    def _some(self, rows: range) -> list[tuple[np.ndarray, bytes, tuple[int, int], bytes]]:
+        return [self._one(row) for row in rows]
+
+    def _one(self, row: int) -> tuple[np.ndarray, bytes, tuple[int, int], bytes]:
+        """Return a row's pixels, their digest, the picture's size and what is told of it."""
+        if not self.contents[row].any():  # the file cannot be read
+            return self.black, bytes(16), (0, 0), b""
+        name = self.found.files[row]
+        try:
+            with opened_same(self.found, row, self.contents) as data:
+                picture: Picture = decode_noted(data, self.settings, name)
+        except ImageError as error:
+            why = str(error).replace(name, NAME)
+            return self.black, bytes(16), (0, 0), _cut(f"{ERROR}{error.kind} {why}")
+        size = picture.width, picture.height
+        return picture.pixels, digest(picture.pixels), size, " ".join(picture.notes).encode()
+
+
+def _cut(text: str) -> bytes:
+    """Return a text in UTF-8, no longer than its column holds."""
+    most = np.dtype(FACTS[2].dtype).itemsize
+    return text.encode(errors="replace")[:most].decode(errors="ignore").encode()

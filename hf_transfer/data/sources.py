@@ -113,7 +113,7 @@ class Scan:
                 yield data
 
     def identity(self, row: int) -> str:
-        """Return what changes when the image does: its name, size and time of change."""
+        """Return what changes when the image does: its name, size, times and inode."""
         name = self.files[row]
         if self.table is not None:
             return self.table.identity(name)

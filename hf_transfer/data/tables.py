@@ -161,12 +161,16 @@ def _split(record: dict[str, Any], place: str) -> str:
 
 
 def identity_of(path: Path | str) -> str:
-    """Return what changes when a file does: its size and time of change, or that it is missing."""
+    """Return what changes when a file does, or that it is missing.
+
+    Size and time of modification are what `tar` and `rsync -a` set; the time of the inode's change
+    and the inode are not.
+    """
     try:
         found = os.stat(path)
     except OSError:
         return "missing"
-    return f"{found.st_size}\0{found.st_mtime_ns}"
+    return f"{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\0{found.st_ino}"
 
 
 # --- datasets --------------------------------------------------------------------------------

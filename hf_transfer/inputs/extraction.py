@@ -18,7 +18,7 @@ from hf_transfer.base.bars import bar
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.shards import Column, Write
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.data.rows import LivePixels
+from hf_transfer.data.pixels import LivePixels
 from hf_transfer.inputs.augmentation import augment
 from hf_transfer.inputs.cut import Context, Cut, check_same, crossing_values
 from hf_transfer.inputs.model_input import collate, to_model_input

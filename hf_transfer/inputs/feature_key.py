@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.shards import Column
-from hf_transfer.data.decoding import depends_on
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.rows import LivePixels, StoredPixels
+from hf_transfer.data.pixels import LivePixels, StoredPixels
 
-VERSION = 2  # of what a key means, and of how an entry is laid out
+VERSION = 3  # of what a key means, and of how an entry is laid out
 LIBRARIES = ("torch", "transformers", "timm", "torchvision")
 ROWS = 64  # images in memory that are looked at together
 
@@ -47,17 +45,11 @@ def feature_key(
 
 
 def _identity(images: ImageSet) -> bytes:
-    """Return a digest of the pixels that a set shows, from their store's key where there is one."""
+    """Return a digest of the pixels that a set shows; of decoded ones by their files' content."""
     found = hashlib.blake2b(digest_size=16)
     pixels = images.pixels
-    if isinstance(pixels, StoredPixels):
-        found.update(f"{pixels.path.parent.name}{pixels.stored}".encode())
-        found.update(np.ascontiguousarray(pixels.rows, np.int64))
-    elif isinstance(pixels, LivePixels):
-        found.update(repr(depends_on(pixels.settings)).encode())
-        found.update(os.fsencode(pixels.found.root.resolve()))
-        for row in pixels.rows:
-            found.update(pixels.found.identity(int(row)).encode(errors="surrogateescape") + b"\n")
+    if isinstance(pixels, (StoredPixels, LivePixels)):
+        found.update(pixels.identity())
     else:
         found.update(repr(pixels.shape).encode())
         for first in range(0, len(pixels), ROWS):

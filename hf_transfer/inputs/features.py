@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.boundary import said
-from hf_transfer.base.cache import Hold
+from hf_transfer.base.cache import cache_folder
+from hf_transfer.base.locks import Hold
 from hf_transfer.base.processes import Meetings, Processes
-from hf_transfer.base.shards import StoredFeatures, build_features, open_features, reserve
+from hf_transfer.base.store import StoredRows, build_rows, open_rows, reserve
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs.cut import PROBES, Context, Cut, find_cut
 from hf_transfer.inputs.extraction import Extraction, FeaturesError, TooLargeError
@@ -173,7 +174,12 @@ class Replay:
         meetings: Meetings | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.model, self.backbone, self.cut, self.folder = model, backbone, cut, folder
+        self.model, self.backbone, self.cut, self.folder = (
+            model,
+            backbone,
+            cut,
+            folder or cache_folder("features"),
+        )
         self.meetings = meetings or Meetings(Processes())
         self.extraction = Extraction(
             model, backbone, cut, phase, seed, context, workers, self.meetings.working
@@ -183,8 +189,8 @@ class Replay:
             (train, view if varied else None) for view in range(view_count(phase))
         ]
         self.holds: list[Hold] = []
-        self.views: list[StoredFeatures] = []
-        self.held_out: StoredFeatures | None = None
+        self.views: list[StoredRows] = []
+        self.held_out: StoredRows | None = None
         self.train = IndexSet(train.labels)
         self.evaluation = None
         if evaluation is not None:
@@ -212,7 +218,7 @@ class Replay:
         rank, count = self.meetings.processes.rank, self.meetings.processes.count
         different = {entry["key"]: entry for entry in self.entries}.values()
         for number, entry in enumerate(different if count > 1 else ()):
-            build_features(**entry, share=((rank - number) % count, count))
+            build_rows(**entry, share=((rank - number) % count, count))
         if count == 1:
             self._open()
 
@@ -234,7 +240,7 @@ class Replay:
                 self.views, self.held_out, self.holds = [], None, []
 
     def _open(self) -> None:
-        opened = [open_features(**entry) for entry in self.entries]
+        opened = [open_rows(**entry) for entry in self.entries]
         if self.evaluation is not None:
             self.held_out = opened.pop()
         self.views = opened

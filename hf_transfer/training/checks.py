@@ -13,7 +13,7 @@ from hf_transfer.base.cache import room
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.data.rows import StoredPixels
+from hf_transfer.data.pixels import StoredPixels
 from hf_transfer.planning.frozen_prefix import check_kept, insists
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe import stopping
@@ -89,7 +89,7 @@ def check_features(
             )
     problem = None
     sets = [data.pixels for data in (train, evaluation) if data is not None]
-    pixels = {stored.path.parent for stored in sets if isinstance(stored, StoredPixels)}
+    pixels = {stored.stored.folder for stored in sets if isinstance(stored, StoredPixels)}
     held_out = len(evaluation) if isinstance(evaluation, ImageSet) else 0
     images = {"train": len(train), "validation": held_out}
     try:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer.base import cache, shards
-from hf_transfer.base.cache import Room, cache_entries, cache_root
+from hf_transfer.base import cache
+from hf_transfer.base.cache import Room, cache_entries, cache_folder, cache_root, claim
+from hf_transfer.base.locks import Hold
+from hf_transfer.base.shards import Column
+from hf_transfer.base.store import open_rows
 from hf_transfer.cli import main
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.pixels import open_pixels
-from hf_transfer.data.rows import LivePixels, StoredPixels
+from hf_transfer.data.pixels import LivePixels, StoredPixels, open_pixels
 from hf_transfer.data.sources import scan
 from hf_transfer.recipe.specs import DataSpec
 
@@ -43,13 +45,14 @@ def decoded(folder, seed=0):
 
 
 def features(key, rows=1000):
-    column = shards.Column((8,), "float32")
+    column = Column((8,), "float32")
 
     def compute(spans, write):
         for span in spans:
             write([np.zeros((len(span), 8), np.float32)])
 
-    return shards.open_features(key, [column], rows, compute, about=f"features {key}")
+    root = cache_folder("features")
+    return open_rows(key, [column], rows, compute, root=root, about=f"features {key}")
 
 
 def aged(kind, seconds):
@@ -60,7 +63,7 @@ def aged(kind, seconds):
 def test_pixels_and_features_are_listed_with_what_they_are_the_last_used_first(tmp_path):
     decoded(tmp_path / "a"), features("key")
     aged("pixels", 100)
-    first, second = cache_entries()
+    first, second = (entry for entry in cache_entries() if entry.kind != "contents")
     assert (first.kind, first.about) == ("features", "features key")
     assert (second.kind, second.size_bytes >= PIXELS) == ("pixels", True)
     assert "24 images of 20 px" in second.about
@@ -78,7 +81,8 @@ def test_pixels_and_features_share_one_limit(tmp_path, monkeypatch):
     aged("pixels", 200), aged("features", 100)
     monkeypatch.setenv("HF_TRANSFER_CACHE_GB", str(90_000 / 1e9))
     features("new")  # 32 kB more, and the pixels were used first
-    assert [(e.kind, e.key) for e in cache_entries()] == [("features", "new"), ("features", "old")]
+    kept = [(e.kind, e.key) for e in cache_entries() if e.kind != "contents"]
+    assert kept == [("features", "new"), ("features", "old")]
 
 
 def test_pixels_in_use_stay_and_what_finds_no_room_is_decoded_live(tmp_path, monkeypatch, caplog):
@@ -102,11 +106,11 @@ def test_the_command_lists_as_text_and_as_json_and_clears(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "24 images of 20 px" in text
     assert "(in use)" in text
-    assert "2 entries" in text.splitlines()[-1]
+    assert "3 entries" in text.splitlines()[-1]
     assert "HF_TRANSFER_CACHE_GB" in text
     assert main(["cache", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {entry["kind"] for entry in found["entries"]} == {"pixels", "features"}
+    assert {entry["kind"] for entry in found["entries"]} == {"contents", "pixels", "features"}
     assert found["limit_bytes"] == cache.LIMIT_BYTES
     assert main(["cache", "--clear"]) == 0
     assert "1 in use are kept" in capsys.readouterr().out
@@ -151,15 +155,15 @@ def test_the_room_is_the_limit_and_what_of_the_disk_is_free_or_taken_by_entries(
 
 
 def test_what_a_killed_build_left_is_listed_and_cleared_and_what_is_being_written_is_kept(capsys):
-    left, written = (cache_root() / "pixels" / f".{key}.0a" for key in ("left", "written"))
+    left, written = (cache_root() / "pixels" / key for key in ("left", "written"))
     for folder in (left, written):
-        folder.mkdir(parents=True)
-        (folder / "pixels.npy").write_bytes(bytes(2 * 10**6))
-    hold = cache.Hold(written)
+        claim(folder, "photos", 100)
+        (folder / ".0123456789abcdef.part").write_bytes(bytes(2 * 10**6))
+    hold = Hold(written)
     assert main(["cache"]) == 0
     text = capsys.readouterr().out
     assert "2 entries, 4.0 MB" in text
-    assert text.count("unfinished") == 2
+    assert text.count("photos  (unfinished)") == 2
     assert text.count("(in use)") == 1
     assert main(["cache", "--clear"]) == 0
     assert capsys.readouterr().out == "freed 2.0 MB; 1 in use are kept\n"
@@ -208,7 +212,7 @@ def test_a_complete_cache_that_is_read_only_is_used_and_what_cannot_go_is_not_fr
     del pixels
     gc.collect()
     assert main(["cache", "--clear"]) == 0
-    told = f"freed 0.0 MB; 2 cannot be removed: {cache_root()} is read-only\n"
+    told = f"freed 0.0 MB; 3 cannot be removed: {cache_root()} is read-only\n"
     assert capsys.readouterr().out == told
 
 

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,15 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer.base.cache import Hold
+from hf_transfer.base import shards
+from hf_transfer.base.cache import cache_entries, remove
 from hf_transfer.base.errors import DataError
+from hf_transfer.base.shards import Column
 from hf_transfer.data import decoding as decoding_module
 from hf_transfer.data import pixels as store
 from hf_transfer.data.decoding import decode
+from hf_transfer.data.digests import Reading
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.pixels import open_pixels
-from hf_transfer.data.rows import LivePixels, StoredPixels
-from hf_transfer.data.sources import scan
+from hf_transfer.data.pixels import LivePixels, StoredPixels, open_pixels
+from hf_transfer.data.sources import Scan, scan
 from hf_transfer.recipe.specs import DataSpec
 
 SETTINGS = ImageSettings(16, crop_pct=0.8, interpolation="bilinear")
@@ -63,8 +67,19 @@ def wanted(found) -> np.ndarray:
 
 
 def entry(cache: Path) -> Path:
-    (folder,) = (path for path in cache.iterdir() if path.is_dir())
-    return folder
+    """The entry of the pixels; beside it lies that of the files' contents."""
+    (found,) = (e for e in cache_entries(cache) if "digests" not in e.about)
+    return found.folder
+
+
+def shard(cache: Path, column: int = 0) -> Path:
+    (path,) = entry(cache).glob(f"{column}-*.npy")
+    return path
+
+
+def live(found) -> LivePixels:
+    contents = Reading(found).contents(Path("/nowhere"), read_all=True)
+    return LivePixels(SETTINGS, contents, np.arange(len(found.files)), found)
 
 
 def test_stored_pixels_are_the_decoded_ones_and_are_decoded_once(photos, cache, decoded):
@@ -80,17 +95,14 @@ def test_stored_pixels_are_the_decoded_ones_and_are_decoded_once(photos, cache, 
     assert np.array_equal(facts.pixels, facts_again.pixels)
     assert np.array_equal(facts.files, facts_again.files)
     assert facts.sizes[0].tolist() == [24, 30]
-    held = sorted(path.name for path in entry(cache).iterdir())
-    assert held == ["about.json", "facts.npz", "pixels.npy"]
-    assert np.array_equal(np.load(entry(cache) / "pixels.npy", mmap_mode="r"), wanted(found))
+    assert np.array_equal(np.load(shard(cache), mmap_mode="r"), wanted(found))
 
 
 def test_rows_can_be_taken_sliced_and_pickled(photos, cache):
     found = scan(DataSpec(str(photos)))
     pixels, _ = open_pixels(found, SETTINGS, cache)
-    live = LivePixels(found, SETTINGS)
     right = wanted(found)
-    for reader in (pixels, live):
+    for reader in (pixels, live(found)):
         some = reader.take(np.array([20, 3, 3, 7]))
         assert some.shape == (4, 20, 20, 3)
         assert len(some) == 4
@@ -163,12 +175,12 @@ def zero(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
-@pytest.mark.parametrize("name", ["pixels.npy", "facts.npz"])
+@pytest.mark.parametrize("column", [0, 1, 3])
 @pytest.mark.parametrize("damage", [cut, flip, zero, Path.unlink])
-def test_a_torn_or_foreign_entry_is_built_again_never_used(photos, cache, decoded, name, damage):
+def test_a_torn_or_foreign_entry_is_built_again_never_used(photos, cache, decoded, column, damage):
     found = scan(DataSpec(str(photos)))
     open_pixels(found, SETTINGS, cache)
-    damage(entry(cache) / name)
+    damage(shard(cache, column))
     pixels, facts = open_pixels(found, SETTINGS, cache)
     assert len(decoded) == 48
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
@@ -176,33 +188,29 @@ def test_a_torn_or_foreign_entry_is_built_again_never_used(photos, cache, decode
     assert len(decoded) == 48
 
 
-def test_damage_that_keeps_size_and_time_is_found_by_its_digest(photos, cache, decoded):
+def test_damage_that_keeps_size_and_time_is_found_by_its_checksum(photos, cache, decoded, caplog):
     found = scan(DataSpec(str(photos)))
     open_pixels(found, SETTINGS, cache)
-    path = entry(cache) / "pixels.npy"
+    path = shard(cache)
     times = path.stat()
     flip(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     pixels, _ = open_pixels(found, SETTINGS, cache)
     assert len(decoded) == 48
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
+    assert caplog.text.count("is not what was written and is built again") == 1
 
 
-def test_every_row_is_checked_where_that_is_cheap(photos, cache, decoded, monkeypatch, caplog):
-    """And what does not hold is said once; of many pixels a sample is checked."""
-    monkeypatch.setattr(store, "SAMPLED", 2)
+def test_what_has_been_found_to_hold_is_not_read_whole_again(photos, cache, monkeypatch):
     found = scan(DataSpec(str(photos)))
     open_pixels(found, SETTINGS, cache)
-    path = entry(cache) / "pixels.npy"
-    for checked, times in ((10**9, 48), (100, 48)):
-        monkeypatch.setattr(store, "CHECKED_BYTES", checked)
-        before, data = path.stat(), bytearray(path.read_bytes())
-        data[-2 * 1200 : -1200] = bytes(1200)  # the last row but one
-        path.write_bytes(data)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        open_pixels(found, SETTINGS, cache)
-        assert len(decoded) == times
-    assert caplog.text.count("is not what was written and is built again") == 1
+    read: list[Path] = []
+    monkeypatch.setattr(shards, "_holds", lambda path, *rest: read.append(path) or True)
+    open_pixels(found, SETTINGS, cache)
+    assert read == []
+    os.utime(shard(cache))
+    open_pixels(found, SETTINGS, cache)
+    assert read == [shard(cache)]
 
 
 def test_others_may_read_pixels_as_the_umask_says(photos, cache):
@@ -215,7 +223,7 @@ def test_others_may_read_pixels_as_the_umask_says(photos, cache):
     assert {path.stat().st_mode & 0o777 for path in entry(cache).iterdir()} == {0o644}
 
 
-def test_an_interrupted_build_leaves_nothing_and_is_not_used(photos, cache, monkeypatch):
+def test_an_interrupted_build_leaves_no_half_of_a_shard(photos, cache, monkeypatch):
     found = scan(DataSpec(str(photos)))
     original = decoding_module.decode_noted
 
@@ -227,22 +235,73 @@ def test_an_interrupted_build_leaves_nothing_and_is_not_used(photos, cache, monk
     monkeypatch.setattr(store, "decode_noted", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_pixels(found, SETTINGS, cache)
-    assert [path for path in cache.iterdir() if path.is_dir()] == []
+    assert list(entry(cache).glob("*.npy")) == list(entry(cache).glob(".*.part")) == []
     monkeypatch.setattr(store, "decode_noted", original)
     pixels, _ = open_pixels(found, SETTINGS, cache)
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
 
 
-def test_what_a_killed_build_left_is_removed_and_what_is_being_written_is_not(photos, cache):
-    """However long that takes: the time of a folder does not move while a file in it grows."""
-    old, new = cache / ".key.killed", cache / ".key.running"
-    old.mkdir(parents=True)
-    writer = Hold(new)
-    os.utime(new, (time.time() - 10**6,) * 2)
-    open_pixels(scan(DataSpec(str(photos))), SETTINGS, cache)
-    assert not old.exists()
-    assert new.exists()
-    writer.close()
+def _decode_slowly(photos: str, cache: Path) -> None:
+    shards.SHARD_ROWS, original = 3, store.decode_noted
+
+    def slow(*given):
+        time.sleep(0.02)
+        return original(*given)
+
+    store.decode_noted = slow
+    open_pixels(scan(DataSpec(photos)), SETTINGS, cache)
+
+
+def test_a_decoding_that_was_killed_goes_on_with_the_rest(photos, cache, decoded, monkeypatch):
+    child = multiprocessing.get_context("fork").Process(
+        target=_decode_slowly, args=(str(photos), cache)
+    )
+    child.start()
+    deadline = time.monotonic() + 60
+    while len(list(cache.glob("*/3-*.npy"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    left = list(cache.glob("*/3-*.npy"))
+    assert 2 <= len(left) < 8
+    monkeypatch.setattr(shards, "SHARD_ROWS", 3)
+    found = scan(DataSpec(str(photos)))
+    pixels, facts = open_pixels(found, SETTINGS, cache)
+    assert len(decoded) == 24 - 3 * len(left)
+    assert np.array_equal(pixels[np.arange(24)], wanted(found))
+    assert facts.sizes[:, 1].tolist() == [30] * 24
+    assert not list(cache.glob("*/.*.part"))
+
+
+def _decode_a_share(photos: str, cache: Path, rank: int, results) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+    names, original = [], store.decode_noted
+
+    def noting(data, settings, name):
+        names.append(name)
+        time.sleep(0.05)
+        return original(data, settings, name)
+
+    shards.SHARD_ROWS, store.decode_noted = 3, noting
+    pixels, _ = open_pixels(scan(DataSpec(photos)), SETTINGS, cache)
+    results.put((names, pixels[np.arange(24)].tobytes()))
+
+
+def test_the_processes_of_a_launch_share_the_decoding(photos, cache):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    workers = [
+        context.Process(target=_decode_a_share, args=(str(photos), cache, rank, results))
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    done = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    right = wanted(scan(DataSpec(str(photos)))).tobytes()
+    assert [pixels == right for _, pixels in done] == [True, True]
+    assert all(3 <= len(names) <= 21 for names, _ in done)
 
 
 def _opened(photos: str, cache: Path, results) -> None:
@@ -263,20 +322,7 @@ def test_two_processes_at_once_do_not_corrupt_each_other(photos, cache):
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    assert [path.name for path in cache.iterdir()] == [entry(cache).name]
-
-
-def test_an_entry_that_another_process_put_there_first_stays(photos, cache, monkeypatch):
-    found = scan(DataSpec(str(photos)))
-    open_pixels(found, SETTINGS, cache)
-    there = entry(cache)
-    first = (there / "pixels.npy").stat().st_ino
-    store._build(cache, there.name, found, SETTINGS, True)
-    assert (there / "pixels.npy").stat().st_ino == first
-    flip(there / "facts.npz")
-    store._build(cache, there.name, found, SETTINGS, True)
-    assert (there / "pixels.npy").stat().st_ino != first
-    assert [path.name for path in cache.iterdir()] == [there.name]
+    assert not list(cache.glob("*/.*.part"))
 
 
 def test_a_set_too_large_to_store_is_decoded_live(photos, cache, decoded):
@@ -285,7 +331,7 @@ def test_a_set_too_large_to_store_is_decoded_live(photos, cache, decoded):
     assert isinstance(pixels, LivePixels)
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
     assert len(facts.pixels) == 24
-    assert sum(path.stat().st_size for path in cache.rglob("*")) < 20_000
+    assert sum(path.stat().st_size for path in cache.rglob("*.npy")) < 20_000
     _, again = open_pixels(found, SETTINGS, cache, limit_bytes=1000)
     assert np.array_equal(again.pixels, facts.pixels)
     assert len(decoded) == 24  # looked through once
@@ -308,11 +354,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(photos, cache, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_to_disk", full)
+    monkeypatch.setattr(shards.os, "fsync", full)
     with pytest.raises(DataError, match="No space left on device; decoded pixels") as caught:
         open_pixels(scan(DataSpec(str(photos))), SETTINGS, cache)
     assert "HF_TRANSFER_CACHE" in str(caught.value)
-    assert [path for path in cache.iterdir() if path.is_dir()] == []
+    assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
 def test_a_place_that_is_no_folder_is_one_line(photos, tmp_path):
@@ -321,32 +367,109 @@ def test_a_place_that_is_no_folder_is_one_line(photos, tmp_path):
         open_pixels(scan(DataSpec(str(photos))), SETTINGS, tmp_path / "file" / "cache")
 
 
-def test_the_default_place_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path))
-    assert store.default_cache_dir() == tmp_path / "pixels"
-    monkeypatch.delenv("HF_TRANSFER_CACHE")
-    assert store.default_cache_dir() == Path.home() / ".cache" / "hf_transfer" / "pixels"
+def test_images_of_equal_size_and_time_are_other_images(photos, cache):
+    """As tar, rsync -a and the layers of containers leave them."""
+    found = scan(DataSpec(str(photos)))
+    path = photos / found.files[5]
+    Image.new("RGB", (30, 24), "red").save(path, "BMP")
+    _, facts = open_pixels(found, SETTINGS, cache)
+    times = path.stat()
+    Image.new("RGB", (30, 24), "blue").save(path, "BMP")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    pixels, again = open_pixels(found, SETTINGS, cache)
+    assert not np.array_equal(again.files[5], facts.files[5])
+    assert np.array_equal(pixels[5], wanted(found)[5])
+
+
+def test_the_same_images_elsewhere_or_touched_are_not_decoded_again(photos, cache, decoded):
+    first, _ = open_pixels(scan(DataSpec(str(photos))), SETTINGS, cache)
+    shutil.copytree(photos, photos.parent / "moved")
+    for path in photos.rglob("*.png"):
+        path.touch()
+    for place in (photos, photos.parent / "moved"):
+        again, _ = open_pixels(scan(DataSpec(str(place))), SETTINGS, cache)
+        assert again.identity() == first.identity()
+    assert len(decoded) == 24
+
+
+def test_files_are_read_again_only_where_that_is_asked(photos, cache, monkeypatch):
+    found = scan(DataSpec(str(photos)))
+    open_pixels(found, SETTINGS, cache)
+    read: list[int] = []
+    original = Scan.opened
+    monkeypatch.setattr(Scan, "opened", lambda self, row: read.append(row) or original(self, row))
+    open_pixels(found, SETTINGS, cache)
+    assert read == []
+    open_pixels(found, SETTINGS, cache, read_all=True)
+    assert sorted(read) == list(range(24))
+
+
+def test_a_file_that_changes_while_it_is_used_is_named(photos, cache, monkeypatch):
+    found = scan(DataSpec(str(photos)))
+    pixels, _ = open_pixels(found, SETTINGS, cache, limit_bytes=1000)
+    assert isinstance(pixels, LivePixels)
+    Image.new("RGB", (40, 40), "red").save(photos / found.files[5])
+    with pytest.raises(DataError, match=f"{found.files[5]}: it has changed since the run began"):
+        pixels[np.arange(24)]
+
+
+def test_what_is_no_regular_file_or_too_large_is_not_read(photos, cache, monkeypatch):
+    (photos / "cat" / "00.png").unlink()
+    os.mkfifo(photos / "cat" / "00.png")
+    (photos / "cat" / "01.png").unlink()
+    (photos / "cat" / "01.png").symlink_to("/dev/zero")
+    with (photos / "cat" / "02.png").open("wb") as file:
+        file.truncate(2**40)  # none of it is on the disk
+    found = scan(DataSpec(str(photos)))
+    facts = open_pixels(found, SETTINGS, cache)[1]
+    assert {row: kind for row, (kind, _) in facts.errors.items()} == {
+        0: "unreadable", 1: "unreadable", 2: "too-large"
+    }  # fmt: skip
+    assert facts.errors[0][1] == "cat/00.png: not a regular file"
+    assert "larger than 1 GiB" in facts.errors[2][1]
+
+
+def test_files_of_others_in_the_cache_are_never_touched(photos, cache, tmp_path):
+    """However old they are, and however little room there is."""
+    foreign = [cache / ".git" / "HEAD", cache / "thesis" / "text.tex", cache / "0.npy"]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        os.utime(path.parent, (0, 0))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "0-0000000000-24-00000000.npy").write_text("mine")
+    (cache / "linked").symlink_to(outside)
+    found = scan(DataSpec(str(photos)))
+    open_pixels(found, SETTINGS, cache)
+    (entry(cache) / "notes.txt").write_text("mine")
+    place = entry(cache)
+    sum(map(remove, cache_entries(cache)))
+    open_pixels(found, SETTINGS, cache, limit_bytes=30_000)
+    assert [path.read_text() for path in foreign] == ["mine"] * 3
+    assert (place / "notes.txt").read_text() == "mine"
+    assert (outside / "0-0000000000-24-00000000.npy").read_text() == "mine"
+    assert (cache / "linked").is_symlink()
 
 
 def test_memory_does_not_grow_with_what_is_read(tmp_path):
     """Reading 400 MB through the map leaves less than 100 MB resident with a 32 MB limit."""
-    shape = (2000, 256, 256, 3)
-    path = tmp_path / "pixels.npy"
+    column = Column((256, 256, 3), "uint8")
+    path = tmp_path / "0-0000000000-2000-00000000.npy"
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
-        )
-        file.truncate(file.tell() + int(np.prod(shape)))
+        file.truncate(2000 * column.row_bytes)
     code = (
-        "from pathlib import Path; import numpy as np; from hf_transfer.data import rows as store\n"
+        "from pathlib import Path; import numpy as np; from hf_transfer.base import store\n"
         "store.MAPPED_BYTES = 32 * 2**20\n"
-        f"pixels = store.StoredPixels(Path({str(path)!r}), {shape})\n"
+        f"paths, column = [Path({str(path)!r})], store.{column}\n"
+        "pixels = store.StoredRows(paths[0].parent, [paths], [column], 2000)\n"
         "def resident():\n"
         "    return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20\n"
         "before = resident()\n"
         "most = 0\n"
         "for first in range(0, 2000, 50):\n"
-        "    pixels[np.arange(first, first + 50)]\n"
+        "    pixels.column(0, np.arange(first, first + 50))\n"
         "    most = max(most, resident())\n"
         "print(most - before)"
     )

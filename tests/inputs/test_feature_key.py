@@ -1,7 +1,5 @@
 """Whatever features depend on changes their name; what they do not depend on leaves it."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from hf_transfer.base.processes import Processes
 from hf_transfer.data import decoding
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.rows import LivePixels
+from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import scan
 from hf_transfer.inputs import extraction, feature_key
 from hf_transfer.recipe.specs import DataSpec
@@ -95,19 +93,22 @@ def test_images_and_their_order_count_and_labels_do_not(tmp_path):
     assert first == keys(tmp_path, stored=relabelled)
 
 
-def test_of_images_decoded_live_the_decoder_counts_and_so_does_their_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_of_decoded_images_content_and_decoder_count_and_their_place_does_not(
+    tmp_path, monkeypatch, limit
+):
     for place in ("a/x", "a/y", "b/x", "b/y"):
         (tmp_path / place).mkdir(parents=True)
-        Image.new("RGB", (40, 40), "red").save(tmp_path / place / "1.png")
-        os.utime(tmp_path / place / "1.png", (0, 0))
+        Image.new("RGB", (40, 40), "red").save(tmp_path / place / "1.bmp")
 
     def key(place="a", **settings):
         found = scan(DataSpec(str(tmp_path / place)))
-        pixels = LivePixels(found, ImageSettings(32, **settings))
+        pixels, _ = open_pixels(found, ImageSettings(32, **settings), limit_bytes=limit)
         return feature_key._identity(ImageSet(pixels, [0, 1], found.labels))
 
     first = key()
-    assert key() == first
+    assert key() == key("b") == first
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "b/y/1.bmp")
     assert key("b") != first
     assert key(interpolation="nearest") != first
     for module, name in ((decoding, "VERSION"), (decoding.PIL, "__version__")):

@@ -27,9 +27,9 @@ from small import (
 from torch import nn
 from transformers import default_data_collator
 
-from hf_transfer.base.cache import cache_entries, cache_report
+from hf_transfer.base.cache import cache_entries, cache_folder, cache_report
 from hf_transfer.base.errors import UserError
-from hf_transfer.data import decoding, rows
+from hf_transfer.data import decoding, pixels
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import scan
@@ -166,7 +166,7 @@ def test_features_that_find_no_room_beside_the_pixels_are_refused_before_anythin
     stored = ImageSet(some, np.array(found.targets.table)[found.targets.codes], NAMES)
     phases = [{**HEAD, "features": "live"}, {**HEAD, "features": "cached"}]
     made = trainer(tmp_path, phases, model, train_dataset=stored, eval_dataset=None)
-    (entry,) = cache_entries()
+    (entry,) = cache_entries(cache_folder("pixels"))
     monkeypatch.setenv("HF_TRANSFER_CACHE_GB", str((entry.size_bytes + 5000) / 1e9))
     with pytest.raises(UserError, match="cache's 0.1 MB beside 0.1 MB of pixels; raise HF_TR"):
         made.train()
@@ -317,11 +317,11 @@ def test_images_that_are_not_stored_are_decoded_by_workers_beside_the_network(
             file.write(f"{os.getpid()}\n")
         return real(*args)
 
-    monkeypatch.setattr(rows, "decode", noting)
+    monkeypatch.setattr(pixels, "decode", noting)
     for limit, workers in ((1000, 2), (1000, 0), (None, 2)):
         model = network(dropout=0.2)
         some = open_pixels(found, model.backbone.image, limit_bytes=limit)[0]
-        assert isinstance(some, rows.LivePixels) == (limit is not None)
+        assert isinstance(some, pixels.LivePixels) == (limit is not None)
         stored = ImageSet(some, np.array(found.targets.table)[found.targets.codes], NAMES)
         own = {"train_dataset": stored, "eval_dataset": None, "dataloader_num_workers": workers}
         done = trained(tmp_path, [{**HEAD, "features": "cached"}], model, **own)

@@ -1,4 +1,4 @@
-"""Features on disk: rebuilt when torn, stale or foreign; whole with several writers; limited."""
+"""Rows on disk: rebuilt when torn, stale or foreign; whole with several writers; limited."""
 
 import multiprocessing
 import os
@@ -10,7 +10,8 @@ import pytest
 
 from hf_transfer.base import shards
 from hf_transfer.base.cache import StoreError, cache_entries, remove
-from hf_transfer.base.shards import Column, build_features, open_features, reserve
+from hf_transfer.base.shards import Column
+from hf_transfer.base.store import build_rows, open_rows, reserve
 
 COLUMNS = (Column((3, 2), "float32"), Column((), "int16"))
 ROWS = 23
@@ -42,7 +43,7 @@ class Compute:
 
 
 def opened(root, compute=None, key="k", **options):
-    return open_features(key, COLUMNS, ROWS, compute or Compute(), root=root, **options)
+    return open_rows(key, COLUMNS, ROWS, compute or Compute(), root=root, **options)
 
 
 def assert_right(features):
@@ -154,8 +155,8 @@ def test_two_processes_that_build_the_same_entry_do_not_disturb_each_other(tmp_p
 
 def test_processes_that_share_an_entry_each_build_their_part(tmp_path):
     first, second = Compute(), Compute()
-    build_features("k", COLUMNS, ROWS, first, root=tmp_path, share=(0, 2))
-    build_features("k", COLUMNS, ROWS, second, root=tmp_path, share=(1, 2))
+    build_rows("k", COLUMNS, ROWS, first, root=tmp_path, share=(0, 2))
+    build_rows("k", COLUMNS, ROWS, second, root=tmp_path, share=(1, 2))
     assert [span.start for span in first.spans] == [0, 8, 16]
     assert [span.start for span in second.spans] == [4, 12, 20]
     rest = Compute()
@@ -167,7 +168,7 @@ def test_what_a_killed_build_left_goes_with_the_next_build_but_not_what_is_being
     held = opened(tmp_path)
     opened(tmp_path, key="other")
     for key in ("k", "other"):
-        (tmp_path / key / ".killed.part").touch()
+        (tmp_path / key / ".0123456789abcdef.part").touch()
     opened(tmp_path, key="another")
     assert [path.parent.name for path in tmp_path.glob("*/.*.part")] == ["k"]
     del held
@@ -178,13 +179,13 @@ def test_what_a_killed_build_left_goes_with_the_next_build_but_not_what_is_being
 def test_a_shard_is_a_64th_of_an_entry_and_no_fewer_than_some_hundred_rows(monkeypatch):
     """What an interruption costs, and what processes share; the same whoever computes it."""
     monkeypatch.setattr(shards, "SHARD_BYTES", 64 * 2**20)
-    lengths = {n: [len(s) for s in shards._spans(COLUMNS, n)] for n in (0, 100, 3446, 10**6)}
+    lengths = {n: [len(s) for s in shards.spans_of(COLUMNS, n)] for n in (0, 100, 3446, 10**6)}
     assert lengths[0] == []
     assert lengths[100] == [100]
     assert lengths[3446] == [128] * 26 + [118]
     assert lengths[10**6] == [15625] * 64
     wide = [Column((1000, 1000), "float32")]
-    assert {len(span) for span in shards._spans(wide, 160)} == {16}  # 64 MiB
+    assert {len(span) for span in shards.spans_of(wide, 160)} == {16}  # 64 MiB
 
 
 def test_few_rows_and_many_are_read_alike_from_many_shards(tmp_path):
