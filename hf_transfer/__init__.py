@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hf_transfer.base.errors import UserError
     from hf_transfer.data.image_set import ImageSet, load_data
     from hf_transfer.data.sources import scan
+    from hf_transfer.deciding.compare import compare
     from hf_transfer.recipe.load import load_recipe
     from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe
     from hf_transfer.results.report import RunReport
@@ -27,6 +28,7 @@ __all__ = [
     "RunReport",
     "TransferTrainer",
     "UserError",
+    "compare",
     "load_backbone",
     "load_data",
     "load_model",
@@ -44,6 +46,7 @@ _WHERE = {
     "RunReport": "results.report",
     "TransferTrainer": "training.trainer",
     "UserError": "base.errors",
+    "compare": "deciding.compare",
     "load_backbone": "backbones.load",
     "load_data": "data.image_set",
     "load_model": "backbones.load",

@@ -9,15 +9,17 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
-from hf_transfer.data.image_set import load_data
+from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
 from hf_transfer.data.sources import scan
+from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import source_recipe
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results import facts, run_folder
@@ -72,22 +74,9 @@ def run_seed(
         keep_head=recipe.head.keep,
         seed=recipe.seed,
     )
-    speed = precision.settle(recipe, model, out)
     data = load_data(recipe.data, model.backbone.image, recipe.seed, task=recipe.task)
     run_folder.keep_inputs(out, measuring.inputs(model, data))
-    trainer = TransferTrainer(
-        model,
-        training_arguments(dataclasses.replace(recipe, precision=speed["precision"]), out),
-        phases=recipe.phases,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        class_weights=measuring.class_weights(data.train) if recipe.loss == "balanced" else None,
-        compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
-        checkpoint_seconds=CHECKPOINT_SECONDS,
-        sync_batchnorm=recipe.sync_batchnorm,
-        auto_compile=recipe.compile == "auto",
-        callbacks=list(callbacks),
-    )
+    trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
@@ -110,6 +99,34 @@ def run_seed(
     report = run_folder.finish(report, out)
     trainer.processes.wait()  # what comes next may read the folder
     return report
+
+
+def prepare(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    data: ImageData,
+    out: Path,
+    extra: Sequence[measuring.Extra] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+    checkpoint_seconds: float | None = None,
+    phases: Sequence[Phase] | None = None,
+) -> tuple[TransferTrainer, dict[str, Any]]:
+    """Return a Trainer for a recipe's phases (or for `phases`), and the precision that it takes."""
+    speed = precision.settle(recipe, model, out)
+    trainer = TransferTrainer(
+        model,
+        training_arguments(dataclasses.replace(recipe, precision=speed["precision"]), out),
+        phases=recipe.phases if phases is None else phases,
+        train_dataset=data.train,
+        eval_dataset=data.validation if len(data.validation) else None,
+        class_weights=measuring.class_weights(data.train) if recipe.loss == "balanced" else None,
+        compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
+        checkpoint_seconds=checkpoint_seconds,
+        sync_batchnorm=recipe.sync_batchnorm,
+        auto_compile=recipe.compile == "auto",
+        callbacks=list(callbacks),
+    )
+    return trainer, speed
 
 
 def train_source(

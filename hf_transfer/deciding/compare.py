@@ -1,0 +1,358 @@
+"""A comparison: several ways to train, on the same images, with the same seeds and starts.
+
+Whether transfer helps, and how much of the network to train, is a question about one's own images.
+Each way is a recipe. For each number of labelled images per class and each seed all ways get the
+same training images, start from the same weights and are tested on the same other images, which
+chose nothing. A way whose first phases are another's goes on from there: work is done once.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
+from hf_transfer.data.image_set import ImageData, ImageSet, load_data
+from hf_transfer.data.sources import scan
+from hf_transfer.deciding.compare_text import format_comparison
+from hf_transfer.planning.phases import make_phases
+from hf_transfer.recipe.load import load_recipe
+from hf_transfer.recipe.specs import Recipe
+from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.report import PhaseReport
+from hf_transfer.run import prepare
+
+USUAL = (
+    "scratch",
+    "exact_head",
+    "feature_extraction",
+    "lp_ft",
+    "gradual",
+    "discriminative",
+    "full",
+)
+TEST = 0.2  # share of the images that test, where the data has no test split of its own
+VALIDATION = 0.2  # share of the labelled images that choose epochs
+DRAWS = 2000  # of the bootstrap over test images
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train: its name in the table, and its recipe."""
+
+    name: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way, trained on one draw of the images and tested.
+
+    `value` is the task's leading metric; `right` (N,) says of each test image whether the answer
+    was right (classification only).
+    """
+
+    way: str
+    per_class: int | None
+    seed: int
+    value: float
+    right: np.ndarray | None
+    seconds: float
+    parameters: int  # the most that trained in a phase
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trial's model, its answers to the test images, and what its phases did."""
+
+    trial: Trial
+    model: PreTrainedModel
+    logits: np.ndarray
+    phases: tuple[PhaseReport, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way at one number of images per class, over the seeds.
+
+    `behind` is how far its mean is below the best way's, with a 95% interval over the test images
+    (paired: the same images); None for the best way itself, and where there is no paired test.
+    """
+
+    way: str
+    per_class: int | None
+    values: tuple[float, ...]
+    seconds: float  # mean
+    parameters: int
+    behind: tuple[float, float, float] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(self.values))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison measured; `rows` by numbers of images, then in the order of the ways."""
+
+    metric: str
+    labels: tuple[str, ...]
+    seeds: tuple[int, ...]
+    test_images: int  # in each seed
+    rows: tuple[Row, ...]
+    seconds: float
+    out: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain JSON values."""
+        values = dataclasses.asdict(self)
+        del values["out"]
+        for row, plain in zip(self.rows, values["rows"], strict=True):
+            plain["mean"] = row.mean
+        return values
+
+
+def compare(
+    recipes: Sequence[str] = (),
+    *,
+    data: str | Path,
+    backbone: str | None = None,
+    per_class: Sequence[int] = (),
+    seeds: int = 3,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    on_progress: Say | None = None,
+) -> Comparison:
+    """Compare recipes on a user's data; without names, the usual ways from scratch to full.
+
+    `per_class` are numbers of labelled images of each class, a fifth of which choose epochs; empty:
+    all there are. Images that test are set aside first, a fifth of each class unless the data has a
+    test split. With `out` a folder, comparison.json is written there. Raises UserError.
+    """
+    started, say = time.monotonic(), on_progress or (lambda _: None)
+    changes = [f"data.path={json.dumps(str(data))}", *overrides]
+    changes += [f"backbone={json.dumps(backbone)}"] if backbone else []
+    ways = [Way(name, load_recipe(name, changes)) for name in recipes or USUAL]
+    _check(ways, per_class)
+    task = ways[0].recipe.task
+    spec = ways[0].recipe.data
+    if not scan(spec, seed, task).counts.get("test"):
+        spec = dataclasses.replace(spec, test=TEST)
+    numbers = tuple(range(seed, seed + seeds))
+    found = scan(spec, seed, task)
+
+    def draw(count: int | None, of_seed: int, model: PreTrainedModel) -> ImageData:
+        few = spec
+        if count is not None:
+            held = max(1, round(count * VALIDATION))
+            few = dataclasses.replace(spec, train_per_class=count - held, validation_per_class=held)
+        return load_data(few, model.backbone.image, of_seed, task=task)
+
+    trials, tested = [], 0
+    for trained, images in trials_of(ways, found.labels, draw, per_class or (None,), numbers):
+        trials.append(trained.trial)
+        tested = len(images)
+        say(told(trained.trial, TASKS[task].headline))
+    comparison = Comparison(
+        metric=TASKS[task].headline,
+        labels=found.labels,
+        seeds=numbers,
+        test_images=tested,
+        rows=rows_of(trials, [way.name for way in ways]),
+        seconds=time.monotonic() - started,
+        out=Path(out) if out else None,
+    )
+    if comparison.out:
+        text = json.dumps(comparison.to_dict(), indent=1)
+        write_text(comparison.out / "comparison.json", text + "\n")
+        write_text(comparison.out / "comparison.txt", format_comparison(comparison) + "\n")
+    return comparison
+
+
+def _check(ways: Sequence[Way], per_class: Sequence[int]) -> None:
+    tasks = {way.recipe.task for way in ways}
+    if len(tasks) > 1:
+        raise UserError(
+            f"recipes of different tasks cannot be compared: {', '.join(sorted(tasks))}"
+        )
+    if any(count < 2 for count in per_class):
+        raise UserError(
+            f"per_class: {min(per_class)} is too few; a class needs one image to train on and one "
+            "to choose epochs by, so at least 2"
+        )
+    for way in ways:
+        if way.recipe.source is not None:
+            raise UserError(f"recipe {way.name} has a source task and cannot be compared here")
+
+
+# --- trials ----------------------------------------------------------------------------------
+
+Draw = Callable[[int | None, int, PreTrainedModel], ImageData]
+
+
+def trials_of(
+    ways: Sequence[Way],
+    labels: Sequence[str],
+    draw: Draw,
+    counts: Sequence[int | None],
+    seeds: Sequence[int],
+) -> Iterator[tuple[Trained, ImageSet]]:
+    """Yield each way trained at each number of images with each seed, and the images that tested.
+
+    `draw(count, seed, model)` returns the same images for the same count and seed.
+    """
+    for seed in seeds:
+        starts = _Starts(tuple(labels), seed)
+        for count in counts:
+            yield from _one_draw(ways, starts, draw, count, seed)
+
+
+def _one_draw(
+    ways: Sequence[Way], starts: _Starts, draw: Draw, count: int | None, seed: int
+) -> Iterator[tuple[Trained, ImageSet]]:
+    done: dict[Any, Trained] = {}
+    for way in sorted(ways, key=lambda way: len(way.recipe.phases)):
+        recipe = dataclasses.replace(way.recipe, seed=seed)
+        settings = dataclasses.replace(recipe, name="", phases=())
+        before = [k for k in range(len(recipe.phases)) if (settings, recipe.phases[:k]) in done]
+        skip = max(before, default=0)
+        first = done.get((settings, recipe.phases[:skip]))
+        model = copy.deepcopy(first.model if first else starts.of(recipe))
+        data = draw(count, seed, model)
+        test = data.test if data.test is not None else data.validation
+        trained = _train(way.name, recipe, model, data, skip, first)
+        values = measure(data.task, trained.logits, test.labels, test.names, test.scale)
+        right = None
+        if data.task == "classification":
+            right = trained.logits.argmax(1) == test.labels
+        trial = dataclasses.replace(
+            trained.trial,
+            per_class=count,
+            value=float(values[TASKS[data.task].headline] or 0.0),
+            right=right,
+        )
+        trained = done[settings, recipe.phases] = dataclasses.replace(trained, trial=trial)
+        yield trained, test
+
+
+def _train(
+    name: str,
+    recipe: Recipe,
+    model: PreTrainedModel,
+    data: ImageData,
+    skip: int,
+    first: Trained | None,
+) -> Trained:
+    """Train a model by the phases of a recipe that are left, and let it answer the test images."""
+    began = time.monotonic()
+    backbone = model.backbone
+    with tempfile.TemporaryDirectory() as scratch:
+        phases = make_phases(recipe.phases, backbone.groups)[skip:]
+        trainer, _ = prepare(recipe, model, data, Path(scratch), phases=phases)
+        trainer.train()
+        test = data.test if data.test is not None else data.validation
+        logits = trainer.predict(test).predictions
+    reports = (*(first.phases if first else ()), *trainer.reports)
+    earlier = first.trial.seconds if first else 0.0
+    trial = Trial(
+        way=name,
+        per_class=None,
+        seed=recipe.seed,
+        value=0.0,
+        right=None,
+        seconds=earlier + time.monotonic() - began,
+        parameters=max(phase.trainable_parameters for phase in reports),
+    )
+    return Trained(trial, model, logits, reports)
+
+
+@dataclass
+class _Starts:
+    """The networks that a seed's trials start from, each loaded once."""
+
+    labels: tuple[str, ...]
+    seed: int
+    made: dict[Any, PreTrainedModel] = field(default_factory=dict)
+
+    def of(self, recipe: Recipe) -> PreTrainedModel:
+        """Return the network that a recipe starts from; the caller copies it."""
+        options: dict[str, Any] = {
+            "task": recipe.task,
+            "pretrained": recipe.pretrained,
+            "weights": recipe.weights,
+            "image_size": recipe.data.image_size,
+            "channels": recipe.data.channels,
+            "replace_layers": recipe.head.replace,
+            "keep_head": recipe.head.keep,
+            "seed": self.seed,
+        }
+        key = (recipe.backbone, *options.values())
+        if key not in self.made:
+            self.made[key] = load_backbone(recipe.backbone, self.labels, **options)
+        return self.made[key]
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+def told(trial: Trial, metric: str) -> str:
+    """Return a trial in a line."""
+    count = "" if trial.per_class is None else f"{trial.per_class} per class, "
+    return (
+        f"{count}seed {trial.seed}, {trial.way}: {metric} {trial.value:.3f}, {trial.seconds:.0f} s"
+    )
+
+
+def rows_of(trials: Sequence[Trial], ways: Sequence[str]) -> tuple[Row, ...]:
+    """Return the trials by number of images and way, each way held against the best one."""
+    rows = []
+    for count in dict.fromkeys(trial.per_class for trial in trials):
+        of_way = {way: [t for t in trials if t.way == way and t.per_class == count] for way in ways}
+        best = max(ways, key=lambda way: np.mean([t.value for t in of_way[way]]))
+        for way, mine in of_way.items():
+            rows.append(
+                Row(
+                    way=way,
+                    per_class=count,
+                    values=tuple(trial.value for trial in mine),
+                    seconds=float(np.mean([trial.seconds for trial in mine])),
+                    parameters=mine[0].parameters,
+                    behind=None if way == best else _behind(of_way[best], mine),
+                )
+            )
+    return tuple(rows)
+
+
+def _behind(best: Sequence[Trial], other: Sequence[Trial]) -> tuple[float, float, float] | None:
+    """Return how much more the best way has right, and its 95% interval by a paired bootstrap.
+
+    Test images are drawn again with replacement, within each seed; a seed's two answers to an
+    image stay together.
+    """
+    if any(trial.right is None for trial in (*best, *other)):
+        return None
+    gains = [a.right.astype(float) - b.right for a, b in zip(best, other, strict=True)]
+    rng = np.random.default_rng(0)
+    draws = [
+        rng.multinomial(len(g), np.full(len(g), 1 / len(g)), DRAWS) @ g / len(g) for g in gains
+    ]
+    means = np.mean(draws, axis=0)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(np.mean([g.mean() for g in gains])), float(low), float(high)

@@ -1,0 +1,60 @@
+"""What a comparison says: a table for each number of images, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_transfer.deciding.compare import Comparison, Row
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Return the printed tables and their conclusions."""
+    seeds = len(comparison.seeds)
+    lines = [
+        f"{comparison.metric} on {comparison.test_images:,} test images that chose nothing: mean "
+        f"and range of {seeds} seed{'s' * (seeds > 1)}"
+    ]
+    width = max(len(row.way) for row in comparison.rows)
+    for count in dict.fromkeys(row.per_class for row in comparison.rows):
+        rows = [row for row in comparison.rows if row.per_class == count]
+        title = "all training images" if count is None else f"{count} labelled images per class"
+        lines += ["", title]
+        for row in sorted(rows, key=lambda row: -row.mean):
+            lines.append(
+                f"  {row.way:{width}}  {_value(row)}  {_cost(row)}  {_apart(row)}".rstrip()
+            )
+        lines += ["", f"  {conclusion(rows)}"]
+    return "\n".join([*lines, "", f"{comparison.seconds:.0f} s in all."])
+
+
+def conclusion(rows: list[Row]) -> str:
+    """Return a sentence that follows from the rows of one number of images."""
+    best = max(rows, key=lambda row: row.mean)
+    near = [row.way for row in rows if row.behind is not None and row.behind[1] <= 0]
+    if not near:
+        return f"{best.way} is best, by more than the test images leave open."
+    cheapest = min((row for row in rows if row.way in (*near, best.way)), key=lambda r: r.seconds)
+    words = f"{best.way} is best; these images cannot tell it from {_and(near)}."
+    if cheapest.way != best.way:
+        words += f" Of these, {cheapest.way} takes the least time."
+    return words
+
+
+def _value(row: Row) -> str:
+    return f"{row.mean:.3f} ({min(row.values):.3f}..{max(row.values):.3f})"
+
+
+def _cost(row: Row) -> str:
+    return f"{row.seconds:6.0f} s  {row.parameters:>12,} parameters trained"
+
+
+def _apart(row: Row) -> str:
+    if row.behind is None:
+        return ""
+    gain, low, high = row.behind
+    return f"{-gain:+.3f} to the best ({-high:+.3f}..{-low:+.3f})"
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

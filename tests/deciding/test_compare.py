@@ -1,0 +1,97 @@
+"""A comparison is fair: same images, same starts, tested on images that chose nothing."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from drawn import photos
+
+from hf_transfer.base.errors import UserError
+from hf_transfer.deciding.compare import Row, Trial, compare, rows_of
+from hf_transfer.deciding.compare_text import conclusion, format_comparison
+
+SMALL = ("pretrained=false", "data.image_size=32", "phases.*.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    said = []
+    found = compare(
+        ["feature_extraction", "lp_ft"],
+        data=photos(folder / "photos", count=10, size=32),
+        backbone="timm/test_resnet",
+        per_class=(2, 4),
+        seeds=2,
+        overrides=SMALL,
+        out=folder / "out",
+        on_progress=said.append,
+    )
+    return found, said, folder / "out"
+
+
+def test_every_way_is_tried_at_each_number_of_images_with_each_seed(compared):
+    found, said, out = compared
+    assert [(row.per_class, row.way) for row in found.rows] == [
+        (2, "feature_extraction"), (2, "lp_ft"), (4, "feature_extraction"), (4, "lp_ft"),
+    ]  # fmt: skip
+    assert all(len(row.values) == 2 for row in found.rows)
+    assert len(said) == 8
+    assert found.test_images == 4  # a fifth of each class of ten
+    written = json.loads((out / "comparison.json").read_text())
+    assert [row["mean"] for row in written["rows"]] == [row.mean for row in found.rows]
+    assert (out / "comparison.txt").read_text().rstrip() == format_comparison(found)
+
+
+def test_the_head_alone_trains_fewer_parameters_than_everything(compared):
+    of = {row.way: row.parameters for row in compared[0].rows}
+    assert of["feature_extraction"] < of["lp_ft"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"recipes": ["lp_ft", "regression"]}, "different tasks cannot be compared"),
+        ({"per_class": [1]}, "per_class: 1 is too few"),
+        ({"recipes": ["quickstart"], "backbone": None}, "has a source task"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, options, said):
+    with pytest.raises(UserError, match=said):
+        compare(
+            **{"recipes": ["lp_ft"], "data": tmp_path, "backbone": "timm/test_resnet", **options}
+        )
+
+
+def trial(way, right, seed=0, seconds=1.0):
+    right = np.asarray(right, bool)
+    return Trial(way, 5, seed, float(right.mean()), right, seconds, 10)
+
+
+def test_a_way_is_behind_by_a_paired_interval_that_narrows_with_the_images():
+    better, worse = [1] * 9 + [0], [1] * 7 + [0] * 3
+    few = rows_of([trial("a", better), trial("b", worse)], ["a", "b"])
+    many = rows_of([trial("a", better * 50), trial("b", worse * 50)], ["a", "b"])
+    assert few[0].behind is None
+    assert few[1].behind[0] == pytest.approx(0.2)
+    wide, narrow = (rows[1].behind[2] - rows[1].behind[1] for rows in (few, many))
+    assert narrow < wide / 5
+    assert many[1].behind[1] > 0
+
+
+def test_answers_that_are_the_same_leave_nothing_between_the_ways():
+    rows = rows_of([trial("a", [1, 0, 1]), trial("b", [1, 0, 1], seconds=0.5)], ["a", "b"])
+    assert rows[1].behind == (0.0, 0.0, 0.0)
+
+
+def test_the_conclusion_names_the_cheapest_of_those_that_cannot_be_told_apart():
+    best = Row("lp_ft", 5, (0.9,), 60.0, 100)
+    near = dataclasses.replace(best, way="exact_head", seconds=2.0, behind=(0.01, -0.02, 0.03))
+    near = dataclasses.replace(near, values=(0.89,))
+    far = dataclasses.replace(best, way="scratch", values=(0.5,), behind=(0.4, 0.3, 0.5))
+    assert conclusion([best, near, far]) == (
+        "lp_ft is best; these images cannot tell it from exact_head. Of these, exact_head takes "
+        "the least time."
+    )
+    assert conclusion([best, far]) == "lp_ft is best, by more than the test images leave open."
