@@ -18,10 +18,10 @@ from hf_transfer.results.report import RunReport
     ("changes", "said"),
     [
         (["data.path=flowers"], r"takes no data; for flowers choose a recipe such as lp_ft"),
-        (["seeds=2", "loss=balanced"], r"does not heed loss, seeds; leave them out"),
+        (["seeds=2", "loss=balanced"], r"does not use loss, seeds; leave them out"),
     ],
 )
-def test_what_a_comparison_would_not_heed_is_refused(changes: list[str], said: str) -> None:
+def test_what_a_comparison_would_not_use_is_refused(changes: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         run_quickstart(load_recipe("quickstart", changes), Path("nowhere"))
     assert "\n" not in str(caught.value)
