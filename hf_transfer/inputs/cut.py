@@ -94,6 +94,13 @@ def find_cut(
 
 
 @torch.no_grad()
+def settle(model: nn.Module, images: Tensor) -> None:
+    """Let the network compute what it keeps from its first pass in evaluation mode on: LeViT's
+    biases, say. The passes that are compared come after it."""
+    model(pixel_values=images[:1])
+
+
+@torch.no_grad()
 def crossing_values(model: nn.Module, cut: Cut, pixels: Tensor) -> tuple[Tensor, ...]:
     """Return what arrives at the cut for a batch (B, C, H, W): a tensor (B, …) for each of
     `cut.stored`. The model must be in evaluation mode; nothing after the cut is computed.
@@ -136,6 +143,7 @@ def _found(
     for paths in candidates:
         try:
             with untrusted("the network from its cut on", verb="run", kind=CutError):
+                settle(model, images)
                 cut = _cut_at(model, paths, images)
                 features = crossing_values(model, cut, images)
                 with Player(model, cut) as player:

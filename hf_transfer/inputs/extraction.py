@@ -20,7 +20,7 @@ from hf_transfer.base.shards import Column, Write
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.pixels import LivePixels
 from hf_transfer.inputs.augmentation import augment
-from hf_transfer.inputs.cut import Context, Cut, check_same, crossing_values
+from hf_transfer.inputs.cut import Context, Cut, check_same, crossing_values, settle
 from hf_transfer.inputs.model_input import collate, to_model_input
 from hf_transfer.planning.phase import Phase
 
@@ -124,7 +124,9 @@ class Extraction:
         ):
             for batch in batches:
                 values, index = self._input(batch, view), batch["index"]
-                alone = alone or (values[:1], self._features(values[:1]))
+                if alone is None:
+                    settle(self.model, values)
+                    alone = values[:1], self._features(values[:1])
                 # By the place of its rows: what is computed after an interruption is the same.
                 checked = -int(index[0]) % CHECKED < len(index)
                 found = self._checked(values, *alone) if checked else self._features(values)
