@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hf_transfer.base import launch
+from hf_transfer.base import launch, threads
 from hf_transfer.base.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for a user's mistake, 130 interrupted."""
     args = _parser().parse_args(argv)
+    threads.prepare()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, TextIOWrapper):  # which would end a run at a name it cannot print
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -155,11 +155,6 @@ def _quoted(value: str | int) -> str:
 
 
 def _train(args: argparse.Namespace) -> None:
-    # Threads that spin for long while they wait starve each other on a machine with other work: the
-    # quickstart took over 9 minutes; those that do not spin at all are slow on a quiet one. Read
-    # when torch is first imported.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     launch.check()
     recipe = _load(args)
     out = Path(args.out or Path("runs") / recipe.name)
@@ -276,8 +271,9 @@ def _predict(args: argparse.Namespace) -> int:
                 progress.update()
                 yield prediction
 
-    for line in lines_of(counted(), "json" if args.json else args.format, model.backbone, top):
-        print(line, flush=live)
+    with threads.fitting():
+        for line in lines_of(counted(), "json" if args.json else args.format, model.backbone, top):
+            print(line, flush=live)
     return 2 if failed else 0
 
 

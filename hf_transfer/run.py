@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
+from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
 from hf_transfer.data.sources import scan
@@ -34,6 +35,7 @@ from hf_transfer.training.trainer import TransferTrainer
 CHECKPOINT_SECONDS = 60.0  # what an interruption costs at most
 
 
+@fitting()
 def run(
     recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()
 ) -> RunReport:

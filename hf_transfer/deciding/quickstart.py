@@ -22,6 +22,7 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
+from hf_transfer.base.threads import fitting
 from hf_transfer.data.audit import Audit
 from hf_transfer.data.digits import DIGITS, Digits, load_digits, write_examples
 from hf_transfer.data.image_set import ImageData, ImageSet
@@ -42,6 +43,7 @@ HELD_OUT = 20  # images of each letter, for the accuracy of the source
 SCRATCH, FROZEN, TUNED = "from scratch", "frozen features", "probe, then fine-tune"
 
 
+@fitting()
 def run_quickstart(
     recipe: Recipe, out: Path, on_progress: Callable[[str], None] | None = None
 ) -> QuickstartResult:

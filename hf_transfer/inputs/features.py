@@ -22,6 +22,7 @@ from hf_transfer.base.cache import cache_folder
 from hf_transfer.base.locks import Hold
 from hf_transfer.base.processes import Meetings, Processes
 from hf_transfer.base.store import StoredRows, build_rows, open_rows, reserve
+from hf_transfer.base.threads import fitting_work
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs.cut import PROBES, Context, Cut, find_cut
 from hf_transfer.inputs.extraction import Extraction, FeaturesError, TooLargeError
@@ -32,9 +33,6 @@ from hf_transfer.inputs.replay import Player
 from hf_transfer.planning.frozen_prefix import top_macs, view_count, why_live
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.specs import Augment
-
-SMALL_WORK = 2e7  # multiply-adds of a batch, below which waking a second thread costs more
-
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +232,7 @@ class Replay:
 
             self.model.forward = forward  # a bound method would be bound again, to the model
             try:
-                with threads_for(self.work):
+                with fitting_work(self.work):
                     yield
             finally:  # from here on the entries may be removed
                 self.views, self.held_out, self.holds = [], None, []
@@ -307,17 +305,3 @@ class Replay:
                 tensor = tensor.view(torch.bfloat16)
             found.append(tensor.to(crossing.dtype))
         return found
-
-
-@contextmanager
-def threads_for(work: float) -> Iterator[None]:
-    """Compute with one thread where a batch is only so many multiply-adds; 0: not known."""
-    before = torch.get_num_threads()
-    alone = 0 < work < SMALL_WORK and before > 1
-    if alone:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if alone:
-            torch.set_num_threads(before)

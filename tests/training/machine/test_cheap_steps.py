@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.util
+import inspect
 import resource
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from transformers import TrainerCallback
 
 from hf_transfer.base import machine
 from hf_transfer.base.machine import kept_memory
+from hf_transfer.base.threads import SMALL_WORK, fitting_work
 from hf_transfer.inputs import extraction
-from hf_transfer.inputs.features import SMALL_WORK, threads_for
 from hf_transfer.training.machine import cheap_steps
 from hf_transfer.training.machine.cheap_steps import ASKED, EpochOrder, light_steps
 
@@ -61,9 +62,6 @@ def test_a_package_that_is_there_stays(monkeypatch):
     assert sys.modules[ASKED] is module
 
 
-HERE = Path(__file__).parents[2]
-
-
 def pages(times=5, size=2**26):
     """Return how many pages the system had to give for a large block, made anew each time.
 
@@ -88,8 +86,8 @@ def resident():
 
 def test_otherwise_the_memory_of_every_step_is_new():
     """The reason for keeping it; where this fails, ours can go. In a process of its own."""
-    code = "import test_overhead; print(test_overhead.pages())"
-    asked = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
+    code = f"import resource\n{inspect.getsource(pages)}\nprint(pages())"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert int(asked.stdout) > 5 * 10_000
 
 
@@ -151,7 +149,7 @@ def _two_threads():
     ("work", "threads"), [(0, 2), (1, 1), (SMALL_WORK / 2, 1), (SMALL_WORK, 2)]
 )
 def test_little_work_is_done_by_one_thread_and_the_others_come_back(work, threads):
-    with contextlib.suppress(KeyError), threads_for(work):
+    with contextlib.suppress(KeyError), fitting_work(work):
         assert torch.get_num_threads() == threads
         raise KeyError
     assert torch.get_num_threads() == 2
