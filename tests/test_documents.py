@@ -1,45 +1,119 @@
-"""The README: its code runs as it stands there, and its commands are those of the program."""
+"""The documents: every block runs as it stands, links lead somewhere, every command exists."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from drawn import photos
+from hub_server import TOKEN, Repository, serve
+from run_documents import blocks
 
 from hf_transfer import load_backbone, save_model
 from hf_transfer.cli import _parser
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+# In the order in which a reader takes them: the first leaves the run that others look at.
+ORDER = [ROOT / "docs" / "getting-started.md", *(p for p in PAGES if p.stem != "getting-started")]
+BACKBONE = "timm/resnet18.a1_in1k"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub that has the backbone of the documents, with random weights."""
+    folder = tmp_path_factory.mktemp("backbone")
+    save_model(
+        load_backbone("timm/resnet18", [str(i) for i in range(1000)], pretrained=False), folder
+    )
+    with serve() as hub:
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        hub.repositories[BACKBONE] = Repository()
+        hub.repositories[BACKBONE].commit("weights", files)
+        yield hub
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A working folder with what the README's code reads: flowers/ and resnet10t/."""
-    photos(tmp_path / "flowers", classes=("daisy", "rose"), count=10)
-    model = load_backbone("timm/test_resnet", ["a", "b", "c"], pretrained=False, image_size=32)
-    save_model(model, tmp_path / "resnet10t")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def read(hub, folder: Path, pages: list[Path]) -> dict[str, list[dict]]:
+    """Run pages in a reader's folder; return what came of each block, by page."""
+    photos(folder / "flowers", classes=("daisy", "rose", "tulip"), count=10, size=64)
+    env = {
+        **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN,
+        "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / ".home"),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }  # fmt: skip
+    runner = ROOT / "tests" / "run_documents.py"
+    done = subprocess.run(
+        [sys.executable, str(runner), *map(str, pages)],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows: dict[str, list[dict]] = {page.name: [] for page in pages}
+    for line in done.stdout.splitlines():
+        row = json.loads(line)
+        rows[row["page"]].append(row)
+    return rows
 
 
-def test_the_python_of_the_readme_runs(place):
-    (code,) = blocks("python")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 14
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
-    assert (place / "flowers-model" / "model.safetensors").is_file()
+@pytest.fixture(scope="module")
+def docs_read(hub, tmp_path_factory):
+    return read(hub, tmp_path_factory.mktemp("reader"), ORDER)
 
 
-def test_the_code_comes_within_the_first_words():
-    before = README[: README.index("```")].split()
-    assert len(before) <= 60
+def failures(rows: list[dict]) -> str:
+    return "\n".join(
+        f"block {row['block']} ({row['language']}):\n{row['said']}\n{row['failure']}"
+        for row in rows
+        if row["failure"]
+    )
 
 
-def test_every_command_of_the_readme_is_one_of_the_programs():
-    commands = re.findall(r"hf-transfer ([a-z]+)", "\n".join(blocks("")))
+def test_every_block_of_the_readme_runs_as_it_stands(hub, tmp_path):
+    rows = read(hub, tmp_path, [README])["README.md"]
+    assert len(rows) == len(blocks(README.read_text()))
+    assert not failures(rows), failures(rows)
+    assert (tmp_path / "flowers-model" / "model.safetensors").is_file()
+    assert "alice/flowers" in hub.repositories
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_block_of_a_page_runs_as_it_stands(docs_read, page):
+    rows = docs_read[page.name]
+    assert len(rows) == len(blocks(page.read_text(encoding="utf-8")))
+    assert not failures(rows), failures(rows)
+
+
+def test_the_readme_is_short_and_its_code_comes_first():
+    text = README.read_text(encoding="utf-8")
+    assert text.count("\n") <= 200
+    assert len(text.split()) <= 1400
+    assert len(text[: text.index("```")].split()) <= 60
+
+
+@pytest.mark.parametrize("page", [README, *PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.stem)
+def test_every_link_to_a_file_leads_to_one(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, part = target.partition("#")
+        file = (page.parent / name) if name else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if part:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert part in slugs, f"{page.name} links to {target}"
+
+
+def test_every_command_and_recipe_that_a_document_names_exists():
     known = _parser()._subparsers._group_actions[0].choices
-    assert commands
-    assert not [command for command in commands if command not in known]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in [README, *PAGES])
+    named = set(re.findall(r"hf-transfer ([a-z]+)\b", text))
+    assert named
+    assert not named - set(known)
+    shipped = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
+    used = set(re.findall(r"hf-transfer (?:plan|train)\s+(\w+)(?![\w./])", text))
+    assert not used - shipped - {"mine"}

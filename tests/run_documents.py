@@ -1,0 +1,92 @@
+"""Runs the blocks of documents as a reader would: one folder, one page after the other.
+
+Started by test_documents.py in a process of its own, in the folder of a reader who has a folder
+`flowers/` of photos, with HF_ENDPOINT at a small local Hub. Prints one JSON line per block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.S | re.M)
+SAVED = re.compile(r"\s*Save it as `([\w.-]+)`")
+
+
+def blocks(text: str) -> list[tuple[str, str, str]]:
+    """Return (language, code, the text right behind it) of each block of a page."""
+    return [(m.group(1), m.group(2), text[m.end() : m.end() + 200]) for m in BLOCK.finditer(text)]
+
+
+def commands(code: str) -> list[tuple[list[str], str | None]]:
+    """Return the words of each hf-transfer command of a shell block, and where its output goes."""
+    found = []
+    for line in code.replace("\\\n", " ").splitlines():
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            if words[:1] == ["hf-transfer"]:
+                out = words[words.index(">") + 1] if ">" in words else None
+                found.append((words[1 : words.index(">") if out else None], out))
+    return found
+
+
+def run_shell(code: str) -> None:
+    """Run the commands of a block; the quickstart has a test of its own, installing is CI's."""
+    from hf_transfer.cli import main
+
+    for words, out in commands(code):
+        if words == ["train", "quickstart"]:
+            continue
+        with contextlib.ExitStack() as stack:
+            if out:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(out, "w"))))
+            status = main(words)
+        if status:
+            raise AssertionError(f"hf-transfer {shlex.join(words)} ended with status {status}")
+
+
+def check_yaml(code: str, behind: str) -> None:
+    """Save a recipe where the page says so; a part of one must fit into a whole one."""
+    import yaml
+
+    from hf_transfer.recipe.load import parse_recipe
+
+    if saved := SAVED.match(behind):
+        Path(saved.group(1)).write_text(code)
+    given = yaml.safe_load(code)
+    if "phases" not in given:
+        code += "phases: [{train: head, epochs: 1}]\n"
+    if "backbone" not in given:
+        code += "backbone: timm/resnet18.a1_in1k\n"
+    parse_recipe(code, "recipe.yaml")
+
+
+def run_page(path: Path) -> None:
+    """Run each block of a page, and print what came of it."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for number, (language, code, behind) in enumerate(blocks(path.read_text(encoding="utf-8"))):
+        said, failure = io.StringIO(), None
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                if language == "python":
+                    exec(compile(code, path.name, "exec"), namespace)
+                elif language == "bash":
+                    run_shell(code)
+                elif language == "yaml":
+                    check_yaml(code, behind)
+            except (Exception, SystemExit):
+                failure = traceback.format_exc()
+        row = {"page": path.name, "block": number, "language": language, "failure": failure}
+        print(json.dumps({**row, "said": said.getvalue()}), flush=True)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        run_page(Path(name))
