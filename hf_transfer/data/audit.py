@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from hf_transfer.base.errors import DataError
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import Facts
 from hf_transfer.data.sources import SPLITS, Scan
+from hf_transfer.data.targets import DOUBTFUL, MISSING, look_alikes
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import TASKS
 
@@ -92,7 +94,7 @@ def audit(
     """
     findings = _bad(found, facts, spec) + _unusual(found, facts, settings)
     if found.ignored:
-        done = "not used: no image's suffix, no class folder, or no label"
+        done = "not used: not an image by its name, in no class folder, or without a label"
         findings.append(_finding("ignored", found.ignored, done))
     usable = np.ones(len(found.files), bool)
     usable[list(facts.errors)] = False
@@ -107,6 +109,7 @@ def audit(
     _check_validation(found, chosen, spec)
     imbalance = 1.0
     if found.task != "regression":
+        findings += _odd_names(found.labels)
         counts = chosen.counts
         _check_classes(chosen, counts, spec, same)
         findings += _about_labels(chosen) if found.task == "multi_label" else _imbalance(counts)
@@ -116,7 +119,14 @@ def audit(
 
 
 def _finding(kind: str, files: Sequence[str], done: str) -> Finding:
-    return Finding(kind, len(files), tuple(files[:NAMED]), done)
+    return Finding(kind, len(files), tuple(map(_public, files[:NAMED])), done)
+
+
+def _public(name: str) -> str:
+    """Return a file's name without the folders of this machine: what lies elsewhere is cut."""
+    if os.path.isabs(name) or name.startswith("../"):
+        return "/".join(["…", *name.split("/")[-2:]])
+    return name
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -233,9 +243,11 @@ def _check_classes(
     for split in ("validation", "test"):
         unknown = [label for label, n in counts.get(split, {}).items() if n and not train[label]]
         if unknown:
+            close = [group for group in look_alikes(found.labels) if set(group) & set(unknown)]
+            hint = f" ({' and '.join(map(repr, close[0]))} look alike)" if close else _copies(same)
             raise DataError(
                 f"{found.path}: {split} holds {kinds} without a training image: {_few(unknown)}; "
-                f"add images of them to train, or take them out of {split}{_copies(same)}"
+                f"add images of them to train, or take them out of {split}{hint}"
             )
     few = [f"{label} ({n})" for label, n in train.items() if n < max(1, spec.min_per_class)]
     if few:
@@ -243,6 +255,21 @@ def _check_classes(
             f"{found.path}: fewer than {max(1, spec.min_per_class)} usable training images in: "
             f"{_few(few)}; add images, remove the {kind} or lower data.min_per_class{_copies(same)}"
         )
+
+
+def _odd_names(labels: Sequence[str]) -> list[Finding]:
+    """Return labels that may be one, and labels that may mean that there is none."""
+    findings = []
+    alike = look_alikes(labels)
+    if alike:
+        pairs = "; ".join(" and ".join(map(repr, group)) for group in alike[:5])
+        done = f"kept as classes of their own: {pairs}; merge them if they mean the same"
+        findings.append(_finding("alike-labels", [x for group in alike for x in group], done))
+    doubtful = [label for label in labels if label.lower() in (*DOUBTFUL, *MISSING)]
+    if doubtful:
+        done = "kept as a class: remove its images if it means that the label is missing"
+        findings.append(_finding("doubtful-label", doubtful, done))
+    return findings
 
 
 def _copies(same: dict[str, list[int]]) -> str:

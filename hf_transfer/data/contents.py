@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 KINDS = (  # where, how a file begins, what it is, what to do
     (128, b"DICM", "a DICOM file", "convert it to PNG, for example with pydicom"),
@@ -25,6 +26,11 @@ HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 VIDEO = (b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ")
 INSTALL = "to read it: pip install pillow-heif, or convert it to JPEG"
 
+IMAGES = (  # how the formats that are read begin
+    b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cjP", b"\x93NUMPY", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"\x0a\x05\x01\x08",
+)  # fmt: skip
+
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of a PNG: says nothing of the pixels that we use
 
@@ -33,6 +39,11 @@ def is_heif(source: bytes) -> bool:
     """Return whether these bytes are a HEIC or HEIF picture, as phones take them."""
     brands = source[8:64]
     return source[4:8] == b"ftyp" and source[8:12] in HEIF and b"avif" not in brands
+
+
+def begins_like_image(source: bytes) -> bool:
+    """Return whether a file that begins so (132 bytes) is an image, perhaps one not read here."""
+    return source.startswith(IMAGES) or source[4:8] == b"ftyp" or source[128:132] == b"DICM"
 
 
 def named(source: bytes) -> str:

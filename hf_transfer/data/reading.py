@@ -66,3 +66,16 @@ def opened(path: str | Path, limit: int | None = None) -> Iterator[bytes]:
             raise OSError(errno.EFBIG, f"larger than {limit / GIB:.3g} GiB", str(path))
         with FILES.hold(found.st_size):
             yield file.read(limit)
+
+
+def identity_of(path: str | Path) -> str:
+    """Return what changes when a file does, or that it is missing.
+
+    Size and time of modification are what `tar` and `rsync -a` set; the time of the inode's change
+    and the inode are not.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\0{found.st_ino}"

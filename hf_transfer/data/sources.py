@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
 from hf_transfer.data import reading
 from hf_transfer.data.columns import Codes
+from hf_transfer.data.datasets_tables import ImageTable, is_datasets, read_datasets
+from hf_transfer.data.folders import Listing, labelled, list_folder, unused
+from hf_transfer.data.split_names import split_of
 from hf_transfer.data.splits import (
     by_strata,
     draw_order,
@@ -28,14 +32,12 @@ from hf_transfer.data.splits import (
     tenths,
 )
 from hf_transfer.data.tables import (
-    SPLIT_NAMES,
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
     SUFFIXES,
-    ImageTable,
-    Row,
-    identity_of,
-    is_datasets,
-    read_datasets,
-    read_table,
+    TableFile,
+    header_of,
+    read_tables,
 )
 from hf_transfer.data.targets import BETWEEN, Target, is_text
 from hf_transfer.recipe.specs import DataSpec
@@ -43,13 +45,6 @@ from hf_transfer.recipe.specs import DataSpec
 __all__ = ["SPLITS", "DataError", "Scan", "limited", "scan"]
 
 SPLITS = ("train", "validation", "test")
-IMAGE_SUFFIXES = frozenset(
-    (
-        *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe"),
-        *(".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff"),
-        *(".npy", ".webp"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ class Scan:
         name = self.files[row]
         if self.table is not None:
             return self.table.identity(name)
-        return f"{name}\0{identity_of(os.path.join(self.root, name))}"
+        return f"{name}\0{reading.identity_of(os.path.join(self.root, name))}"
 
     def take(self, rows: np.ndarray) -> Scan:
         """Return the scan of these rows alone, with the same labels."""
@@ -140,40 +135,81 @@ def scan(spec: DataSpec, seed: int = 0, task: str = "classification") -> Scan:
     """
     if not spec.path:
         raise DataError("no data: name a folder of class folders with --data or data.path")
-    path = Path(spec.path).expanduser()
-    try:
-        found = _read(path, spec, task)
-    except OSError as error:
-        raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
-    if "train" not in found.splits and "" not in found.splits:
-        raise DataError(
-            f"{path}: no training images; splits: {', '.join(sorted(set(found.splits)))}"
-        )
+    with untrusted(f"data {str(spec.path)!r}", kind=DataError):
+        path = Path(spec.path).expanduser()
+        try:
+            found = _read(path, spec, task)
+        except OSError as error:
+            raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
+    if not {"train", ""} & set(found.splits.table):
+        raise DataError(f"{path}: no training images; splits: {', '.join(sorted(found.images))}")
     found = _split(found, spec, seed)
     return found.take(limited(found, spec, seed))
 
 
 def _read(path: Path, spec: DataSpec, task: str) -> Scan:
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        rows, order = read_table(path, spec, task)
-        return _listed(path, path.parent, sorted(rows), order=order, task=task)
-    if is_datasets(path):
-        table, rows, order, ignored = read_datasets(path, spec, task)
+        return _of_tables([TableFile(path)], path, path.parent, spec, task)
+    listing = list_folder(path) if path.is_dir() else None
+    files = listing.files if listing else ()
+    if is_datasets(path, files):
+        table, rows, order, ignored = read_datasets(path, files, spec, task)
         return replace(_listed(path, path, sorted(rows), ignored, order, task), table=table)
-    if not path.is_dir():
+    if listing is None:
         raise DataError(_not_there(path))
+    if metadata := _metadata(listing, spec, task):
+        found = _of_tables(metadata, path, path, spec, task)
+        return replace(found, ignored=unused(listing, found.files))
     if task != "classification":
         raise DataError(
             f"{path}: a folder of class folders is for task: classification; for task: {task} name "
-            f"a {', '.join(SUFFIXES)} table that lists the images{_table_in(path)}"
+            f"a {', '.join(SUFFIXES)} table that lists the images{_table_in(listing)}"
         )
-    return _scan_folder(path)
+    return _of_folders(listing)
+
+
+def _of_folders(listing: Listing) -> Scan:
+    images = listing.images
+    if images and not any("/" in name for name in images):
+        raise DataError(
+            f"{listing.root}: {len(images):,} images lie in the folder itself; put each in a "
+            f"folder named after its class, or name the table that lists them{_table_in(listing)}"
+        )
+    found = _listed(listing.root, listing.root, labelled(listing))
+    return replace(found, ignored=unused(listing, found.files))
+
+
+def _of_tables(
+    tables: Sequence[TableFile], path: Path, folder: Path, spec: DataSpec, task: str
+) -> Scan:
+    root, rows, order = read_tables(tables, folder, spec, task)
+    return _listed(path, root, sorted(rows), order=order, task=task)
+
+
+def _metadata(listing: Listing, spec: DataSpec, task: str) -> list[TableFile]:
+    """Return the metadata.csv or .jsonl files, in the root or in split folders, that have labels.
+
+    So `datasets` lays out folders of images. Without labels they are none, and folders are classes.
+    """
+    wanted = spec.label_columns or (spec.label_column, *LABEL_COLUMNS)
+    images = {spec.image_column, *IMAGE_COLUMNS}
+    found = []
+    for name in listing.files:
+        folder, _, file = name.rpartition("/")
+        stem, suffix = os.path.splitext(file.lower())
+        split = split_of(folder) or ""
+        if stem == "metadata" and suffix in SUFFIXES and (split or not folder):
+            columns = set(header_of(listing.root / name))
+            if columns & images and columns & set(wanted):
+                table = TableFile(listing.root / name, f"{folder}/" if folder else "", split)
+                found.append(table)
+    return found
 
 
 def _listed(
     path: Path,
     root: Path,
-    rows: Iterable[Row],
+    rows: Iterable[tuple[str, Target, str]],
     ignored: tuple[str, ...] = (),
     order: tuple[str, ...] = (),
     task: str = "classification",
@@ -196,7 +232,7 @@ def _listed(
     if odd := next((label for label in labels if not is_text(label)), None):
         raise DataError(
             f"{path}: the label {odd!r} is not UTF-8, as a saved model's labels must be; rename "
-            "its folder, or write it otherwise in the table"
+            "its folder, or change it in the table"
         )
     if len(labels) < 2 and task == "classification":
         raise DataError(f"{path}: only one class, {labels[0]!r}{_nested(root / labels[0])}")
@@ -228,114 +264,21 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(labels))
 
 
-# --- class folders ---------------------------------------------------------------------------
-
-
-def _scan_folder(root: Path) -> Scan:
-    ignored: list[str] = []
-    found = _listed(root, root, _labelled(root, ignored))
-    return replace(found, ignored=tuple(sorted(ignored)))
-
-
-def _labelled(root: Path, ignored: list[str]) -> Iterator[Row]:
-    """Yield the images in class folders, in the order of their names; note all else."""
-    tops = _split_folders(root)
-    images = loose = 0
-    for top, split in tops.items():
-        classes = set(_folders(root / top))
-        for name in _walk(root, top):
-            parts = name.split("/")[1 if top else 0 :]
-            if len(parts) > 1 and looks_like_image(parts[-1]):
-                images += 1
-                classes.discard(parts[0])
-                yield name, parts[0], split
-            else:
-                ignored.append(name)
-                loose += looks_like_image(parts[-1]) and len(parts) == 1
-        ignored += [f"{top}/{name}/" if top else f"{name}/" for name in classes]  # no image there
-    if tops != {"": ""}:
-        ignored += [f"{name}/" for name in _folders(root) if name not in tops]
-    if loose and not images:
-        raise DataError(
-            f"{root}: {loose:,} images lie in the folder itself; put each in a folder named after "
-            f"its class, or name the table that lists them{_table_in(root)}"
-        )
-
-
-def _split_folders(root: Path) -> dict[str, str]:
-    """Return {folder: split} where the data comes in split folders, else {"": ""}.
-
-    A folder is a split's if its name says so and it holds folders: `train` may be a class too.
-    """
-    folders = _folders(root)
-    named = {name: SPLIT_NAMES[name.lower()] for name in folders if name.lower() in SPLIT_NAMES}
-    found = {name: split for name, split in named.items() if _folders(root / name)}
-    if "train" in found.values():
-        return found
-    if named and len(named) == len(folders):
-        raise DataError(
-            f"{root}: expected train with one folder per class, and perhaps validation and test; "
-            f"found {', '.join(folders)}" + ("" if found else ", which hold no folders")
-        )
-    return {"": ""}
-
-
-def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if shown(entry.name) and entry.is_dir())
-
-
-def _walk(root: Path, top: str) -> Iterator[str]:
-    """Yield all files below a folder of the root, by name in order, "/" between parts."""
-    begun, seen = [iter([f"{top}/" if top else ""])], set()
-    while begun:
-        name = next(begun[-1], None)
-        if name is None:
-            begun.pop()
-            continue
-        if name and not name.endswith("/"):
-            yield name
-            continue
-        here = os.path.join(root, name)
-        real = os.path.realpath(here)
-        if real in seen:  # a link to a folder above, or a second link to one
-            continue
-        seen.add(real)
-        begun.append(map(name.__add__, _listing(here)))
-
-
-def _listing(folder: str) -> list[str]:
-    """Return the names in a folder, in order; those of folders end with "/"."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            f"{entry.name}/" if entry.is_dir() else entry.name
-            for entry in entries
-            if shown(entry.name)
-        )
-
-
-def shown(name: str) -> bool:
-    """Return whether a name is neither hidden nor left behind by an archiver or a file server."""
-    return not name.startswith(".") and name not in ("__MACOSX", "@eaDir", "Thumbs.db")
-
-
-def looks_like_image(name: str) -> bool:
-    """Return whether a file is to be decoded: it has an image's suffix, or none."""
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix in IMAGE_SUFFIXES or not suffix
+# --- hints -----------------------------------------------------------------------------------
 
 
 def _nested(folder: Path) -> str:
-    inner = _folders(folder) if folder.is_dir() else []
+    inner = sorted(list_folder(folder).folders) if folder.is_dir() else []
+    inner = [name.rstrip("/") for name in inner if name.count("/") == 1]
     if len(inner) < 2:
-        return "; a classifier needs two at least"
+        return "; a classifier needs at least two"
     few = ", ".join(inner[:3]) + (", ..." if len(inner) > 3 else "")
     return f"; it holds folders itself ({few}): did you mean {folder}?"
 
 
-def _table_in(root: Path) -> str:
-    tables = [name for name in sorted(os.listdir(root)) if name.lower().endswith(SUFFIXES)]
-    return f": {root / tables[0]}" if tables else ""
+def _table_in(listing: Listing) -> str:
+    tables = [name for name in listing.files if name.lower().endswith(SUFFIXES)]
+    return f": {listing.root / tables[0]}" if tables else ""
 
 
 def _not_there(path: Path) -> str:

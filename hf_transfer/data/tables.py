@@ -1,80 +1,191 @@
-"""Tables of labelled images: CSV, JSON Lines and `datasets` become rows (name, target, split)."""
+"""Tables of labelled images: CSV and JSON Lines become rows of a name, a target and a split."""
 
 from __future__ import annotations
 
 import csv
-import errno
 import json
-import logging
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
-from hf_transfer.data import reading
+from hf_transfer.data.split_names import split_of
 from hf_transfer.data.targets import Target, check_separator, read_target, target_names
 from hf_transfer.recipe.specs import DataSpec
-
-logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 IMAGE_COLUMNS = ("image", "path", "file", "file_name", "filename")
 LABEL_COLUMNS = ("label", "class")
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-Row = tuple[str, Target, str]  # name, target, split ("" where the source names none)
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
-# --- CSV and JSON Lines ----------------------------------------------------------------------
+class LabelledImage(NamedTuple):
+    """What a source says of one image; the split is "" where it names none."""
+
+    name: str
+    target: Target
+    split: str
 
 
-def read_table(path: Path, spec: DataSpec, task: str) -> tuple[list[Row], tuple[str, ...]]:
-    """Return a row per image of a .csv, .tsv or .jsonl file with a header or keys, and the names
-    of labels or targets in their order, where the columns give them.
+@dataclass(frozen=True)
+class TableFile:
+    """A table: its images lie relative to `folder` (of the data's root, "" or "train/"), and all
+    are of one `split` where that is given."""
+
+    path: Path
+    folder: str = ""
+    split: str = ""
+
+
+class _Twice:
+    """Stands for the value of a column that a table has twice."""
+
+
+TWICE = _Twice()
+
+
+def read_tables(
+    tables: Sequence[TableFile], root: Path, spec: DataSpec, task: str
+) -> tuple[Path, list[LabelledImage], tuple[str, ...]]:
+    """Return the folder that names are relative to, a row per image, and the names of labels or
+    targets in their order, where the columns give them.
 
     The columns are the recipe's, or where those are the defaults and absent, one of IMAGE_COLUMNS
     and LABEL_COLUMNS; `split` is used if it is there. Raises DataError with the line's number.
     """
-    records = _json_lines(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv(path)
-    rows: dict[str, tuple[int, Target, str]] = {}
-    image = ""
+    rows: dict[str, tuple[str, LabelledImage]] = {}
     columns: tuple[str, ...] = ()
-    try:
-        for line, record in records:
-            place = f"{path}:{line}"
-            if not image:
-                image = _column(path, spec.image_column, IMAGE_COLUMNS, record, "image_column")
-                columns = _target_columns(path, spec, record)
-            name = _text(record, image, place).removeprefix("./")
-            values = [_cell(record, column, place) for column in columns]
-            here = (line, read_target(task, values, columns, place), _split(record, place))
-            before = rows.setdefault(name, here)
-            if before[1:] != here[1:]:
+    for table in tables:
+        header = header_of(table.path)
+        if not header:
+            continue
+        image = column(table.path, spec.image_column, IMAGE_COLUMNS, header, "image_column")
+        columns = target_columns(table.path, spec, header)
+        for place, row in _rows(table, root, image, columns, task):
+            first, before = rows.setdefault(row.name, (place, row))
+            if before != row:
                 raise DataError(
-                    f"{place}: {name} has label {here[1]!r} here and {before[1]!r} on line "
-                    f"{before[0]}, or another split; list every image once"
+                    f"{place}: {row.name} has label {row.target!r} here and {before.target!r} at "
+                    f"{first}, or another split; list every image once"
                 )
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text; save the table as UTF-8") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: not a table: {error}") from error
+    path = tables[0].path
     if not rows:
         raise DataError(f"{path}: no rows; expected a header and a row per image")
-    splits = {split for _, _, split in rows.values()}
-    if "" in splits and len(splits) > 1:
-        line = next(line for line, _, split in rows.values() if not split)
-        raise DataError(f"{path}:{line}: no split, but other rows have one; give all or none")
-    found = [(name, target, split) for name, (_, target, split) in rows.items()]
-    return found, names_of(str(path), task, columns, [target for _, target, _ in found])
+    found = [row for _, row in rows.values()]
+    if len({bool(row.split) for row in found}) > 1:
+        place = next(place for place, row in rows.values() if not row.split)
+        raise DataError(f"{place}: no split, but other rows have one; give all or none")
+    root, found = _rebased(root, found)
+    return root, found, names_of(str(path), task, columns, [row.target for row in found])
+
+
+def _rows(
+    table: TableFile, root: Path, image: str, columns: tuple[str, ...], task: str
+) -> Iterator[tuple[str, LabelledImage]]:
+    """Yield each row with its place, as in "list.csv:7"."""
+    with _text_of(table.path):
+        for line, record in _records(table.path):
+            place = f"{table.path}:{line}"
+            with untrusted(place, kind=DataError):
+                name = _name(_cell(record, image, place), table.folder, root, place)
+                values = [_cell(record, each, place) for each in columns]
+                target = read_target(task, values, columns, place)
+                split = _split(record, place) or table.split
+            yield place, LabelledImage(name, target, split)
+
+
+@contextmanager
+def _text_of(path: Path) -> Iterator[None]:
+    try:
+        with untrusted(str(path), kind=DataError):
+            yield
+    except DataError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise DataError(f"{path}: not UTF-8 text; save the table as UTF-8") from error
+        raise
+
+
+def header_of(path: Path) -> tuple[str, ...]:
+    """Return the names of a table's columns; empty for a table without rows."""
+    with _text_of(path):
+        return next((tuple(record) for _, record in _records(path)), ())
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    return _json_lines(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv(path)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        columns = [name.strip() for name in next(reader, ())]
+        for cells in reader:
+            more = [cell for cell in cells[len(columns) :] if cell.strip()]
+            if more:
+                raise DataError(
+                    f"{path}:{reader.line_num}: {len(cells)} cells where the header has "
+                    f"{len(columns)}; put a cell that holds {delimiter!r} in quotes"
+                )
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, _once(zip(columns, cells, strict=False))
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            remedy = "each line must be one JSON object"
+            with untrusted(f"{path}:{line}", remedy, DataError):
+                record = json.loads(text, object_pairs_hook=_once)
+            if not isinstance(record, dict):
+                raise DataError(f"{path}:{line}: expected an object with an image and a label")
+            yield line, record
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return pairs as a dict, with what comes twice marked as such."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        found[name] = TWICE if name in found else value
+    return found
+
+
+# --- columns ---------------------------------------------------------------------------------
+
+
+def column(
+    path: Path | str, wanted: str, others: tuple[str, ...], columns: Iterable[str], key: str
+) -> str:
+    """Return the column called `wanted`, or where that is the first of `others` and absent, one of
+    those; upper and lower case may differ. Raises DataError that names `data.{key}`."""
+    columns = [str(column) for column in columns]
+    choices = others if wanted in others[:1] else (wanted,)
+    for same in (str, str.lower):
+        for choice in choices:
+            found = [name for name in columns if same(name).strip() == same(choice)]
+            if found:
+                return found[0]
+    raise DataError(
+        f"{path}: no column {wanted!r}; set data.{key} to one of its columns: {', '.join(columns)}"
+    )
+
+
+def target_columns(path: Path | str, spec: DataSpec, columns: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns that hold the targets. Raises DataError for one that is not there."""
+    columns = list(columns)
+    if not spec.label_columns:
+        return (column(path, spec.label_column, LABEL_COLUMNS, columns, "label_column"),)
+    return tuple(column(path, c, (), columns, "label_columns") for c in spec.label_columns)
 
 
 def names_of(
@@ -94,229 +205,51 @@ def names_of(
     return tuple(columns) if task == "multi_label" and len(columns) > 1 else ()
 
 
-def _target_columns(path: Path | str, spec: DataSpec, columns: Iterable[str]) -> tuple[str, ...]:
-    columns = list(columns)
-    if not spec.label_columns:
-        return (_column(path, spec.label_column, LABEL_COLUMNS, columns, "label_column"),)
-    return tuple(_column(path, c, (), columns, "label_columns") for c in spec.label_columns)
+# --- cells -----------------------------------------------------------------------------------
 
 
 def _cell(record: dict[str, Any], column: str, place: str) -> Any:
     value = record.get(column)
     if value is None:
         raise DataError(f"{place}: no {column}")
+    if value is TWICE:
+        raise DataError(f"{place}: column {column!r} is there twice; rename or remove one")
     return value
 
 
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-        reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
-        for record in reader:
-            yield reader.line_num, record
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{line}: not JSON: {error.msg}") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{path}:{line}: expected an object with an image and a label")
-            yield line, record
-
-
-def _column(
-    path: Path | str, wanted: str, others: tuple[str, ...], columns: Iterable[str], key: str
-) -> str:
-    columns = [str(column) for column in columns]
-    choices = others if wanted in others[:1] else (wanted,)
-    for name in choices:
-        if name in columns:
-            return name
-    raise DataError(
-        f"{path}: no column {wanted!r}; set data.{key} to one of its columns: {', '.join(columns)}"
-    )
-
-
-def _text(record: dict[str, Any], column: str, place: str) -> str:
-    value = record.get(column)
+def _name(value: Any, folder: str, root: Path, place: str) -> str:
+    """Return an image's name relative to the root, where it lies below it."""
     text = str(value).strip() if isinstance(value, (str, int)) else ""
     if not text:
-        raise DataError(f"{place}: no {column}")
-    return text
+        raise DataError(f"{place}: no image")
+    if "\0" in text:
+        raise DataError(f"{place}: the name of the image holds a NUL character")
+    if ADDRESS.match(text):
+        raise DataError(f"{place}: {text} is an address; download the images and list the files")
+    os.fsencode(text)  # raises for what no file can be called
+    if "\\" in text and not (root / folder / text).exists():  # as Windows writes it
+        text = text.replace("\\", "/")
+    return posixpath.normpath(posixpath.join(folder, text))
 
 
 def _split(record: dict[str, Any], place: str) -> str:
-    split = str(record.get("split") or "").strip().lower()
-    if split and split not in SPLIT_NAMES:
-        raise DataError(f"{place}: split {split!r}; allowed: train, validation, test")
-    return SPLIT_NAMES.get(split, "")
+    text = str(_cell({"split": "", **record}, "split", place)).strip() if "split" in record else ""
+    split = split_of(text)
+    if text and not split:
+        raise DataError(f"{place}: split {text!r}; allowed: train, validation, test")
+    return split or ""
 
 
-def identity_of(path: Path | str) -> str:
-    """Return what changes when a file does, or that it is missing.
+def _rebased(root: Path, rows: list[LabelledImage]) -> tuple[Path, list[LabelledImage]]:
+    """Return the folder that names are relative to, and the rows with names relative to it.
 
-    Size and time of modification are what `tar` and `rsync -a` set; the time of the inode's change
-    and the inode are not.
+    It is the table's own, or where all images lie elsewhere, the one that holds them.
     """
-    try:
-        found = os.stat(path)
-    except OSError:
-        return "missing"
-    return f"{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\0{found.st_ino}"
-
-
-# --- datasets --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ImageTable:
-    """The images of a `datasets` source, undecoded: one column "image" in each split."""
-
-    splits: dict[str, Any]
-
-    @cached_property
-    def paths(self) -> dict[str, Any]:
-        """For each row of a split the file that its image is in; null where the table has it."""
-        from pyarrow.compute import if_else, is_null, struct_field
-
-        images = {split: t.with_format("arrow")[:]["image"] for split, t in self.splits.items()}
-        return {
-            split: if_else(is_null(struct_field(each, "bytes")), struct_field(each, "path"), None)
-            for split, each in images.items()
-        }
-
-    @contextmanager
-    def opened(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of the image called `split/number`. Raises OSError."""
-        split, _, number = name.rpartition("/")
-        image = self.splits[split][int(number)]["image"]
-        if image is None or (image["bytes"] is None and image["path"] is None):
-            raise FileNotFoundError(errno.ENOENT, "the row has no image", name)
-        if image["bytes"] is not None:
-            yield image["bytes"]
-        else:
-            with reading.opened(image["path"]) as data:
-                yield data
-
-    def identity(self, name: str) -> str:
-        """Return the name with what `datasets` knows the content of the split by, and of an image
-        that the table has only the path of what changes with its file."""
-        split, _, number = name.rpartition("/")
-        known = f"{name}\0{self.splits[split]._fingerprint}"
-        path = self.paths[split][int(number)].as_py()
-        return known if path is None else f"{known}\0{identity_of(path)}"
-
-
-def is_datasets(path: Path) -> bool:
-    """Return whether `datasets` is to load this: what it saved, parquet, arrow, or a Hub id."""
-    if path.is_file():
-        return path.suffix.lower() in (".parquet", ".arrow")
-    if path.is_dir():
-        saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-        return saved or any(
-            next(path.glob(pattern), None) for pattern in ("*.parquet", "data/*.parquet", "*.arrow")
-        )
-    name = str(path)
-    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not path.parent.exists()
-
-
-def read_datasets(
-    path: Path, spec: DataSpec, task: str
-) -> tuple[ImageTable, list[Row], tuple[str, ...], tuple[str, ...]]:
-    """Return the images, a row for each, the names of classes, labels or targets in the source's
-    order (empty where it has none) and what was ignored. Raises DataError, one line."""
-    rows: list[Row] = []
-    images: dict[str, Any] = {}
-    columns: tuple[str, ...] = ()
-    order: tuple[str, ...] = ()
-    ignored = []
-    for key, table in _load(path, spec).items():
-        split = SPLIT_NAMES.get(key.lower())
-        if split is None:
-            ignored.append(f"{key}/ ({len(table):,} images of a split that is not used)")
-            continue
-        image, columns = _dataset_columns(path, spec, table.features)
-        order = _class_names(table.features[columns[0]]) if len(columns) == 1 else ()
-        unlabelled = 0
-        chosen = table.select_columns(list(columns))[:]
-        for number, values in enumerate(zip(*(chosen[c] for c in columns), strict=True)):
-            if any(value is None or (order and value == -1) for value in values):
-                unlabelled += 1
-                continue
-            name = f"{key}/{number:08d}"
-            named = [_named(value, order) for value in values]
-            rows.append((name, read_target(task, named, columns, f"{path}: {name}"), split))
-        if unlabelled:
-            ignored.append(f"{key}/ ({unlabelled:,} images without a label)")
-        images[key] = _undecoded(path, table, image)
-    told = [target for _, target, _ in rows]
-    if order and task == "multi_label":
-        order = tuple(name for name in order if any(name in target for target in told))
-    order = order or names_of(str(path), task, columns, told)
-    return ImageTable(images), rows, order, tuple(ignored)
-
-
-def _dataset_columns(path: Path, spec: DataSpec, features: Any) -> tuple[str, tuple[str, ...]]:
-    """Return the columns of the images and of what is told of them; an only image or ClassLabel
-    column needs no name."""
-    from datasets import ClassLabel, Image
-
-    def only(wanted: str, usual: str, kind: type) -> str:
-        found = [name for name, feature in features.items() if isinstance(feature, kind)]
-        absent = wanted not in features and wanted == usual
-        return found[0] if absent and len(found) == 1 else wanted
-
-    image = only(spec.image_column, "image", Image)
-    image = _column(str(path), image, IMAGE_COLUMNS, features, "image_column")
-    if spec.label_columns:
-        return image, _target_columns(str(path), spec, features)
-    label = only(spec.label_column, "label", ClassLabel)
-    return image, (_column(str(path), label, LABEL_COLUMNS, features, "label_column"),)
-
-
-def _class_names(feature: Any) -> tuple[str, ...]:
-    """Return the names of a ClassLabel, or of a list of them; empty for any other feature."""
-    return tuple(getattr(getattr(feature, "feature", feature), "names", ()))
-
-
-def _named(value: Any, names: Sequence[str]) -> Any:
-    """Return a value as a table would hold it: places in `names` as the names themselves."""
-    if isinstance(value, (list, tuple)):
-        return [_named(item, names) for item in value]
-    return names[value] if names else value
-
-
-def _undecoded(path: Path, table: Any, column: str) -> Any:
-    from datasets import Image, Value
-
-    feature = table.features[column]
-    if not isinstance(feature, Image) and feature != Value("string"):
-        raise DataError(f"{path}: column {column!r} holds {feature}, not images")
-    table = table.select_columns([column]).cast_column(column, Image(decode=False))
-    return table if column == "image" else table.rename_column(column, "image")
-
-
-def _load(path: Path, spec: DataSpec) -> dict[str, Any]:
-    import datasets
-
-    try:
-        if path.is_file():
-            kind = "parquet" if path.suffix.lower() == ".parquet" else "arrow"
-            found = datasets.load_dataset(kind, data_files=str(path))
-        elif any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(str(path))
-        else:
-            found = datasets.load_dataset(str(path), name=spec.config)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        where = "" if path.exists() else ": neither a folder nor a data set on the Hub"
-        raise DataError(f"data {str(path)!r}{where}: {reason}") from error
-    return dict(found) if isinstance(found, dict) else {"train": found}
+    own = f"{root.resolve().as_posix()}/"
+    absolute = [row.name for row in rows if os.path.isabs(row.name)]
+    if not absolute:
+        return root, rows
+    if len(absolute) == len(rows) and not all(name.startswith(own) for name in absolute):
+        root = Path(os.path.commonpath([posixpath.dirname(name) for name in absolute]))
+        own = f"{root.as_posix().rstrip('/')}/"
+    return root, [row._replace(name=row.name.removeprefix(own)) for row in rows]

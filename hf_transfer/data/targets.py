@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hf_transfer.base.errors import DataError
 
 BETWEEN = "|"  # several labels in one cell of a CSV table: cat|dog
+MISSING = ("nan", "<na>", "nat")  # what pandas writes where there is no value
+DOUBTFUL = ("none", "null", "na", "n/a", "?", "-")  # a class, or no value
 FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 Target = str | tuple[str, ...] | tuple[float, ...]  # as a table has it; classes by their names
@@ -42,10 +46,35 @@ def target_names(columns: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def _text(value: Any, column: str, place: str) -> str:
-    text = str(value).strip() if isinstance(value, (str, int)) else ""
+    """Return a class or label: a text or a whole number; 1.0 is one, as pandas writes it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, (list, tuple)):
+        raise DataError(
+            f"{place}: {column} is a list, {_cut(value)}; several labels of an image need "
+            "task: multi_label"
+        )
+    if isinstance(value, float) and not math.isnan(value):
+        raise DataError(
+            f"{place}: {column} is {value!r}, and a class is a text or a whole number; to predict "
+            "numbers, set task: regression"
+        )
+    if not isinstance(value, (str, int, float)):
+        raise DataError(f"{place}: {column} is {_cut(value)}; a class is a text or a whole number")
+    text = str(value).strip()
     if not text:
         raise DataError(f"{place}: no {column}")
+    if text.lower() in MISSING:
+        raise DataError(
+            f"{place}: {column} is {text!r}, which stands for a missing value; remove the row, or "
+            "write another name"
+        )
     return text
+
+
+def _cut(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _labels(value: Any, column: str, place: str) -> list[str]:
@@ -105,3 +134,12 @@ def check_separator(path: str, column: str, targets: Iterable[Target]) -> None:
 def is_text(name: str) -> bool:
     """Return whether UTF-8 can hold a text: whether it is no name of other bytes."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def look_alikes(labels: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the labels that differ only in case, accents' encoding, blanks, - and _, in groups."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        plain = unicodedata.normalize("NFKC", label).casefold().removesuffix(".0")
+        groups.setdefault(re.sub(r"[\s_-]+", "", plain), []).append(label)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)

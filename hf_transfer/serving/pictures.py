@@ -26,8 +26,8 @@ from PIL import Image
 from hf_transfer.base.boundary import printable, said, untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.decoding import decode_noted
+from hf_transfer.data.folders import images_below
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.sources import looks_like_image, shown
 
 KINDS = "paths, folders, patterns, bytes, files, PIL images, arrays, tensors, or lists of these"
 USUAL = (1, 3, 4)  # channels: gray, RGB, RGBA
@@ -184,21 +184,6 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
                 raise UserError(f"there is no image or folder {file}")
             found.append(file)
     return found
-
-
-def images_below(folder: Path) -> Iterator[Path]:
-    """Yield the images below a folder that training would take, sorted; links are followed once."""
-    seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a link to a folder above, or a second link to one
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(filter(shown, folders))
-        for name in sorted(filter(shown, files)):
-            if looks_like_image(name) and os.path.isfile(os.path.join(here, name)):
-                yield Path(here, name)
 
 
 def _content(file: Any, name: str) -> bytes | Failed:

@@ -372,3 +372,44 @@ def test_other_labels_or_numbers_have_another_fingerprint(tmp_path):
         path = listed(tmp_path / str(k) / "data", rows, "x")
         prints.add(told(path, "regression", label_column="x").fingerprint)
     assert len(prints) == 2
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+def test_labels_that_look_alike_are_told(tmp_path):
+    cafes = ("caf\u00e9", "cafe\u0301")
+    rows = [
+        (f"{i}.png", i, label, "train") for i, label in enumerate(("Daisy", "daisy", *cafes) * 2)
+    ]
+    rows += [("v.png", 99, "daisy", "validation")]
+    data = told(listed(tmp_path / "data", rows, "label"), "classification")
+    assert found(data)["alike-labels"] == ("Daisy", "daisy", cafes[1], cafes[0])
+    assert "'Daisy' and 'daisy'" in done(data, "alike-labels")
+
+
+def test_a_class_of_validation_that_is_almost_one_of_training_is_named_with_it(tmp_path):
+    rows = [(f"{i}.png", i, "ab"[i % 2], "train") for i in range(6)]
+    rows += [("7.png", 7, "A", "validation"), ("8.png", 8, "b", "validation")]
+    with pytest.raises(DataError, match="without a training image: A; .*'A' and 'a' look alike"):
+        told(listed(tmp_path / "data", rows, "label"), "classification")
+
+
+def test_a_class_that_may_be_no_value_is_told(tmp_path):
+    rows = [(f"{i}.png", i, ("cat", "None")[i % 2], "train") for i in range(6)]
+    rows += [("7.png", 7, "cat", "validation")]
+    data = told(listed(tmp_path / "data", rows, "label"), "classification")
+    assert found(data)["doubtful-label"] == ("None",)
+
+
+def test_files_elsewhere_are_named_without_their_folders(tmp_path):
+    (tmp_path / "secret" / "x").mkdir(parents=True)
+    picture(50).convert("L").save(tmp_path / "secret" / "x" / "gray.png")
+    rows = [(f"{i}.png", i, "ab"[i % 2], "train") for i in range(6)]
+    rows += [("7.png", 7, "a", "validation")]
+    path = listed(tmp_path / "data", rows, "label")
+    with path.open("a") as file:
+        file.write(f"{tmp_path}/secret/x/gray.png,a,train\n../secret/x/gray.png,a,train\n")
+    data = told(path, "classification")
+    assert found(data)["grayscale"] == ("…/x/gray.png", "…/x/gray.png")
+    assert "secret" not in json.dumps(data.audit.to_dict())

@@ -421,7 +421,11 @@ def test_what_is_no_regular_file_or_too_large_is_not_read(photos, cache, monkeyp
     (photos / "cat" / "01.png").symlink_to("/dev/zero")
     with (photos / "cat" / "02.png").open("wb") as file:
         file.truncate(2**40)  # none of it is on the disk
-    found = scan(DataSpec(str(photos)))
+    names = [
+        f"{label}/{number:02d}.png,{label}" for label in ("cat", "dog") for number in range(12)
+    ]
+    (photos / "list.csv").write_text("\n".join(["image,label", *names]))
+    found = scan(DataSpec(str(photos / "list.csv")))
     facts = open_pixels(found, SETTINGS, cache)[1]
     assert {row: kind for row, (kind, _) in facts.errors.items()} == {
         0: "unreadable", 1: "unreadable", 2: "too-large"
