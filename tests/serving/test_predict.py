@@ -248,7 +248,7 @@ def test_folders_give_what_training_takes_from_them(tmp_path):
     for name in ("bare", "1.png", "__MACOSX/1.png", "@eaDir/2.png", "Thumbs.db", "cat.png/3"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_bytes(b"\xff\xd8\xff")  # a name without a suffix: the content says it
     found = [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)]
     assert found == ["1.png", "bare", "cat.png/3"]
 
