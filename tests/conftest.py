@@ -1,9 +1,10 @@
-"""What all tests share: two threads at most, and the real data where it is there."""
+"""What all tests share: how they are spread over two workers, and the real data where it is."""
 
 import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,30 @@ os.environ["HF_MODULES_CACHE"] = f"{SCRATCH}/modules"  # code that evaluate and 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Take two workers, and none for a single file or test: they take seconds to start."""
+    one = len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file()
+    return 0 if one else 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what starts several processes, machines or a browser last, one after the other."""
+    for item in items:
+        if item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.xdist_group("alone"))
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep reports free of what UTF-8 cannot hold, such as names of other bytes: they are sent."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")

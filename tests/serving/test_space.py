@@ -24,6 +24,8 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.serving.demo import build_demo, launch
 from hf_transfer.serving.predict import predict
 
+pytestmark = pytest.mark.alone
+
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio_client")  # comes with gradio, and is quick to import
 

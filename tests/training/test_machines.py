@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from small import untimed
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 8  # after which a machine that does not answer is lost, in these tests
 NAMES = ("left", "right")

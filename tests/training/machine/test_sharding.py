@@ -37,6 +37,8 @@ from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.training.machine import sharding
 
+pytestmark = pytest.mark.alone
+
 OPTIONS = {"dropout": 0.0, "images": 22, "checkpoint_seconds": 1000}
 PHASES = [
     HEAD,
