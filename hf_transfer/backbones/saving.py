@@ -6,7 +6,6 @@ One folder opens in transformers, and in timm where the backbone is timm's, with
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from hf_transfer.backbones.blueprint import Backbone, Blueprint
 from hf_transfer.backbones.preprocessing import processor_config
 from hf_transfer.backbones.regression_units import in_units
 from hf_transfer.base.download import BackboneError
+from hf_transfer.base.files import written_folder
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.recipe.tasks import TASKS
 
@@ -88,28 +88,17 @@ def _pretrained_cfg(network: nn.Module, image: ImageSettings) -> dict[str, Any]:
 def save_model(model: PreTrainedModel, folder: str | Path) -> None:
     """Write a model of `load_backbone` as one folder that transformers opens, and timm its own.
 
-    The folder appears whole or not at all, and takes the place of one that is there. A regression's
-    scale goes into the weights that are written: everywhere it answers in the targets' units.
+    The files are there all or not at all. Those of a model that was saved there before go, those of
+    others stay; where one has a name that is needed WriteError is raised. A regression's scale goes
+    into the weights that are written: everywhere it answers in the targets' units.
     """
     if not isinstance(getattr(model, "backbone", None), Backbone):
         raise BackboneError(
             f"this {type(model).__name__} is not from load_backbone, which knows how it is saved; "
             "save it with its own save_pretrained"
         )
-    folder = Path(folder)
-    beside, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
-    for left_over in (beside, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        with in_units(model):
-            _write(model, beside)
-        if folder.exists():
-            folder.rename(old)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with written_folder(Path(folder).expanduser(), "model") as aside, in_units(model):
+        _write(model, aside)
 
 
 def _write(model: PreTrainedModel, folder: Path) -> None:

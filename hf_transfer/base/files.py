@@ -1,6 +1,6 @@
 """Files and folders: written whole or not at all, owned by a mark, read within limits.
 
-A folder of ours holds `.hf_transfer.json`, which lists the files that we wrote there. Nothing that
+A folder of ours holds `.hf_transfer`, which lists the files that we wrote there. Nothing that
 it does not list is ever replaced or removed.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.locks import Hold, alone
 
-MARK = ".hf_transfer.json"
+MARK = ".hf_transfer"
 LONGEST_MARK = 2**20  # bytes
 MOST_BYTES = 2**29  # of a file that is read whole
 
@@ -296,9 +296,10 @@ def remove_owned(folder: Path) -> None:
     """Remove the files that we wrote in a folder, and what folders are empty then; no other's."""
     if folder.is_symlink() or kind_of(folder) is None:
         return
-    for name in (*owned(folder), MARK):
+    names = owned(folder)
+    for name in (*names, MARK):
         if _is_ours(folder / name):
             (folder / name).unlink(missing_ok=True)
-    for root, _, _ in os.walk(folder, topdown=False):
+    for below in sorted({above for name in names for above in Path(name).parents}, reverse=True):
         with suppress(OSError):
-            os.rmdir(root)
+            (folder / below).rmdir()

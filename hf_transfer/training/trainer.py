@@ -33,6 +33,7 @@ from hf_transfer.backbones import access
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.regression_units import take_scale
+from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.processes import Processes
@@ -56,7 +57,7 @@ from hf_transfer.training.machine import sync_batchnorm as batchnorm
 from hf_transfer.training.machine.cheap_steps import light_steps
 from hf_transfer.training.outcome import metric_names, phase_report
 from hf_transfer.training.recovery import checkpoints, failures, resuming, rollback
-from hf_transfer.training.recovery.checkpoints import publish, write_phase
+from hf_transfer.training.recovery.checkpoints import write_phase
 from hf_transfer.training.recovery.interruption import PhaseWatch
 
 logger = logging.getLogger(__name__)
@@ -485,7 +486,7 @@ class TransferTrainer(Trainer):
                 checkpoints.save_tensors(tensors, Path(output_dir) / checkpoints.WEIGHTS)
         elif isinstance(getattr(self.model, "backbone", None), Backbone):
             if self.args.should_save:
-                publish(self.model, Path(output_dir or self.args.output_dir))
+                save_model(self.model, output_dir or self.args.output_dir)
             if self.args.push_to_hub and not _internal_call:
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from hf_transfer.backbones import saving
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import MARK
 from hf_transfer.data.decoding import decode
 from hf_transfer.inputs.model_input import to_model_input
 
@@ -107,7 +111,7 @@ def test_we_open_it_with_equal_logits_labels_and_pixels(saved):
     ours, theirs = model.backbone.image, opened.backbone.image
     assert theirs.stored == ours.stored
     assert dataclasses.replace(theirs, crop_pct=ours.crop_pct) == ours
-    assert opened.backbone.groups == model.backbone.groups
+    assert opened.backbone.groups.groups == model.backbone.groups.groups
 
 
 def test_saving_again_what_was_loaded_gives_the_same_files(saved, tmp_path):
@@ -124,9 +128,9 @@ def test_saving_again_what_was_loaded_gives_the_same_files(saved, tmp_path):
 
 def test_it_holds_no_pickle_and_nothing_of_this_machine(saved):
     _, folder = saved
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - {MARK}
     usual = {"config.json", "model.safetensors", "preprocessor_config.json"}
-    assert usual <= names <= usual | {"networks.py"}
+    assert usual <= names <= usual | {"modeling_torchvision.py"}
     text = "".join(path.read_text() for path in folder.glob("*.json"))
     assert str(folder.parent) not in text
 
@@ -217,20 +221,62 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(saving, "_write_json", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_model(model, tmp_path / "model")
-    with pytest.raises(OSError, match="No space left"):
-        save_model(model, tmp_path / "other")
+    for name in ("model", "other"):
+        with pytest.raises(UserError, match=f"cannot write .*{name}: No space left") as caught:
+            save_model(model, tmp_path / name)
+        assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
-def test_a_save_replaces_the_folder_whole(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"old")
-    save_model(_small(), tmp_path / "model")
-    assert not (tmp_path / "model" / "pytorch_model.bin").exists()
+def test_a_disk_that_fills_while_weights_are_written_is_one_line(tmp_path):
+    """A limit on the size of files stands for the disk; safetensors has an error of its own."""
+    code = (
+        "import resource, signal, sys; from hf_transfer.backbones.load import load_backbone\n"
+        "from hf_transfer.backbones.saving import save_model\n"
+        "model = load_backbone('timm/test_resnet', ['a', 'b'], pretrained=False, image_size=64)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))\n"
+        "try:\n"
+        "    save_model(model, sys.argv[1])\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (line,) = told.stdout.splitlines()
+    assert line == (
+        f"cannot write {tmp_path / 'model'}: File too large; free space or choose another folder"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_replaces_what_was_saved_and_nothing_of_others(tmp_path):
+    for name in (".git", "photos"):
+        (tmp_path / "model" / name).mkdir(parents=True)
+        (tmp_path / "model" / name / "file").write_text("mine")
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"mine")
+    (tmp_path / "model" / "link").symlink_to(tmp_path / "model" / "photos")
+    for network in (_small(), load_backbone("torchvision/mobilenet_v3_small", ["a", "b"],
+                    pretrained=False, image_size=64), _small()):  # fmt: skip
+        save_model(network, tmp_path / "model")
+    names = {path.name for path in (tmp_path / "model").iterdir() if path.name != MARK}
+    usual = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert names == usual | {".git", "photos", "pytorch_model.bin", "link"}
+    assert (tmp_path / "model" / "photos" / "file").read_text() == "mine"
+    assert (tmp_path / "model" / "link").is_symlink()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_save_does_not_overwrite_a_model_of_others(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("mine")
+    with pytest.raises(UserError, match=r"config\.json: hf_transfer did not write the file"):
+        save_model(_small(), tmp_path / "model")
+    assert (tmp_path / "model" / "config.json").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
 
 
 def test_weights_laid_out_channels_last_are_saved_like_any(tmp_path):

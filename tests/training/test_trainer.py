@@ -700,7 +700,7 @@ def test_save_model_writes_the_published_folder_and_leaves_other_files_alone(tmp
     done.save_model(str(tmp_path / "model"))
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert files == {
-        "config.json", "model.safetensors", "preprocessor_config.json", "notes.txt",
+        "config.json", "model.safetensors", "preprocessor_config.json", "notes.txt", ".hf_transfer",
     }  # fmt: skip
     again = load_model(tmp_path / "model")
     assert again.backbone.labels == NAMES

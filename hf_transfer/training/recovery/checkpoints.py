@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
 
-from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.results.report import PhaseReport
@@ -167,15 +164,6 @@ def load_best(folder: Path, device: torch.device) -> dict[str, torch.Tensor] | N
     if not path.is_file():
         return None
     return {name: tensor.to(device) for name, tensor in load_file(path).items()}
-
-
-def publish(model: PreTrainedModel, folder: Path) -> None:
-    """Write the files that `backbone.save_model` makes into a folder; what else is there stays."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
-        save_model(model, Path(aside) / "model")
-        for path in (Path(aside) / "model").iterdir():
-            path.replace(folder / path.name)
 
 
 # --- reading ---------------------------------------------------------------------------------
