@@ -19,7 +19,7 @@ from hf_transfer.base import launch
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
-from hf_transfer.data.sources import scan
+from hf_transfer.data.sources import list_source
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import source_recipe
 from hf_transfer.recipe.specs import Recipe
@@ -64,9 +64,10 @@ def run_seed(
     started = time.monotonic()
     extra = measuring.extra_metrics(recipe.metrics)
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
+    listed = list_source(recipe.data, recipe.task)
     model = load_backbone(
         backbone_id,
-        scan(recipe.data, recipe.seed, recipe.task).labels,
+        listed.labels,
         task=recipe.task,
         pretrained=recipe.pretrained,
         weights=recipe.weights,
@@ -76,7 +77,9 @@ def run_seed(
         keep_head=recipe.head.keep,
         seed=recipe.seed,
     )
-    data = load_data(recipe.data, model.backbone.image, recipe.seed, task=recipe.task)
+    data = load_data(
+        recipe.data, model.backbone.image, recipe.seed, task=recipe.task, listed=listed
+    )
     run_folder.keep_inputs(out, measuring.inputs(model, data))
     trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
     training = time.monotonic()

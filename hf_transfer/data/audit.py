@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.pixels import Facts
+from hf_transfer.data.pixels import Seen
 from hf_transfer.data.sources import SPLITS, Scan
 from hf_transfer.data.targets import DOUBTFUL, MISSING, look_alikes
 from hf_transfer.recipe.specs import DataSpec
@@ -84,7 +84,7 @@ class Audit:
 
 
 def audit(
-    found: Scan, facts: Facts, settings: ImageSettings, spec: DataSpec
+    found: Scan, seen: Seen, settings: ImageSettings, spec: DataSpec
 ) -> tuple[Audit, np.ndarray]:
     """Return the findings and the rows of the scan to use, int64, in order.
 
@@ -92,13 +92,13 @@ def audit(
     give no pixels (one is always forgiven, unless it is 0), a class is left with fewer than
     `min_per_class` images to train on, or validation or test holds a class that train lacks.
     """
-    findings = _bad(found, facts, spec) + _unusual(found, facts, settings)
+    findings = _bad(found, seen, spec) + _unusual(found, seen, settings)
     if found.ignored:
         done = "not used: not an image by its name, in no class folder, or without a label"
         findings.append(_finding("ignored", found.ignored, done))
     usable = np.ones(len(found.files), bool)
-    usable[list(facts.errors)] = False
-    same = _same_content(found, facts, usable)
+    usable[list(seen.errors)] = False
+    same = _same_content(found, seen, usable)
     for kind, rows in same.items():
         if kind != "repeated":
             usable[rows] = False
@@ -115,7 +115,7 @@ def audit(
         findings += _about_labels(chosen) if found.task == "multi_label" else _imbalance(counts)
         findings += _absent(counts)
         imbalance = max(counts["train"].values()) / max(1, min(counts["train"].values()))
-    return Audit(tuple(findings), len(found.files), len(facts.errors), imbalance), kept
+    return Audit(tuple(findings), len(found.files), len(seen.errors), imbalance), kept
 
 
 def _finding(kind: str, files: Sequence[str], done: str) -> Finding:
@@ -132,17 +132,17 @@ def _public(name: str) -> str:
 # --- files -----------------------------------------------------------------------------------
 
 
-def _bad(found: Scan, facts: Facts, spec: DataSpec) -> list[Finding]:
+def _bad(found: Scan, seen: Seen, spec: DataSpec) -> list[Finding]:
     """Return what gave no pixels, by kind. Raises DataError if that is more than is allowed."""
     allowed = max(1, int(spec.max_bad * len(found.files))) if spec.max_bad else 0
-    rows = sorted(facts.errors)
+    rows = sorted(seen.errors)
     if len(rows) > allowed:
-        few = "; ".join(facts.errors[row][1] for row in rows[:3])
+        few = "; ".join(seen.errors[row][1] for row in rows[:3])
         raise DataError(
             f"{found.path}: {len(rows):,} of {len(found.files):,} images are unusable, and "
             f"data.max_bad allows {allowed:,}: {few}" + ("; ..." if len(rows) > 3 else "")
         )
-    by_kind = {kind: [row for row in rows if facts.errors[row][0] == kind] for kind in LEFT_OUT}
+    by_kind = {kind: [row for row in rows if seen.errors[row][0] == kind] for kind in LEFT_OUT}
     return [
         _finding(kind, [found.files[row] for row in members], LEFT_OUT[kind])
         for kind, members in by_kind.items()
@@ -150,13 +150,13 @@ def _bad(found: Scan, facts: Facts, spec: DataSpec) -> list[Finding]:
     ]
 
 
-def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding]:
+def _unusual(found: Scan, seen: Seen, settings: ImageSettings) -> list[Finding]:
     """Return what was handled while decoding, by kind."""
     by_kind: dict[str, list[int]] = {kind: [] for kind in HANDLED}
-    for row in sorted(facts.notes):
-        for kind in facts.notes[row]:
+    for row in sorted(seen.notes):
+        for kind in seen.notes[row]:
             by_kind[kind].append(row)
-    short = facts.sizes.min(axis=1, initial=2**31 - 1)
+    short = seen.sizes.min(axis=1, initial=2**31 - 1)
     tiny = (short > 0) & (short < max(TINY_PX, settings.size / 4))
     by_kind["tiny"] = np.flatnonzero(tiny).tolist()
     done = dict(HANDLED)
@@ -174,10 +174,10 @@ def _unusual(found: Scan, facts: Facts, settings: ImageSettings) -> list[Finding
 # --- content ---------------------------------------------------------------------------------
 
 
-def _same_content(found: Scan, facts: Facts, usable: np.ndarray) -> dict[str, list[int]]:
+def _same_content(found: Scan, seen: Seen, usable: np.ndarray) -> dict[str, list[int]]:
     """Return the rows that show the same picture as another, by what that means."""
     same: dict[str, list[int]] = {kind: [] for kind in CONTENT}
-    for rows in _groups(facts.pixels, np.flatnonzero(usable)):
+    for rows in _groups(seen.pixels, np.flatnonzero(usable)):
         by_split = {split: [row for row in rows if found.splits[row] == split] for split in SPLITS}
         train, validation, test = by_split.values()
         if len({found.targets[row] for row in rows}) > 1:

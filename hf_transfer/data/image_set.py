@@ -14,7 +14,7 @@ import numpy as np
 from hf_transfer.base.machine import trim
 from hf_transfer.data.audit import Audit, audit
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.pixels import Facts, LivePixels, StoredPixels, open_pixels
+from hf_transfer.data.pixels import LivePixels, Seen, StoredPixels, open_pixels
 from hf_transfer.data.scale import Scale
 from hf_transfer.data.sources import SPLITS, Scan, limited, scan
 from hf_transfer.recipe.specs import DataSpec
@@ -171,16 +171,18 @@ def load_data(
     task: str = "classification",
     *,
     read_all: bool = False,
+    listed: Scan | None = None,
 ) -> ImageData:
     """Return a recipe's data: found, split, decoded (or read from the store), audited.
 
     Decoded pixels are kept under `cache_dir` (by default in the cache) unless they take more than
     `limit_bytes`. With `read_all` the content of every file is read again, as a resumed run needs
-    to prove that its images are the same. Raises DataError, one line.
+    to prove that its images are the same. `listed` is what `list_source` has found.
+    Raises DataError, one line.
     """
-    found = scan(_with_spare(spec), seed, task)
-    pixels, facts = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)
-    about, kept = audit(found, facts, settings, spec)
+    found = scan(_with_spare(spec), seed, task, listed)
+    pixels, seen = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)
+    about, kept = audit(found, seen, settings, spec)
     kept = kept[limited(found.take(kept), spec, seed)]
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
@@ -195,7 +197,7 @@ def load_data(
         rows = kept[splits.where(split)]
         files = [found.files[row] for row in rows.tolist()]
         sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files, scale)
-    fingerprint = _fingerprint(found, facts, kept)
+    fingerprint = _fingerprint(found, seen, kept)
     trim()
     return ImageData(
         labels=found.labels,
@@ -230,10 +232,10 @@ def _with_spare(spec: DataSpec) -> DataSpec:
     return replace(spec, **spare)
 
 
-def _fingerprint(found: Scan, facts: Facts, rows: np.ndarray) -> str:
+def _fingerprint(found: Scan, seen: Seen, rows: np.ndarray) -> str:
     digest = hashlib.sha256()
     for row in rows:
         label = found.shown(found.targets[row])
         digest.update(f"{found.files[row]}\0{label}\0".encode(errors="surrogateescape"))
-        digest.update(facts.files[row].tobytes())
+        digest.update(seen.files[row].tobytes())
     return digest.hexdigest()

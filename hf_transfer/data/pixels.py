@@ -42,14 +42,14 @@ logger = logging.getLogger(__name__)
 
 VERSION = 2  # of an entry's layout
 WAVE_BYTES = 64 * 2**20  # decoded, then written; what building holds in memory
-FACTS = (Column((16,), "uint8"), Column((2,), "int32"), Column((), "S256"))
+SEEN = (Column((16,), "uint8"), Column((2,), "int32"), Column((), "S256"))
 ERROR = "!"  # how a text begins that says why an image has no pixels; others are its notes
 NAME = "\x01"  # in such a text: files of the same content have different names
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What decoding found out, a row per file: digests of the pixels and of the file (N, 16),
+class Seen:
+    """What was seen while decoding, a row per file: digests of the pixels and of the file (N, 16),
     `sizes` (N, 2) width and height, `notes` and `errors` (kind, message) by row."""
 
     pixels: np.ndarray
@@ -133,14 +133,14 @@ def open_pixels(
     limit_bytes: int | None = None,
     *,
     read_all: bool = False,
-) -> tuple[StoredPixels | LivePixels, Facts]:
+) -> tuple[StoredPixels | LivePixels, Seen]:
     """Return the pixels of all files of a scan, a row each, and what decoding found out.
 
     Taken from the store under `cache_dir` where it holds them, else decoded into it; what was not
     used for longest makes room. A set larger than `limit_bytes` (the cache's limit, and nine tenths
     of the free disk), or one that is not in a store that cannot be written, is looked through once
     and decoded live. With `read_all` every file is read, whatever is known of its content.
-    Files that give no pixels have an entry in `Facts.errors`. Raises DataError, one line.
+    Files that give no pixels have an entry in `Seen.errors`. Raises DataError, one line.
     """
     root = cache_dir or cache_folder("pixels")
     reading = Reading(found)
@@ -154,21 +154,21 @@ def open_pixels(
             f"{root}: {error.strerror or error}; decoded pixels are kept there: make room, or name "
             "another place in HF_TRANSFER_CACHE"
         ) from error
-    if stored is not None and len(stored.columns) > len(FACTS):
-        facts = work.facts([stored.whole(number) for number in (1, 2, 3)], reading.unread)
-        return StoredPixels(settings, contents, rows, stored), facts
+    if stored is not None and len(stored.columns) > len(SEEN):
+        seen = work.seen([stored.whole(number) for number in (1, 2, 3)], reading.unread)
+        return StoredPixels(settings, contents, rows, stored), seen
     columns = _in_memory(work) if stored is None else [stored.whole(n) for n in (0, 1, 2)]
-    return LivePixels(settings, contents, rows, found), work.facts(columns, reading.unread)
+    return LivePixels(settings, contents, rows, found), work.seen(columns, reading.unread)
 
 
 def _stored(work: _Decoding, root: Path, limit_bytes: int | None) -> StoredRows | None:
-    """Return the entry that holds the pixels and facts, or the facts alone where the pixels find no
+    """Return the entry that holds the pixels and what was seen, or that alone where pixels find no
     room; None where that finds none either, or nothing can be written."""
     what, count = work.found.path, len(work.found.files)
     sizes = f"{count:,} images of {work.settings.stored} px"
     pixels = Column(row_shape(work.settings), "uint8")
-    for columns, limit in (((pixels, *FACTS), limit_bytes), (FACTS, None)):
-        live, key = columns is FACTS, work.key(columns)
+    for columns, limit in (((pixels, *SEEN), limit_bytes), (SEEN, None)):
+        live, key = columns is SEEN, work.key(columns)
         try:
             return open_rows(
                 key,
@@ -196,7 +196,7 @@ def _in_memory(work: _Decoding) -> list[np.ndarray]:
     parts: list[Sequence[np.ndarray]] = []
     work.run([range(len(work.found.files))], parts.append, keep=False)
     if not parts:
-        return [np.empty((0, *column.shape), column.dtype) for column in FACTS]
+        return [np.empty((0, *column.shape), column.dtype) for column in SEEN]
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
@@ -231,18 +231,18 @@ class _Decoding:
             for rows in (rows for span in spans for rows in parts(span, wave)):
                 found = [one for some in pool.map(self._some, parts(rows, AT_ONCE)) for one in some]
                 images, digests, sizes, told = zip(*found, strict=True)
-                facts = (
+                seen = (
                     np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16),
                     np.array(sizes, np.int32),
-                    np.array(told, FACTS[2].dtype),
+                    np.array(told, SEEN[2].dtype),
                 )
-                write([np.stack(images), *facts] if keep else facts)
+                write([np.stack(images), *seen] if keep else seen)
                 bar.update(len(rows))
                 done += len(rows)
         logger.info("decoded %d images in %.1f s", done, time.monotonic() - start)
 
-    def facts(self, columns: Sequence[np.ndarray], unread: dict[int, tuple[str, str]]) -> Facts:
-        """Return what is known of all rows, from the columns of FACTS."""
+    def seen(self, columns: Sequence[np.ndarray], unread: dict[int, tuple[str, str]]) -> Seen:
+        """Return what is known of all rows, from the columns of SEEN."""
         digests, sizes, told = columns
         notes, errors = {}, dict(unread)
         for row in np.flatnonzero(told != b"").tolist():
@@ -252,7 +252,7 @@ class _Decoding:
                 errors[row] = kind, why.replace(NAME, self.found.files[row])
             else:
                 notes[row] = tuple(text.split(" "))
-        return Facts(digests, self.contents, sizes, notes, errors)
+        return Seen(digests, self.contents, sizes, notes, errors)
 
     def _some(self, rows: range) -> list[tuple[np.ndarray, bytes, tuple[int, int], bytes]]:
         return [self._one(row) for row in rows]
@@ -274,5 +274,5 @@ class _Decoding:
 
 def _cut(text: str) -> bytes:
     """Return a text in UTF-8, no longer than its column holds."""
-    most = np.dtype(FACTS[2].dtype).itemsize
+    most = np.dtype(SEEN[2].dtype).itemsize
     return text.encode(errors="replace")[:most].decode(errors="ignore").encode()

@@ -42,7 +42,7 @@ from hf_transfer.data.tables import (
 from hf_transfer.data.targets import BETWEEN, Target, is_text
 from hf_transfer.recipe.specs import DataSpec
 
-__all__ = ["SPLITS", "DataError", "Scan", "limited", "scan"]
+__all__ = ["SPLITS", "DataError", "Scan", "limited", "list_source", "scan"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -124,14 +124,26 @@ class Scan:
         )
 
 
-def scan(spec: DataSpec, seed: int = 0, task: str = "classification") -> Scan:
+def scan(
+    spec: DataSpec, seed: int = 0, task: str = "classification", listed: Scan | None = None
+) -> Scan:
     """Return the labelled images of a source with their splits; nothing is decoded.
 
     The source is a folder of class folders, one of train/validation/test folders of such, a .csv,
     .tsv or .jsonl table, a folder or file of `datasets`, or a data set on the Hub (owner/name).
     Splits that it lacks are drawn from train, class by class (several labels: so that each has its
     share; numbers: tenth by tenth of the first): a pure function of names, labels and seed; the
-    order in which a disk lists files changes nothing. Raises DataError, one line.
+    order in which a disk lists files changes nothing. `listed` is what `list_source` has found.
+    Raises DataError, one line.
+    """
+    found = _split(listed or list_source(spec, task), spec, seed)
+    return found.take(limited(found, spec, seed))
+
+
+def list_source(spec: DataSpec, task: str = "classification") -> Scan:
+    """Return all labelled images of a source, in the splits that it has, "" where it has none.
+
+    The only place where a source is listed: what comes after is made of this. Raises DataError.
     """
     if not spec.path:
         raise DataError("no data: name a folder of class folders with --data or data.path")
@@ -143,8 +155,7 @@ def scan(spec: DataSpec, seed: int = 0, task: str = "classification") -> Scan:
             raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
     if not {"train", ""} & set(found.splits.table):
         raise DataError(f"{path}: no training images; splits: {', '.join(sorted(found.images))}")
-    found = _split(found, spec, seed)
-    return found.take(limited(found, spec, seed))
+    return found
 
 
 def _read(path: Path, spec: DataSpec, task: str) -> Scan:

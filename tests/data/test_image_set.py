@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import ImageSet, load_data
 from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.sources import list_source
 from hf_transfer.inputs.augmentation import augment
 from hf_transfer.inputs.model_input import collate
 from hf_transfer.recipe.specs import Augment, DataSpec
@@ -158,6 +159,16 @@ def test_data_are_the_same_decoded_and_read_back(photos, tmp_path, limit):
         assert np.array_equal(images.pixels[:], same.pixels[:])
         again = pickle.loads(pickle.dumps(images)).__getitems__([3, 0])
         assert torch.equal(again["pixels"], same.__getitems__([3, 0])["pixels"])
+
+
+def test_what_is_listed_once_is_not_listed_again(photos, tmp_path, monkeypatch):
+    spec = DataSpec(str(photos), train_per_class=5)
+    listed = list_source(spec)
+    whole = load_data(spec, SETTINGS, 3, tmp_path / "cache")
+    monkeypatch.setattr("hf_transfer.data.sources.list_folder", None)
+    again = load_data(spec, SETTINGS, 3, tmp_path / "cache", listed=listed)
+    assert again.fingerprint == whole.fingerprint
+    assert again.train.files == whole.train.files
 
 
 def test_findings_are_logged(photos, tmp_path, caplog):

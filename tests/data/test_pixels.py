@@ -84,17 +84,17 @@ def live(found) -> LivePixels:
 
 def test_stored_pixels_are_the_decoded_ones_and_are_decoded_once(photos, cache, decoded):
     found = scan(DataSpec(str(photos)))
-    pixels, facts = open_pixels(found, SETTINGS, cache)
+    pixels, seen = open_pixels(found, SETTINGS, cache)
     assert isinstance(pixels, StoredPixels)
     assert pixels.shape == (24, 20, 20, 3)
     assert sorted(decoded) == list(found.files)
-    again, facts_again = open_pixels(found, SETTINGS, cache)
+    again, seen_again = open_pixels(found, SETTINGS, cache)
     assert len(decoded) == 24
     for opened in (pixels, again):
         assert np.array_equal(opened[np.arange(24)], wanted(found))
-    assert np.array_equal(facts.pixels, facts_again.pixels)
-    assert np.array_equal(facts.files, facts_again.files)
-    assert facts.sizes[0].tolist() == [24, 30]
+    assert np.array_equal(seen.pixels, seen_again.pixels)
+    assert np.array_equal(seen.files, seen_again.files)
+    assert seen.sizes[0].tolist() == [24, 30]
     assert np.array_equal(np.load(shard(cache), mmap_mode="r"), wanted(found))
 
 
@@ -140,11 +140,11 @@ def test_a_changed_file_is_decoded_again(photos, cache):
     found = scan(DataSpec(str(photos)))
     open_pixels(found, SETTINGS, cache)
     Image.new("RGB", (40, 40), "red").save(photos / found.files[5])
-    pixels, facts = open_pixels(found, SETTINGS, cache)
+    pixels, seen = open_pixels(found, SETTINGS, cache)
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
     (photos / found.files[5]).unlink()
-    _, facts = open_pixels(found, SETTINGS, cache)
-    assert facts.errors == {5: ("missing", f"{found.files[5]}: No such file or directory")}
+    _, seen = open_pixels(found, SETTINGS, cache)
+    assert seen.errors == {5: ("missing", f"{found.files[5]}: No such file or directory")}
 
 
 def test_another_decoder_is_another_entry(photos, cache, decoded, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_torn_or_foreign_entry_is_built_again_never_used(photos, cache, decode
     found = scan(DataSpec(str(photos)))
     open_pixels(found, SETTINGS, cache)
     damage(shard(cache, column))
-    pixels, facts = open_pixels(found, SETTINGS, cache)
+    pixels, seen = open_pixels(found, SETTINGS, cache)
     assert len(decoded) == 48
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
     open_pixels(found, SETTINGS, cache)
@@ -266,10 +266,10 @@ def test_a_decoding_that_was_killed_goes_on_with_the_rest(photos, cache, decoded
     assert 2 <= len(left) < 8
     monkeypatch.setattr(shards, "SHARD_ROWS", 3)
     found = scan(DataSpec(str(photos)))
-    pixels, facts = open_pixels(found, SETTINGS, cache)
+    pixels, seen = open_pixels(found, SETTINGS, cache)
     assert len(decoded) == 24 - 3 * len(left)
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
-    assert facts.sizes[:, 1].tolist() == [30] * 24
+    assert seen.sizes[:, 1].tolist() == [30] * 24
     assert not list(cache.glob("*/.*.part"))
 
 
@@ -327,13 +327,13 @@ def test_two_processes_at_once_do_not_corrupt_each_other(photos, cache):
 
 def test_a_set_too_large_to_store_is_decoded_live(photos, cache, decoded):
     found = scan(DataSpec(str(photos)))
-    pixels, facts = open_pixels(found, SETTINGS, cache, limit_bytes=1000)
+    pixels, seen = open_pixels(found, SETTINGS, cache, limit_bytes=1000)
     assert isinstance(pixels, LivePixels)
     assert np.array_equal(pixels[np.arange(24)], wanted(found))
-    assert len(facts.pixels) == 24
+    assert len(seen.pixels) == 24
     assert sum(path.stat().st_size for path in cache.rglob("*.npy")) < 20_000
     _, again = open_pixels(found, SETTINGS, cache, limit_bytes=1000)
-    assert np.array_equal(again.pixels, facts.pixels)
+    assert np.array_equal(again.pixels, seen.pixels)
     assert len(decoded) == 24  # looked through once
 
 
@@ -341,13 +341,13 @@ def test_bad_files_are_facts_not_failures(photos, cache):
     (photos / "cat" / "00.png").write_bytes(b"")
     (photos / "dog" / "03.png").write_bytes(b"not a picture at all" * 9)
     found = scan(DataSpec(str(photos)))
-    pixels, facts = open_pixels(found, SETTINGS, cache)
-    assert facts.errors == {
+    pixels, seen = open_pixels(found, SETTINGS, cache)
+    assert seen.errors == {
         0: ("zero-byte", "cat/00.png: the file is empty"),
         15: ("not-an-image", "dog/03.png: not an image, or one of a kind that is not read"),
     }
     assert not pixels[0].any()
-    assert open_pixels(found, SETTINGS, cache)[1].errors == facts.errors
+    assert open_pixels(found, SETTINGS, cache)[1].errors == seen.errors
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(photos, cache, monkeypatch):
@@ -372,13 +372,13 @@ def test_images_of_equal_size_and_time_are_other_images(photos, cache):
     found = scan(DataSpec(str(photos)))
     path = photos / found.files[5]
     Image.new("RGB", (30, 24), "red").save(path, "BMP")
-    _, facts = open_pixels(found, SETTINGS, cache)
+    _, seen = open_pixels(found, SETTINGS, cache)
     times = path.stat()
     Image.new("RGB", (30, 24), "blue").save(path, "BMP")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
     pixels, again = open_pixels(found, SETTINGS, cache)
-    assert not np.array_equal(again.files[5], facts.files[5])
+    assert not np.array_equal(again.files[5], seen.files[5])
     assert np.array_equal(pixels[5], wanted(found)[5])
 
 
@@ -426,12 +426,12 @@ def test_what_is_no_regular_file_or_too_large_is_not_read(photos, cache, monkeyp
     ]
     (photos / "list.csv").write_text("\n".join(["image,label", *names]))
     found = scan(DataSpec(str(photos / "list.csv")))
-    facts = open_pixels(found, SETTINGS, cache)[1]
-    assert {row: kind for row, (kind, _) in facts.errors.items()} == {
+    seen = open_pixels(found, SETTINGS, cache)[1]
+    assert {row: kind for row, (kind, _) in seen.errors.items()} == {
         0: "unreadable", 1: "unreadable", 2: "too-large"
     }  # fmt: skip
-    assert facts.errors[0][1] == "cat/00.png: not a regular file"
-    assert "larger than 1 GiB" in facts.errors[2][1]
+    assert seen.errors[0][1] == "cat/00.png: not a regular file"
+    assert "larger than 1 GiB" in seen.errors[2][1]
 
 
 def test_files_of_others_in_the_cache_are_never_touched(photos, cache, tmp_path):
