@@ -63,18 +63,16 @@ def summary(report: RunReport) -> str:
     lines = []
     for split in reversed(report.splits):
         lines.append(_measured(report, split))
-        found = conclusions.baselines(report, split)
         lines += [
-            f"  baseline: {what} reaches {show_metric(metric, value)}"
-            for what, metric, value in found
-            if metric == leads
+            f"  baseline: {metric_phrase(metric)} {show_metric(metric, value)} by {printable(what)}"
+            for what, metric, value in conclusions.baselines(report, split)
         ]
     if not report.splits:
         lines.append(f"{metric_phrase(leads)} not measured")
     spread = report.seeds.get("metrics", {}).get(leads)
     if spread:
         low, mean, high = (show_metric(leads, spread[key]) for key in ("min", "mean", "max"))
-        lines.append(f"over {report.seeds['n']} seeds: mean {mean}, min {low}, max {high}")
+        lines.append(f"over {len(spread['values'])} seeds: mean {mean}, min {low}, max {high}")
     wall, training = report.seconds.get("wall"), report.seconds.get("training")
     if wall is not None and training is not None:
         lines.append(f"{show_seconds(wall)} in all, {show_seconds(training)} of it in training")

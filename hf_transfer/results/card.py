@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.results import conclusions
 from hf_transfer.results.card_metadata import card_metadata
 from hf_transfer.results.page_phases import ended_words, group_words, length_words, rate_words
@@ -64,6 +64,7 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
         report = published_report(report)
         split, _ = report.measured
         front = card_metadata(report, repo_id).to_yaml(line_break="\n")
+        front = "\n".join(map(printable, front.split("\n")))
         text = render(
             "card.md",
             front=Markup(front),  # noqa: S704

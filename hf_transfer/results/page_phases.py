@@ -53,7 +53,7 @@ def _phase(report: RunReport, phase: PhaseReport, known: Sequence[str]) -> JsonD
         "ended": ended_words(phase),
         "how": list(_how(phase)),
         "proof": list(_proof(phase)),
-        "rates": phase.rates,
+        "rates": phase.rates if len({row.get("lr") for row in phase.rates}) > 1 else (),
     }
 
 

@@ -127,7 +127,8 @@ class RunReport:
                 )
             if values.get("version") != VERSION:
                 raise UserError(
-                    f"{place}: version {values.get('version')!r} cannot be read, only {VERSION}; "
+                    f"{place}: version {shape.shown(values.get('version'))} cannot be read, only "
+                    f"{VERSION}; "
                     "run the recipe again, or install the hf_transfer that wrote it"
                 )
             report: RunReport = shape.checked(_adapter(), _plain(values), place)

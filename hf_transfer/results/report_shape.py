@@ -67,6 +67,15 @@ class TargetRow(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class CalibrationRow(TypedDict):
+    """The images of one bin of confidence: how sure the model was, how often it was right."""
+
+    n: Count
+    confidence: Annotated[float, Field(strict=True, ge=0, le=1)]
+    accuracy: Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
+@with_config(ConfigDict(extra="allow"))
 class SplitMetrics(TypedDict, total=False):
     """The metrics on one split; those of a recipe's own stand beside ours."""
 
@@ -90,6 +99,7 @@ class SplitMetrics(TypedDict, total=False):
     per_label: list[LabelRow]
     per_target: list[TargetRow]
     confusion: list[list[Count]]
+    calibration: list[CalibrationRow]
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -219,7 +229,12 @@ def _problem(where: tuple[int | str, ...], found: Any) -> str:
         return f"{name} is missing"
     if found["type"] == "unexpected_keyword_argument":
         return f"{name} is unknown"
-    value = printable(repr(found["input"]))
-    value = value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
+    value = shown(found["input"])
     wanted = WANTED.get(found["type"]) or found["msg"].removeprefix("Input should be ")
     return f"{name} must be {wanted}, not {value}"
+
+
+def shown(value: Any) -> str:
+    """Return a wrong value as it may be repeated in a line: short, and printable."""
+    text = printable(repr(value))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -22,7 +22,7 @@ from hf_transfer.results.metrics.regression import regression_metrics
 MODULE = Path(__file__).with_name("evaluate_module.py")
 OURS = ("accuracy", "top5", "macro_f1", "balanced_accuracy", "auroc", "ece", "nll")
 # What a foreign metric may not overwrite in a report's metrics.
-RESERVED = {*OURS, "n", "reasons", "intervals", "per_class", "confusion", "test"}
+RESERVED = {*OURS, "n", "reasons", "intervals", "per_class", "confusion", "calibration", "test"}
 
 Measure = Callable[[ArrayLike, ArrayLike], dict[str, Any]]
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.results.metrics import ranking
-from hf_transfer.results.metrics.resampling import Floats, Ints, intervals, weights_of
+from hf_transfer.results.metrics.resampling import CHUNK, Floats, Ints, intervals, weights_of
+
+Scores = NDArray[np.floating[Any]]
 
 ECE_BINS = 15
 # Ranking every class in every resample costs resamples x n x classes; no interval beyond this.
@@ -45,7 +47,8 @@ def classification_metrics(
     Scalars are in 0..1 but `nll` (nats, mean); what is undefined is None, with the cause under
     `reasons`. `intervals` holds 95% percentile bootstrap intervals from `bootstrap` resamples of
     rows (0: none); `ece` has none, since resampling biases it upwards. Ties go to the first class.
-    `tables` are `per_class` and, of up to MOST_CONFUSED classes, the matrix `confusion`.
+    `tables` are `per_class`, `calibration` and, of up to MOST_CONFUSED classes, the matrix
+    `confusion`.
     Raises UserError for logits that are not finite, ValueError for shapes that do not fit.
     """
     scores, truth = _checked(logits, labels)
@@ -66,6 +69,7 @@ def classification_metrics(
         result["reasons"]["auroc interval"] = reason
     if tables:
         result["per_class"] = _per_class(facts, names)
+        result["calibration"] = _calibration(facts)
         if classes <= MOST_CONFUSED:
             cells = np.bincount(truth * classes + facts.predicted, minlength=classes * classes)
             result["confusion"] = cells.reshape(classes, classes).tolist()
@@ -89,22 +93,56 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
 
 
 class _Rows:
-    """What each row contributes, computed once; the metrics and every resample only add it up."""
+    """What each row contributes, computed once; the metrics and every resample only add it up.
 
-    def __init__(self, scores: Floats, truth: Ints) -> None:
-        self.truth = truth
+    Logits are read in chunks of rows, so that no copy of them is held.
+    """
+
+    def __init__(self, scores: Scores, truth: Ints) -> None:
+        self.scores, self.truth = scores, truth
         self.n, self.classes = scores.shape
-        self.log_probabilities = log_softmax(scores)
         self.predicted: Ints = scores.argmax(axis=1)
         self.correct = self.predicted == truth
-        own = scores[np.arange(self.n), truth][:, None]
+        # Most of very many classes are neither shown nor predicted, and need no column.
+        self.kinds, found = np.unique([truth, self.predicted], return_inverse=True)
+        self.truth_at, self.predicted_at = found.reshape(2, self.n)
+        self.largest: Floats = scores.max(axis=1).astype(np.float64)
+        self.log_sums = np.empty(self.n)
+        self.top5 = np.empty(self.n, dtype=bool)
+        for rows in _row_chunks(scores):
+            self._read(rows)
+        self.nll: Floats = -(self._shifted(np.arange(self.n), truth) - self.log_sums)
+
+    def _read(self, rows: slice) -> None:
+        scores, truth = self.scores[rows].astype(np.float64), self.truth[rows]
+        own = scores[np.arange(len(truth)), truth][:, None]
         earlier = np.arange(self.classes) < truth[:, None]
         place = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
-        self.top5 = place < 5
-        self.nll: Floats = -self.log_probabilities[np.arange(self.n), truth]
+        self.top5[rows] = place < 5
+        scores -= self.largest[rows, None]
+        self.log_sums[rows] = np.log(np.exp(scores, out=scores).sum(axis=1))
+
+    def _shifted(self, rows: Any, columns: Any) -> Floats:
+        values: Floats = self.scores[rows, columns].astype(np.float64) - self.largest
+        return values
+
+    def log_probability(self, label: int) -> Floats:
+        """Return the log-probability of one class in every row (N,)."""
+        return self._shifted(slice(None), label) - self.log_sums
+
+    @property
+    def confidence(self) -> Floats:
+        """The probability of the predicted class in every row (N,)."""
+        result: Floats = np.exp(-self.log_sums)
+        return result
 
 
-def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
+def _row_chunks(scores: Scores) -> Iterator[slice]:
+    step = max(1, CHUNK // scores.shape[-1])
+    yield from (slice(start, start + step) for start in range(0, len(scores), step))
+
+
+def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Scores, Ints]:
     scores, truth = finite(logits), np.asarray(labels)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(f"logits must be (N, C) with C of at least 2; got {scores.shape}")
@@ -119,17 +157,20 @@ def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
     return scores, truth.astype(np.int64)
 
 
-def finite(logits: ArrayLike) -> Floats:
-    """Return logits in float64. Raises UserError where one is not finite, ValueError for none."""
-    values = np.asarray(logits, dtype=np.float64)
+def finite(logits: ArrayLike) -> Scores:
+    """Return logits as floats. Raises UserError where one is not finite, ValueError for none."""
+    values = np.asarray(logits)
+    if not np.issubdtype(values.dtype, np.floating):
+        values = values.astype(np.float64)
     if values.size == 0:
         raise ValueError("there is nothing to measure: no row of logits")
-    bad = ~np.isfinite(values)
-    if bad.any():
-        row = int(np.argwhere(bad)[0][0])
+    counts = [int((~np.isfinite(values[rows])).sum()) for rows in _row_chunks(values)]
+    if any(counts):
+        start = next(rows for rows, n in zip(_row_chunks(values), counts, strict=True) if n).start
+        row = start + int(np.argwhere(~np.isfinite(values[start:]))[0][0])
         raise UserError(
-            f"{int(bad.sum())} of {values.size} logits are not finite, the first in row {row}: "
-            "the training has diverged; lower the learning rate or the precision's risk (fp32)"
+            f"{sum(counts)} of {values.size} logits are not finite, the first in row {row}: the "
+            "training has diverged; lower the learning rate, or train with precision: fp32"
         )
     return values
 
@@ -150,7 +191,7 @@ def _tallied(rows: _Rows) -> dict[str, float]:
 
 def _tally(rows: _Rows, drawn: Ints) -> dict[str, Floats]:
     """Accuracy, macro-F1 and balanced accuracy of each of B draws of row numbers (B, N)."""
-    count, classes = len(drawn), rows.classes
+    count, classes = len(drawn), len(rows.kinds)
     offset = np.arange(count)[:, None] * classes
 
     def per_class(values: Ints, kept: NDArray[np.bool_] | None = None) -> Floats:
@@ -159,8 +200,8 @@ def _tally(rows: _Rows, drawn: Ints) -> dict[str, Floats]:
         found = np.bincount(chosen, minlength=count * classes).reshape(count, classes)
         return found.astype(np.float64)
 
-    seen, guessed = per_class(rows.truth), per_class(rows.predicted)
-    hits = per_class(rows.truth, rows.correct)
+    seen, guessed = per_class(rows.truth_at), per_class(rows.predicted_at)
+    hits = per_class(rows.truth_at, rows.correct)
     either = seen + guessed
     f1 = 2 * hits / np.maximum(either, 1)
     recall = hits / np.maximum(seen, 1)
@@ -173,10 +214,30 @@ def _tally(rows: _Rows, drawn: Ints) -> dict[str, Floats]:
 
 def _calibration_error(rows: _Rows) -> float:
     """Expected calibration error, 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
-    confidence = np.exp(rows.log_probabilities.max(axis=1))
-    bins = np.clip(np.ceil(confidence * ECE_BINS) - 1, 0, ECE_BINS - 1).astype(np.int64)
-    gaps = np.bincount(bins, weights=rows.correct - confidence, minlength=ECE_BINS)
+    gaps = np.bincount(_bins(rows), rows.correct - rows.confidence, ECE_BINS)
     return float(np.abs(gaps).sum() / rows.n)
+
+
+def _bins(rows: _Rows) -> Ints:
+    """Return in which of the bins of confidence each row lies (N,)."""
+    found: Ints = np.clip(np.ceil(rows.confidence * ECE_BINS) - 1, 0, ECE_BINS - 1).astype(np.int64)
+    return found
+
+
+def _calibration(rows: _Rows) -> list[dict[str, Any]]:
+    """Return how sure the model was and how often it was right, in each bin that has rows."""
+    bins = _bins(rows)
+    count, sure, right = (
+        np.bincount(bins, weights, ECE_BINS) for weights in (None, rows.confidence, rows.correct)
+    )
+    return [
+        {
+            "n": int(count[i]),
+            "confidence": float(sure[i] / count[i]),
+            "accuracy": float(right[i] / count[i]),
+        }
+        for i in np.flatnonzero(count)
+    ]
 
 
 def _per_class(rows: _Rows, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -210,7 +271,7 @@ def _auroc(rows: _Rows, names: Sequence[str]) -> tuple[float | None, str | None]
 
 def _class_auroc(rows: _Rows, label: int, weights: Floats) -> Floats:
     """The AUROC of one class against the rest under each of B row weightings (B, N)."""
-    return ranking.auroc(rows.log_probabilities[:, label], rows.truth == label, weights)
+    return ranking.auroc(rows.log_probability(label), rows.truth == label, weights)
 
 
 def _intervals(
@@ -230,7 +291,7 @@ def _intervals(
             found["auroc"] = _resampled_auroc(rows, drawn)
         return found
 
-    found, undefined = intervals(rows.n, resamples, seed, measure)
+    found, undefined = intervals(rows.n, resamples, seed, measure, cells=len(rows.kinds))
     if undefined:
         reason = "a class has so few images that many resamples hold none of it"
     return found, reason

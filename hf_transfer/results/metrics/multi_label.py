@@ -53,7 +53,7 @@ def multilabel_metrics(
             result["reasons"][name] = "no label is positive or predicted"
     ranked = bootstrap * n * count <= AUROC_BUDGET
     result["intervals"], undefined = intervals(
-        n, bootstrap, seed, lambda drawn: rows.measured(weights_of(drawn), ranked)
+        n, bootstrap, seed, lambda drawn: rows.measured(weights_of(drawn), ranked), cells=count // 4
     )
     reason = "labels are so rare that many resamples hold none of them"
     result["reasons"] |= {f"{k} interval": reason for k in undefined if result[k] is not None}
@@ -117,7 +117,7 @@ class _Labels:
 
 
 def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Any]:
-    scores, truth = finite(logits), np.asarray(labels)
+    scores, truth = finite(logits).astype(np.float64, copy=False), np.asarray(labels)
     if truth.shape != scores.shape or scores.ndim != 2:
         raise ValueError(f"logits {scores.shape} and labels {truth.shape}: both must be (N, L)")
     if not np.isin(truth, (0, 1)).all():

@@ -30,7 +30,8 @@ def regression_metrics(
     under `reasons`, where a target is the same in every row. `intervals` are 95% percentile
     bootstrap (0: none).
     """
-    values, truth = finite(predictions), np.asarray(targets, dtype=np.float64)
+    values = finite(predictions).astype(np.float64, copy=False)
+    truth = np.asarray(targets, dtype=np.float64)
     if values.shape != truth.shape or values.ndim not in (1, 2):
         raise ValueError(f"predictions {values.shape} and targets {truth.shape} differ in shape")
     values, truth = values.reshape(len(values), -1), truth.reshape(len(truth), -1)
@@ -44,7 +45,7 @@ def regression_metrics(
         found = _measured(values, truth, drawn)
         return {name: each.mean(axis=1) for name, each in found.items()}
 
-    bounds, undefined = intervals(len(truth), bootstrap, seed, measure)
+    bounds, undefined = intervals(len(truth), bootstrap, seed, measure, cells=truth.size)
     reasons = {"r2": _same(constant, len(names))} if constant else {}
     if "r2" in undefined and not constant:
         reasons["r2 interval"] = "there are so few images that in many resamples all are the same"

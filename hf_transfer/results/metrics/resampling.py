@@ -11,25 +11,30 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 CONFIDENCE = 0.95
-# A chunk of resamples holds about this many drawn rows; the result does not depend on it.
+# So many numbers are held at once for a metric; the result does not depend on it.
 CHUNK = 400_000
 # The share of resamples in which a metric must be defined for its interval to be stated.
 DEFINED = 0.95
 
 
 def intervals(
-    n: int, resamples: int, seed: int, measure: Callable[[Ints], dict[str, Floats]]
+    n: int,
+    resamples: int,
+    seed: int,
+    measure: Callable[[Ints], dict[str, Floats]],
+    cells: int = 0,
 ) -> tuple[dict[str, list[float]], tuple[str, ...]]:
     """Return [low, high] of each metric, and the names of those defined in too few resamples.
 
-    `measure` gets B draws of n row numbers (B, n), and returns B values of each metric. Source:
-    Efron and Tibshirani 1993, chapter 13.
+    `measure` gets B draws of n row numbers (B, n), and returns B values of each metric; `cells` is
+    how many numbers it holds for a draw, where these are more than n. Source: Efron and Tibshirani
+    1993, chapter 13.
     """
     if resamples < 1:
         return {}, ()
     generator = np.random.default_rng(seed)
     chunks: list[dict[str, Floats]] = []
-    step = max(1, CHUNK // n)
+    step = max(1, CHUNK // max(n, cells))
     for start in range(0, resamples, step):
         size = (min(step, resamples - start), n)
         chunks.append(measure(generator.integers(0, n, size=size)))

@@ -57,7 +57,8 @@ def test_without_tables_the_numbers_are_the_same_and_nothing_else_is_there() -> 
     sample = sample_logits(60, 6, 0)
     whole = classification_metrics(*sample, bootstrap=0)
     bare = classification_metrics(*sample, bootstrap=0, tables=False)
-    assert {**bare, "per_class": whole["per_class"], "confusion": whole["confusion"]} == whole
+    tables = {key: whole[key] for key in ("per_class", "confusion", "calibration")}
+    assert {**bare, **tables} == whole
 
 
 def test_the_metrics_of_many_classes_stay_small_and_say_what_is_left_out() -> None:
@@ -114,6 +115,16 @@ def test_calibration_error_is_zero_for_honest_and_one_for_certain_and_wrong() ->
     certain = np.array([[0.0, 200.0]] * 4)
     found = classification_metrics(certain, np.zeros(4, int), bootstrap=0)
     assert found["ece"] == pytest.approx(1.0)
+
+
+def test_the_calibration_table_gives_the_calibration_error() -> None:
+    found = classification_metrics(*sample_logits(400, 4, 0), bootstrap=0)
+    rows = found["calibration"]
+    assert sum(row["n"] for row in rows) == 400
+    gaps = [row["n"] * abs(row["confidence"] - row["accuracy"]) for row in rows]
+    assert sum(gaps) / 400 == pytest.approx(found["ece"])
+    right = sum(row["n"] * row["accuracy"] for row in rows)
+    assert right / 400 == pytest.approx(found["accuracy"])
 
 
 def test_calibration_error_is_that_of_its_definition() -> None:

@@ -1,8 +1,12 @@
 """Intervals: those of the textbook, the same for a seed, and absent where they would mislead."""
 
+import tracemalloc
+
 import numpy as np
 
-from hf_transfer.results.metrics import resampling
+from hf_transfer.results.metrics import multi_label, resampling
+from hf_transfer.results.metrics.classification import classification_metrics
+from hf_transfer.results.metrics.regression import regression_metrics
 from hf_transfer.results.metrics.resampling import intervals, weights_of
 
 
@@ -34,3 +38,37 @@ def test_chunks_do_not_change_the_draws(monkeypatch):
 def test_weights_count_the_draws():
     drawn = np.array([[0, 0, 2], [1, 1, 1]])
     assert weights_of(drawn).tolist() == [[2, 0, 1], [0, 3, 0]]
+
+
+def peak_of(work):
+    """Return the most memory, in MB, that a call holds at once beyond what was there before."""
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
+
+
+def test_intervals_of_a_hundred_thousand_classes_take_little_memory():
+    scores = np.random.default_rng(0).normal(size=(20, 100_000)).astype(np.float32)
+    truth = np.arange(20) * 5000
+    taken = peak_of(lambda: classification_metrics(scores, truth, tables=False))
+    assert taken < 150, f"{taken:.0f} MB"
+
+
+def test_intervals_of_many_labels_or_targets_take_little_memory(monkeypatch):
+    monkeypatch.setattr(multi_label, "AUROC_BUDGET", 10)
+    values = np.random.default_rng(0).normal(size=(20, 4000))
+    for measure, wanted in (
+        (multi_label.multilabel_metrics, values > 1),
+        (regression_metrics, values + 1),
+    ):
+        taken = peak_of(lambda m=measure, w=wanted: m(values, w, bootstrap=300, tables=False))
+        assert taken < 60, f"{measure.__name__}: {taken:.0f} MB"
+
+
+def test_measuring_holds_no_copy_of_the_logits():
+    scores = np.random.default_rng(0).normal(size=(1000, 20_000)).astype(np.float32)
+    truth = np.arange(1000) * 7
+    taken = peak_of(lambda: classification_metrics(scores, truth, tables=False))
+    assert taken < 32 < scores.nbytes / 2**20, f"{taken:.0f} MB"
