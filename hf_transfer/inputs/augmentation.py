@@ -13,12 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_transfer.data.decoding import ImageError, decode
 from hf_transfer.data.image_settings import ImageSettings, middle
-from hf_transfer.inputs.model_input import _check, _middle, _normalise, to_model_input
+from hf_transfer.inputs.model_input import central, check_pixels, normalised
 from hf_transfer.recipe.specs import Augment
-
-__all__ = ["ImageError", "ImageSettings", "augment", "decode", "mix", "to_model_input", "uniforms"]
 
 # What each column of the uniform numbers decides; a column keeps its meaning whatever is on.
 _AREA, _ASPECT, _LEFT, _TOP, _FLIP, _VERTICAL, _ANGLE, _LIGHT, _CONTRAST, _SATURATION = range(10)
@@ -50,16 +47,16 @@ def augment(
     A pure function of (seed, epoch, index) and the pixels; `index` is int64 (B,). Crop, flips and
     rotation are one bilinear sampling. With everything off it equals `to_model_input`.
     """
-    _check(pixels, settings)
+    check_pixels(pixels, settings)
     index = index.to(pixels.device)
     u = uniforms(index, epoch, seed, _COLUMNS)
     if augment.crop or augment.rotate:
         x = _warp(pixels, u, augment, settings)
     else:
-        x = _flip(_middle(pixels, settings), u, augment)
+        x = _flip(central(pixels, settings), u, augment)
     if augment.color:
         x = _recolor(x, pixels, u, augment.color)
-    x = _normalise(x, settings)
+    x = normalised(x, settings)
     return _erase(x, u, augment.erase) if augment.erase else x
 
 

@@ -1,12 +1,15 @@
-"""Stored pixels as a network's input: cropped to the middle, scaled, normalised, collated."""
+"""Stored pixels as a network's input: single images to a batch, the middle cut out, normalised."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import default_data_collator
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_settings import ImageSettings, middle
 
 
@@ -15,21 +18,12 @@ def to_model_input(pixels: Tensor, settings: ImageSettings) -> Tensor:
 
     Bit for bit what torchvision's CenterCrop, ToTensor and Normalize make of the same pixels.
     """
-    _check(pixels, settings)
-    return _normalise(_middle(pixels, settings), settings)
+    check_pixels(pixels, settings)
+    return normalised(central(pixels, settings), settings)
 
 
-def _middle(pixels: Tensor, settings: ImageSettings) -> Tensor:
-    """Return float32 (B, C, size, size) in 0..1: the centred cut that evaluation sees."""
-    side, size = pixels.shape[1], settings.size
-    start = middle(side, size)
-    cut = pixels[:, start : start + size, start : start + size]
-    return (
-        cut.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    )
-
-
-def _check(pixels: Tensor, settings: ImageSettings) -> None:
+def check_pixels(pixels: Tensor, settings: ImageSettings) -> None:
+    """Raise ValueError unless stored pixels (B, S', S', C) are what a model's input is made of."""
     shape, size, channels = tuple(pixels.shape), settings.size, settings.channels
     fits = len(shape) == 4 and shape[1] == shape[2] >= size and shape[3] == channels
     if pixels.dtype != torch.uint8 or not fits:
@@ -39,18 +33,35 @@ def _check(pixels: Tensor, settings: ImageSettings) -> None:
         )
 
 
-def _normalise(x: Tensor, settings: ImageSettings) -> Tensor:
+def central(pixels: Tensor, settings: ImageSettings) -> Tensor:
+    """Return float32 (B, C, size, size) in 0..1: the middle, which evaluation sees."""
+    start, size = middle(pixels.shape[1], settings.size), settings.size
+    x = pixels[:, start : start + size, start : start + size].permute(0, 3, 1, 2)
+    return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def normalised(x: Tensor, settings: ImageSettings) -> Tensor:
+    """Return images (B, C, H, W) in 0..1 with the model's mean and deviation, in place."""
     options: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
     mean, std = torch.tensor(settings.mean, **options), torch.tensor(settings.std, **options)
     return x.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
-def collate(batch: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return a batch as it came from `__getitems__`, or one made of single items."""
-    if isinstance(batch, dict):
-        return batch
-    return {
-        "pixels": torch.stack([item["pixels"] for item in batch]),
-        "labels": torch.stack([torch.as_tensor(item["labels"]) for item in batch]),
-        "index": torch.tensor([item["index"] for item in batch]),
-    }
+def collate(batch: Any) -> dict[str, Any]:
+    """Return a batch as it came from `__getitems__`, or one made of single items.
+
+    Items of an ImageSet are stacked, also from torch's Subset and ConcatDataset; all others are
+    collated as transformers does. Raises UserError for images of different sizes.
+    """
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if not all(isinstance(item, Mapping) and "pixels" in item for item in batch):
+        return dict(default_data_collator(list(batch)))
+    shapes = {tuple(item["pixels"].shape) for item in batch}
+    if len(shapes) > 1:
+        raise UserError(
+            f"a batch holds images of {' and '.join(map(str, sorted(shapes)))}; make all data sets "
+            "with the same settings"
+        )
+    keys = [key for key in batch[0] if all(key in item for item in batch)]
+    return {key: torch.stack([torch.as_tensor(item[key]) for item in batch]) for key in keys}
