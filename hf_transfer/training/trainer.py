@@ -367,7 +367,8 @@ class TransferTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Return the batches of the next step and their number of items; each image counts once."""
-        batches = image_weights.next_step(self, epoch_iterator, num_batches)
+        progress = self.accelerator.gradient_state
+        batches = image_weights.next_step(epoch_iterator, num_batches, progress, self.processes)
         count = super().get_batch_samples(image_weights.counted(batches), num_batches, device)[1]
         return batches, count
 

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from hf_transfer.recipe import stopping
 from hf_transfer.training.machine.cheap_steps import light_order, settle_sums
+from hf_transfer.training.machine.image_weights import count_rows
 from hf_transfer.training.outcome import check_metric, metric_values
 from hf_transfer.training.recovery.divergence import EXPLODED, DivergedError, _finite
 
@@ -69,6 +70,7 @@ class PhaseWatch(TrainerCallback):
         settle_sums(self.trainer.model_wrapped)
         loader = kwargs.get("train_dataloader")
         light_order(loader)
+        count_rows(loader)
         if loader is not None and getattr(loader, "num_workers", 0):
             loader.worker_init_fn = _Deaf(loader.worker_init_fn)
         if self.running is not None:
