@@ -13,7 +13,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.augmentation import augment, mix
-from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.inputs.model_input import check_pixels, to_model_input
 from hf_transfer.recipe.specs import Augment, PhaseSpec
 
 Batch = dict[str, Any]
@@ -77,11 +77,14 @@ def check_first_item(images: Any, what: str, image: ImageSettings) -> None:
         raise UserError(f"{what} gives {', '.join(map(repr, item)) or 'nothing'}; {remedy}")
     if not any(name in item for name in ("labels", "label", "label_ids")):
         raise UserError(f"{what} gives no labels, but {', '.join(map(repr, item))}; {remedy}")
+    if key == "pixels":
+        with untrusted(f"the first item of {what}", remedy):
+            check_pixels(torch.as_tensor(item[key])[None], image)
+        return
     shape = getattr(item[key], "shape", None)
     if shape is None:
         raise UserError(f"{what} gives {_kind(item[key])} as {key}; {remedy}")
-    channels = shape[-1 if key == "pixels" else 0] if len(shape) == 3 else None
-    if channels != image.channels:
+    if len(shape) != 3 or shape[0] != image.channels:
         raise UserError(
             f"{what} gives {key} of shape {tuple(shape)}, and the model takes {image.channels} "
             f"channels; {remedy}"

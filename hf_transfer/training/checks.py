@@ -13,7 +13,10 @@ from hf_transfer.base.cache import room
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.data.image_set import ImageSet
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import StoredPixels
+from hf_transfer.inputs.batches import check_first_item
+from hf_transfer.inputs.model_input import collate
 from hf_transfer.planning.frozen_prefix import check_kept, insists
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe import stopping
@@ -64,6 +67,14 @@ def check_phases(
     ]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def check_items(train: Any, evaluation: Any, collator: Any, image: ImageSettings) -> None:
+    """Raise UserError where the first item of a set is none that a step can take; another
+    collator than ours may make anything of it."""
+    for what, images in {"training": train, "validation": evaluation}.items():
+        if collator is collate and images is not None and not isinstance(images, dict):
+            check_first_item(images, f"the {what} set", image)
 
 
 def check_features(

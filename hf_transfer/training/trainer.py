@@ -37,7 +37,6 @@ from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.processes import Processes
-from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs import batches as inputs
 from hf_transfer.inputs import extraction, features
 from hf_transfer.inputs.model_input import collate
@@ -51,7 +50,7 @@ from hf_transfer.training import adapter_layers, exact_head, freezing, norm_stat
 from hf_transfer.training import loss as objective
 from hf_transfer.training import proof as proof_module
 from hf_transfer.training.arguments import phase_arguments, resolved_phases
-from hf_transfer.training.checks import check_features, check_model, check_phases
+from hf_transfer.training.checks import check_features, check_items, check_model, check_phases
 from hf_transfer.training.machine import compiling, image_weights, sharding
 from hf_transfer.training.machine import sync_batchnorm as batchnorm
 from hf_transfer.training.machine.cheap_steps import light_steps
@@ -109,8 +108,7 @@ class TransferTrainer(Trainer):
         self.auto_compile, self.compiling = auto_compile, None
         self.reports: list[PhaseReport] = []
         self.phase: Phase | None = None
-        if isinstance(kwargs.get("train_dataset", kwargs.get("eval_dataset")), ImageSet):
-            kwargs.setdefault("data_collator", collate)
+        kwargs["data_collator"] = kwargs.get("data_collator") or collate
         self.task, scale = self.backbone.task, self.backbone.scale
         kwargs.setdefault("compute_metrics", EpochMetrics(task=self.task, scale=scale))
         super().__init__(model=model, args=args, **kwargs)
@@ -149,6 +147,7 @@ class TransferTrainer(Trainer):
             )
         known, own_loss = metric_names(self.compute_metrics), self.compute_loss_func is not None
         check_phases(self.phases, self.train_dataset, self.eval_dataset, known, own_loss, self.task)
+        check_items(self.train_dataset, self.eval_dataset, self.data_collator, self.backbone.image)
         norm_statistics.check(self.model, self.phases, self.train_dataset)
         images = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else 0
         check_warmup(self.phases, images, self.processes.count)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import HEAD, NAMES, Pixels, images, network, state, trained
+from small import HEAD, Pixels, changed, images, network, state, trained
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from hf_transfer.base.errors import UserError
@@ -106,7 +106,10 @@ PHOTO = Image.new("RGB", (8, 8))
             [{"pixel_values": torch.zeros(4, 4, 3), "labels": 1}],
             r"pixel_values of shape \(4, 4, 3\), and the model takes 3 channels; each item is",
         ),
-        ([{"pixels": torch.zeros(4, 4, 1), "labels": 1}], "takes 3 channels; each item is"),
+        (
+            [{"pixels": torch.zeros(4, 4, 3, dtype=torch.uint8), "labels": 1}],
+            r"the first item of the training set: pixels are torch.uint8 \(1, 4, 4, 3\); the model",
+        ),
         ([{}], "the training set gives nothing; each item is"),
     ],
 )
@@ -128,9 +131,18 @@ def test_own_sets_and_parts_of_image_sets_train_and_judge_side_by_side(tmp_path)
         (ConcatDataset([stored.subset(range(5)), stored.subset(range(5, 12))]), stored),
         (Pixels(stored, model), Subset(images(6, seed=1), range(6))),
     ):
-        own = {"train_dataset": train, "eval_dataset": evaluation, "data_collator": collate}
+        own = {"train_dataset": train, "eval_dataset": evaluation}
         ends.append(state(trained(tmp_path, [phase], network(), **own).model))
-    assert NAMES
     for end in ends[1:]:
         for name, value in end.items():
             assert torch.allclose(value, ends[0][name], atol=1e-6), name
+
+
+def test_a_set_that_no_step_can_take_is_refused_before_anything_trains(tmp_path):
+    model = network()
+    before = state(model)
+    pairs = [(torch.zeros(3, 32, 32), 0)]
+    for sets, what in (({"train_dataset": pairs}, "training"), ({"eval_dataset": pairs}, "valid")):
+        with pytest.raises(UserError, match=f"^the {what}.* set gives a tuple for each image"):
+            trained(tmp_path, [HEAD], model, **sets)
+    assert not changed(before, state(model))
