@@ -53,8 +53,8 @@ def collate(batch: Any) -> dict[str, Any]:
     Items of an ImageSet are stacked, also from torch's Subset and ConcatDataset; all others are
     collated as transformers does. Raises UserError for images of different sizes.
     """
-    if isinstance(batch, Mapping):
-        return dict(batch)
+    if isinstance(batch, dict):
+        return batch
     if not all(isinstance(item, Mapping) and "pixels" in item for item in batch):
         return dict(default_data_collator(list(batch)))
     shapes = {tuple(item["pixels"].shape) for item in batch}
