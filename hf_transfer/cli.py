@@ -241,7 +241,10 @@ def _groups(args: argparse.Namespace) -> int:
 
     layout = recorded_layout(args.backbone, 1000)
     if layout is None:
-        from hf_transfer.backbones.load import layout_of
+        from hf_transfer.backbones.origins import check_id
+
+        check_id(args.backbone)  # before torch is imported, which takes seconds
+        from hf_transfer.backbones.layouts import layout_of
 
         layout = layout_of(args.backbone, 1000)
     groups = group_layers(layout)

@@ -71,7 +71,11 @@ def _layout(recipe: Recipe, labels: int) -> Layout:
         layout = recorded_layout(recipe.backbone, labels, recipe.data.image_size)
         layout = layout or recorded_layout(recipe.backbone, labels)
     if layout is None or recipe.head.replace != 1 or recipe.head.keep or recipe.data.channels:
-        from hf_transfer.backbones.load import planned_layout
+        from hf_transfer.backbones.origins import check_id
+
+        if recipe.backbone:
+            check_id(recipe.backbone)  # before torch is imported, which takes seconds
+        from hf_transfer.backbones.layouts import planned_layout
 
         layout = planned_layout(recipe, labels)
     return layout

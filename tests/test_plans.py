@@ -69,7 +69,7 @@ def test_the_quickstart_is_planned_with_its_letters_and_digits() -> None:
 
 
 def test_a_recipe_without_backbone_or_source_is_told_so(photos: Path) -> None:
-    with pytest.raises(UserError, match="names no backbone"):
+    with pytest.raises(UserError, match="has no backbone"):
         list(plans_of(planned(PHASES, f"data.path={photos}")))
 
 

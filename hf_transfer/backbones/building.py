@@ -5,6 +5,7 @@ A blueprint is drawn from names and small files alone: planning reads no weights
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from torch import nn
 
 from hf_transfer.backbones.blueprint import Blueprint
 from hf_transfer.backbones.origins import Origin
-from hf_transfer.base.download import answering_hub, one_line
+from hf_transfer.base.download import BackboneError, answering_hub, one_line
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.recipe.tasks import task_of
+
+LARGEST = 16_384  # px, the side of a network's input
 
 
 def draw(origin: Origin, image_size: int | None = None, channels: int | None = None) -> Blueprint:
@@ -25,7 +29,21 @@ def draw(origin: Origin, image_size: int | None = None, channels: int | None = N
     """
     with one_line(str(origin)):
         found: Blueprint = _library(origin).draw(origin, image_size, channels)
+    for image in (found.own, found.image):
+        _check_pixels(image, str(origin))
     return replace(found, task=task_of((origin.config or {}).get("problem_type")))
+
+
+def _check_pixels(image: ImageSettings, place: str) -> None:
+    """Raise BackboneError for settings that make no numbers of an image."""
+    finite = all(math.isfinite(value) for value in (*image.mean, *image.std))
+    if not finite or min(image.std) <= 0:
+        raise BackboneError(
+            f"{place}: pixels cannot be normalised by mean {list(image.mean)} and std "
+            f"{list(image.std)}; mend its config"
+        )
+    if image.size > LARGEST:
+        raise BackboneError(f"{place}: images of {image.size:,} px are over {LARGEST:,} px")
 
 
 def build(blueprint: Blueprint, labels: int) -> nn.Module:
@@ -38,8 +56,9 @@ def build(blueprint: Blueprint, labels: int) -> nn.Module:
 def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozenset[str]]:
     """Return the network with the checkpoint's weights and its own head, and the names of what
     the checkpoint lacks; from the file `weights` where that is given. Raises BackboneError."""
-    what = f"the weights {weights or ''} of {blueprint.origin}".replace("  ", " ")
     origin = blueprint.origin
+    weights = weights or origin.weights
+    what = f"the weights {weights or ''} of {origin}".replace("  ", " ")
     on_hub = weights is None and origin.folder is None and origin.source != "torchvision"
     with one_line(what), answering_hub() if on_hub else nullcontext():
         return _library(origin).load(blueprint, weights)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
@@ -14,10 +16,12 @@ from hf_transfer.backbones.blueprint import Blueprint
 from hf_transfer.backbones.origins import Origin, local_folder, nearest
 from hf_transfer.backbones.preprocessing import with_input
 from hf_transfer.backbones.weights import bare, read_weights, weights_in
+from hf_transfer.base.boundary import printable
 from hf_transfer.base.download import BackboneError
 from hf_transfer.data.image_settings import ImageSettings
 
 STRUCTURE = ("input_size", "fixed_input_size", "pool_size", "first_conv", "classifier")
+USUAL = ("in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate")
 SIZES = ("dynamic_img_size", "use_naflex")  # arguments of networks that take any size
 
 
@@ -68,6 +72,7 @@ def _saved(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
     settings |= {"architecture": origin.name, "custom_load": False}
     arguments = dict(config.get("model_args") or {})
     arguments.pop("num_classes", None)
+    _check_arguments(origin, arguments)
     own = PretrainedCfg(**{key: v for key, v in settings.items() if key in known}).to_dict()
     channels, size = arguments.get("in_chans"), arguments.get("img_size")
     sides = list(own["input_size"])
@@ -76,6 +81,26 @@ def _saved(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
     if size:
         sides[1:] = [size, size] if isinstance(size, int) else size
     return own | {"input_size": tuple(sides)}, arguments
+
+
+def _check_arguments(origin: Origin, arguments: dict[str, Any]) -> None:
+    """Raise BackboneError unless a saved network's arguments are its own class's: timm's builders
+    take others beside them that open a file or fetch a URL."""
+    if not set(arguments) - set(USUAL):
+        return
+    with torch.device("meta"):
+        kind = type(timm.create_model(origin.name, pretrained=False))
+    taken = inspect.signature(kind.__init__).parameters
+    builders = (timm.create_model, timm.models.build_model_with_cfg)
+    others = {name for builder in builders for name in inspect.signature(builder).parameters}
+    passes_on = any(each.kind is each.VAR_KEYWORD for each in taken.values())
+    for name in arguments:
+        apart = name in others or name.startswith(("pretrained", "feature", "cache"))
+        if name not in taken and (apart or not passes_on):
+            raise BackboneError(
+                f"model_args of {origin}: {printable(name)!r} is not an argument of timm's "
+                f"{kind.__name__}; save the model again without it"
+            )
 
 
 def image_of(settings: dict[str, Any]) -> ImageSettings:
@@ -143,8 +168,6 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
 
 
 def _on_meta(blueprint: Blueprint) -> nn.Module:
-    import torch
-
     with torch.device("meta"):
         return build(blueprint, max(1, blueprint.classes))
 

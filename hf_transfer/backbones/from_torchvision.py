@@ -67,7 +67,8 @@ def _saved_image(origin: Origin) -> ImageSettings:
     from transformers import AutoImageProcessor
 
     place = local_folder(origin)
-    return read_processor(AutoImageProcessor.from_pretrained(place), str(origin))
+    processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+    return read_processor(processor, str(origin))
 
 
 def _saved_labels(config: dict[str, Any]) -> tuple[str, ...]:

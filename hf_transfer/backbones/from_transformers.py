@@ -31,9 +31,11 @@ def draw(origin: Origin, image_size: int | None, channels: int | None) -> Bluepr
             f"transformers has no model type {origin.name!r}{nearest(origin.name, CLASSIFIERS)}; "
             "give a type, a repository OWNER/NAME or a folder"
         )
-    config = (
-        AutoConfig.for_model(origin.name) if bare_type else AutoConfig.from_pretrained(origin.name)
-    )
+    if bare_type:
+        config = AutoConfig.for_model(origin.name)
+    else:
+        _check_own_code(origin)
+        config = AutoConfig.from_pretrained(origin.name, trust_remote_code=False)
     if config.model_type not in CLASSIFIERS:
         raise BackboneError(
             f"{origin} is a {config.model_type}, which transformers does not classify images "
@@ -67,6 +69,16 @@ def draw(origin: Origin, image_size: int | None, channels: int | None) -> Bluepr
     )
 
 
+def _check_own_code(origin: Origin) -> None:
+    """Raise BackboneError for a model that comes with code of its own, which is never run."""
+    config = origin.config or {}
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise BackboneError(
+            f"{origin} needs code of its own (auto_map in its config.json), and code that comes "
+            "with a model is not run; choose a backbone of timm, transformers or torchvision"
+        )
+
+
 def _vision(config: Any) -> Any:
     """Return the part of a config that speaks of images."""
     return getattr(config, "vision_config", config)
@@ -93,7 +105,7 @@ def _own_image(origin: Origin, config: Any) -> tuple[ImageSettings, bool]:
             "takes; copy it from where the model comes from"
         )
     with one_line(f"the image processor of {origin}"):
-        processor = AutoImageProcessor.from_pretrained(origin.name)
+        processor = AutoImageProcessor.from_pretrained(origin.name, trust_remote_code=False)
     return read_processor(processor, str(origin)), takes_bgr(processor)
 
 
@@ -114,7 +126,9 @@ def _runs(config: Any, image: ImageSettings) -> bool:
 def _from_config(config: Any, labels: int) -> nn.Module:
     config = copy.deepcopy(config)
     config.num_labels = labels
-    return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+    return AutoModelForImageClassification.from_config(
+        config, dtype=torch.float32, trust_remote_code=False
+    )
 
 
 def build(blueprint: Blueprint, labels: int) -> nn.Module:
@@ -135,13 +149,14 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
     """Return the network as its checkpoint has it, and what the checkpoint lacks."""
     origin, config = blueprint.origin, copy.deepcopy(blueprint.settings[1])
     options: dict[str, Any] = {"config": config, "dtype": torch.float32}
-    options |= {"output_loading_info": True}
+    options |= {"output_loading_info": True, "trust_remote_code": False}
     if weights is None:
         network, info = AutoModelForImageClassification.from_pretrained(origin.name, **options)
     else:  # through the same door, for it knows the names of older checkpoints
         with torch.device("meta"):
             empty = _from_config(config, config.num_labels)
         state = bare(read_weights(weights), empty.state_dict())
+        del options["trust_remote_code"]
         network, info = type(empty).from_pretrained(None, state_dict=state, **options)
     lacking = frozenset(info["missing_keys"])
     sizes = {name: tensor.numel() for name, tensor in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Backbones: an id and labels to a model with a new head, or to its layout alone.
+"""Backbones: an id and labels to a model with a new head.
 
 timm, transformers and torchvision differ in where weights come from and how a folder looks. They
 meet here, and nothing downstream asks where a model came from.
@@ -6,9 +6,9 @@ meet here, and nothing downstream asks where a model came from.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,25 +16,26 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.blueprint import Backbone, Blueprint
-from hf_transfer.backbones.building import (
-    build,
-    build_network,
-    check_weights,
-    draw,
-    load,
-    own_labels,
-)
+from hf_transfer.backbones.building import build, build_network, check_weights, draw, load
 from hf_transfer.backbones.from_object import describe
+from hf_transfer.backbones.kept_head import keep_head as keep_own_head
+from hf_transfer.backbones.kept_head import labels_of_head
+from hf_transfer.backbones.layouts import (
+    check_head,
+    classifier_of,
+    layout_of,
+    layout_with_head,
+    planned_layout,
+    refitted_layers,
+)
 from hf_transfer.backbones.new_head import start_small
 from hf_transfer.backbones.origins import Origin, locate
 from hf_transfer.backbones.regression_units import plain_scale
 from hf_transfer.backbones.saving import save_model, wrap
-from hf_transfer.backbones.trace import head_names, trace_layout
 from hf_transfer.backbones.weights import transfer
 from hf_transfer.base.download import BackboneError
 from hf_transfer.planning.groups import group_layers
-from hf_transfer.planning.layout import GroupsError, Layout
-from hf_transfer.recipe.specs import Recipe
+from hf_transfer.planning.layout import Layout
 from hf_transfer.recipe.tasks import TASKS
 
 __all__ = [
@@ -52,11 +53,11 @@ __all__ = [
 
 
 def load_backbone(
-    backbone_id: str,
+    backbone_id: str | Path,
     labels: Sequence[str] | None = None,
     *,
     pretrained: bool = True,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     image_size: int | None = None,
     channels: int | None = None,
     replace_layers: int = 1,
@@ -71,46 +72,30 @@ def load_backbone(
     library's own. `forward(pixel_values (B, C, H, W), labels (B,))` has `.loss` and `.logits`.
     `task` is classification, multi_label or regression; None: the kept head's, or classification.
     """
-    blueprint = draw(locate(backbone_id), image_size, channels)
+    blueprint = draw(locate(str(backbone_id)), image_size, channels)
     keep = keep_head or labels is None
-    task = task or (blueprint.task if keep else "classification")
-    if task not in TASKS:
-        raise BackboneError(f"task {task!r}; there are {', '.join(TASKS)}")
-    names = tuple(labels) if labels is not None else _own_labels(blueprint)
-    _check(blueprint, names, keep, replace_layers)
-    if pretrained and weights is None:
-        check_weights(blueprint)
-    donor, lacking = None, frozenset[str]()
+    task = _task(task or (blueprint.task if keep else "classification"))
+    names = tuple(labels) if labels is not None else labels_of_head(blueprint)
+    check_head(blueprint, names, keep, replace_layers)
+    file = weights or blueprint.origin.weights
+    if keep_head and not (pretrained or file):
+        raise BackboneError(f"{backbone_id} with random weights has no head to keep")
     with _seeded(seed):
-        if pretrained or weights is not None:
-            donor, lacking = load(blueprint, Path(weights).expanduser() if weights else None)
-        elif keep_head:
-            raise BackboneError(f"{backbone_id} with random weights has no head to keep")
+        donor = _donor(blueprint, file) if pretrained or file else None
     with _seeded(seed):
-        whole = keep and donor is not None and not blueprint.is_changed
-        network = donor if whole else build(blueprint, len(names))
-        layout = _layout(blueprint, names, replace_layers, network)
-        if not keep:
-            start_small(network, _classifier(blueprint, len(names)), len(names))
-        if donor is not None:
-            if keep:
-                _keep_head(blueprint, donor, lacking, layout.head, names)
-            if not whole:
-                new = lacking if keep else lacking | set(layout.head)
-                transfer(network, donor, new, str(blueprint.origin))
-            fresh = lacking | set(layout.head)
-            head = tuple(name for name, _ in layout.parameters if name in fresh)
-            refitted = _refitted(blueprint)
-            layout = replace(layout, head=head, head_kept=keep, refitted=refitted)
+        if donor is None:
+            network, layout = _untrained(blueprint, names, replace_layers)
+        else:
+            network, layout = _pretrained(blueprint, donor, names, keep, replace_layers)
         model, prefix = wrap(blueprint, network, names, task)
     model.backbone = Backbone(
-        id=backbone_id,
+        id=str(backbone_id),
         source=blueprint.origin.source,
         prefix=prefix,
         labels=names,
         groups=group_layers(layout),
         image=blueprint.image,
-        weights=weights or ("pretrained" if pretrained else "random"),
+        weights=str(file) if file else "random" if donor is None else "pretrained",
         adapted=layout.refitted,
         task=task,
         scale=plain_scale(len(names)) if keep and task == "regression" else None,
@@ -124,7 +109,7 @@ def load_model(where: str | Path) -> PreTrainedModel:
     `where` is a run folder, a model folder or a Hub repository. Raises BackboneError.
     """
     folder = Path(where).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         if len(Path(where).parts) != 2 or str(where).startswith((".", "/", "~")):
             raise BackboneError(
                 f"model {str(where)!r} is neither a folder nor a Hub repository (owner/name)"
@@ -135,61 +120,15 @@ def load_model(where: str | Path) -> PreTrainedModel:
     return load_backbone(str(folder)).eval()
 
 
-def layout_of(
-    backbone_id: str,
-    labels: int,
-    *,
-    image_size: int | None = None,
-    channels: int | None = None,
-    replace_layers: int = 1,
-    keep_head: bool = False,
-    pretrained: bool = True,
-) -> Layout:
-    """Return the layout of a backbone with a head for so many labels, as `load_backbone` makes it.
+# --- weights ---------------------------------------------------------------------------------
 
-    No weights are read or downloaded; the network is built on meta where it can be.
-    """
-    blueprint = draw(locate(backbone_id), image_size, channels)
-    names = tuple(str(i) for i in range(labels))
-    _check(blueprint, names, keep_head, replace_layers)
-    if keep_head and len(_own_labels(blueprint)) != labels:
-        raise BackboneError(
-            f"the head of {blueprint.origin} is for {len(_own_labels(blueprint))} labels, not "
-            f"{labels}; drop head.keep for a new one"
-        )
-    layout = _layout(blueprint, names, replace_layers)
-    refitted = _refitted(blueprint) if pretrained else ()
-    return replace(layout, head_kept=keep_head, refitted=refitted)
+Donor = tuple[nn.Module, frozenset[str]]  # a pretrained network, and what its checkpoint lacked
 
 
-def planned_layout(recipe: Recipe, labels: int) -> Layout:
-    """Return the layout that a recipe's run will have, without reading weights."""
-    if recipe.backbone is None:
-        raise BackboneError(f"recipe {recipe.name} names no backbone; add --backbone ID")
-    if recipe.pretrained and recipe.weights is None:
-        check_weights(draw(locate(recipe.backbone)))
-    return layout_of(
-        recipe.backbone,
-        labels,
-        image_size=recipe.data.image_size,
-        channels=recipe.data.channels,
-        replace_layers=recipe.head.replace,
-        keep_head=recipe.head.keep,
-        pretrained=recipe.pretrained or recipe.weights is not None,
-    )
-
-
-# --- structure -------------------------------------------------------------------------------
-
-
-def _check(blueprint: Blueprint, labels: Sequence[str], keep: bool, layers: int) -> None:
-    """Raise BackboneError for what can be said before anything is built."""
-    if len(labels) < 1:
-        raise BackboneError(f"{blueprint.origin} needs labels; name those of your data")
-    if layers < 1:
-        raise BackboneError(f"head.replace is {layers}; the head is at least 1 layer")
-    if keep and layers > 1:
-        raise BackboneError(f"keep_head and head.replace {layers} exclude each other; drop one")
+def _task(task: str) -> str:
+    if task not in TASKS:
+        raise BackboneError(f"task {task!r}; there are {', '.join(TASKS)}")
+    return task
 
 
 @contextmanager
@@ -200,104 +139,41 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _classifier(blueprint: Blueprint, labels: int) -> tuple[str, ...]:
-    """Return the names of what depends on the number of labels."""
-    with torch.device("meta"):
-        one, other = (build(blueprint, n) for n in (labels, labels + 1))
-    return head_names(one, other)
+def _donor(blueprint: Blueprint, file: str | Path | None) -> Donor:
+    """Return the network as its checkpoint has it. Raises BackboneError."""
+    if file is None:
+        check_weights(blueprint)
+    return load(blueprint, Path(file).expanduser() if file else None)
 
 
-def _layout(
-    blueprint: Blueprint, labels: Sequence[str], layers: int, network: nn.Module | None = None
-) -> Layout:
-    """Return the layout with the head widened to so many layers; on meta without a network."""
-    with torch.device("meta"):
-        one, other = (build(blueprint, n) for n in (len(labels), len(labels) + 1))
-    head = head_names(one, other)
-    if not head:
-        raise BackboneError(
-            f"{blueprint.origin} is an encoder that its library gives no head for labels; choose "
-            "another backbone"
-        )
-    image = asdict(blueprint.image)
-    try:
-        try:
-            layout = trace_layout(network or one, image=image, head=head, labels=len(labels))
-        except GroupsError:
-            if network is not None:
-                raise
-            with torch.random.fork_rng():  # some run with values only
-                real = build(blueprint, len(labels))
-            layout = trace_layout(real, image=image, head=head, labels=len(labels))
-    except GroupsError as error:
-        raise BackboneError(
-            f"{blueprint.origin} takes no images of {blueprint.image.size} px ({error}); its own "
-            f"size is {blueprint.own.size}"
-        ) from error
-    return replace(layout, head=_widened(layout, layers)) if layers > 1 else layout
+def _untrained(
+    blueprint: Blueprint, labels: Sequence[str], layers: int
+) -> tuple[nn.Module, Layout]:
+    """Return a network with random weights whose head starts small, and its layout."""
+    network = build(blueprint, len(labels))
+    classifier = classifier_of(blueprint, len(labels))
+    layout = layout_with_head(blueprint, classifier, len(labels), layers, network)
+    start_small(network, classifier, len(labels))
+    return network, layout
 
 
-def _widened(layout: Layout, layers: int) -> tuple[str, ...]:
-    """Return the names of the last `layers` layers with weights and of what runs after them."""
-    head, weights = set(layout.head), layout.weights
-    names = [name for name, _ in layout.parameters if name not in layout.unused]
-    below = [name for name in names if name in weights and name not in head]
-    owners = list(dict.fromkeys(name.rpartition(".")[0] for name in below))
-    if layers - 1 >= len(owners):
-        raise BackboneError(
-            f"head.replace is {layers}, but the network has {len(owners) + 1} layers with weights"
-        )
-    first = owners[-(layers - 1)]
-    at = next(i for i, name in enumerate(names) if name.rpartition(".")[0] == first)
-    wide = head | set(names[at:])
-    return tuple(name for name, _ in layout.parameters if name in wide)
-
-
-def _refitted(blueprint: Blueprint) -> tuple[str, ...]:
-    """Return the parameters whose shape follows the number of input channels, where it changed."""
-    if blueprint.image.channels == blueprint.own.channels:
-        return ()
-    labels = max(1, blueprint.classes)
-    usual = draw(blueprint.origin, blueprint.image.size)
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in build(usual, labels).named_parameters()}
-        changed = build(blueprint, labels)
-    return tuple(n for n, p in changed.named_parameters() if shapes.get(n) != p.shape)
-
-
-# --- a head that stays -----------------------------------------------------------------------
-
-
-def _own_labels(blueprint: Blueprint) -> tuple[str, ...]:
-    labels = own_labels(blueprint)
-    if not labels:
-        raise BackboneError(f"{blueprint.origin} has no head of its own; give labels")
-    return labels
-
-
-@torch.no_grad()
-def _keep_head(
-    blueprint: Blueprint,
-    donor: nn.Module,
-    lacking: Collection[str],
-    head: Sequence[str],
-    labels: Sequence[str],
-) -> None:
-    """Bring the checkpoint's own head into the order of `labels`. Raises BackboneError where it
-    has none for them."""
-    own, place = blueprint.labels, str(blueprint.origin)
-    given = dict(donor.named_parameters())
-    if not all(name in given and name not in lacking for name in head):
-        raise BackboneError(f"{place} has no head to keep; its head for {len(labels)} is new")
-    if own and set(own) != set(labels):
-        odd = sorted(set(labels) - set(own)) or sorted(set(own) - set(labels))
-        raise BackboneError(
-            f"the head of {place} is for {len(own)} other labels ({odd[0]!r} is in one of the two "
-            "lists only); drop keep_head for a new one"
-        )
-    rows = [own.index(label) for label in labels] if own else list(range(len(labels)))
-    for name in head:
-        if len(given[name]) != len(rows):
-            count = len(given[name])
-            raise BackboneError(f"the head of {place} is for {count} labels, not {len(rows)}")
-        given[name].copy_(given[name][rows])
+def _pretrained(
+    blueprint: Blueprint, donor: Donor, labels: Sequence[str], keep: bool, layers: int
+) -> tuple[nn.Module, Layout]:
+    """Return a network with a checkpoint's weights, and its layout: new are the head, unless it is
+    kept, and what the checkpoint lacked."""
+    given, lacking = donor
+    if not keep:
+        network, layout = _untrained(blueprint, labels, layers)
+        transfer(network, given, lacking | set(layout.head), str(blueprint.origin))
+    else:
+        network = build(blueprint, len(labels)) if blueprint.is_changed else given
+        classifier = classifier_of(blueprint, len(labels))
+        layout = layout_with_head(blueprint, classifier, len(labels), 1, network)
+        keep_own_head(blueprint, given, lacking, layout.head, labels)
+        if network is not given:
+            transfer(network, given, lacking, str(blueprint.origin))
+    fresh = lacking | set(layout.head)
+    head = tuple(name for name, _ in layout.parameters if name in fresh)
+    refitted = refitted_layers(blueprint)
+    return network, replace(layout, head=head, head_kept=keep, refitted=refitted)

@@ -1,24 +1,29 @@
-"""Where a backbone comes from: an id to a library and a name, folder or repository.
+"""Where a backbone comes from: an id to a library and a name, folder, file or repository.
 
-Also here: how every failure of the libraries to find, fetch or read becomes one line.
+Light: a mistake in an id is told without importing torch or a library of networks.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
-import logging
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.backbones.config_checks import check_config
+from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.download import BackboneError, answering_hub, one_line
-
-logger = logging.getLogger(__name__)
 
 SOURCES = ("timm", "transformers", "torchvision")
 OWN_TYPE = "hf_transfer_torchvision"  # the model_type of a torchvision network that we saved
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+REGISTERED = re.compile(
+    r"^@register_model(?:\(.*?\))?\s*\n(?:@.*\n(?:^[ )\"].*\n)*)*def (\w+)\(", re.M
+)
 
 
 @dataclass(frozen=True)
@@ -30,20 +35,25 @@ class Origin:
     folder: Path | None = None
     repo: str | None = None
     config: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    weights: Path | None = None  # the file that the id names, in `folder`
 
     def __str__(self) -> str:
-        return str(self.folder) if self.folder else f"{self.source}/{self.repo or self.name}"
+        return str(self.weights or self.folder or f"{self.source}/{self.repo or self.name}")
 
 
 def locate(backbone_id: str) -> Origin:
-    """Return where `timm/NAME`, `transformers/REPO`, `torchvision/NAME`, a folder or OWNER/NAME on
-    the Hub leads; a folder or repository by what its config.json says. Raises BackboneError."""
-    folder = Path(backbone_id).expanduser()
+    """Return where `timm/NAME`, `transformers/REPO`, `torchvision/NAME`, a folder, a file of
+    weights or OWNER/NAME on the Hub leads; by config.json where there is one. Raises
+    BackboneError."""
+    path = Path(backbone_id).expanduser()
     source, _, name = backbone_id.partition("/")
-    if backbone_id and folder.is_dir():
-        return _in_folder(folder)
+    if backbone_id and path.is_dir():
+        return _in_folder(path)
+    if path.suffix in WEIGHTS and path.is_file():
+        return _beside(path)
     if backbone_id.startswith((".", "/", "~")):
-        raise BackboneError(f"backbone folder {backbone_id} does not exist")
+        what = "file" if path.suffix in WEIGHTS else "folder"
+        raise BackboneError(f"backbone {what} {backbone_id} does not exist")
     if source in SOURCES and name:
         folder = Path(name).expanduser()
         if source == "transformers" and (folder / "config.json").is_file():
@@ -53,16 +63,59 @@ def locate(backbone_id: str) -> Origin:
         return _on_hub(name) if "/" in name else Origin(source, name)
     if name and source and "/" not in name:
         return _on_hub(backbone_id)
-    raise BackboneError(
-        f"backbone {backbone_id!r} names no library; write timm/NAME, transformers/REPO, "
-        "torchvision/NAME or the path of a folder"
-    )
+    raise BackboneError(f"unknown backbone '{printable(backbone_id)}'; {_meant(backbone_id)}")
+
+
+def check_id(backbone_id: str) -> None:
+    """Raise BackboneError, at once and without a connection, for an id that leads nowhere by its
+    form: a name without a library, a path that does not exist."""
+    source, _, name = backbone_id.partition("/")
+    on_hub = source and name and "/" not in name and not backbone_id.startswith((".", "/", "~"))
+    if not on_hub and not (source in SOURCES and name):
+        locate(backbone_id)
+
+
+def _meant(name: str) -> str:
+    """Return what a name without a library may have meant, or how ids are written."""
+    known = known_names()
+    word, _, tag = name.strip("/").partition(".")
+    word = word.lower()
+    meant = [f"{source}/{word}" for source, names in known.items() if word in names]
+    if not meant:
+        libraries = {each: source for source, names in known.items() for each in names}
+        near = difflib.get_close_matches(word, libraries, n=2, cutoff=0.75)
+        meant = [f"{libraries[each]}/{each}" for each in near]
+    elif tag:  # timm writes tags in small letters, torchvision in capitals
+        library = "timm" if tag.islower() else "torchvision"
+        meant = [f"{each}.{tag}" for each in meant if each.startswith(library)] or meant
+    if meant:
+        return f"did you mean {' or '.join(meant)}?"
+    return "write timm/NAME, torchvision/NAME, transformers/REPO, or the path of a folder"
+
+
+def known_names() -> dict[str, tuple[str, ...]]:
+    """Return the architectures of timm and torchvision, by library, read from their source files:
+    importing the libraries takes many seconds."""
+    names: dict[str, tuple[str, ...]] = {}
+    for library in ("timm", "torchvision"):
+        found = importlib.util.find_spec(library)
+        if found is not None and found.origin is not None:
+            files = sorted(Path(found.origin).parent.glob("models/*.py"))
+            texts = (path.read_text(encoding="utf-8", errors="replace") for path in files)
+            names[library] = tuple(name for text in texts for name in REGISTERED.findall(text))
+    return names
 
 
 def _in_folder(folder: Path) -> Origin:
     inner = folder / "model"
-    if not (folder / "config.json").is_file() and (inner / "config.json").is_file():
-        folder = inner  # a run's folder
+    if not (folder / "config.json").is_file():
+        if (inner / "config.json").is_file():
+            folder = inner  # a run's folder
+        elif (folder / "recipe.yaml").is_file():
+            raise BackboneError(
+                f"the run in {folder} is not finished: it has no model yet; resume it with "
+                f"hf-transfer train {folder / 'recipe.yaml'} --out {folder} --resume"
+            )
     path = folder / "config.json"
     if not path.is_file():
         raise BackboneError(
@@ -70,6 +123,16 @@ def _in_folder(folder: Path) -> Origin:
             "or hf-transfer saved"
         )
     return _by_config(_read(path, str(path)), str(path), folder=folder)
+
+
+def _beside(weights: Path) -> Origin:
+    """Return the origin of a file of weights: the config.json beside it names its network."""
+    if not weights.with_name("config.json").is_file():
+        raise BackboneError(
+            f"{weights} has no config.json beside it that names its network; name it, for example: "
+            f"--backbone timm/NAME --set weights={weights}"
+        )
+    return replace(_in_folder(weights.parent), weights=weights)
 
 
 def _on_hub(repo: str) -> Origin:
@@ -84,12 +147,12 @@ def _on_hub(repo: str) -> Origin:
 
 
 def _read(path: Path, place: str) -> dict[str, Any]:
-    try:
+    """Return a config that others wrote, checked."""
+    with untrusted(place, "save the model again", BackboneError):
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BackboneError(f"{place} is not valid JSON ({error}); save the model again") from None
-    if not isinstance(config, dict):
-        raise BackboneError(f"{place} holds no settings by name; save the model again")
+        if not isinstance(config, dict):
+            raise BackboneError(f"{place} has no named settings; save the model again")
+        check_config(config, place)
     return config
 
 
@@ -99,11 +162,11 @@ def _by_config(
     kind = config.get("model_type")
     if isinstance(config.get("architecture"), str) and kind in (None, "timm_wrapper"):
         return Origin("timm", config["architecture"], folder, repo, config)
-    if kind == OWN_TYPE:
-        return Origin("torchvision", config.get("architecture", ""), folder, repo, config)
-    if isinstance(kind, str):
+    if kind == OWN_TYPE and isinstance(config.get("architecture"), str):
+        return Origin("torchvision", config["architecture"], folder, repo, config)
+    if isinstance(kind, str) and kind not in (OWN_TYPE, "timm_wrapper"):
         return Origin("transformers", repo or str(folder), folder, repo, config)
-    raise BackboneError(f"{place} names neither an architecture (timm) nor a model_type")
+    raise BackboneError(f"{place} has neither an architecture (timm) nor a model_type")
 
 
 def local_folder(origin: Origin) -> Path | None:
@@ -121,6 +184,3 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return "; nearest: …" with the up to three names most like this one, or ""."""
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f"; nearest: {', '.join(near)}" if near else ""
-
-
-# --- errors ----------------------------------------------------------------------------------

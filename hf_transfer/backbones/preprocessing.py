@@ -31,7 +31,9 @@ def read_processor(processor: Any, place: str) -> ImageSettings:
             "picture; choose another backbone"
         )
     size, stored, mode = _sides(processor)
-    mean, std = _statistics(processor)
+    if min(size, stored) < 1:
+        raise BackboneError(f"the image processor of {place} makes images of {size} px; mend it")
+    mean, std = _statistics(processor, place)
     return ImageSettings(
         size=size,
         channels=len(mean),
@@ -62,21 +64,24 @@ def _sides(processor: Any) -> tuple[int, int, Any]:
             return cut, int(side / pct), "center"
         if type(processor).__name__.startswith("Levit"):
             side = int(side * 256 / 224)
-        return cut, max(cut, side), "center" if short else "squash"
+        return cut, max(cut, side) if side > 0 else side, "center" if short else "squash"
     pct = getattr(processor, "crop_pct", None)
     if pct and side < WARPED:  # ConvNext's
         return side, int(side / pct), "center"
     return side, side, "center" if short and not pct else "squash"
 
 
-def _statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(processor: Any, place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation for pixels in 0..1, with all that a processor does folded in."""
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if not getattr(processor, "do_normalize", False) or not mean or not std:
         mean, std = [0.0] * 3, [1.0] * 3
-    scale = getattr(processor, "rescale_factor", None) or 1 / BYTE
+    scale = getattr(processor, "rescale_factor", None)
+    scale = 1 / BYTE if scale is None else scale
     if not getattr(processor, "do_rescale", True):
         scale = 1.0
+    if not scale > 0:
+        raise BackboneError(f"the image processor of {place} has rescale_factor {scale}; mend it")
     if getattr(processor, "rescale_offset", False):
         mean = [value + 1 for value in mean]
     scale *= BYTE

@@ -2,37 +2,107 @@
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Collection
+import pathlib
+import pickle
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_transfer.base.boundary import printable
 from hf_transfer.base.download import BackboneError, one_line
 
 FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 FEW = 0.1  # share of a network's scalars that a checkpoint of its architecture may lack
+# Under these names trainers keep a network's tensors in a checkpoint, the likelier first.
+KEPT_AS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+)
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Classes of plain values beside the tensors (timm's train.py keeps its arguments): no code is run.
+PLAIN = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, pathlib.Path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors by name of a .safetensors, or of a .pt, .pth or .bin with nothing else.
+    """Return the tensors by name of a .safetensors, or those in a .pt, .pth, .bin or .ckpt.
 
-    Raises BackboneError; nothing in a file is ever executed.
+    Raises BackboneError, which says what was found; nothing in a file is ever executed.
     """
     if not path.is_file():
         raise BackboneError(f"weights file {path} does not exist")
-    with one_line(str(path)):
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        with one_line(str(path)):
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise BackboneError(f"{path} holds no tensors by name; save a network's state_dict")
+    found = _unpickled(path)
+    state = _tensors(found)
+    if not state:
+        keys = [printable(str(key)) for key in found] if isinstance(found, Mapping) else []
+        what = _few(keys) if keys else f"a {type(found).__name__}"
+        raise BackboneError(
+            f"{path} has no tensors by name that are one network's, but {what}; save a network's "
+            "state_dict"
+        )
     return state
+
+
+def _unpickled(path: Path) -> Any:
+    """Return what torch.save wrote, as far as it is tensors and plain values."""
+    with one_line(str(path)), torch.serialization.safe_globals(list(PLAIN)):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            others = _classes(path)
+            if not others:
+                raise
+            raise BackboneError(
+                f"cannot read {path}: beside tensors it contains {_few(others)}, and opening that "
+                "may run code; if you trust the file, save the network's state_dict alone"
+            ) from error
+
+
+def _classes(path: Path) -> list[str]:
+    """Return the classes in a file that opening it would need; none where it is no such file."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError):
+        return []
+
+
+def _tensors(found: Any, depth: int = 2) -> dict[str, Tensor]:
+    """Return the tensors by name in what a checkpoint holds: its own, or those that it keeps as
+    one of KEPT_AS, or in the only other mapping with any."""
+    if not isinstance(found, Mapping):
+        return {}
+    state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    inner = {
+        key: tensors
+        for key, value in found.items()
+        if depth and isinstance(value, Mapping) and (tensors := _tensors(value, depth - 1))
+    }
+    for key in KEPT_AS:
+        if key in inner:
+            return inner[key]
+    return inner.popitem()[1] if not state and len(inner) == 1 else state
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def weights_in(folder: Path) -> Path:
@@ -47,13 +117,24 @@ def weights_in(folder: Path) -> Path:
 
 
 def bare(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Return the state under the network's own names: without what wrappers put before them all."""
-    while state and not set(names) & set(state):
-        firsts = {name.partition(".")[0] for name in state}
-        if len(firsts) > 1 or not all("." in name for name in state):
-            break
-        state = {name.partition(".")[2]: value for name, value in state.items()}
-    return state
+    """Return what of a state is the network's, under its own names.
+
+    Wrappers put words before or into names (`module.`, `_orig_mod.`), and training code keeps a
+    network as one of its parts (`backbone.` beside a head, a loss or metrics): the prefix that fits
+    most names is taken off, and what is not below it is left out. A state none of whose prefixes
+    fits half of the names stays as it is.
+    """
+    plain = {".".join(p for p in k.split(".") if p not in WRAPPERS): v for k, v in state.items()}
+    known, fits = set(names), Counter[str]()
+    for key in plain:
+        parts = key.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in known:
+                fits["".join(f"{part}." for part in parts[:i])] += 1
+    best = max(fits, key=lambda prefix: (fits[prefix], -len(prefix)), default="")
+    if 2 * fits[best] < len(known):
+        return state
+    return {key.removeprefix(best): v for key, v in plain.items() if key.startswith(best)}
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], head: Collection[str], place: str) -> None:
@@ -70,9 +151,11 @@ def fill(network: nn.Module, state: dict[str, Tensor], head: Collection[str], pl
         if name not in fits and name not in head and not name.endswith("num_batches_tracked")
     ]
     if lacking:
+        others = [name for name in state if name not in own] or list(state)
         raise BackboneError(
-            f"{place}: {len(lacking)} of the network's {len(own)} tensors are not there or have "
-            f"another shape ({', '.join(lacking[:3])}); these are weights of another architecture"
+            f"{place}: {len(lacking)} of the network's {len(own)} tensors are missing or have "
+            f"another shape ({_few(lacking)}); the file has {_few(others)}: these are weights of "
+            "another architecture"
         )
     network.load_state_dict(fits, strict=False)
 

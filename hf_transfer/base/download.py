@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.base.boundary import said
 from hf_transfer.base.errors import UserError
 
 logger = logging.getLogger(__name__)
 RANDOM = "give a local folder, or set pretrained: false for random weights"
 ANSWER_SECONDS = 10  # for the Hub to say anything at all
-LONGEST = 200  # characters of another library's reason that are worth repeating
 # Weights only as safetensors: pickles run code when they are opened, checkpoints are not models.
 PUBLISHED = ("*.json", "*.safetensors", "*.py", "README.md", "recipe.yaml")
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -48,19 +48,11 @@ def one_line(what: str, remedy: str = RANDOM) -> Iterator[None]:
 
     `remedy` is what to do without a connection.
     """
-    import pickle
-
-    from huggingface_hub.errors import StrictDataclassError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-    from safetensors import SafetensorError
-
-    broken = (OSError, RuntimeError, ValueError, TypeError, AssertionError, LookupError)
-    others = (AttributeError, ImportError, EOFError, pickle.UnpicklingError, StrictDataclassError)
     try:
         yield
     except UserError:
         raise
-    except (*broken, *others, SafetensorError, httpx.HTTPError) as error:
+    except Exception as error:  # of any class: libraries and files of others, like `untrusted`
         raise BackboneError(_reason(what, error, remedy)) from error
 
 
@@ -103,12 +95,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def said(error: BaseException) -> str:
-    """Return an error's own words in one line, cut where they grow long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 class HubError(UserError):

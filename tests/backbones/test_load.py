@@ -97,11 +97,31 @@ def test_a_head_for_the_same_labels_is_kept_if_asked_in_their_order(tmp_path):
         assert turned.backbone.layout.head == named.backbone.layout.head
 
 
+def test_a_head_whose_labels_have_no_names_is_not_kept_for_labels_that_do(tmp_path):
+    """By their place, daisies would be called roses."""
+    for source, make in {"timm": FOLDERS["timm"], "transformers": vit_folder}.items():
+        path = make(tmp_path / source)
+        with pytest.raises(BackboneError, match="'daisy' is not among them"):
+            load_backbone(str(path), ("daisy", "rose", "tulip"), keep_head=True)
+
+
+def test_imagenets_labels_are_matched_by_name_too(tmp_path):
+    path = timm_folder(tmp_path / "own", "test_resnet", 1000)
+    own = load_backbone(str(path)).backbone.labels
+    assert own[0].startswith("tench")
+    same, x = load_backbone(str(path), own, keep_head=True), pixels(64)
+    assert torch.equal(logits(same, x), logits(load_backbone(str(path)), x))
+    with pytest.raises(BackboneError, match="'n00000000' is not among them"):
+        load_backbone(str(path), [f"n{i:08}" for i in range(1000)], keep_head=True)
+    with pytest.raises(BackboneError, match="several labels called 'crane'"):  # and two maillots
+        load_backbone(str(path), sorted(own), keep_head=True)
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "words"),
     [
-        (("a", "b", "z"), {"keep_head": True}, "'z'"),
-        (("a", "b"), {"keep_head": True}, "other labels"),
+        (("a", "b", "z"), {"keep_head": True}, "'z' is not among them"),
+        (("a", "b"), {"keep_head": True}, "for 3 labels, not 2"),
         (ABC, {"keep_head": True, "replace_layers": 2}, "exclude each other"),
         (ABC, {"keep_head": True, "pretrained": False}, "no head to keep"),
         (ABC, {"replace_layers": 0}, "at least 1"),

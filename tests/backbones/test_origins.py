@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from tiny_folders import pixels, resnet_folder, timm_folder, vit_folder
 
 from hf_transfer.backbones.load import load_backbone
-from hf_transfer.backbones.origins import locate
+from hf_transfer.backbones.origins import known_names, locate
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.download import BackboneError, answering_hub
 
@@ -88,10 +88,13 @@ def test_a_wrapper_that_transformers_saved_loads_as_timm(tmp_path):
     [
         ("timm/resnet5o", "nearest: resnet50"),
         ("timm/resnet18.nope", "it has resnet18.a1_in1k"),
-        ("timm/", "names no library"),
-        ("resnet50", "names no library"),
-        ("", "names no library"),
-        ("a/b/c", "names no library"),
+        ("timm/", "write timm/NAME"),
+        ("resnet50", "did you mean timm/resnet50 or torchvision/resnet50?"),
+        ("", "write timm/NAME"),
+        ("a/b/c", "write timm/NAME"),
+        ("resnet10t", "did you mean timm/resnet10t?"),
+        ("ResNet18.a1_in1k", "did you mean timm/resnet18.a1_in1k?"),
+        ("efficientnet_lite", "timm/efficientnet_lite"),
         ("torchvision/resnet19", "nearest: resnet18"),
         ("torchvision/resnet18.NOPE", "resnet18.IMAGENET1K_V1"),
         ("transformers/vitt", "nearest: vit"),
@@ -158,9 +161,13 @@ def _weights_of(make: Callable[[Path], Path]) -> Callable[[Path], None]:
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "no config": ("timm", _without("config.json"), "config.json"),
-    "broken JSON": ("timm", _written("config.json", '{"a": '), "not valid JSON"),
-    "not text": ("vit", lambda f: (f / "config.json").write_bytes(b"\xff\xfe") and None, "JSON"),
-    "a list": ("vit", _written("config.json", "[]"), "settings by name"),
+    "broken JSON": ("timm", _written("config.json", '{"a": '), "cannot read"),
+    "not text": (
+        "vit",
+        lambda f: (f / "config.json").write_bytes(b"\xff\xfe") and None,
+        "cannot read",
+    ),
+    "a list": ("vit", _written("config.json", "[]"), "named settings"),
     "nothing said": ("vit", _written("config.json", "{}"), "model_type"),
     "unknown network": ("timm", _changed(architecture="resnet5o"), "nearest"),
     "unknown type": ("vit", _changed(model_type="vitt"), "vitt"),
@@ -213,13 +220,37 @@ def test_a_weights_file_for_a_transformers_folder(tmp_path):
     assert model.backbone.layout.head == ("classifier.weight", "classifier.bias")
 
 
+def test_a_name_alone_is_refused_without_importing_a_library(tmp_path):
+    """Importing torch and the libraries takes up to 13 s."""
+    code = (
+        "import sys\nfrom hf_transfer.cli import main\n"
+        "status = main(['groups', sys.argv[1]])\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'transformers'} & set(sys.modules)\n"
+        "assert (status, heavy) == (2, set()), (status, heavy)\n"
+    )
+    for name in ("resnet50", "./nowhere", "a/b/c"):
+        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_architectures_are_known_without_importing_their_libraries():
+    import timm
+    import torchvision
+
+    known = known_names()
+    assert set(known["timm"]) == set(timm.list_models())
+    listed = torchvision.models.list_models(module=torchvision.models)
+    assert set(known["torchvision"]) == set(listed)
+
+
 # --- the Hub ---------------------------------------------------------------------------------
 
 LOAD = """
 import sys
 import numpy as np, torch
 from hf_transfer.backbones.load import layout_of, load_backbone
-from hf_transfer.recipe.specs import UserError
+from hf_transfer.base.errors import UserError
 for backbone_id in sys.argv[2:]:
     try:
         planned = layout_of(backbone_id, 3)
