@@ -128,7 +128,6 @@ def prepare(
         compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
         checkpoint_seconds=checkpoint_seconds,
         sync_batchnorm=recipe.sync_batchnorm,
-        auto_compile=recipe.compile == "auto",
         callbacks=list(callbacks),
     )
     return trainer, speed

@@ -173,7 +173,7 @@ def _first_computes(processes: Any) -> None:
     from hf_transfer.base import store as store_module
 
     real, share = store_module.build_rows, processes[:2]
-    store_module.build_rows = lambda **own: real(**{**own, "share": share})
+    store_module.build_rows = lambda *args, **own: real(*args, **{**own, "share": share})
 
 
 class Reduced(TrainerCallback):

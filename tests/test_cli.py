@@ -315,7 +315,7 @@ def test_a_full_disk_is_one_line(tmp_path, images, capsys, monkeypatch):
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "phase-1-head")
 
-    monkeypatch.setattr("hf_transfer.training.trainer.write_phase", full)
+    monkeypatch.setattr("hf_transfer.training.recovery.checkpoints.write_phase", full)
     assert "No space left" in mistake(capsys, *small(tmp_path, "--data", images))
     assert not (tmp_path / "out" / "report.json").exists()
 

@@ -104,11 +104,6 @@ def _below(plan: Plan) -> list[str]:
         if planned.live and planned.phase.frozen_prefix:
             name = planned.phase.name
             lines.append(f"phase {name} runs what is frozen in every epoch: {planned.live}")
-    if plan.recipe.compile == "auto":
-        lines.append(
-            "compile: auto: a phase that runs live times its first steps, and tries and keeps "
-            "torch.compile where that can pay"
-        )
     if plan.machine.processes > 1:
         lines.append(_together(plan))
     lines.append(

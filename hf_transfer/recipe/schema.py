@@ -46,7 +46,7 @@ def read_recipe(tree: Node, name: str) -> Recipe:
         "precision": one_of("fp32", "bf16", "fp16", "auto"),
         "workers": number(0, whole=True),
         "sync_batchnorm": switch,
-        "compile": _compile,
+        "compile": switch,
         "gradient_checkpointing": switch,
         "source": or_none(_source),
         "compare": or_none(_compare),
@@ -56,14 +56,6 @@ def read_recipe(tree: Node, name: str) -> Recipe:
     recipe = Recipe(**{"name": name, "loss": loss, **values})
     _check_recipe(tree, recipe)
     return recipe
-
-
-def _compile(node: Node) -> bool | str:
-    if isinstance(node.value, bool):
-        return node.value
-    if node.value != "auto":
-        raise node.wrong(f"compile must be true, false or auto, got {node.shown()}")
-    return "auto"
 
 
 def _head(node: Node) -> HeadSpec:

@@ -158,7 +158,7 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     workers: int = 0
     sync_batchnorm: bool = False  # batch statistics over the images of all processes
-    compile: bool | Literal["auto"] = False  # torch.compile in each phase; auto: where it pays
+    compile: bool = False  # torch.compile in each phase
     gradient_checkpointing: bool = False  # forward runs twice, for less memory
     source: SourceSpec | None = None
     compare: CompareSpec | None = None

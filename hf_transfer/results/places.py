@@ -13,7 +13,7 @@ from hf_transfer.results.report import RunReport
 REPOSITORY = re.compile(r"(?:transformers/)?[\w][\w.-]*/[\w][\w.-]*")
 # Of a report what may hold a place: the rest are numbers and the names of labels.
 TOLD = ("name", "recipe", "backbone", "environment", "warnings")
-TOLD_OF_PHASE = ("name", "stopped", "features", "checks", "compiled", "solve")
+TOLD_OF_PHASE = ("name", "stopped", "features", "checks", "solve")
 TOLD_OF_DATA = ("path", "repo", "audit")
 PLACES = ("path", "backbone", "weights", "metrics", "id", "repo")  # their values are places
 # A path in a sentence: it starts at the root, a home or a drive, and ends at a blank or a quote.

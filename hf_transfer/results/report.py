@@ -43,7 +43,6 @@ class PhaseReport:
     solve: str | None = None  # by which solver the head was solved for, in `steps`; no epochs
     features: str = "live"
     checks: JsonDict = field(default_factory=dict)  # {moved, unmoved, still, ranks}
-    compiled: JsonDict = field(default_factory=dict)  # {compiled, why, step, seconds}
     rollbacks: shape.Count = 0  # how often its loss exploded and it went on at a tenth of its rates
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from hf_transfer.results.page import write_html
 from hf_transfer.results.report import RunReport, aggregate
 
 # All that a run writes before it trains, and in a phase's folder before there is a checkpoint.
-BEGUN, CHOSEN = {"recipe.yaml", "inputs.json", "precision.json", "letters"}, "compile.json"
+BEGUN = {"recipe.yaml", "inputs.json", "precision.json", "letters"}
 
 
 class FolderError(UserError):
@@ -85,7 +85,7 @@ def opened(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
         yield
     except (UserError, OSError):
         found = [path.relative_to(out).parts for path in out.rglob("*") if not path.is_dir()]
-        begun = all(names[0] in BEGUN or names[-1] == CHOSEN for names in found)
+        begun = all(names[0] in BEGUN for names in found)
         if is_main() and not resume and begun:  # what was there before would be resumed
             shutil.rmtree(out, ignore_errors=True)
         raise

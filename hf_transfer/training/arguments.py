@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 from enum import Enum
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from hf_transfer.backbones.access import bare_names
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base import launch, processes
 from hf_transfer.base.errors import UserError
@@ -22,8 +25,12 @@ from hf_transfer.base.machine import NO_COMPILER, compiler
 from hf_transfer.base.processes import Processes, peer_seconds
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phases import make_phases
+from hf_transfer.planning.rates import param_groups
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.recipe.specs import PhaseSpec, Recipe
+from hf_transfer.training.phase_state import PhaseState
+
+logger = logging.getLogger(__name__)
 
 # A recipe's short words; any other name of Trainer's `optim` goes through as it is.
 OPTIMIZERS = {"adamw": "adamw_torch_fused"}
@@ -47,6 +54,35 @@ def resolved_phases(
         _named(OptimizerNames, OPTIMIZERS.get(phase.spec.optimizer, phase.spec.optimizer), place)
         _named(SchedulerType, phase.spec.schedule, place)
     return tuple(phases)
+
+
+def own_arguments(args: TrainingArguments | None) -> TrainingArguments:
+    """Return a copy of a user's arguments with what holds for every phase."""
+    args = copy.copy(args) if args is not None else TrainingArguments("run")
+    args.remove_unused_columns = False  # it would drop the images
+    args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
+    args.label_names = args.label_names or ["labels"]  # a bare module's forward names none
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # what is not used is kept frozen
+    if args.ddp_broadcast_buffers is None:
+        args.ddp_broadcast_buffers = False  # statistics are shared before they are looked at
+    if args.n_gpu > 1:
+        logger.info("one of %d GPUs is used; accelerate launch uses all", args.n_gpu)
+        args._n_gpu = 1  # DataParallel copies the network in every step
+    return args
+
+
+def optimizer_groups(model: nn.Module, state: PhaseState) -> list[dict[str, Any]]:
+    """Return what a phase trains as an optimizer takes it, with names and rates."""
+    named = bare_names(model, state.backbone.prefix)
+    return [
+        {
+            "params": [(name, named[name]) for name in group.names],
+            "lr": group.lr,
+            "weight_decay": group.weight_decay,
+        }
+        for group in param_groups(state.phase)
+    ]
 
 
 def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) -> Any:
@@ -118,7 +154,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """
     if recipe.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("precision: fp16 needs an accelerator; write fp32 or bf16")
-    if recipe.compile is True and not torch.accelerator.is_available() and not compiler():
+    if recipe.compile and not torch.accelerator.is_available() and not compiler():
         raise UserError(f"compile: true {NO_COMPILER}")
     patience = peer_seconds()
     if not torch.accelerator.is_available():
@@ -132,7 +168,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        torch_compile=recipe.compile is True,
+        torch_compile=recipe.compile,
         activation_checkpointing=recipe.gradient_checkpointing,
         per_device_eval_batch_size=64,
         save_strategy="no",  # checkpoints are written by time: see checkpoint_seconds
@@ -142,7 +178,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     )
     if not (args.bf16 or args.fp16):
         args.mixed_precision = "no"  # and not what accelerate launch left in the environment
-    if recipe.compile is not True:
+    if not recipe.compile:
         args.torch_compile_backend = "no"  # likewise
     return args
 
@@ -152,6 +188,3 @@ def joined(recipe: Recipe, out: Path) -> Processes:
     if launch.count() == 1:
         return Processes()
     return Processes.here(training_arguments(recipe, out).ddp_timeout)  # these join them
-
-
-# --- what cannot be trained ------------------------------------------------------------------

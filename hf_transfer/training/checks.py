@@ -22,20 +22,30 @@ from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe import stopping
 from hf_transfer.recipe.specs import Augment, PhaseSpec
 from hf_transfer.recipe.tasks import phase_conflicts
-from hf_transfer.training.machine import sync_batchnorm as batchnorm
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def check_model(model: nn.Module, args: TrainingArguments, sync_batchnorm: bool = False) -> None:
     """Raise UserError where the network cannot do what the arguments ask of it."""
-    if sync_batchnorm:
-        batchnorm.check(model)
+    if sync_batchnorm and not any(isinstance(module, BATCH_NORM) for module in model.modules()):
+        raise UserError("sync_batchnorm: this network has no BatchNorm; remove it")
     if args.activation_checkpointing and not getattr(
         model, "supports_gradient_checkpointing", False
     ):
         name = getattr(getattr(model, "backbone", None), "id", type(model).__name__)
         raise UserError(
-            f"{name} knows no gradient checkpointing; remove gradient_checkpointing, and for "
-            "memory take a smaller batch_size with accumulate"
+            f"{name} does not support gradient checkpointing; remove gradient_checkpointing, and "
+            "for memory take a smaller batch_size with accumulate"
+        )
+
+
+def check_resume(resume: Any, folder: str) -> None:
+    """Raise UserError for a path to resume from: a run is resumed as a whole."""
+    if not isinstance(resume, bool | None):
+        raise UserError(
+            "resume_from_checkpoint is True or False: phases and checkpoints are found in "
+            f"args.output_dir, {folder}"
         )
 
 
@@ -61,6 +71,7 @@ def check_phases(
         for phase in phases
         for problem in (
             *phase_conflicts(phase.spec, task),
+            *_head_problems(phase),
             *_data_problems(phase.spec, train, own_loss),
             *_metric_problems(phase.spec, evaluation, metrics),
         )
@@ -118,15 +129,49 @@ def check_features(
         raise problem or UserError(f"another process has no room for features of phase {names}")
 
 
+def check_norms(has_statistics: bool, phases: Sequence[Phase], images: Any) -> None:
+    """Raise UserError where a phase cannot have running statistics re-estimated."""
+    asked = [phase.name for phase in phases if phase.spec.reestimate_norms]
+    if asked and not has_statistics:
+        raise UserError(
+            f"phase {asked[0]}: reestimate_norms: this network keeps no statistics of batches; "
+            "remove it"
+        )
+    if asked and not (hasattr(images, "__len__") and len(images) > 1):
+        raise UserError(
+            f"phase {asked[0]}: reestimate_norms needs a data set with a length above 1"
+        )
+
+
+def unsolvable(phase: Phase, needs: str) -> UserError:
+    """Return the error for a phase whose head cannot be solved for, by what that needs."""
+    return UserError(f"phase {phase.name}: {_unsolvable(phase.spec, needs)}")
+
+
+def _unsolvable(spec: PhaseSpec, needs: str) -> str:
+    return f"solve: {spec.solve} needs {needs}; write epochs: 10 instead"
+
+
+def _head_problems(phase: Phase) -> list[str]:
+    """Return what keeps a head from being solved for: more than one dense layer with a bias."""
+    if not phase.spec.solve:
+        return []
+    known = dict(phase.layout.parameters)
+    shapes = sorted((known[name] for name in phase.parameters), key=len, reverse=True)
+    flat = [shape[:1] + tuple(side for side in shape[1:] if side > 1) for shape in shapes]
+    if len(flat) == 2 and len(flat[0]) <= 2 and flat[1] == flat[0][:1]:
+        return []
+    needs = "a head of one dense layer with a bias, and this one has "
+    return [_unsolvable(phase.spec, needs + ", ".join(phase.parameters))]
+
+
 def _data_problems(spec: PhaseSpec, train: Any, own_loss: bool) -> list[str]:
     varied = {"augment": spec.augment != Augment(), "mixup": spec.mixup, "cutmix": spec.cutmix}
     named = [key for key, used in varied.items() if used]
     problems = []
     if spec.solve and isinstance(train, ImageSet) and len(np.unique(train.labels)) < 2:
-        problems.append(
-            f"solve: {spec.solve} needs training images of two classes at least, and all "
-            f"{len(train)} are of one; add images of another, or write epochs: 10 instead"
-        )
+        needs = f"training images of at least two classes, and all {len(train)} are of one"
+        problems.append(_unsolvable(spec, needs))
     if named and not isinstance(train, ImageSet):
         problems.append(
             f"{', '.join(named)} vary the pixels of an ImageSet, and this data set is a "

@@ -10,19 +10,17 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 from transformers import TrainerState
-from transformers.trainer_utils import TrainOutput
 
 from hf_transfer.backbones.access import bare_names, logits_of
-from hf_transfer.inputs.extraction import FeaturesError
 from hf_transfer.inputs.features import Replay
 from hf_transfer.planning.phase import Phase
+from hf_transfer.training import checks
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +58,11 @@ def fit_head(
 ) -> Solution:
     """Write the exact head into the model and return it.
 
-    `replay` has taken the model's forward. Raises FeaturesError, and changes nothing, where the
-    head is more than one dense layer with a bias.
+    `replay` has taken the model's forward. Raises UserError, and changes nothing, where the logits
+    are not the head's own.
     """
     named = bare_names(model, prefix)
-    parameters = sorted((named[name] for name in phase.parameters), key=lambda p: -p.ndim)
-    shapes = [tuple(parameter.shape) for parameter in parameters]
-    flat = [shape[:1] + tuple(side for side in shape[1:] if side > 1) for shape in shapes]
-    if len(flat) != 2 or len(flat[0]) > 2 or flat[1] != flat[0][:1]:
-        raise FeaturesError(
-            f"phase {phase.name}: solve: lbfgs needs a head of one dense layer with a bias, and "
-            f"this one has {', '.join(phase.parameters)}; write epochs: 10 in its place"
-        )
-    weight, bias = parameters
+    weight, bias = sorted((named[name] for name in phase.parameters), key=lambda p: -p.ndim)
     features, labels, images = replay.training_rows()
     solution = solve_head(
         features,
@@ -90,36 +80,23 @@ def fit_head(
         if apart > TOLERANCE:
             weight.copy_(before[0])
             bias.copy_(before[1])
-            raise FeaturesError(
-                f"phase {phase.name}: solve: lbfgs needs logits that come straight from the "
-                f"head's layer, and they differ by {apart:.0e}; write epochs: 10 in its place"
+            raise checks.unsolvable(
+                phase,
+                f"logits that come straight from the head's layer, and they differ by {apart:.0e}",
             )
     return solution
 
 
-def train_exactly(trainer: Any, phase: Phase, replay: Replay) -> TrainOutput:
-    """Write the exact head into a trainer's network, logged as training by steps is logged."""
-    solution = fit_head(
-        trainer.model,
-        trainer.backbone.prefix,
-        phase,
-        replay,
-        class_weights=trainer.class_weights,
-        seed=trainer.args.seed,
-    )
-    trainer.processes.take_first(p for p in trainer.model.parameters() if p.requires_grad)
-    trainer.state = TrainerState(
+def trained_state(solution: Solution, first: tuple[bool, bool]) -> TrainerState:
+    """Return Trainer's state after a solution; `first` says whether this process is the first of
+    its machine, and of all."""
+    return TrainerState(
         epoch=1.0,  # the images were looked at once, however many steps the solver took
         global_step=solution.steps,
         max_steps=solution.steps,
-        is_local_process_zero=trainer.is_local_process_zero(),
-        is_world_process_zero=trainer.is_world_process_zero(),
+        is_local_process_zero=first[0],
+        is_world_process_zero=first[1],
     )
-    strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.log_loss}
-    trainer.log({"loss": solution.loss, **strength})
-    if trainer.eval_dataset is not None:
-        trainer.evaluate()
-    return TrainOutput(solution.steps, solution.loss, {})
 
 
 def _apart(
@@ -168,7 +145,7 @@ def _solved(
     labels = np.asarray(labels)
     present = np.unique(labels)
     if len(present) < 2:
-        raise ValueError("solve: lbfgs needs training images of two classes at least")
+        raise ValueError("one class has no boundary to another")
     mean, scale = features.mean(0), features.std(0)
     scale[scale < 1e-12 * max(1.0, float(np.abs(mean).max()))] = 1.0  # constant: no information
     standard = (features - mean) / scale

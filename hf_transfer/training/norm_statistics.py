@@ -1,4 +1,4 @@
-"""Running statistics of normalisation layers, estimated anew on the images to come.
+"""Running statistics of normalisation layers, re-estimated on the images to come.
 
 Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3 (PreciseBN).
 """
@@ -6,21 +6,21 @@ Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, secti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
+from transformers import Trainer
 
 from hf_transfer.backbones.access import evaluating
-from hf_transfer.base.errors import UserError
+from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
+from hf_transfer.training import checks
+from hf_transfer.training.phase_state import Part, PhaseState
 from hf_transfer.training.proof import Fingerprints, fingerprint, prove
-
-if TYPE_CHECKING:
-    from hf_transfer.training.trainer import TransferTrainer
 
 BATCH = 64  # images whose statistics are taken together
 STATISTICS = ("running_mean", "running_var")
@@ -34,20 +34,6 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
         for path, module in model.named_modules()
         if isinstance(module, batch) and module.running_mean is not None
     }
-
-
-def check(model: nn.Module, phases: Sequence[Phase], images: Any) -> None:
-    """Raise UserError where a phase cannot have statistics estimated anew."""
-    asked = [phase.name for phase in phases if phase.spec.reestimate_norms]
-    if asked and not layers(model):
-        raise UserError(
-            f"phase {asked[0]}: reestimate_norms: this network keeps no statistics of batches; "
-            "remove it"
-        )
-    if asked and not (hasattr(images, "__len__") and len(images) > 1):
-        raise UserError(
-            f"phase {asked[0]}: reestimate_norms needs a data set with a length above 1"
-        )
 
 
 @contextmanager
@@ -71,44 +57,57 @@ def counted_once(model: nn.Module, twice: bool) -> Iterator[None]:
         yield
 
 
+class CountedOnce(Part):
+    """Running statistics take each batch once where its forward pass runs twice."""
+
+    def check(self, trainer: Trainer, phases: Sequence[Phase]) -> None:
+        """Raise UserError where a phase cannot have statistics re-estimated."""
+        checks.check_norms(bool(layers(trainer.model)), phases, trainer.train_dataset)
+
+    def during(self, trainer: Trainer, state: PhaseState) -> AbstractContextManager[None]:
+        """Return the context in which they do: with gradient checkpointing."""
+        return counted_once(trainer.model, state.args.activation_checkpointing)
+
+
 def begin(
-    trainer: TransferTrainer,
-    phase: Phase,
+    trainer: Trainer,
+    state: PhaseState,
     before: Fingerprints,
     weights: Mapping[str, torch.Tensor] | None,
+    inputs: Callable[[dict[str, Any]], dict[str, Any]],
+    processes: Processes,
 ) -> Fingerprints:
-    """Estimate the statistics anew if a phase asks for it, as the first process sees them.
+    """Re-estimate the statistics if a phase asks for it, as the first process sees them.
 
     Where it goes on from a checkpoint they are those of its `weights`: another processor would
-    estimate them otherwise in the last bits. Returns the fingerprints with which the phase's own
-    training begins: of `before` no more than those statistics has changed.
+    estimate them otherwise in the last bits. `inputs` makes a batch what the model takes. Returns
+    the fingerprints with which the phase's own training begins: of `before` no more than those
+    statistics has changed.
     """
+    phase, model = state.phase, trainer.model
     if not phase.spec.reestimate_norms and not phase.adapters:
         return before
-    prefix, free = trainer.backbone.prefix, set[str]()
+    prefix, free = state.backbone.prefix, set[str]()
     if phase.spec.reestimate_norms:
         images, count = trainer.train_dataset, phase.spec.reestimate_norms
         count = len(images) if count is True else min(int(count), len(images))
-        free = {
-            f"{path.removeprefix(prefix)}.{name}"
-            for path in layers(trainer.model)
-            for name in STATISTICS
-        }
-        trainer.model.to(trainer.args.device)
+        found = layers(model)
+        free = {f"{path.removeprefix(prefix)}.{name}" for path in found for name in STATISTICS}
+        model.to(state.args.device)
         if weights is not None:
             with torch.no_grad():
-                for path, layer in layers(trainer.model).items():
+                for path, layer in found.items():
                     for name in STATISTICS:
                         getattr(layer, name).copy_(weights[f"{path}.{name}"])
         else:
-            with evaluating(trainer.model):
-                batches = _batches(images, count, trainer.data_collator, trainer.args.seed)
-                reestimate(trainer.model, (trainer._prepare_inputs(batch) for batch in batches))
-        trainer.processes.take_first(
-            getattr(layer, name) for layer in layers(trainer.model).values() for name in STATISTICS
+            with evaluating(model):
+                batches = _batches(images, count, trainer.data_collator, state.args.seed)
+                reestimate(model, map(inputs, batches))
+        processes.take_first(
+            getattr(layer, name) for layer in found.values() for name in STATISTICS
         )
-    after = fingerprint(trainer.model, prefix)
-    prove(before, after, (), trainer.backbone.groups, free)
+    after = fingerprint(model, prefix)
+    prove(before, after, (), state.backbone.groups, free)
     return after
 
 

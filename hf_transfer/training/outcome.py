@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.errors import UserError
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.rates import param_groups
@@ -21,7 +20,6 @@ _SPEED = ("_per_second", "_runtime", "_preparation_time")
 
 def phase_report(
     phase: Phase,
-    backbone: Backbone,
     state: Any,
     proof: Proof,
     seconds: float,
@@ -31,7 +29,7 @@ def phase_report(
     """Return the report of a finished phase; its metrics are those of the epoch it ended with."""
     history = history_of(state.log_history)
     best, solved = best_row(phase, history), phase.spec.solve is not None
-    sizes = backbone.layout.sizes
+    sizes = phase.layout.sizes
     return PhaseReport(
         name=phase.name,
         groups=phase.groups,
@@ -63,6 +61,17 @@ def phase_report(
         features="cached" if cached else "live",
         checks=asdict(proof),
         rollbacks=rollbacks,
+    )
+
+
+def announced(phase: Phase) -> str:
+    """Return what a phase trains, and how, in a line."""
+    sizes, rates = phase.layout.sizes, [group.lr for group in param_groups(phase)]
+    count, total = sum(sizes[name] for name in phase.parameters), sum(sizes.values())
+    how = "solved" if phase.spec.solve else f"rates {min(rates):.3g} to {max(rates):.3g}"
+    return (
+        f"phase {phase.index} {phase.name}: {', '.join(phase.groups)}; "
+        f"{count:,} of {total:,} parameters; {how}"
     )
 
 

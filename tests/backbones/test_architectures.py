@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_transfer.backbones.load import load_backbone
+from hf_transfer.training.phase_run import PhaseRunner
 from hf_transfer.training.trainer import TransferTrainer
 
 TIMM = {
@@ -71,12 +72,27 @@ def made(name: str) -> tuple[nn.Module, int]:
     return stir(model), size
 
 
-class Seen(TransferTrainer):
-    """Notes in which mode each module runs while training, and what there was before each phase."""
+class Noting(PhaseRunner):
+    """Notes what there was before each phase, and after it."""
 
-    def _apply(self, phase: Any) -> None:
+    def apply(self, *args: Any) -> Any:
+        self.trainer.modes = {}
+        return super().apply(*args)
+
+    def prove(self, phase: Any, before: Any) -> Any:
+        trainer = self.trainer
+        trainer.ends.append((phase.phase, state(trainer.model), trainer.modes))
+        return super().prove(phase, before)
+
+
+class Seen(TransferTrainer):
+    """Notes in which mode each module runs while training."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ends: list[Any] = []
         self.modes: dict[str, bool] = {}
-        super()._apply(phase)
+        self.runner.__class__ = Noting
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         def note(path: str) -> Any:
@@ -89,10 +105,6 @@ class Seen(TransferTrainer):
             for hook in hooks:
                 hook.remove()
 
-    def _prove(self, phase: Any, before: Any) -> Any:
-        self.ends.append((phase, state(self.model), self.modes))
-        return super()._prove(phase, before)
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_phase_of_gradual_moves_what_it_should_and_nothing_else(name, tmp_path):
@@ -104,7 +116,6 @@ def test_each_phase_of_gradual_moves_what_it_should_and_nothing_else(name, tmp_p
     ]
     phases = [{"gradual": "1 stage", **STEP}]
     trainer = Seen(model, arguments(tmp_path), phases=phases, train_dataset=images)
-    trainer.ends = []
     before, backbone = state(model), trainer.backbone
     trainer.train()
     shapes = dict(backbone.layout.parameters)

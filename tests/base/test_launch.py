@@ -49,8 +49,6 @@ def test_what_accelerate_was_told_and_the_recipe_says_otherwise_is_named(given):
         "dynamo_backend: inductor",
     ]
     assert list(precision.not_followed(replace(recipe, compile=True), "bf16")) == []
-    [weighed] = precision.not_followed(replace(recipe, compile="auto"), "bf16")
-    assert "by compile: auto in the recipe" in weighed
 
 
 def test_a_launcher_that_started_one_process_of_several_is_named(given, capsys):

@@ -119,13 +119,6 @@ def test_several_processes_share_the_steps_and_reduce_only_what_trains():
     assert "bytes (head)" not in format_plan(one)
 
 
-def test_the_plan_says_that_compiling_is_weighed():
-    plan = planned(PROBE, WHOLE)
-    assert "compile" not in format_plan(plan)
-    weighed = replace(plan, recipe=replace(plan.recipe, compile="auto"))
-    assert "compile: auto: a phase that runs live times its first steps" in format_plan(weighed)
-
-
 def test_what_is_sharded_runs_live_and_the_plan_says_so():
     plan = planned(PROBE, WHOLE, processes=4, sharded=True)
     assert [phase.live is None for phase in plan.phases] == [False, False]

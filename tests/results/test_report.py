@@ -94,7 +94,6 @@ def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
         "checks",
         "rollbacks",
         "solve",
-        "compiled",
     }
     assert 0 <= values["metrics"]["accuracy"] <= 1
 

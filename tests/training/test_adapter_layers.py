@@ -151,7 +151,7 @@ def test_after_a_phase_that_failed_the_same_trainer_begins_anew(tmp_path):
         raise RuntimeError("no more")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made, "_prove", fail)
+        patch.setattr(made.runner, "prove", fail)
         made.phases = made.phases[1:]
         with pytest.raises(RuntimeError, match="no more"):
             made.train()
@@ -182,8 +182,8 @@ def test_a_run_killed_in_a_phase_of_adapters_ends_with_every_bit_of_the_unbroken
     options = {"checkpoint_seconds": 0}
     for moment in (
         ("transformers:Trainer.training_step", 11),
-        ("hf_transfer.training.freezing:prove", 1),
-        ("hf_transfer.training.trainer:write_phase", 1),
+        ("hf_transfer.training.proof:prove", 1),
+        ("hf_transfer.training.recovery.checkpoints:write_phase", 1),
         ("transformers:Trainer.training_step", 2),
     ):
         child = start(train, broken / "log", broken, PHASES, {**options, "kill": moment})

@@ -116,7 +116,7 @@ def test_a_class_without_rows_is_never_guessed_and_two_classes_work():
     said = chances(found, features)
     assert said[:, 1].max() < 0.01
     assert np.allclose(said.sum(1), 1)
-    with pytest.raises(ValueError, match="two classes"):
+    with pytest.raises(ValueError, match="one class"):
         solve_head(features, np.zeros(len(labels), int), 3)
 
 
@@ -258,7 +258,7 @@ def test_a_solver_that_finds_no_number_is_not_asked_again(tmp_path, monkeypatch)
         asked.append(args)
         raise DivergedError("no number")
 
-    monkeypatch.setattr(exact_head, "train_exactly", diverge)
+    monkeypatch.setattr(exact_head, "fit_head", diverge)
     with pytest.raises(DivergedError):
         trained(tmp_path, [PhaseSpec("head", solve="lbfgs", on_nan="rollback")])
     assert len(asked) == 1

@@ -39,7 +39,7 @@ def phase(**options):
 
 def report(spec, log=LOG, steps=(6, 27)):
     state = SimpleNamespace(log_history=log, global_step=steps[0], max_steps=steps[1], epoch=2.0)
-    return phase_report(spec, network().backbone, state, Proof(2, (), 90, 1), 1.5, cached=True)
+    return phase_report(spec, state, Proof(2, (), 90, 1), 1.5, cached=True)
 
 
 def test_a_row_of_history_is_a_step_with_its_training_and_evaluation():

@@ -147,7 +147,7 @@ KILLS = [  # in one run after the other: (function, n-th call of it), the ranks 
     (("hf_transfer.base.shards:os.fsync", 2), (0,)),  # while features are written
     (("transformers:Trainer._save_rng_state", 2), ()),
     (("transformers:Trainer.prediction_step", 2), (1,)),  # within an evaluation
-    (("hf_transfer.training.trainer:TransferTrainer._apply", 2), ()),  # between the phases
+    (("hf_transfer.training.phase_run:PhaseRunner.apply", 2), ()),  # between the phases
     (("transformers:Trainer._save_rng_state", 2), (0,)),
 ]
 

@@ -143,7 +143,7 @@ def not_followed(recipe: Recipe, precision: str) -> Iterator[str]:
             "(--set precision=…)"
         )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if backend != "no" and recipe.compile is not True:
+    if backend != "no" and not recipe.compile:
         yield (
             f"dynamo_backend: {backend} of accelerate launch is not used, by compile: "
             f"{str(recipe.compile).lower()} in the recipe; change it there (--set compile=true)"

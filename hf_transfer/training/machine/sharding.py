@@ -1,4 +1,4 @@
-"""Sharded parameters: FSDP2 as accelerate sets it up, for as long as a phase trains.
+"""Sharded parameters (experimental): FSDP2 as accelerate sets it up, while a phase trains.
 
 Between phases the model is whole and plain, the same in all processes: what freezes, proves, saves
 and publishes it knows nothing of shards. While a phase trains, its place is taken by a copy whose
@@ -17,27 +17,38 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainingArguments
 
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.processes import Processes
 from hf_transfer.planning.groups import LayerGroups
+from hf_transfer.training.phase_state import Part, PhaseState
 
 logger = logging.getLogger(__name__)
 
 NAMED = "transformer_cls_names_to_wrap"  # where a user says which classes are sharded on their own
 
 
-def take_over(trainer: Any) -> bool:
-    """Return whether a Trainer's phases are to be sharded; Trainer's own ways with it are set off.
+def asked(
+    accelerator: Accelerator,
+    deepspeed: bool,
+    args: TrainingArguments,
+    model: nn.Module,
+    backbone: Backbone,
+) -> bool:
+    """Return whether phases are to be sharded; accelerate is then told in which units.
 
     Raises UserError for a configuration that is not supported.
     """
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if trainer.is_deepspeed_enabled:
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if deepspeed:
         raise UserError(f"DeepSpeed {launch.NO_DEEPSPEED}")
     if plugin is None:
         if launch.shards():
@@ -48,29 +59,26 @@ def take_over(trainer: Any) -> bool:
         return False
     if plugin.fsdp_version != 2:
         raise UserError(f"FSDP version {plugin.fsdp_version} {launch.NO_FSDP1}")
-    asked = {
+    wanted = {
         "offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "activation_checkpointing": plugin.activation_checkpointing,
     }
     for name, instead in launch.NOT_SHARDED.items():
-        if asked.get(name):
+        if wanted.get(name):
             raise UserError(f"fsdp_{name} is not supported; {instead}")
-    if trainer.args.torch_compile:
+    if args.torch_compile:
         raise UserError("compile: true is not supported with FSDP; remove it")
-    # Trainer's FSDP would save shards, shard for an evaluation, and load after it has sharded. As
-    # it is, it prepares the model by accelerate and knows no more, as with DDP.
-    trainer.is_fsdp_enabled = False
     plugin.mixed_precision_policy = None  # autocast, as everywhere else
-    trainer.model.to(trainer.args.device)
-    own = trainer.args.fsdp_plugin_args or {}
+    model.to(args.device)
+    own = args.fsdp_plugin_args or {}
     named = own.get(NAMED) or os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
     policy = getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy)
     if policy is transformer_auto_wrap_policy and not named:
-        groups, prefix = trainer.backbone.groups, trainer.backbone.prefix
         plugin.auto_wrap_policy = policy  # one that has the classes of an earlier network has gone
-        plugin.transformer_cls_names_to_wrap = sorted(unit_classes(trainer.model, prefix, groups))
-    logger.info(
-        "parameters are sharded (FSDP2) in units of: %s",
+        classes = unit_classes(model, backbone.prefix, backbone.groups)
+        plugin.transformer_cls_names_to_wrap = sorted(classes)
+    logger.warning(
+        "sharding parameters (FSDP2) is experimental; units: %s",
         ", ".join(plugin.transformer_cls_names_to_wrap or ()) or "the whole network",
     )
     return True
@@ -100,30 +108,36 @@ def unit_classes(model: nn.Module, prefix: str, groups: LayerGroups) -> set[str]
     }
 
 
-@contextmanager
-def sharded(trainer: Any) -> Iterator[None]:
-    """Train a sharded copy of a Trainer's model, where that is asked for; then the model is what
-    the copy came to, in every process."""
-    if not trainer.shards:
-        yield
-        return
-    plain, still, device = trainer.model, trainer._still, trainer.args.device
-    plain.to("cpu")  # it waits there, and the copy goes to the device part by part
-    trainer.model = trainer.model_wrapped = copied(plain)
-    trainer._still = [trainer.model.get_submodule(name) for name in trainer._still_names]
-    # Only autocast: what FSDP2 needs is prepared with the optimizer.
-    trainer.accelerator.prepare_model(trainer.model, device_placement=False, evaluation_mode=True)
-    try:
-        yield
-        take_back(trainer.model, plain)
-        if trainer._best is not None:
-            trainer._best = whole(trainer._best)
-    finally:
-        trainer.model = trainer.model_wrapped = trainer.callback_handler.model = plain
-        trainer._still = still
-        trainer.optimizer = trainer.callback_handler.optimizer = None
-        trainer.accelerator.free_memory()
-        plain.to(device)
+class Sharding(Part):
+    """A sharded copy of the model trains in its place; experimental."""
+
+    def __init__(self, asked: bool) -> None:
+        self.asked = asked
+
+    @contextmanager
+    def during(self, trainer: Trainer, state: PhaseState) -> Iterator[None]:
+        """Let the copy train, where that is asked for; then the model is what the copy came to, in
+        every process."""
+        if not self.asked:
+            yield
+            return
+        plain, still, device = trainer.model, state.still_modules, state.args.device
+        plain.to("cpu")  # it waits there, and the copy goes to the device part by part
+        model = trainer.model = trainer.model_wrapped = copied(plain)
+        state.still_modules = [model.get_submodule(name) for name in state.still]
+        # Only autocast: what FSDP2 needs is prepared with the optimizer.
+        trainer.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        try:
+            yield
+            take_back(trainer.model, plain)
+            if state.best is not None:
+                state.best = whole(state.best)
+        finally:
+            trainer.model = trainer.model_wrapped = trainer.callback_handler.model = plain
+            state.still_modules = still
+            trainer.optimizer = trainer.callback_handler.optimizer = None
+            trainer.accelerator.free_memory()
+            plain.to(device)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -185,30 +199,30 @@ def take_back(model: nn.Module, plain: nn.Module) -> None:
 # --- the optimizer's state -------------------------------------------------------------------
 
 
-def save_optimizer(trainer: Any, folder: Path) -> None:
+def save_optimizer(optimizer: Any, scheduler: Any, folder: Path, here: Processes) -> None:
     """Write this process's part of the optimizer's state, and the first one the schedule's."""
-    saved = trainer.optimizer.state_dict()
+    saved = optimizer.state_dict()
     saved["state"] = {
         i: {key: _part(value) for key, value in entries.items()}
         for i, entries in saved["state"].items()
     }
-    torch.save(saved, folder / f"optimizer_{trainer.processes.rank}.pt")
-    if trainer.processes.main:
-        torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
+    torch.save(saved, folder / f"optimizer_{here.rank}.pt")
+    if here.main:
+        torch.save(scheduler.state_dict(), folder / "scheduler.pt")
 
 
-def load_optimizer(trainer: Any, folder: Path) -> None:
+def load_optimizer(optimizer: Any, scheduler: Any, folder: Path, here: Processes) -> None:
     """Read back what `save_optimizer` wrote, in the same number of processes."""
-    path = folder / f"optimizer_{trainer.processes.rank}.pt"
+    path = folder / f"optimizer_{here.rank}.pt"
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    like = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    like = [p for group in optimizer.param_groups for p in group["params"]]
     saved["state"] = {
         i: {key: _joined(value, like[i]) for key, value in entries.items()}
         for i, entries in saved["state"].items()
     }
-    trainer.optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(saved)
     schedule = torch.load(folder / "scheduler.pt", map_location="cpu", weights_only=True)
-    trainer.lr_scheduler.load_state_dict(schedule)
+    scheduler.load_state_dict(schedule)
 
 
 def _part(value: Any) -> Any:

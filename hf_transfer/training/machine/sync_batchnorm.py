@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,35 +17,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+from transformers import Trainer
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
-
-if TYPE_CHECKING:
-    from hf_transfer.training.trainer import TransferTrainer
+from hf_transfer.training.phase_state import Part, PhaseState
 
 LAYERS = nn.modules.batchnorm._BatchNorm
 
 
-def check(model: nn.Module) -> None:
-    """Raise UserError where no layer of a network has batch statistics to share."""
-    if not any(isinstance(module, LAYERS) for module in model.modules()):
-        raise UserError("sync_batchnorm: this network has no BatchNorm; remove it")
+class SharedStatistics(Part):
+    """A phase's layers that are not frozen normalise by the images of all processes."""
 
+    def __init__(self, asked: bool, here: Processes) -> None:
+        self.asked, self.here = asked, here
 
-@contextmanager
-def shared(trainer: TransferTrainer) -> Iterator[None]:
-    """Let a phase's layers that are not still normalise by the images of all processes, until the
-    block ends; only where the trainer was asked to, and has other processes beside it."""
-    with ExitStack() as stack:
-        if trainer.sync_batchnorm and trainer.processes.count > 1:
-            still = set(trainer._still)
-            for path, layer in trainer.model.named_modules():
-                if isinstance(layer, LAYERS) and layer not in still:
-                    own = layer.__dict__.get("forward")
-                    stack.callback(_put_back, layer, own)
-                    layer.forward = _sharing(path, layer, trainer)
-        yield
+    @contextmanager
+    def during(self, trainer: Trainer, state: PhaseState) -> Iterator[None]:
+        """Let them, until the block ends, where that was asked for and there are others."""
+        with ExitStack() as stack:
+            if self.asked and self.here.count > 1:
+                still = set(state.still_modules)
+                for path, layer in trainer.model.named_modules():
+                    if isinstance(layer, LAYERS) and layer not in still:
+                        own = layer.__dict__.get("forward")
+                        stack.callback(_put_back, layer, own)
+                        layer.forward = _sharing(path, layer, state, self.here)
+            yield
 
 
 def _put_back(layer: nn.Module, own: Any) -> None:
@@ -54,13 +52,13 @@ def _put_back(layer: nn.Module, own: Any) -> None:
         layer.forward = own
 
 
-def _sharing(path: str, layer: nn.Module, trainer: TransferTrainer) -> Callable[..., Any]:
+def _sharing(path: str, layer: nn.Module, state: PhaseState, here: Processes) -> Callable[..., Any]:
     own = layer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not layer.training:
             return own(*args, **kwargs)
-        with _Shared(trainer.processes, trainer.share != 0) as mode:
+        with _Shared(here, state.share != 0) as mode:
             result = own(*args, **kwargs)
         if not mode.reached:
             raise UserError(

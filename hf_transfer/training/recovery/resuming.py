@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import TrainerState
 
 from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training.machine import sharding
-from hf_transfer.training.recovery import checkpoints
+from hf_transfer.training.phase_state import PhaseState
+from hf_transfer.training.recovery import checkpoints, divergence
 from hf_transfer.training.recovery.checkpoints import Checkpoint, CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -67,43 +70,56 @@ def interrupted(folder: Path, about: Mapping[str, Any], processes: Processes) ->
     return checkpoint
 
 
-def take_up(trainer: Any, folder: Path, about: Mapping[str, Any]) -> Checkpoint | None:
-    """Return the checkpoint from which a trainer's phase goes on, None where it begins anew.
+def take_up(state: PhaseState, processes: Processes) -> Checkpoint | None:
+    """Return the checkpoint from which a phase goes on, None where it begins anew.
 
     The best weights so far are back, and the loss since the last log.
     """
-    checkpoint = interrupted(folder, about, trainer.processes)
+    checkpoint = interrupted(state.folder, state.about, processes)
     if checkpoint is not None:
-        trainer._best = checkpoints.load_best(checkpoint.folder, trainer.args.device)
-        loss = checkpoint.folder / f"loss_{trainer.processes.rank}.json"
-        trainer.watch.running = json.loads(loss.read_text())
-        trainer._slower = trainer._rollbacks - checkpoint.about["rollbacks"]
+        state.best = checkpoints.load_best(checkpoint.folder, state.args.device)
+        loss = checkpoint.folder / f"loss_{processes.rank}.json"
+        state.running = json.loads(loss.read_text())
+        state.slower = state.rollbacks - checkpoint.about["rollbacks"]
     return checkpoint
 
 
-def keep(trainer: Any, about: Mapping[str, Any], save: Callable[[], None]) -> None:
-    """Write a checkpoint within a phase: what Trainer's own `save` writes, and what it forgets."""
-    processes, args, step = trainer.processes, trainer.args, trainer.state.global_step
-    place = Path(args.output_dir)
-    back = {"step": step, "rollbacks": trainer._rollbacks, "good": trainer.watch.good()}
+def keep(
+    state: PhaseState,
+    done: TrainerState,
+    running: Mapping[str, float],
+    processes: Processes,
+    save: Callable[[], None],
+) -> None:
+    """Write a checkpoint within a phase: what Trainer's own `save` writes, and what it forgets, as
+    the loss since the last log (`running`). `done` is Trainer's own state."""
+    args, place, step = state.args, state.folder, done.global_step
+    about = {
+        **state.about,
+        "processes": processes.count,
+        "seconds": time.monotonic() - state.began,
+        "step": step,
+        "rollbacks": state.rollbacks,
+        "good": divergence.good(done),
+    }
 
     def fill(aside: Path) -> None:
         args.output_dir = str(aside.parent)
         save()
-        loss = {"loss": trainer._tr_loss.item(), "logged": trainer._globalstep_last_logged}
-        (aside / f"loss_{processes.rank}.json").write_text(json.dumps(loss))
-        if trainer._best is not None:
-            best = sharding.whole(trainer._best, processes.main)
+        (aside / f"loss_{processes.rank}.json").write_text(json.dumps(running))
+        if state.best is not None:
+            best = sharding.whole(state.best, processes.main)
             if processes.main:
                 checkpoints.save_tensors(best, aside / checkpoints.BEST)
 
+    state.saving = True
     try:
-        checkpoints.write(place, f"checkpoint-{step}", fill, {**about, **back}, processes)
+        checkpoints.write(place, f"checkpoint-{step}", fill, about, processes)
     finally:
-        args.output_dir = str(place)
+        args.output_dir, state.saving = str(place), False
     limit = args.save_total_limit if args.save_strategy != "no" else checkpoints.KEPT
     if processes.main and limit:
-        again = trainer.phase.spec.on_nan == "rollback"
+        again = state.phase.spec.on_nan == "rollback"
         checkpoints.drop(place, keep=limit, good=checkpoints.KEPT if again else 0)
 
 

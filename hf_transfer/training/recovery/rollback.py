@@ -9,63 +9,20 @@ resumed goes back where the unbroken one does.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import TrainOutput
-
 from hf_transfer.base.files import write_text
+from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
-from hf_transfer.training import adapter_layers, proof
-from hf_transfer.training.recovery import checkpoints, resuming
-from hf_transfer.training.recovery.divergence import DivergedError
-
-logger = logging.getLogger(__name__)
+from hf_transfer.training.recovery import checkpoints
 
 FACTOR = 10.0  # by which all rates of the phase are lower each time
 TIMES = 3  # that a phase goes back at most
 NOTE = "rollbacks.json"
-
-
-def run_phase(
-    trainer: Any, phase: Phase, run: Mapping[str, Any], resume: bool, **kwargs: Any
-) -> TrainOutput:
-    """Read a finished phase back, or train it; with `on_nan: rollback` go back if it diverges.
-
-    `run` is what holds for the whole run, as for `resuming.about_phase`. Raises DivergedError.
-    """
-    folder = Path(trainer._run_args.output_dir) / phase.folder
-    before = proof.fingerprint(trainer.model, trainer.backbone.prefix)
-    trainer._about = resuming.about_phase(phase, before.digest(), run)
-    done = resuming.finished(folder, trainer.model, trainer._about) if resume else None
-    resuming.check_shared(folder, done is not None, trainer.processes)
-    if done is not None:
-        trainer.reports.append(done)
-        return TrainOutput(0, 0.0, {})
-    again = phase.spec.on_nan == "rollback" and not phase.spec.solve  # the same would come again
-    start = copy.deepcopy(trainer.model.state_dict()) if again else {}
-    past = went_back_to(folder) if resume else ()
-    while True:
-        _forget(trainer, folder, past)
-        slower, trainer._rollbacks = slowed(phase, len(past)), len(past)
-        try:
-            return trainer._train_phase(slower, before, resume, **kwargs)
-        except DivergedError as error:
-            if not again or len(past) == TIMES:
-                raise
-            past, resume = (*past, _last_good(trainer, folder, past)), trainer.watch.saves
-            logger.warning("%s", _said(error, slower, past[-1]))
-            if trainer.watch.saves and trainer.processes.main:
-                write_text(folder / NOTE, json.dumps({"went back to": past}) + "\n")
-            trainer._unwrap()
-            adapter_layers.remove(trainer.model)
-            trainer.backbone = trainer._described
-            trainer.model.load_state_dict(start)
 
 
 def went_back_to(folder: Path) -> tuple[int, ...]:
@@ -83,18 +40,23 @@ def begin_anew(folder: Path, rollbacks: int) -> None:
         (folder / NOTE).unlink(missing_ok=True)
 
 
-def _last_good(trainer: Any, folder: Path, past: Sequence[int]) -> int:
+def last_good(folder: Path, past: Sequence[int], saves: bool, processes: Processes) -> int:
     """Return the step that a phase goes back to now; 0 is its start."""
     step = 0
-    if trainer.watch.saves and trainer.processes.main:
+    if saves and processes.main:
         good = (each.about["step"] for each in checkpoints.whole(folder) if each.about.get("good"))
         step = next((each for each in good if each not in past[-1:]), 0)
-    return trainer.processes.all(step)[0]
+    return int(processes.all(step)[0])
 
 
-def _forget(trainer: Any, folder: Path, past: Sequence[int]) -> None:
+def note(folder: Path, past: Sequence[int]) -> None:
+    """Write down the steps that a phase went back to so far."""
+    write_text(folder / NOTE, json.dumps({"went back to": past}) + "\n")
+
+
+def forget(folder: Path, past: Sequence[int]) -> None:
     """Remove the checkpoints from which a phase went back; again, should this have been killed."""
-    if past and trainer.watch.saves and trainer.processes.main:
+    if past:
         said = {path: checkpoints.about_of(path) for path in checkpoints.numbered(folder)}
         left = [
             path
@@ -102,7 +64,6 @@ def _forget(trainer: Any, folder: Path, past: Sequence[int]) -> None:
             if about and about["step"] > past[-1] and about["rollbacks"] < len(past)
         ]
         checkpoints.remove(folder, left)
-    trainer.processes.wait()
 
 
 def slowed(phase: Phase, times: int) -> Phase:
@@ -130,10 +91,10 @@ def slow_down(optimizer: Any, scheduler: Any, times: int) -> None:
             setattr(scheduler, rates, [rate * scale for rate in getattr(scheduler, rates)])
 
 
-def _said(error: Exception, phase: Phase, step: int) -> str:
+def said(error: Exception, phase: Phase, step: int) -> str:
     """Return what to say of a phase that goes back."""
-    said = str(error).partition(";")[0]
+    what = str(error).partition(";")[0]
     to = f"goes on from step {step}" if step else "begins again from the weights it started with"
     return (
-        f"{said}; the phase {to}, at {1 / FACTOR:g} of its rates (lr: {phase.spec.lr / FACTOR:g})"
+        f"{what}; the phase {to}, at {1 / FACTOR:g} of its rates (lr: {phase.spec.lr / FACTOR:g})"
     )

@@ -180,11 +180,15 @@ def asking(version=2, offload=False, checkpointing=False, compiled=False):
         auto_wrap_policy=transformer_auto_wrap_policy,
         transformer_cls_names_to_wrap=None,
     )
-    return SimpleNamespace(
-        accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),
-        is_deepspeed_enabled=False,
-        args=SimpleNamespace(torch_compile=compiled, device="cpu", fsdp_plugin_args=None),
-    )
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    args = SimpleNamespace(torch_compile=compiled, device="cpu", fsdp_plugin_args=None)
+    return accelerator, args
+
+
+def asked_of(asking, model):
+    """Return whether a network is to be sharded; it is said to be experimental."""
+    accelerator, args = asking
+    return sharding.asked(accelerator, False, args, model, model.backbone)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def asking(version=2, offload=False, checkpointing=False, compiled=False):
 )
 def test_what_is_not_supported_is_refused_in_a_line(asked, said):
     with pytest.raises(UserError, match=said):
-        sharding.take_over(asking(**asked))
+        asked_of(asking(**asked), network())
 
 
 def test_sharding_that_accelerate_leaves_out_is_not_passed_over(tmp_path, monkeypatch):
@@ -223,14 +227,12 @@ def test_a_forward_that_a_copy_would_share_is_named():
 def test_each_network_of_a_process_has_its_own_blocks_unless_a_user_names_classes(monkeypatch):
     """A run with a source or several seeds trains several; accelerate keeps one configuration."""
     asked = asking()
-    plugin = asked.accelerator.state.fsdp_plugin
+    plugin = asked[0].state.fsdp_plugin
     for backbone, classes in ((VIT, ["Block"]), (CONVNEXT, ["ConvNeXtBlock"])):
-        asked.model = network(backbone)
-        asked.backbone = asked.model.backbone
-        assert sharding.take_over(asked)
+        assert asked_of(asked, network(backbone))
         assert plugin.transformer_cls_names_to_wrap == classes
         plugin.auto_wrap_policy = functools.partial(transformer_auto_wrap_policy)  # as accelerate
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Mlp")
     plugin.transformer_cls_names_to_wrap = ["Mlp"]
-    assert sharding.take_over(asked)
+    assert asked_of(asked, network())
     assert plugin.transformer_cls_names_to_wrap == ["Mlp"]

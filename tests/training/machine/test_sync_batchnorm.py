@@ -37,8 +37,9 @@ class Alone(nn.BatchNorm2d):
 
 
 def sharing(layer, **more):
-    facts = {"sync_batchnorm": True, "processes": Processes.here(), "_still": [], "share": None}
-    return SimpleNamespace(model=layer, **{**facts, **more})
+    facts = {"asked": True, "still_modules": [], "share": None, **more}
+    part = sync_batchnorm.SharedStatistics(facts.pop("asked"), Processes.here())
+    return part.during(SimpleNamespace(model=layer), SimpleNamespace(**facts))
 
 
 def backward(layer, x, wanted):
@@ -61,8 +62,7 @@ def halves(rank, port):
             shape = (sum(rows), 3, *SIDES.get(type(layer), (4, 2)))
             x, wanted = torch.randn(shape) * 3 + 7, torch.randn(shape)
             expected = backward(whole, x, wanted)
-            about = sharing(layer, share=None if rows[rank] else 0.0)
-            with sync_batchnorm.shared(about):
+            with sharing(layer, share=None if rows[rank] else 0.0):
                 if rows[rank]:
                     found = backward(layer, x[mine], wanted[mine])
                 else:
@@ -82,7 +82,7 @@ def halves(rank, port):
     left_alone()
     compiled(rank)
     low = nn.BatchNorm2d(3)
-    with sync_batchnorm.shared(sharing(low)):
+    with sharing(low):
         found = backward(low, torch.randn(2, 3, 4, 4).bfloat16(), torch.ones(()))
     assert found[0].dtype == found[1].dtype == torch.bfloat16
     assert low.running_var.dtype == found[2]["weight"].dtype == torch.float32
@@ -96,7 +96,7 @@ def compiled(rank):
         nn.init.constant_(p, 0.5)
     x[:, 1] = torch.arange(4.0).view(4, 1, 1)
     expected = copy.deepcopy(net)(x)
-    with sync_batchnorm.shared(sharing(net)):
+    with sharing(net):
         found = torch.compile(net, backend="aot_eager")(x[rank::2])
         found.sum().backward()
     assert torch.allclose(found, expected[rank::2], atol=1e-6)
@@ -105,14 +105,14 @@ def compiled(rank):
 def left_alone():
     """What is still, evaluates, or is not asked for asks nothing of the other process."""
     layer, x = nn.BatchNorm2d(3), torch.randn(2, 3, 4, 4)
-    for about in (sharing(layer, _still=[layer]), sharing(layer, sync_batchnorm=False)):
-        with sync_batchnorm.shared(about):
+    for about in (sharing(layer, still_modules=[layer]), sharing(layer, asked=False)):
+        with about:
             assert "forward" not in layer.__dict__
-    with sync_batchnorm.shared(sharing(layer.eval())):
+    with sharing(layer.eval()):
         assert torch.allclose(layer(x), x, atol=1e-4)
     alone = Alone(3)
     with (
-        sync_batchnorm.shared(sharing(alone)),
+        sharing(alone),
         pytest.raises(UserError, match="a Alone, takes its batch statistics by itself"),
     ):
         alone(x)
@@ -160,7 +160,9 @@ def test_weights_and_statistics_are_those_of_one_process_with_twice_the_batch(tm
 
 def test_one_process_is_left_as_it_is(tmp_path):
     made = trainer(tmp_path, [HEAD], sync_batchnorm=True)
-    with sync_batchnorm.shared(made):
+    state_of = SimpleNamespace(still_modules=[], share=None)
+    part = next(p for p in made.runner.parts if isinstance(p, sync_batchnorm.SharedStatistics))
+    with part.during(made, state_of):
         assert not any("forward" in module.__dict__ for module in made.model.modules())
     assert state(made.model)
 

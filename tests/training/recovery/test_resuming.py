@@ -24,20 +24,20 @@ PHASES = [
 SAVING = "hf_transfer.training.recovery.checkpoints"
 # Where a process is killed: (function, n-th call of it in that process).
 MOMENTS = [
-    ("hf_transfer.training.trainer:TransferTrainer._features", 1),  # before anything is computed
+    (
+        "hf_transfer.training.cached_features:CachedFeatures.during",
+        1,
+    ),  # before anything is computed
     ("transformers:Trainer.training_step", 2),  # in the first epoch of a phase
     (f"{SAVING}:save_tensors", 2),  # while weights are written
     (f"{SAVING}:_to_disk", 12),  # while a checkpoint is sealed
     ("transformers:Trainer.prediction_step", 2),  # within an evaluation
-    (
-        "hf_transfer.training.trainer:write_phase",
-        1,
-    ),  # between the last step and the end's checkpoint
+    (f"{SAVING}:write_phase", 1),  # between the last step and the end's checkpoint
     ("hf_transfer.training.recovery.checkpoints:drop", 4),
     ("transformers:Trainer.training_step", 9),  # in the middle of an epoch
-    ("hf_transfer.training.trainer:TransferTrainer._apply", 2),  # between two phases
+    ("hf_transfer.training.phase_run:PhaseRunner.apply", 2),  # between two phases
     ("transformers:Trainer._save_rng_state", 2),
-    ("hf_transfer.training.freezing:prove", 2),  # after a phase, before it is written
+    ("hf_transfer.training.proof:prove", 2),  # after a phase, before it is written
     ("transformers:Trainer.training_step", 4),
 ]
 

@@ -1,0 +1,54 @@
+"""What an evaluation within a phase comes to: the best weights are kept, or the phase ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+from hf_transfer.base.processes import Processes
+from hf_transfer.recipe import stopping
+from hf_transfer.training import best_weights
+from hf_transfer.training.outcome import check_metric, metric_values
+from hf_transfer.training.phase_state import PhaseState
+
+
+class Judging(TrainerCallback):
+    """Keeps the weights of a phase's best evaluation, and stops it where its `stop` says so."""
+
+    def __init__(self, state: PhaseState, processes: Processes, several: bool) -> None:
+        self.state, self.processes = state, processes
+        self.several = several  # validation sets, each with metrics under its own name
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Share statistics before an evaluation that comes within an epoch."""
+        if control.should_evaluate:
+            best_weights.share_statistics(kwargs["model"], self.state, self.processes)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Share statistics before the evaluation of the epoch."""
+        best_weights.share_statistics(kwargs["model"], self.state, self.processes)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """Judge an evaluation."""
+        if self._judge(kwargs["model"], metrics, state.log_history):
+            control.should_training_stop = True
+
+    def _judge(self, model: nn.Module, metrics: dict[str, Any], log: list[dict[str, Any]]) -> bool:
+        """Keep the weights if this evaluation is the best of the phase; return whether to stop."""
+        spec = self.state.phase.spec
+        if not self.several:
+            for metric in {spec.best, spec.stop.metric if spec.stop else "last"} - {"last"}:
+                check_metric(metric, metrics, self.state.phase.name)
+        values = metric_values(spec.best, log)
+        if values and stopping.best_index(spec.best, values) == len(values) - 1:
+            best_weights.keep(model, self.state)
+        if spec.stop is None:
+            return False
+        values = metric_values(spec.stop.metric, log)
+        return stopping.should_stop(
+            spec.stop.metric, values, spec.stop.patience, spec.stop.min_change
+        )

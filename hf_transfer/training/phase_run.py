@@ -1,0 +1,339 @@
+"""`PhaseRunner`: the order of work of a run's phases, from what a phase trains to its proof."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import PredictionOutput, TrainOutput
+
+from hf_transfer.base.machine import kept_memory
+from hf_transfer.inputs import extraction
+from hf_transfer.planning.phase import Phase
+from hf_transfer.planning.steps import check_warmup
+from hf_transfer.results.report import PhaseReport
+from hf_transfer.training import (
+    adapter_layers,
+    best_weights,
+    checks,
+    exact_head,
+    freezing,
+    norm_statistics,
+    proof,
+)
+from hf_transfer.training.arguments import phase_arguments
+from hf_transfer.training.cached_features import CachedFeatures
+from hf_transfer.training.judging import Judging
+from hf_transfer.training.machine import sharding
+from hf_transfer.training.machine.cheap_steps import light_order, light_steps, settle_sums
+from hf_transfer.training.machine.image_weights import count_rows
+from hf_transfer.training.machine.sync_batchnorm import SharedStatistics
+from hf_transfer.training.outcome import announced, metric_names, phase_report
+from hf_transfer.training.phase_state import Part, PhaseState
+from hf_transfer.training.recovery import checkpoints, failures, resuming, rollback
+from hf_transfer.training.recovery.divergence import DivergedError, Divergence, check_finite
+from hf_transfer.training.recovery.interruption import Interruption
+from hf_transfer.training.seam import Seam, unwrap
+
+logger = logging.getLogger(__name__)
+
+
+class PhaseRunner:
+    """Runs the phases of a Trainer, each from the best weights of the one before."""
+
+    def __init__(
+        self,
+        trainer: Seam,
+        sync_batchnorm: bool,
+        checkpoint_seconds: float | None,
+    ) -> None:
+        self.trainer, self.args = trainer, trainer.args  # the run's; a phase has a copy
+        self.processes, self.described = trainer.processes, trainer.backbone
+        self.own_forward = trainer.model.__dict__.get("forward")
+        self.sync_batchnorm = sync_batchnorm
+        self.sharded = sharding.asked(
+            trainer.accelerator,
+            trainer.is_deepspeed_enabled,
+            self.args,
+            trainer.model,
+            self.described,
+        )
+        self.interruption = Interruption(checkpoint_seconds, self.args, self.processes)
+        self.features = CachedFeatures(self.processes, self.sharded)
+        self.parts: Sequence[Part] = (  # in this order, while a phase trains by steps
+            sharding.Sharding(self.sharded),
+            SharedStatistics(sync_batchnorm, self.processes),
+            norm_statistics.CountedOnce(),
+        )
+
+    # --- all phases ---------------------------------------------------------------------------
+
+    def run(self, resume: bool, **kwargs: Any) -> TrainOutput:
+        """Run every phase and return the last one's output.
+
+        Raises UserError for what cannot be trained, before anything is.
+        """
+        trainer = self.trainer
+        self.check()
+        trainer.reports, output = [], TrainOutput(0, 0.0, {})
+        prefix = self.described.prefix
+        if any(phase.spec.l2_sp for phase in trainer.phases):
+            trainer.loss.remember_start(trainer.model, prefix)
+        first = proof.fingerprint(trainer.model, prefix)
+        run: dict[str, Any] = {"backbone": first.digest(without=self.described.layout.head)}
+        run["sync_batchnorm"] = self.sync_batchnorm
+        if hasattr(trainer.train_dataset, "__len__"):
+            run["images"] = len(trainer.train_dataset)
+        try:
+            with kept_memory():
+                for phase in trainer.phases:
+                    output = self.run_phase(phase, run, resume, **kwargs)
+        except (RuntimeError, OSError) as error:
+            phase = trainer.now.phase if trainer.now else None
+            known = failures.in_one_line(error, phase, self.processes)
+            if known is None:
+                raise
+            raise known from error
+        finally:
+            adapter_layers.remove(trainer.model)
+            trainer.args, trainer.now, trainer.is_in_train = self.args, None, False
+        return output
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be trained."""
+        trainer, phases = self.trainer, self.trainer.phases
+        train, evaluation = trainer.train_dataset, trainer.eval_dataset
+        metrics = metric_names(trainer.compute_metrics)
+        checks.check_phases(phases, train, evaluation, metrics, trainer.loss.own, trainer.loss.task)
+        checks.check_items(train, evaluation, trainer.data_collator, self.described.image)
+        images = len(train) if hasattr(train, "__len__") else 0
+        check_warmup(phases, images, self.processes.count)
+        for part in (*self.parts, self.features):
+            part.check(trainer, phases)
+
+    def predict_validation(self) -> PredictionOutput:
+        """Return what `predict` gives for the validation images when all phases are done: from the
+        features of the last one where it kept them, which it trained on and was judged by."""
+        trainer, last = self.trainer, self.trainer.phases[-1]
+        if trainer.reports[-1].features != "cached" or last.adapters:
+            return trainer.predict(trainer.eval_dataset)
+        try:
+            state = self.apply(last)
+            with kept_memory(), self.features.during(trainer, state):
+                return trainer.predict(trainer.eval_dataset)
+        except extraction.FeaturesError as error:  # there is no room for them any more
+            logger.info("%s", error)
+            return trainer.predict(trainer.eval_dataset)
+        finally:
+            self.unwrap()
+            trainer.args, trainer.now = self.args, None
+
+    # --- one phase ----------------------------------------------------------------------------
+
+    def run_phase(
+        self, phase: Phase, run: Mapping[str, Any], resume: bool, **kwargs: Any
+    ) -> TrainOutput:
+        """Read a finished phase back, or train it; with `on_nan: rollback` go back if it diverges.
+
+        `run` is what holds for the whole run, as for `resuming.about_phase`. Raises DivergedError.
+        """
+        trainer, here, saves = self.trainer, self.processes, self.interruption.saves
+        folder = Path(self.args.output_dir) / phase.folder
+        before = proof.fingerprint(trainer.model, self.described.prefix)
+        about = resuming.about_phase(phase, before.digest(), run)
+        done = resuming.finished(folder, trainer.model, about) if resume else None
+        resuming.check_shared(folder, done is not None, here)
+        if done is not None:
+            trainer.reports.append(done)
+            return TrainOutput(0, 0.0, {})
+        again = phase.spec.on_nan == "rollback" and not phase.spec.solve  # it would be the same
+        start = copy.deepcopy(trainer.model.state_dict()) if again else {}
+        past = rollback.went_back_to(folder) if resume else ()
+        while True:
+            if saves and here.main:
+                rollback.forget(folder, past)
+            here.wait()
+            slower = rollback.slowed(phase, len(past))
+            try:
+                state = self.apply(slower, about, len(past))
+                return self.train_phase(state, before, resume, **kwargs)
+            except DivergedError as error:
+                if not again or len(past) == rollback.TIMES:
+                    raise
+                past, resume = (*past, rollback.last_good(folder, past, saves, here)), saves
+                logger.warning("%s", rollback.said(error, slower, past[-1]))
+                if saves and here.main:
+                    rollback.note(folder, past)
+                self.unwrap()
+                adapter_layers.remove(trainer.model)
+                trainer.model.load_state_dict(start)
+
+    def apply(
+        self, phase: Phase, about: Mapping[str, Any] | None = None, rollbacks: int = 0
+    ) -> PhaseState:
+        """Make the network and the Trainer ready for a phase; idempotent."""
+        trainer, began = self.trainer, time.monotonic()
+        args = phase_arguments(self.args, phase, trainer.eval_dataset is not None)
+        trainer.begin(args)
+        self.unwrap()
+        model = trainer.model
+        backbone = adapter_layers.inject(model, self.described, phase, args.seed)
+        freezing.freeze_all_but(model, backbone.prefix, phase.parameters)
+        still = freezing.still_modules(
+            model,
+            backbone.prefix,
+            backbone.groups,
+            phase.parameters,
+            phase.spec.still_norms,
+        )
+        modules = [model.get_submodule(name) for name in still]
+        about = dict(about or {})
+        trainer.now = PhaseState(
+            phase, args, backbone, still, modules, about, rollbacks, began=began
+        )
+        set_seed(args.seed)
+        if trainer.accelerator.state.dynamo_plugin.backend.value != "NO":  # by args or a launcher
+            torch._dynamo.reset()  # a frame compiled for other requires_grad may be reused
+        return trainer.now
+
+    def unwrap(self) -> None:
+        """Make the model plain, and the Trainer as if it had not trained yet."""
+        unwrap(self.trainer, self.own_forward)
+        self.trainer.forget_loaders()
+
+    def train_phase(
+        self, state: PhaseState, before: proof.Fingerprints, resume: bool, **kwargs: Any
+    ) -> TrainOutput:
+        """Train a phase, end with its best weights, prove it and write it down."""
+        trainer, here, saves = self.trainer, self.processes, self.interruption.saves
+        logger.info("%s", announced(state.phase))
+        checkpoint = resuming.take_up(state, here) if resume else None
+        weights = checkpoints.weights(checkpoint.folder) if checkpoint else None
+        before = norm_statistics.begin(trainer, state, before, weights, trainer.model_inputs, here)
+        listening = self.interruption.listening(state.phase)
+        with self.features.during(trainer, state), listening, light_steps():
+            if checkpoint is None and saves and here.main:
+                rollback.begin_anew(state.folder, state.rollbacks)
+            state.began -= checkpoint.about["seconds"] if checkpoint else 0.0
+            if state.phase.spec.solve:
+                output = self._solve(state)
+            else:
+                output = self._step(state, checkpoint and str(checkpoint.folder), **kwargs)
+            self.unwrap()
+            best_weights.bring_back(trainer.model, state)
+            found = self.prove(state, before)
+            report = phase_report(
+                state.phase,
+                trainer.state,
+                found,
+                time.monotonic() - state.began,
+                state.replay is not None,
+                state.rollbacks,
+            )
+            trainer.reports.append(report)
+            self._end(state, report)
+        return output
+
+    def _step(self, state: PhaseState, checkpoint: str | None, **kwargs: Any) -> TrainOutput:
+        """Train by steps, with what holds and what watches while it does."""
+        trainer, here = self.trainer, self.processes
+        several = isinstance(trainer.eval_dataset, dict)
+        watching: tuple[TrainerCallback, ...] = (
+            Beginning(trainer, state),
+            Judging(state, here, several),
+            self.interruption,
+            Divergence(state.phase),
+        )
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.during(trainer, state))
+            for callback in watching:
+                trainer.add_callback(callback)
+                stack.callback(trainer.remove_callback, callback)
+            return trainer.train_steps(checkpoint, **kwargs)
+
+    def _solve(self, state: PhaseState) -> TrainOutput:
+        """Write the exact head into the network, logged as training by steps is logged."""
+        trainer = self.trainer
+        solution = exact_head.fit_head(
+            trainer.model,
+            state.backbone.prefix,
+            state.phase,
+            state.replay,
+            class_weights=trainer.loss.class_weights,
+            seed=state.args.seed,
+        )
+        self.processes.take_first(p for p in trainer.model.parameters() if p.requires_grad)
+        first = trainer.is_local_process_zero(), trainer.is_world_process_zero()
+        trainer.state = exact_head.trained_state(solution, first)
+        strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.log_loss}
+        trainer.log({"loss": solution.loss, **strength})
+        if trainer.eval_dataset is not None:
+            trainer.evaluate()
+        return TrainOutput(solution.steps, solution.loss, {})
+
+    def save(self, state: PhaseState, save: Any) -> None:
+        """Write a checkpoint within a phase by Trainer's own `save`, whole or not at all."""
+        trainer, running = self.trainer, self.trainer.running
+        check_finite(
+            state.phase,
+            trainer.state,
+            running["loss"],
+            trainer.model,
+            trainer.optimizer,
+            self.processes,
+        )
+        resuming.keep(state, trainer.state, running, self.processes, save)
+
+    def prove(self, state: PhaseState, before: proof.Fingerprints) -> proof.Proof:
+        """Return the proof that the phase did what it should; raises FreezingError."""
+        model, prefix = self.trainer.model, state.backbone.prefix
+        after = proof.fingerprint(model, prefix)
+        proof.check_agreement(self.processes.all(after))
+        free = freezing.free_buffers(model, prefix, state.still)
+        return proof.prove(
+            before,
+            after,
+            state.phase.parameters,
+            state.backbone.groups,
+            free,
+            self.processes.count,
+        )
+
+    def _end(self, state: PhaseState, report: PhaseReport) -> None:
+        """Merge the phase's adapters, write down what it came to, and leave if that was asked."""
+        model, here, saves = self.trainer.model, self.processes, self.interruption.saves
+        folder = state.folder
+        if state.phase.spec.keep_adapters and saves and here.main:
+            adapter_layers.keep(model, self.described, state.phase, folder.with_name("adapter"))
+        adapter_layers.merge(model)
+        if not saves:
+            return
+        checkpoints.write_phase(folder, model, report, state.about, here)
+        if here.main and state.args.save_strategy == "no":
+            checkpoints.drop(folder)  # those written by time; a user's own are kept
+        here.wait()
+        if self.interruption.left():
+            self.interruption.leave("the phase is done")
+
+
+class Beginning(TrainerCallback):
+    """Makes the first step of a phase that of the unbroken run."""
+
+    def __init__(self, trainer: Seam, state: PhaseState) -> None:
+        self.trainer, self.state = trainer, state
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Fix the order of sums and of images, and take up the loss since the last log."""
+        settle_sums(self.trainer.model_wrapped)
+        light_order(kwargs.get("train_dataloader"))
+        count_rows(kwargs.get("train_dataloader"))
+        if self.state.running is not None:
+            self.trainer.running = self.state.running

@@ -1,0 +1,34 @@
+"""From a batch of a phase's data to what the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.inputs.batches import evaluation_inputs, training_inputs
+from hf_transfer.training.phase_state import PhaseState
+
+Batch = dict[str, Any]
+
+
+def step_inputs(
+    batch: Batch,
+    epoch: int,
+    image: ImageSettings,
+    images: Any,
+    state: PhaseState | None,
+    training: bool,
+    to_device: Callable[[Batch], Batch],
+) -> Batch:
+    """Return a batch with features, or with stored pixels as the model takes them: varied while
+    `training`, as a pure function of the phase's seed, the epoch and the image's place in `images`.
+    """
+    if state is not None and state.replay is not None and "rows" in batch:
+        batch = state.replay.batch(batch, epoch)
+    batch = to_device(batch)
+    if "pixels" not in batch:
+        return batch
+    if state is None or not training:
+        return evaluation_inputs(batch, image)
+    return training_inputs(batch, state.phase.spec, image, images, epoch, state.args.seed)

@@ -1,0 +1,109 @@
+"""The loss of a step: a task's own or the user's, with class weights, smoothing and L2-SP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_transfer.backbones import access
+from hf_transfer.base.processes import Processes
+from hf_transfer.training import loss as objective
+from hf_transfer.training.machine import image_weights
+from hf_transfer.training.phase_state import PhaseState
+
+
+@dataclass
+class StepLoss:
+    """What is minimised. `own` says that the user's `compute_loss_func` computes it."""
+
+    task: str
+    class_weights: torch.Tensor | None
+    processes: Processes
+    own: bool
+    across: bool  # whether Trainer counts the items of a step over all processes
+    start: dict[str, torch.Tensor] = field(default_factory=dict)  # the weights L2-SP pulls towards
+
+    def __call__(
+        self,
+        model: nn.Module,
+        wrapped: nn.Module,
+        inputs: dict[str, Any],
+        items: torch.Tensor | int | None,
+        accumulated: int,
+        state: PhaseState | None,
+        trainers: Callable[[], tuple[torch.Tensor, Any]],
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the loss of a batch and the outputs, by running `wrapped`, which wraps the model.
+
+        `items` is the number of labels of the whole step, None where Trainer divides by the number
+        of batches that are `accumulated`; `trainers` is Trainer's own way to the same. Without
+        `state` nothing is trained.
+        """
+        spec = state.phase.spec if state else None
+        share = inputs.pop(image_weights.SHARE, None)
+        if state:
+            state.share = share
+        soft = inputs.pop("soft_labels", None)
+        smoothing = spec.label_smoothing if spec else 0.0
+        plain = soft is None and not smoothing and self.class_weights is None
+        plain = plain and isinstance(model, PreTrainedModel) and self.task == "classification"
+        if plain or self.own:
+            loss, outputs = trainers()
+        else:
+            labels = inputs.pop("labels")
+            logits = access.logits_of(wrapped(**inputs))
+            loss = self._mean(logits, labels if soft is None else soft, labels, smoothing, items)
+            outputs = {"loss": loss, "logits": logits}
+        if share is not None:  # a sum over all items of the step needs no weight
+            loss = loss * (share if items is None else float(share > 0))
+        if state and state.phase.spec.l2_sp:
+            pull = self._pull(model, state)
+            loss = loss + pull / (accumulated if items is not None else 1)
+        return loss, outputs
+
+    def _mean(
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        labels: torch.Tensor,
+        smoothing: float,
+        items: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        loss = objective.LOSSES[self.task](logits, target, self.class_weights, smoothing)
+        if items is not None and self.across:
+            loss = loss * self.processes.count  # DDP divides by it again
+        return loss / (labels.numel() if items is None else items)
+
+    def _pull(self, model: nn.Module, state: PhaseState) -> torch.Tensor | float:
+        backbone = state.backbone
+        named = access.bare_names(model, backbone.prefix)
+        far = objective.distance_from_start(named, self.start, backbone.layout.head)
+        return state.phase.spec.l2_sp * far
+
+    def remember_start(self, model: nn.Module, prefix: str) -> None:
+        """Keep the weights that there are as those that L2-SP pulls towards."""
+        named = access.bare_names(model, prefix)
+        self.start = {name: p.detach().clone() for name, p in named.items()}
+
+    @property
+    def recounts(self) -> bool:
+        """Whether an evaluation's loss is computed again here: Trainer's mean over several
+        processes covers the images that fill up the last batches a second time."""
+        return self.processes.count > 1 and not self.own
+
+    def recount(self, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
+        """Return an evaluation whose loss counts each image once."""
+        key, logits = f"{prefix}_loss", output.predictions
+        if self.recounts and key in output.metrics and isinstance(logits, np.ndarray):
+            labels = torch.from_numpy(output.label_ids)
+            logits = torch.from_numpy(logits).float()
+            total = objective.LOSSES[self.task](logits, labels, self.class_weights)
+            output.metrics[key] = total.item() / labels.numel()
+        return output
