@@ -164,11 +164,11 @@ def _train(args: argparse.Namespace) -> None:
     if launch.is_main():
         logging.getLogger("hf_transfer").setLevel(logging.INFO)
         print(_planned(recipe, launch.count()), flush=True)
-    from hf_transfer.progress import EpochLines, quiet, summary
+    from hf_transfer.progress import EpochLines, TrainingBar, quiet, summary
     from hf_transfer.run import run
 
     quiet()
-    report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(_say)])
+    report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(_say), TrainingBar()])
     if launch.is_main():
         print(summary(report))
         print(f"written to {out}: report.html, report.json, model/")

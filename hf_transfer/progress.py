@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from hf_transfer.base import bars
 from hf_transfer.base.boundary import printable
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results import conclusions
@@ -43,8 +46,44 @@ class EpochLines(TrainerCallback):
         for name in (task.headline for task in TASKS.values()):
             if f"eval_{name}" in metrics:
                 words.append(f"{name} {metrics[f'eval_{name}']:.4f}")
-        self.say(", ".join(words))
+        with tqdm.external_write_mode():  # no line through a bar
+            self.say(", ".join(words))
         self.loss = None
+
+
+class TrainingBar(TrainerCallback):
+    """A bar of each phase's steps: epoch, loss, accuracy (mAP, R2), and the time left."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.known: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the bar, at the step that a checkpoint goes on from."""
+        self.bar, self.known = bars.bar(state.max_steps, Path(args.output_dir).name, "steps"), {}
+        self.bar.update(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count a step."""
+        if self.bar is not None:
+            self._know(epoch=f"{state.epoch or 0:.1f}/{state.num_train_epochs}")
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Show the newest loss and the newest leading metric."""
+        names = {"loss": "loss"} | {f"eval_{t.headline}": t.headline for t in TASKS.values()}
+        self._know(**{name: f"{logs[key]:.4f}" for key, name in names.items() if key in logs})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _know(self, **facts: str) -> None:
+        self.known |= facts
+        if self.bar is not None:
+            self.bar.set_postfix(self.known, refresh=False)
 
 
 def quiet() -> None:
