@@ -73,7 +73,7 @@ def test_a_data_folder_that_disappears_while_it_is_streamed_is_named(
 ):
     monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "cache"))  # of others' no room is made
     full = types.SimpleNamespace(free=0)  # nothing can be stored, so files are read live
-    monkeypatch.setattr("hf_transfer.data.pixels.shutil.disk_usage", lambda path: full)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
     random = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
