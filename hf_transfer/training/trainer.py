@@ -2,9 +2,8 @@
 
 A phase is one `Trainer.train()`. Before each, `requires_grad` is set on every parameter and the
 optimizer, scheduler and wrapped model are dropped, so that Trainer builds and wraps them again: DDP
-and FSDP only ever see a fixed trainable set. This module is the seam: it holds the overrides and
-what they need of Trainer's private parts. The order of work is `PhaseRunner`'s (phase_run.py), what
-a phase has come to is its `PhaseState`.
+and FSDP only ever see a fixed trainable set. This module is the seam: the overrides, and what they
+need of Trainer's private parts. The order of work is `PhaseRunner`'s (phase_run.py).
 """
 
 from __future__ import annotations
