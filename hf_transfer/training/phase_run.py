@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.inputs import extraction
 from hf_transfer.planning.phase import Phase
@@ -95,7 +96,7 @@ class PhaseRunner:
             with kept_memory():
                 for phase in trainer.phases:
                     output = self.run_phase(phase, run, resume, **kwargs)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, UserError) as error:
             phase = trainer.now.phase if trainer.now else None
             known = failures.in_one_line(error, phase, self.processes)
             if known is None:

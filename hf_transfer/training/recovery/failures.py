@@ -22,6 +22,7 @@ LOST = re.compile(
     re.IGNORECASE,
 )
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory", re.IGNORECASE)
+IN_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 MISSING = re.compile(r"No such file or directory: '([^']*)'")
 
 
@@ -44,6 +45,9 @@ def told() -> Iterator[None]:
 def in_one_line(error: BaseException, phase: Phase | None, here: Processes) -> UserError | None:
     """Return what a user should read of an error in a run; None where it is a defect."""
     text = str(error)
+    if isinstance(error, UserError):  # torch puts a worker's traceback before what it said
+        line = text.strip().splitlines()[-1].partition("Error: ")[2]
+        return UserError(line) if IN_WORKER.match(text) and line else None
     place = f"phase {phase.name}" if phase else "the run"
     if phase and (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(text)):
         return UserError(f"{place}: {_no_memory(phase, here)}")
