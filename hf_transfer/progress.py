@@ -114,7 +114,7 @@ def summary(report: RunReport) -> str:
         lines.append(f"over {len(spread['values'])} seeds: mean {mean}, min {low}, max {high}")
     wall, training = report.seconds.get("wall"), report.seconds.get("training")
     if wall is not None and training is not None:
-        lines.append(f"{show_seconds(wall)} in all, {show_seconds(training)} of it in training")
+        lines.append(f"{show_seconds(wall)} in all, {show_seconds(training)} spent training")
     lines += [f"note: {printable(caution)}" for caution in conclusions.cautions(report)]
     return "\n".join(lines)
 

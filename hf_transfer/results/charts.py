@@ -5,23 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape as escape_html
 
-from hf_transfer.base.boundary import printable
+from hf_transfer.results.svg import Point, mark, shorten, svg, text, text_width, ticks
 from hf_transfer.results.words import show_number
 
-Point = tuple[float, float]
 Scale = Callable[[float], float]
 Show = Callable[[float], str]
-
-# Mean width of a character as a share of the font size: SVG cannot measure its text.
-CHARACTER = 0.58
-MOST_POINTS = 240
-
-
-def escape(text: str) -> str:
-    """Return words from outside as text or an attribute's value."""
-    return escape_html(printable(text))
 
 
 @dataclass(frozen=True)
@@ -148,6 +137,39 @@ def heat_map(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     return svg(width, height, parts, "confusion matrix", natural=width)
 
 
+def calibration(bins: Sequence[tuple[float, float, int]]) -> str:
+    """Return an SVG of accuracy against confidence, both 0 to 1, of bins (confidence, accuracy, n).
+
+    A bin's area is its share of the images; on the dashed line the two agree.
+    """
+    side, left, top, bottom = 260.0, 44.0, 12.0, 40.0
+    right, floor, images = left + side, top + side, sum(n for _, _, n in bins)
+
+    def x_of(x: float) -> float:
+        return left + side * x
+
+    def y_of(y: float) -> float:
+        return floor - side * y
+
+    parts = [mark("rect", style="frame", x=left, y=top, width=side, height=side)]
+    for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        parts.append(mark("line", style="grid", x1=left, x2=right, y1=y_of(tick), y2=y_of(tick)))
+        parts.append(text(f"{tick:.0%}", left - 7, y_of(tick) + 3.5, "tick", "end"))
+        parts.append(text(f"{tick:.0%}", x_of(tick), floor + 16, "tick", "middle"))
+    parts.append(mark("line", style="edge", x1=left, y1=floor, x2=right, y2=top))
+    line = " ".join(f"{x_of(sure):.1f},{y_of(right_):.1f}" for sure, right_, _ in bins)
+    parts.append(mark("polyline", style="line valid", points=line))
+    for sure, share, n in bins:
+        note = f"{n:,} images: {sure:.0%} sure on average, {share:.0%} right"
+        radius = 2.5 + 12 * math.sqrt(n / images) if images else 2.5
+        x, y = x_of(sure), y_of(share)
+        parts.append(mark("circle", style="point", title=note, cx=x, cy=y, r=radius))
+    parts.append(text("how sure the model is", left + side / 2, floor + 34, "axis", "middle"))
+    turned = f"translate(9,{top + side / 2:.1f}) rotate(-90)"
+    parts.append(text("how often it is right", 0, 0, "axis", "middle", transform=turned))
+    return svg(right + 16, floor + bottom, parts, "calibration", natural=right + 16)
+
+
 def interval(
     value: float,
     bounds: Sequence[float] | None,
@@ -176,73 +198,6 @@ def interval(
         )
     parts.append(mark("circle", style="dot", cx=x_of(value), cy=middle, r=3.4))
     return svg(width, 2 * middle, parts, name, natural=width)
-
-
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Return the round values in low..high, about that many, at steps of 1, 2 or 5 times 10**n."""
-    if high <= low:
-        return [low]
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
-
-
-def thin(points: Sequence[Point], most: int = MOST_POINTS) -> tuple[Point, ...]:
-    """Return at most `most` points, each the mean of neighbours; as they are if there are few."""
-    size = math.ceil(len(points) / most)
-    if size <= 1:
-        return tuple(points)
-    runs = [points[i : i + size] for i in range(0, len(points), size)]
-    return tuple(
-        (sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs
-    )
-
-
-def shorten(label: str, most: int = 22) -> str:
-    """Return the label, cut in the middle to at most `most` characters."""
-    if len(label) <= most:
-        return label
-    head = most // 2
-    return f"{label[:head].rstrip()}…{label[head + 1 - most :].lstrip()}"
-
-
-def text_width(label: str, font: float) -> float:
-    """Return about how wide a text is, in the units of its font size."""
-    return len(label) * font * CHARACTER
-
-
-def mark(name: str, content: str = "", style: str = "", title: str = "", **values: object) -> str:
-    """Return one SVG element around `content`, which is markup; attributes and title are escaped.
-
-    Floats are written to a tenth; `style` is its class, `font_size` becomes `font-size`.
-    """
-    inside = (f"<title>{escape(title)}</title>" if title else "") + content
-    pairs = [("class", style)] if style else []
-    for key, value in values.items():
-        shown = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
-        pairs.append((key.replace("_", "-"), shown))
-    listed = "".join(f' {key}="{escape(value)}"' for key, value in pairs)
-    return f"<{name}{listed}>{inside}</{name}>" if inside else f"<{name}{listed}/>"
-
-
-def text(
-    words: str, x: float, y: float, style: str, anchor: str = "", title: str = "", **values: object
-) -> str:
-    """Return an SVG text element; the words are escaped."""
-    if anchor:
-        values["text_anchor"] = anchor
-    return mark("text", escape(words), style, title, x=float(x), y=float(y), **values)
-
-
-def svg(
-    width: float, height: float, parts: Sequence[str], name: str, natural: float | None = None
-) -> str:
-    """Return the parts as one picture that scales with the page, up to `natural` pixels wide."""
-    size = f' style="max-width:{natural:.0f}px"' if natural else ""
-    box = f'viewBox="0 0 {width:.0f} {height:.0f}"'
-    return f'<svg {box} role="img" aria-label="{escape(name)}"{size}>{"".join(parts)}</svg>'
 
 
 def _bands(bands: Sequence[Band], x_of: Scale, top: float, floor: float) -> list[str]:

@@ -152,11 +152,11 @@ def not_better(report: RunReport) -> str | None:
     if beat is None or value is None:
         return None
     what, least = beat
-    shown, name = show_headline(leads, least), metric_title(leads)
+    shown, name = show_headline(leads, least), metric_phrase(leads)
     if value <= least:
         return (
-            f"The model is no better than {what}: {name} {show_headline(leads, value)} against "
-            f"{shown}."
+            f"The model is no better than {what}: its {name} is {show_headline(leads, value)} "
+            f"against {shown}."
         )
     bounds = report.measured[1].get("intervals", {}).get(leads)
     if bounds and bounds[0] <= least:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.files import write_text
 from hf_transfer.results import conclusions
-from hf_transfer.results.charts import heat_map, interval, scatter
+from hf_transfer.results.charts import calibration, heat_map, interval, scatter
 from hf_transfer.results.page_phases import curves, phases
 from hf_transfer.results.places import published_report
 from hf_transfer.results.rendering import render, template
@@ -32,7 +32,9 @@ from hf_transfer.results.words import (
 
 MOST_TARGETS_DRAWN = 12
 MOST_CONFUSIONS = 8
+MOST_ROWS = 200  # classes or labels
 IN_ORDER = 12  # up to so many classes their table keeps their order
+HONEST = 0.03  # mean confidence less accuracy, up to which they are said to agree
 SHARES = {  # the columns of the tables by class and by label
     "precision": "Precision",
     "recall": "Recall",
@@ -192,7 +194,7 @@ def _details(report: RunReport) -> JsonDict | None:
             "f1": row["f1"] or 0.0,
             "shares": ["–" if row[k] is None else f"{row[k]:.3f}" for k in SHARES if k in row],
         }
-        for row in _ordered(rows)
+        for row in _ordered(rows)[:MOST_ROWS]
     ]
     targets = values.get("per_target") or ()
     details = {
@@ -201,6 +203,8 @@ def _details(report: RunReport) -> JsonDict | None:
         "no_matrix": (values.get("reasons") or {}).get("confusion"),
         "rows": shown,
         "weakest_first": len(rows) > IN_ORDER,
+        "not_listed": max(0, len(rows) - MOST_ROWS),
+        "calibration": _calibration(values),
         "columns": [title for key, title in SHARES.items() if rows and key in rows[0]],
         "targets": [
             {**row, **{k: show_metric(k, row[k]) for k in ("r2", *IN_UNITS)}} for row in targets
@@ -213,6 +217,29 @@ def _details(report: RunReport) -> JsonDict | None:
         "not_drawn": max(0, len(targets) - MOST_TARGETS_DRAWN),
     }
     return details if rows or targets or details["matrix"] else None
+
+
+def _calibration(values: JsonDict) -> JsonDict | None:
+    """Return the calibration curve, and what it says in a sentence; None where it is not known."""
+    rows = values.get("calibration") or ()
+    images = sum(row["n"] for row in rows)
+    if not images:
+        return None
+    sure, right = (
+        sum(row["n"] * row[key] for row in rows) / images for key in ("confidence", "accuracy")
+    )
+    if abs(sure - right) < HONEST:
+        words = "It is about as often right as it says"
+    elif sure > right:
+        words = "It is too sure of itself"
+    else:
+        words = "It is more often right than it says"
+    return {
+        "words": f"{words}: {sure:.0%} sure on average, {right:.0%} right.",
+        "picture": Markup(  # noqa: S704
+            calibration([(row["confidence"], row["accuracy"], row["n"]) for row in rows])
+        ),
+    }
 
 
 def _ordered(rows: Sequence[JsonDict]) -> Sequence[JsonDict]:
@@ -229,6 +256,7 @@ def _matrix(matrix: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> Js
     wrong = [(-n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
     return {
         "picture": Markup(heat_map(matrix, labels)),  # noqa: S704
+        "beside": len(labels) <= IN_ORDER,
         "confused": [
             {"true": labels[i], "predicted": labels[j], "n": -n, "of": sum(matrix[i])}
             for n, i, j in sorted(wrong)[:MOST_CONFUSIONS]

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from hf_transfer.results.charts import Band, Line, Point, line_chart, thin
+from hf_transfer.results.charts import Band, Line, line_chart
 from hf_transfer.results.conclusions import phase_value
 from hf_transfer.results.report import PhaseReport, RunReport
+from hf_transfer.results.svg import Point, thin
 from hf_transfer.results.words import (
     JsonDict,
     is_number,

@@ -19,9 +19,10 @@ import pytest
 from sample_report import FLOWERS, sample_report, task_report
 
 from hf_transfer.base.errors import UserError
-from hf_transfer.results.charts import heat_map, scatter, shorten, thin, ticks
+from hf_transfer.results.charts import calibration, heat_map, scatter
 from hf_transfer.results.page import report_page, write_html
 from hf_transfer.results.report import PhaseReport, RunReport, aggregate
+from hf_transfer.results.svg import shorten, thin, ticks
 from hf_transfer.results.words import listed, show_count, show_number, show_rate, show_seconds
 
 EMPTY = RunReport("x", {}, {}, {}, (), {}, {}, {}, 3)
@@ -392,6 +393,26 @@ def test_a_heat_map_is_well_formed_and_keeps_its_cells_inside(count: int) -> Non
         assert 0 <= float(cell.attrib["y"]) <= height - float(cell.attrib["height"])
 
 
+def test_a_calibration_curve_lies_on_the_diagonal_where_the_model_is_honest() -> None:
+    root = ElementTree.fromstring(calibration([(0.25, 0.25, 30), (0.9, 0.5, 70)]))
+    edge = next(e for e in root.iter("line") if e.get("class") == "edge").attrib
+    first, second = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
+    left, floor = float(edge["x1"]), float(edge["y1"])
+    assert first[0] - left == pytest.approx(floor - first[1], abs=0.2)
+    assert second[0] - left > floor - second[1]  # surer than right lies below the line
+    page = report_page(sample_report())
+    assert "How sure it is" in page
+    old = replace(sample_report(), metrics={**sample_report().metrics, "calibration": []})
+    assert "How sure it is" not in report_page(old)
+
+
+def test_thousands_of_classes_are_listed_by_their_weakest() -> None:
+    labels = tuple(f"class {i:04d}" for i in range(3000))
+    page = report_page(sample_report(labels, n=6000))
+    assert len(page) < 500_000
+    assert "The other 2,800 are in report.json." in page
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.61, 0.74, 5) == [0.65, 0.7]
@@ -456,8 +477,8 @@ def test_several_labels_have_a_row_each() -> None:
     row = report.metrics["per_label"][0]
     numbers = [row[k] for k in ("precision", "recall", "f1", "average_precision", "auroc")]
     cells = " ".join(f"{number:.3f}" for number in numbers)
-    assert f"x<y 90 to train, {row['n']} to measure {cells}" in text
-    assert "Images of a label" in text
+    assert f"x<y 90 train, {row['n']} validation {cells}" in text
+    assert "Per label" in text
 
 
 def test_numbers_are_drawn_against_what_is_true_in_their_units() -> None:

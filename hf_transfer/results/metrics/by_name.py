@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.scale import Scale
 from hf_transfer.recipe.tasks import TASKS
@@ -41,14 +42,14 @@ def measure(
     bootstrap: int = 1000,
     tables: bool = True,
 ) -> dict[str, Any]:
-    """Return the metrics of a task; standard numbers are measured in the units of their `scale`."""
+    """Return the metrics of a task; standardised numbers are first put back in units by `scale`."""
     if scale is not None:
         outputs, labels = scale.to_units(outputs), scale.to_units(labels)
     return MEASURES[task](outputs, labels, names, bootstrap=bootstrap, tables=tables)
 
 
 class EpochMetrics:
-    """`compute_metrics` for a Trainer: those of the task and of `extra`; `names` are what it gives.
+    """`compute_metrics` for a Trainer: the metrics of the task and `extra` ones; `names` lists all.
 
     Each of `extra` is tried on random logits of so many `classes`, so that its names are known,
     and its failures come, before anything is trained. Raises UserError.
@@ -110,22 +111,16 @@ def _load(name_or_path: str) -> Any:
         raise UserError(f"metric file {name_or_path} does not exist; give a path that does")
     import evaluate
 
-    try:
-        return evaluate.load(str(path) if local else name_or_path, keep_in_memory=True)
-    except ImportError as error:
-        raise UserError(f"metric {name_or_path!r} lacks a package: {_line(error)}") from None
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
-        if local:
-            raise UserError(
-                f"{name_or_path} is no evaluate metric: {_line(error)}; it must define a subclass "
-                "of evaluate.Metric"
-            ) from None
-        near = difflib.get_close_matches(name_or_path, OURS, n=1)
-        hint = f"; nearest of ours: {near[0]}" if near else ""
-        raise UserError(
-            f"metric {name_or_path!r} is none of ours ({', '.join(OURS)}) and cannot be had from "
-            f"the Hub: no connection, or no such metric; give a local path{hint}"
-        ) from None
+    if local:
+        with untrusted(
+            f"the metric {name_or_path}", "it must define a subclass of evaluate.Metric"
+        ):
+            return evaluate.load(str(path), keep_in_memory=True)
+    near = difflib.get_close_matches(name_or_path, OURS, n=1)
+    hint = f"write {near[0]} if you meant that" if near else f"use one of {', '.join(OURS)}"
+    remedy = f"{hint}, or give the path of a metric file"
+    with untrusted(f"the metric {name_or_path!r} from the Hub", remedy):
+        return evaluate.load(name_or_path, keep_in_memory=True)
 
 
 def _measure(metric: Any, name: str, logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -135,12 +130,8 @@ def _measure(metric: Any, name: str, logits: ArrayLike, labels: ArrayLike) -> di
     asked = {"average": "macro", "multi_class": "ovr"} if classes > 2 else {}
     options = {key: value for key, value in asked.items() if key in taken}
     key, inputs = _inputs(metric, name, probabilities)
-    try:
+    with untrusted(f"what the metric {name!r} gives for {classes} classes"):
         found = metric.compute(**{key: inputs, "references": np.asarray(labels)}, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"metric {name!r} cannot measure {classes} classes: {_line(error)}"
-        ) from None
     numbers = {
         key: float(value)
         for key, value in found.items()
@@ -174,7 +165,3 @@ def _inputs(metric: Any, name: str, probabilities: Any) -> tuple[str, Any]:
             f"{probabilities.shape[1]}"
         )
     return keys[0], probabilities[:, 1]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
