@@ -75,3 +75,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+import_module("hf_transfer.backbones.auto_classes").register()  # imports nothing heavy

@@ -1,20 +1,23 @@
 """A torchvision network as a transformers model, so that it is trained, saved and loaded like one.
 
-This file travels with every model that is saved from a torchvision backbone (as its remote code),
-so it needs nothing but torch, torchvision and transformers.
+This file and configuration_torchvision.py travel with every model that is saved from a torchvision
+backbone (as its remote code), so they need nothing but torch, torchvision and transformers.
 """
 
 from contextlib import nullcontext
 
 import torch
-import torchvision
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
+
+from .configuration_torchvision import TorchvisionConfig
 
 
 def network_of(architecture, labels, arguments, channels=3):
     """Return torchvision's network with random weights for so many labels and input channels."""
+    import torchvision  # takes seconds, and not all who import this file build a network
+
     # Regnets compute their widths with tensors, which have no values on the meta device.
     device = torch.device("cpu") if architecture.startswith("regnet") else nullcontext()
     with device:
@@ -41,26 +44,6 @@ def _set_channels(network, channels):
     )
     outer, _, name = path.rpartition(".")
     setattr(network.get_submodule(outer), name, new)
-
-
-class TorchvisionConfig(PretrainedConfig):
-    """Which torchvision network, for what images, and for how many labels."""
-
-    model_type = "hf_transfer_torchvision"
-
-    def __init__(
-        self,
-        architecture="resnet18",
-        network_args=None,
-        image_size=224,
-        num_channels=3,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.architecture = architecture
-        self.network_args = network_args or {}
-        self.image_size = image_size
-        self.num_channels = num_channels
 
 
 class TorchvisionForImageClassification(PreTrainedModel):

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.backbones.auto_classes import MODEL_TYPE
 from hf_transfer.backbones.config_checks import check_config
 from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.download import BackboneError, answering_hub, one_line
 
 SOURCES = ("timm", "transformers", "torchvision")
-OWN_TYPE = "hf_transfer_torchvision"  # the model_type of a torchvision network that we saved
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 REGISTERED = re.compile(
     r"^@register_model(?:\(.*?\))?\s*\n(?:@.*\n(?:^[ )\"].*\n)*)*def (\w+)\(", re.M
@@ -162,9 +162,9 @@ def _by_config(
     kind = config.get("model_type")
     if isinstance(config.get("architecture"), str) and kind in (None, "timm_wrapper"):
         return Origin("timm", config["architecture"], folder, repo, config)
-    if kind == OWN_TYPE and isinstance(config.get("architecture"), str):
+    if kind == MODEL_TYPE and isinstance(config.get("architecture"), str):
         return Origin("torchvision", config["architecture"], folder, repo, config)
-    if isinstance(kind, str) and kind not in (OWN_TYPE, "timm_wrapper"):
+    if isinstance(kind, str) and kind not in (MODEL_TYPE, "timm_wrapper"):
         return Origin("transformers", repo or str(folder), folder, repo, config)
     raise BackboneError(f"{place} has neither an architecture (timm) nor a model_type")
 

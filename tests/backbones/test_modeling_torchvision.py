@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import torch
 from tiny_folders import pixels
 from torch import nn
 
-from hf_transfer.backbones import modeling_torchvision
-from hf_transfer.backbones.load import layout_of
+from hf_transfer.backbones import configuration_torchvision, modeling_torchvision
+from hf_transfer.backbones.load import layout_of, load_backbone
 from hf_transfer.backbones.modeling_torchvision import (
     TorchvisionConfig,
     TorchvisionForImageClassification,
     network_of,
 )
+from hf_transfer.backbones.saving import save_model
 
 torch.set_num_threads(1)
 SMALL = {"architecture": "squeezenet1_1", "num_labels": 3, "image_size": 64}
@@ -95,9 +98,61 @@ def test_auxiliary_heads_are_left_out():
         assert layout.unused == ()
 
 
-def test_the_file_that_travels_needs_three_packages_only():
-    tree = ast.parse(Path(modeling_torchvision.__file__).read_text())
-    imported = [node.names[0].name for node in ast.walk(tree) if isinstance(node, ast.Import)]
-    imported += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    roots = {name.partition(".")[0] for name in imported}
+def test_the_files_that_travel_need_three_packages_only():
+    roots = set()
+    for module in (modeling_torchvision, configuration_torchvision):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            if isinstance(node, ast.Import):
+                roots |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                roots.add(str(node.module).partition(".")[0])
     assert roots - set(sys.stdlib_module_names) == {"torch", "torchvision", "transformers"}
+
+
+OPEN = """
+import sys
+{first}
+{second}
+from transformers import AutoConfig, AutoModelForImageClassification
+config = AutoConfig.from_pretrained(sys.argv[1])
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
+assert type(config).__module__ == "hf_transfer.backbones.configuration_torchvision"
+assert type(model).__module__ == "hf_transfer.backbones.modeling_torchvision"
+"""
+ORDERS = [
+    ("import hf_transfer", ""),
+    ("import hf_transfer", "from transformers import Trainer, AutoImageProcessor"),
+    ("import transformers.models.auto.configuration_auto", "import hf_transfer"),
+    ("from transformers import AutoModelForImageClassification", "import hf_transfer"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), ORDERS)
+def test_the_auto_classes_know_it_once_the_package_is_imported(first, second, tmp_path):
+    """Whichever of the two is imported first, and without trust_remote_code."""
+    TorchvisionForImageClassification(TorchvisionConfig(**SMALL)).save_pretrained(tmp_path)
+    code = OPEN.format(first=first, second=second)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_package_the_code_that_travels_opens_it(tmp_path):
+    model = load_backbone("torchvision/squeezenet1_1", ("a", "b"), pretrained=False, image_size=64)
+    save_model(model, tmp_path / "own")
+    code = (
+        "import sys, torch\nsys.modules['hf_transfer'] = None\n"
+        "from transformers import AutoModelForImageClassification as Auto\n"
+        "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "assert type(model).__module__.startswith('transformers_modules'), type(model)\n"
+        "torch.save(model(torch.ones(1, 3, 64, 64)).logits.detach(), sys.argv[2])\n"
+    )
+    paths = [str(tmp_path / "own"), str(tmp_path / "logits.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "code")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = model.eval()(torch.ones(1, 3, 64, 64)).logits
+    assert torch.allclose(torch.load(tmp_path / "logits.pt"), expected, atol=1e-6)
