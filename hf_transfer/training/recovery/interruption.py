@@ -1,4 +1,4 @@
-"""When a phase is saved: as time passes, and when SIGTERM asks the process to end."""
+"""When a phase is saved: as time passes, and when SIGTERM or Ctrl-C asks for the end."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from hf_transfer.planning.phase import Phase
 logger = logging.getLogger(__name__)
 
 STOPPED = 143  # exit status of a process that SIGTERM ended
-DUE, CALLED = 1, 2  # reasons to save: enough time has passed, SIGTERM has come
+DUE, CALLED, INTERRUPTED = 1, 2, 3  # reasons to save: time has passed, SIGTERM or Ctrl-C came
+SIGNALS = {signal.SIGTERM: CALLED, signal.SIGINT: INTERRUPTED}
+NAMES = {CALLED: "SIGTERM", INTERRUPTED: "Ctrl-C"}
 
 
 class Interruption(TrainerCallback):
-    """Asks for checkpoints, and ends the process after SIGTERM; one for all phases of a run.
+    """Asks for checkpoints, and ends the process after SIGTERM or Ctrl-C; one for all phases.
+
+    A second Ctrl-C, or one while no steps are taken, ends the process at once.
 
     A checkpoint is never asked for between the last step of an epoch and its evaluation, nor at
     the end of a phase: training that goes on from it sees what the unbroken one saw.
@@ -34,8 +38,9 @@ class Interruption(TrainerCallback):
         self.every_seconds, self.args, self.processes = every_seconds, args, processes
         self.phase: Phase | None = None
         self.saved_at = time.monotonic()
-        self.called = False  # SIGTERM has come to this process
-        self.leaving = False  # and all processes know it
+        self.called = 0  # SIGTERM (CALLED) or Ctrl-C (INTERRUPTED) has come to this process
+        self.leaving = 0  # and all processes know it
+        self.stepping = False  # steps are taken, and a checkpoint can be written soon
         self.postponed = False  # a checkpoint that was asked for at the last step of an epoch
 
     @property
@@ -45,24 +50,32 @@ class Interruption(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self, phase: Phase) -> Iterator[None]:
-        """Note SIGTERM instead of dying of it, where there is a checkpoint to write."""
+        """Note a signal instead of dying of it, where there is a checkpoint to write."""
         self.phase, self.saved_at, self.postponed = phase, time.monotonic(), False
         if not self.saves or threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._note)
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+            self.stepping = False
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
-    def _note(self, *_: Any) -> None:
-        self.called = True
+    def _note(self, number: int, *_: Any) -> None:
+        if number == signal.SIGINT:
+            if not self.stepping or self.called == INTERRUPTED:
+                raise KeyboardInterrupt
+            if self.processes.main:
+                logger.warning("saving; press Ctrl-C again to stop at once")
+        self.called = max(self.called, SIGNALS[signal.Signals(number)])
 
     # --- what Trainer calls -------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Have the workers leave SIGTERM to this process."""
+        """Have the workers leave signals to this process."""
+        self.stepping = True
         loader = kwargs.get("train_dataloader")
         if loader is not None and getattr(loader, "num_workers", 0):
             loader.worker_init_fn = _Deaf(loader.worker_init_fn)
@@ -84,10 +97,10 @@ class Interruption(TrainerCallback):
             control.should_save, self.postponed = True, False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint where SIGTERM came during the evaluation."""
+        """Ask for a checkpoint where a signal came during the evaluation."""
         if control.should_training_stop or state.global_step >= state.max_steps:
             control.should_save = False
-        elif not control.should_save and self._reason() == CALLED:
+        elif not control.should_save and self._reason() >= CALLED:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -103,37 +116,47 @@ class Interruption(TrainerCallback):
         due = self.every_seconds is not None and (
             time.monotonic() - self.saved_at >= self.every_seconds
         )
-        reason = CALLED if self.called else DUE if due and self.processes.main else 0
+        reason = self.called or (DUE if due and self.processes.main else 0)
         reason = self.processes.most(reason) if self.saves else 0
-        self.leaving = self.leaving or reason == CALLED
+        if reason >= CALLED:
+            self.leaving = max(self.leaving, reason)
         return reason
 
     def _goes_back(self) -> bool:
         return self.saves and self.phase is not None and self.phase.spec.on_nan == "rollback"
 
     def leave(self, done: str) -> None:
-        """End the process as SIGTERM asked, saying where it stands."""
+        """End the process as the signal asked, saying where it stands.
+
+        Raises KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
+        """
+        why = max(self.leaving, self.called)
         if self.processes.main and self.phase is not None:
             logger.warning(
-                "stopped by SIGTERM in phase %s; %s; --resume goes on from there",
+                "stopped by %s in phase %s; %s; --resume continues from there",
+                NAMES[why],
                 self.phase.name,
                 done,
             )
+        if why == INTERRUPTED:
+            raise KeyboardInterrupt
         raise SystemExit(STOPPED)
 
     def left(self) -> bool:
         """Return whether any process was called to stop; all of them call this together."""
-        return self.saves and bool(self.processes.most(int(self.called or self.leaving)))
+        self.leaving = self.processes.most(max(self.called, self.leaving)) if self.saves else 0
+        return self.leaving > 0
 
 
 class _Deaf:
-    """Makes a worker ignore SIGTERM, which often comes to all processes of a job at once: the
+    """Makes a worker ignore signals, which often come to all processes of a job at once: the
     training process needs its workers until the checkpoint is written, and ends them itself."""
 
     def __init__(self, start: Any) -> None:
         self.start = start
 
     def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         if self.start is not None:
             self.start(worker)

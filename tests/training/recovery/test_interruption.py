@@ -1,4 +1,4 @@
-"""What is watched while a phase trains: SIGTERM, workers, time."""
+"""What is watched while a phase trains: SIGTERM, Ctrl-C, workers, time."""
 
 import os
 import signal
@@ -14,15 +14,18 @@ from hf_transfer.training.recovery import checkpoints
 
 
 class Call(TrainerCallback):
-    """Sends SIGTERM at a step, to this process alone."""
+    """Sends a signal at a step, to this process alone."""
 
-    def __init__(self, step: int, at: str = "on_step_end") -> None:
-        self.step = step
+    def __init__(
+        self, step: int, at: str = "on_step_end", signals: tuple[int, ...] = (signal.SIGTERM,)
+    ) -> None:
+        self.step, self.signals = step, signals
         setattr(self, at, self.call)
 
     def call(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
 
 
 PHASE = {**COLD, "epochs": 3}  # of three steps each
@@ -45,13 +48,41 @@ def test_sigterm_saves_where_going_on_is_exact(tmp_path, step, at, name, caplog)
     assert error.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert "stopped by SIGTERM in phase all; " in caplog.text
-    assert "--resume goes on from there" in caplog.text
+    assert "--resume continues from there" in caplog.text
     found = sorted(path.name for path in (tmp_path / "a" / "phase-1-all").iterdir())
     assert found == [name]
     again = trainer(tmp_path / "a", [PHASE], checkpoint_seconds=1000)
     again.train(resume_from_checkpoint=True)
     whole = trained(tmp_path / "b", [PHASE])
     assert changed(state(whole.model), state(again.model)) == set()
+
+
+def test_ctrl_c_saves_as_sigterm_does_and_the_resumed_run_ends_like_the_unbroken_one(
+    tmp_path, caplog
+):
+    before = signal.getsignal(signal.SIGINT)
+    call = Call(2, signals=(signal.SIGINT,))
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "a", [PHASE], callbacks=[call], checkpoint_seconds=1000)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "saving; press Ctrl-C again to stop at once" in caplog.text
+    assert "stopped by Ctrl-C in phase all; saved checkpoint-2" in caplog.text
+    again = trainer(tmp_path / "a", [PHASE], checkpoint_seconds=1000)
+    again.train(resume_from_checkpoint=True)
+    whole = trained(tmp_path / "b", [PHASE])
+    assert changed(state(whole.model), state(again.model)) == set()
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    call = Call(2, "on_step_begin", signals=(signal.SIGINT, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "a", [PHASE], callbacks=[call], checkpoint_seconds=1000)
+    assert not list((tmp_path / "a" / "phase-1-all").glob("checkpoint-*"))
+
+
+def test_ctrl_c_where_nothing_is_saved_stops_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "a", [PHASE], callbacks=[Call(2, signals=(signal.SIGINT,))])
 
 
 def test_sigterm_ends_a_run_that_saves_nothing_at_once(tmp_path):
