@@ -211,7 +211,6 @@ def worsened(report: RunReport) -> list[str]:
             )
         if best is None or value > best[0]:
             best = (value, phase.name)
-    if found and report.phases:
-        kept = report.best_phase or report.phases[-1].name
-        found[-1] += f" The saved model is that of phase {kept}."
+    if found and report.best_phase:
+        found[-1] += f" The saved model is that of phase {report.best_phase}."
     return found

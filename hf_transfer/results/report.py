@@ -69,7 +69,7 @@ class RunReport:
     warnings: tuple[str, ...] = ()
     created: str | None = None  # ISO 8601, with the offset from UTC
     seeds: Annotated[JsonDict, shaped(shape.SeedsFacts)] = field(default_factory=dict)
-    best_phase: str | None = None  # whose weights the model has; None: those of the last phase
+    best_phase: str | None = None  # the phase whose weights the model has, where that was chosen
     version: int = VERSION
 
     def __post_init__(self) -> None:

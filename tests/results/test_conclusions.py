@@ -100,11 +100,11 @@ def worse(best: str | None) -> RunReport:
     return replace(report, phases=phases, best_phase=best, warnings=())
 
 
-@pytest.mark.parametrize(("best", "kept"), [("head", "head"), (None, "all")])
-def test_a_phase_that_made_it_worse_is_told_everywhere(best: str | None, kept: str) -> None:
+@pytest.mark.parametrize("best", ["head", None])
+def test_a_phase_that_made_it_worse_is_told_everywhere(best: str | None) -> None:
     said = (
         "Phase all made the model worse: accuracy on validation fell from 68.3% after phase head "
-        f"to 55.0%. The saved model is that of phase {kept}."
+        "to 55.0%." + (" The saved model is that of phase head." if best else "")
     )
     for text in everywhere(worse(best)):
         assert said in text
