@@ -50,7 +50,7 @@ def run(
         reports = []
         for seed in range(recipe.seed, recipe.seed + recipe.seeds):
             one = dataclasses.replace(recipe, seed=seed, seeds=1)
-            one_out = out / f"seed-{seed}"
+            one_out = run_folder.RunFolder(out).seed(seed).path
             reports.append(run(one, one_out, resume=resume, callbacks=callbacks))
         return run_folder.finish_seeds(reports, out)
 
@@ -59,7 +59,8 @@ def run_seed(
     recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
 ) -> RunReport:
     """Train a recipe with its seed and write the run's folder; the report is written last."""
-    if resume and (out / "report.json").is_file():
+    here = run_folder.RunFolder(out)
+    if resume and here.is_finished:
         return RunReport.load(out)
     started = time.monotonic()
     extra = measuring.extra_metrics(recipe.metrics)
@@ -78,7 +79,12 @@ def run_seed(
         seed=recipe.seed,
     )
     data = load_data(
-        recipe.data, model.backbone.image, recipe.seed, task=recipe.task, listed=listed
+        recipe.data,
+        model.backbone.image,
+        recipe.seed,
+        task=recipe.task,
+        listed=listed,
+        read_all=resume,
     )
     run_folder.keep_inputs(out, measuring.inputs(model, data))
     trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
@@ -87,7 +93,7 @@ def run_seed(
     trained = time.monotonic() - training
     metrics = measuring.measure(trainer, data, extra)
     if launch.is_main():
-        save_model(model, out / "model")
+        save_model(model, here.model)
     report = RunReport(
         name=recipe.name,
         recipe=dataclasses.asdict(recipe),
@@ -137,12 +143,13 @@ def train_source(
     recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
 ) -> str:
     """Train the backbone on its source task first, in `out`/source; return the model's folder."""
-    first = source_recipe(recipe)
+    first, here = source_recipe(recipe), run_folder.RunFolder(out)
     if recipe.source.letters is not None:
-        path, here = out / "letters", joined(recipe, out)
-        if here.main:  # not before it has opened the folder, where they would be in the way
-            write_letters(recipe.source.letters, path, recipe.seed)
-        here.wait()
-        first = dataclasses.replace(first, data=dataclasses.replace(first.data, path=str(path)))
-    run(first, out / "source", resume=resume, callbacks=callbacks)
-    return str(out / "source" / "model")
+        processes = joined(recipe, out)
+        if processes.main:  # not before it has opened the folder, where they would be in the way
+            write_letters(recipe.source.letters, here.letters, recipe.seed)
+        processes.wait()
+        data = dataclasses.replace(first.data, path=str(here.letters))
+        first = dataclasses.replace(first, data=data)
+    run(first, here.source.path, resume=resume, callbacks=callbacks)
+    return str(here.source.model)

@@ -78,8 +78,8 @@ def measured(report):
 def test_a_run_leaves_report_page_model_and_what_resuming_needs(finished):
     out, report = finished
     assert {path.name for path in out.iterdir()} == {
-        "recipe.yaml", "inputs.json", "phase-1-head", "phase-2-all", "model", "report.json",
-        "report.html",
+        ".hf_transfer", "recipe.yaml", "inputs.json", "phase-1-head", "phase-2-all", "model",
+        "report.json", "report.html",
     }  # fmt: skip
     assert RunReport.load(out) == report
     assert report.metrics["n"] == 6

@@ -86,12 +86,13 @@ def put_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def written_folder(place: str | Path, what: str) -> Iterator[Path]:
+def written_folder(place: str | Path, what: str, *, synced: bool = True) -> Iterator[Path]:
     """Yield a folder to fill with files, which then are in `place`: all of them or none.
 
     What we wrote there before goes; files of others stay as they are, and where one has a name
     that is needed WriteError is raised and nothing changes, as on a full disk. `what` is the word
-    for the folder's kind in its mark.
+    for the folder's kind in its mark. Without `synced` the disk may hold the files later: for many
+    that can be made again.
     """
     place = Path(place)
     if place.is_symlink():  # the folder that it leads to is written, and the link stays
@@ -107,7 +108,7 @@ def written_folder(place: str | Path, what: str) -> Iterator[Path]:
             names = [name for name in _files(scratch) if name != MARK]
             _check_free(place, [*names, MARK])
             _write_mark(scratch, what, names)
-            for name in (*names, MARK):
+            for name in (*names, MARK) if synced else ():
                 to_disk(scratch / name)
             _put(scratch, place)
             to_disk(place.parent)

@@ -6,9 +6,7 @@ thickness, scan and noise of one of these, all images at once in numpy.
 
 from __future__ import annotations
 
-import shutil
 import string
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from hf_transfer.base import bars
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import written_folder
 from hf_transfer.recipe.specs import LettersSpec
 
 # Capitals, and the small letters that are not merely smaller capitals.
@@ -62,7 +62,7 @@ def letters_set(
     which = labels * rendered.shape[1] + rng.integers(0, rendered.shape[1], len(labels))
     looks = _looks(rng, len(labels))
     pixels = np.empty((len(labels), image_px, image_px), np.uint8)
-    for start in range(0, len(labels), CHUNK):
+    for start in bars.shown(range(0, len(labels), CHUNK), "Drawing letters", "thousands"):
         rows = slice(start, start + CHUNK)
         look = {name: values[rows] for name, values in looks.items()}
         x, y = _bent(look, image_px)
@@ -80,20 +80,12 @@ def write_letters(spec: LettersSpec, folder: Path, seed: int = 0) -> Path:
     if folder.is_dir():
         return folder
     pixels, labels, names = letters_set(spec, seed=seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    aside.chmod(0o755)
-    for label, name in enumerate(names):
-        place = aside / f"{'upper' if name.isupper() else 'lower'}-{name}"
-        place.mkdir(parents=True)
-        for row in np.flatnonzero(labels == label):
-            Image.fromarray(pixels[row, :, :, 0]).save(place / f"{row:06d}.png")
-    try:
-        aside.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(aside)  # another process was faster; its letters are the same
+    with written_folder(folder, "letters", synced=False) as aside:
+        places = [aside / f"{'upper' if name.isupper() else 'lower'}-{name}" for name in names]
+        for place in places:
+            place.mkdir()
+        for row, label in enumerate(bars.shown(labels.tolist(), "Writing letters")):
+            Image.fromarray(pixels[row, :, :, 0]).save(places[label] / f"{row:06d}.png")
     return folder
 
 

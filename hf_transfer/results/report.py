@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import write_text
+from hf_transfer.base.files import read_limited, write_text
 from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
 from hf_transfer.results import report_shape as shape
 from hf_transfer.results.report_shape import shaped
@@ -146,7 +146,7 @@ class RunReport:
         if not path.exists():
             raise UserError(f"there is no {path}; was the run finished?")
         with untrusted(str(path), "run the recipe again"):
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+            return cls.from_dict(json.loads(read_limited(path)), str(path))
 
 
 @functools.cache

@@ -7,13 +7,27 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import write_text
+from hf_transfer.base.files import (
+    MARK,
+    add_text,
+    kind_of,
+    mark,
+    owned,
+    read_limited,
+    remove_owned,
+    told,
+    write_text,
+    written_folder,
+)
 from hf_transfer.base.launch import is_main
+from hf_transfer.base.locks import LOCK, only_writer
 from hf_transfer.data.targets import is_text
 from hf_transfer.recipe.load import dump_recipe, parse_recipe
 from hf_transfer.recipe.specs import DataSpec, Recipe
@@ -21,44 +35,134 @@ from hf_transfer.results.card import model_card
 from hf_transfer.results.page import write_html
 from hf_transfer.results.report import RunReport, aggregate
 
-# All that a run writes before it trains, and in a phase's folder before there is a checkpoint.
-BEGUN = {"recipe.yaml", "inputs.json", "precision.json", "letters"}
+BEGUN = ("recipe.yaml", "inputs.json", "precision.json", MARK, LOCK)  # written before it trains
+KIND = "run"  # what the mark of a run's folder says
 
 
 class FolderError(UserError):
     """A run folder that cannot be written, or that holds another run."""
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """Every path in the folder of a run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe, as it was run."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """Digests of what the run is made from, which a resumed run compares."""
+        return self.path / "inputs.json"
+
+    @property
+    def precision(self) -> Path:
+        """The precision that was chosen."""
+        return self.path / "precision.json"
+
+    @property
+    def report(self) -> Path:
+        """All facts of the finished run; written last."""
+        return self.path / "report.json"
+
+    @property
+    def page(self) -> Path:
+        """The report as a page."""
+        return self.path / "report.html"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the model."""
+        return self.path / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the adapters, where they are kept."""
+        return self.path / "adapter"
+
+    @property
+    def letters(self) -> Path:
+        """The images of a source task of letters."""
+        return self.path / "letters"
+
+    @property
+    def source(self) -> RunFolder:
+        """The run of the source task."""
+        return RunFolder(self.path / "source")
+
+    def seed(self, seed: int) -> RunFolder:
+        """Return the run of one of several seeds."""
+        return RunFolder(self.path / f"seed-{seed}")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its report."""
+        return self.report.is_file()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing lies in the folder but the lock of who is about to write."""
+        return not self.path.is_dir() or all(p.name == LOCK for p in self.path.iterdir())
+
+
 def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     """Make the run's folder and write its recipe.yaml; nothing in use is ever overwritten.
 
-    Raises FolderError where the folder holds a run and `resume` is off, or another recipe, or has
-    a name that weights cannot be read back from.
+    Raises FolderError where the folder holds a run and `resume` is off, or another recipe, or
+    anything that no run wrote, or has a name that weights cannot be read back from.
     """
     if not is_main():  # whose own recipe.yaml would be in the way; the launcher ends all as one
         return
+    _check(out, recipe, resume)
+    with told(out):
+        mark(out, KIND)
+    write_text(RunFolder(out).recipe, dump_recipe(recipe))
+
+
+def _check(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Raise FolderError where a run may not write a folder."""
+    here = RunFolder(out)
     if not is_text(str(out)):
         raise FolderError(
             f"--out {out} is not UTF-8, and safetensors opens no such path; choose another folder"
         )
-    text = dump_recipe(recipe)
-    written = out / "recipe.yaml"
+    if out.is_symlink() and not out.exists():
+        raise FolderError(f"--out {out} is a link that leads nowhere; choose another folder")
     if out.exists() and not out.is_dir():
         raise FolderError(f"--out {out} is a file; choose another folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not resume:
+    if here.is_empty:
+        return
+    if not resume:
+        raise FolderError(
+            f"--out {out} is not empty; choose another folder, or add --resume to continue the run "
+            "in it"
+        )
+    _check_resumed(here, recipe)
+
+
+def _check_resumed(here: RunFolder, recipe: Recipe) -> None:
+    """Raise FolderError unless a folder holds this run."""
+    for folder in (here.path, here.model, here.adapter):
+        if not RunFolder(folder).is_empty and kind_of(folder) is None:
             raise FolderError(
-                f"--out {out} is not empty; choose another folder, or add --resume to go on there"
+                f"--resume: hf_transfer did not write {folder}, and leaves it as it is; choose "
+                "another --out"
             )
-        before = written.read_text(encoding="utf-8") if written.is_file() else text
-        if before != text:
-            was, now = _deciding(parse_recipe(before, written.name)), _deciding(recipe)
-            if was != now:
-                raise FolderError(
-                    f"--resume: {written} is another recipe ({_difference(was, now)}); choose "
-                    "another --out"
-                )
-    write_text(written, text)
+    if not here.recipe.is_file():
+        return
+    with untrusted(str(here.recipe), "choose another --out", FolderError):
+        before = read_limited(here.recipe).decode()
+    if before != dump_recipe(recipe):
+        was, now = _deciding(parse_recipe(before, here.recipe.name)), _deciding(recipe)
+        if was != now:
+            raise FolderError(
+                f"--resume: {here.recipe} is another recipe ({_difference(was, now)}); choose "
+                "another --out"
+            )
 
 
 def _deciding(recipe: Recipe) -> str:
@@ -79,16 +183,38 @@ def _deciding(recipe: Recipe) -> str:
 
 @contextmanager
 def opened(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
-    """Open the run's folder; remove it again where the run fails before it has trained anything."""
-    open_folder(out, recipe, resume)
-    try:
+    """Open the run's folder for one launch at a time; remove it again where the run fails before it
+    has trained anything.
+
+    Raises FolderError as `open_folder` does, and UserError that says which process writes there.
+    """
+    if not is_main():
         yield
-    except (UserError, OSError):
-        found = [path.relative_to(out).parts for path in out.rglob("*") if not path.is_dir()]
-        begun = all(names[0] in BEGUN for names in found)
-        if is_main() and not resume and begun:  # what was there before would be resumed
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+        return
+    _check(out, recipe, resume)
+    with told(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with only_writer(out):
+            open_folder(out, recipe, resume)
+            try:
+                yield
+            except (UserError, OSError):
+                if not resume:  # what was there before would be resumed
+                    _remove_begun(RunFolder(out))
+                raise
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # where nothing was begun
+
+
+def _remove_begun(here: RunFolder) -> None:
+    """Remove what a run has written if it has trained nothing yet; files of others stay."""
+    remove_owned(here.letters)
+    names = [p.relative_to(here.path).as_posix() for p in here.path.rglob("*") if not p.is_dir()]
+    if set(names) <= set(BEGUN):
+        for name in set(names) - {LOCK}:
+            (here.path / name).unlink(missing_ok=True)
 
 
 def keep_inputs(out: Path, inputs: dict[str, Any]) -> None:
@@ -96,13 +222,14 @@ def keep_inputs(out: Path, inputs: dict[str, Any]) -> None:
 
     Raises FolderError, naming the first thing that is not as it was.
     """
-    path = out / "inputs.json"
+    path = RunFolder(out).inputs
     if not is_main():
         return
     if not path.is_file():
         write_text(path, json.dumps(inputs, indent=1) + "\n")
         return
-    was = json.loads(path.read_text(encoding="utf-8"))
+    with untrusted(str(path), "choose another --out", FolderError):
+        was = dict(json.loads(read_limited(path)))
     for name, value in inputs.items():
         if was.get(name) != value:
             raise FolderError(
@@ -128,9 +255,10 @@ def _difference(one: str, two: str) -> str:
 def finish(report: RunReport, out: Path) -> RunReport:
     """Write report.json, report.html and the model's card, the report last; return it."""
     if is_main():
-        write_html(report, out / "report.html")
-        write_text(out / "model" / "README.md", model_card(report))
-        report.save(out / "report.json")
+        here = RunFolder(out)
+        write_html(report, here.page)
+        add_text(here.model, "README.md", model_card(report), "model")
+        report.save(here.report)
     return report
 
 
@@ -143,10 +271,20 @@ def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:
     chosen = order[(len(order) - 1) // 2]
     median = dataclasses.replace(chosen, seeds=aggregate(reports))
     if is_main():
-        for name in ("model", "adapter"):  # the second where adapters are kept
-            if (out / f"seed-{median.seed}" / name).is_dir():
-                shutil.copytree(out / f"seed-{median.seed}" / name, out / name, dirs_exist_ok=True)
-        write_html(median, out / "report.html", seeds=reports)
-        write_text(out / "model" / "README.md", model_card(median))
-        median.save(out / "report.json")
+        here = RunFolder(out)
+        theirs = here.seed(median.seed)
+        for one, place in ((theirs.model, here.model), (theirs.adapter, here.adapter)):
+            if one.is_dir():
+                _copy(one, place)
+        write_html(median, here.page, seeds=reports)
+        add_text(here.model, "README.md", model_card(median), "model")
+        median.save(here.report)
     return median
+
+
+def _copy(one: Path, place: Path) -> None:
+    """Copy what we wrote in a folder to another, whole or not at all."""
+    with written_folder(place, kind_of(one) or "model") as aside:
+        for name in owned(one):
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(one / name, aside / name)

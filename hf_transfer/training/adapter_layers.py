@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from hf_transfer.backbones.access import bare_names
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import written_folder
 from hf_transfer.planning.adapters import Adapters, parameters_of
 from hf_transfer.planning.phase import Phase
 from hf_transfer.training.freezing import FreezingError
@@ -62,7 +62,7 @@ def remove(model: nn.Module) -> None:
 def keep(model: nn.Module, backbone: Backbone, phase: Phase, folder: Path) -> None:
     """Write adapters and head as peft reads them, for the backbone as its library loads it.
 
-    The folder appears whole or not at all, in place of one that is there. Raises UserError.
+    The folder appears whole or not at all, in place of one that we wrote. Raises UserError.
     """
     from safetensors.torch import save_file
 
@@ -76,12 +76,9 @@ def keep(model: nn.Module, backbone: Backbone, phase: Phase, folder: Path) -> No
     state |= {n: plain[n] for path in modules for n in plain if n.startswith(f"{path}.")}
     state = {f"base_model.model.{n}": t.detach().cpu().contiguous() for n, t in state.items()}
     config = _config(adapters, prefix, backbone.id, sorted(modules))
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    config.save_pretrained(str(aside))
-    save_file(state, aside / "adapter_model.safetensors", metadata={"format": "pt"})
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with written_folder(folder, "adapter") as aside:
+        config.save_pretrained(str(aside))
+        save_file(state, aside / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _whole_modules(model: nn.Module, prefix: str, names: Collection[str]) -> set[str]:

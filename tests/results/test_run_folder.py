@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from hf_transfer.base.errors import UserError
-from hf_transfer.recipe.load import load_recipe
+from hf_transfer.base.files import written_folder
+from hf_transfer.recipe.load import dump_recipe, load_recipe
 from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, SourceSpec
 from hf_transfer.results.run_folder import FolderError, keep_inputs, open_folder, opened
 from hf_transfer.training.machine.precision import FILE
@@ -42,13 +43,95 @@ def failing(out, resume, *more):
 
 @pytest.mark.parametrize(("resume", "more", "left"), [
     (False, (), False), (True, (), True), (False, ("checkpoint",), True),
-    (False, (FILE,), False), (False, ("letters/upper-A/0.png",), False),
+    (False, (FILE,), False), (False, ("letters/upper-A/0.png",), True),
     (False, ("source/letters/0.png",), True),
 ])  # fmt: skip
 def test_a_run_that_fails_before_it_trains_leaves_nothing_in_the_way(tmp_path, resume, more, left):
     with pytest.raises(UserError, match="no connection"):
         failing(tmp_path / "run", resume, *more)
     assert (tmp_path / "run").exists() == left
+
+
+def test_letters_that_were_drawn_go_with_a_run_that_has_not_trained(tmp_path):
+    def draw_and_fail():
+        with opened(tmp_path / "run", recipe(), False):
+            with written_folder(tmp_path / "run" / "letters", "letters") as aside:
+                (aside / "upper-A").mkdir()
+                (aside / "upper-A" / "0.png").touch()
+            raise UserError("no connection")
+
+    with pytest.raises(UserError, match="no connection"):
+        draw_and_fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_a_run_did_not_write_stay_when_it_fails(tmp_path):
+    def write_and_fail():
+        with opened(tmp_path / "run", recipe(), False):
+            (tmp_path / "run" / "notes.txt").write_text("mine")
+            raise UserError("no connection")
+
+    with pytest.raises(UserError, match="no connection"):
+        write_and_fail()
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("theirs", [".", "model", "adapter"])
+def test_a_folder_that_hf_transfer_did_not_write_is_not_resumed(tmp_path, theirs):
+    """Whatever recipe lies in it, and whichever folder of it is another's."""
+    out = tmp_path / "run"
+    if theirs != ".":
+        open_folder(out, recipe(), resume=False)
+    (out / theirs).mkdir(parents=True, exist_ok=True)
+    (out / theirs / "recipe.yaml").write_text(dump_recipe(recipe()))
+    (out / theirs / "weights.bin").write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for _ in range(2):
+        with pytest.raises(FolderError, match="--resume: hf_transfer did not write"):
+            open_folder(out, recipe(), resume=True)
+        with pytest.raises(FolderError, match="did not write"), opened(out, recipe(), True):
+            pass
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_the_second_run_in_a_folder_is_told_who_writes_there(tmp_path):
+    with opened(tmp_path, recipe(), False):
+        message = rf"in use by another run \(process {os.getpid()} on .*, since 2"
+        with pytest.raises(UserError, match=message), opened(tmp_path, recipe(), True):
+            pass
+    with opened(tmp_path, recipe(), True):
+        pass
+
+
+def test_all_processes_of_a_launch_share_one_lock(tmp_path, monkeypatch):
+    with opened(tmp_path, recipe(), False):
+        monkeypatch.setenv("RANK", "1")
+        with opened(tmp_path, recipe(), False):
+            pass
+        monkeypatch.delenv("RANK")
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(FolderError, match="is a link that leads nowhere"):
+        open_folder(tmp_path / "run", recipe(), resume=False)
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "inputs.json"])
+@pytest.mark.parametrize("text", [b"\xff", b"[" * 100_000, b"3", b"\0"])
+def test_odd_files_in_a_run_are_one_line(tmp_path, name, text):
+    open_folder(tmp_path, recipe(), resume=False)
+    keep_inputs(tmp_path, {"images": 3})
+    (tmp_path / name).write_bytes(text)
+
+    def resume():
+        open_folder(tmp_path, recipe(), resume=True)
+        keep_inputs(tmp_path, {"images": 3})
+
+    with pytest.raises(UserError, match=name) as caught:
+        resume()
+    assert "\n" not in str(caught.value)
 
 
 def test_another_recipe_is_refused_naming_the_line_that_differs(tmp_path):
