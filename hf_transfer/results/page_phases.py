@@ -20,6 +20,7 @@ from hf_transfer.results.words import (
 )
 
 MOST_GROUPS_NAMED = 3
+NEVER_TRAINED = "all layers that no phase trained"
 PROOF = {  # what the check after a phase counted, in words
     "moved": "{} changed",
     "still": "{} unchanged",
@@ -33,6 +34,8 @@ def phases(report: RunReport) -> list[JsonDict]:
     # The phase that trains most names the groups in their order; the others may add to it.
     widest = sorted(report.phases, key=lambda phase: -len(phase.groups))
     known = list(dict.fromkeys(group for phase in widest for group in phase.groups))
+    if any(phase.trainable_parameters < phase.total_parameters for phase in widest[:1]):
+        known.insert(0, NEVER_TRAINED)
     return [_phase(report, phase, known) for phase in report.phases]
 
 
@@ -43,7 +46,10 @@ def _phase(report: RunReport, phase: PhaseReport, known: Sequence[str]) -> JsonD
         "value": None if value is None else show_headline(name, value),
         "metric": metric_phrase(name),
         "kept": report.best_phase == phase.name and len(report.phases) > 1,
-        "strip": [(group, group in phase.groups) for group in known],
+        "strip": [
+            (group, "on" if group in phase.groups else "rest" if group is NEVER_TRAINED else "")
+            for group in known
+        ],
         "groups": group_words(phase),
         "trainable": phase.trainable_parameters,
         "total": phase.total_parameters,

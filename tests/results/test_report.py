@@ -413,6 +413,13 @@ def test_thousands_of_classes_are_listed_by_their_weakest() -> None:
     assert "The other 2,800 are in report.json." in page
 
 
+def test_a_strip_shows_layers_that_no_phase_trained() -> None:
+    report = sample_report()
+    assert "all layers that no phase trained" not in report_page(report)
+    page = report_page(replace(report, phases=report.phases[:1]))
+    assert page.count('<i class="rest" title="all layers that no phase trained">') == 1
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.61, 0.74, 5) == [0.65, 0.7]
