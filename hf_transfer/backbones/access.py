@@ -1,4 +1,5 @@
-"""A network's parts by their own names, and its answer as logits."""
+"""What every room asks of a network, whoever wraps it: parameters by their own names, its logits,
+its evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,19 +11,24 @@ from typing import Any
 import torch
 from torch import nn
 
-BESIDE = re.compile(r"\.base_layer\.(weight|bias)$")  # peft's word for a layer with adapters
+ADAPTED = re.compile(r"\.base_layer\.(weight|bias)$")  # in peft's layer, the one with adapters
 
 
 def bare_name(name: str, prefix: str) -> str:
-    """Return a name as the bare network has it, without the prefixes of wrappers and loaders and
-    whether or not adapters stand beside its layer."""
+    """Return a name as the bare network has it: without `prefix`, the prefixes of wrappers
+    (`module.`, `_orig_mod.`) and peft's word for a layer that has adapters."""
     bare = name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix(prefix)
-    return BESIDE.sub(r".\1", bare)
+    return ADAPTED.sub(r".\1", bare)
 
 
 def bare_names(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
     """Return the parameters by the names that the bare network has."""
     return {bare_name(name, prefix): parameter for name, parameter in model.named_parameters()}
+
+
+def logits_of(outputs: Any) -> torch.Tensor:
+    """Return the logits (B, C) in a model's output: the output itself, or its entry "logits"."""
+    return outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
 
 
 @contextmanager
@@ -35,8 +41,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def logits_of(outputs: Any) -> torch.Tensor:
-    """Return the logits (B, C) in a model's output: the tensor itself, or what is called so."""
-    return outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]

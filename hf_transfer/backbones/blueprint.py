@@ -1,4 +1,8 @@
-"""`Blueprint`, how a network is built; `Backbone`, a network with its layout and groups."""
+"""The two records of this room: `Blueprint` before a network is built, `Backbone` after.
+
+A blueprint is drawn from names and configs alone, so planning needs no weights. A backbone is what
+training, saving and serving know of the network that a model contains.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What the loader knows of the model it made; travels as `model.backbone`."""
+    """What is known of a model that was loaded; its `backbone` attribute."""
 
     id: str
     source: str
@@ -44,7 +48,6 @@ class Backbone:
     groups: LayerGroups
     image: ImageSettings
     weights: str  # "pretrained", "random", or the file they were read from
-    adapted: tuple[str, ...] = ()  # first layers whose weights were made to fit other channels
     task: str = "classification"
     scale: Scale | None = None  # of the numbers that it gives; None: they have none yet
 

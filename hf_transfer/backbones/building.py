@@ -47,7 +47,7 @@ def _check_pixels(image: ImageSettings, place: str) -> None:
 
 
 def build(blueprint: Blueprint, labels: int) -> nn.Module:
-    """Return the bare network for so many labels with random weights, on the current device."""
+    """Return the bare network for this number of labels, its weights random, on torch's device."""
     size = f" at {blueprint.image.size} px" if blueprint.is_changed else ""
     with one_line(f"{blueprint.origin}{size}"):
         return _library(blueprint.origin).build(blueprint, labels)

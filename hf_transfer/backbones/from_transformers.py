@@ -41,7 +41,7 @@ def draw(origin: Origin, image_size: int | None, channels: int | None) -> Bluepr
             f"{origin} is a {config.model_type}, which transformers does not classify images "
             "with; choose another backbone"
         )
-    # A teacher's head beside the own one gives no loss; its class is left for the plain one.
+    # With a teacher's second head a model has no loss; the class with one head is built instead.
     named = config.architectures or []
     config.architectures = [name for name in named if not name.endswith("WithTeacher")]
     config.problem_type = None
@@ -80,7 +80,7 @@ def _check_own_code(origin: Origin) -> None:
 
 
 def _vision(config: Any) -> Any:
-    """Return the part of a config that speaks of images."""
+    """Return the part of a config that is about images."""
     return getattr(config, "vision_config", config)
 
 
@@ -152,7 +152,7 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
     options |= {"output_loading_info": True, "trust_remote_code": False}
     if weights is None:
         network, info = AutoModelForImageClassification.from_pretrained(origin.name, **options)
-    else:  # through the same door, for it knows the names of older checkpoints
+    else:  # by the same loader, which knows the names in older checkpoints
         with torch.device("meta"):
             empty = _from_config(config, config.num_labels)
         state = bare(read_weights(weights), empty.state_dict())

@@ -29,7 +29,7 @@ def layout_of(
     keep_head: bool = False,
     pretrained: bool = True,
 ) -> Layout:
-    """Return the layout of a backbone with a head for so many labels, as `load_backbone` makes it.
+    """Return the layout that `load_backbone` gives a backbone with this number of labels.
 
     No weights are read or downloaded; the network is built on meta where it can be.
     """

@@ -96,7 +96,6 @@ def load_backbone(
         groups=group_layers(layout),
         image=blueprint.image,
         weights=str(file) if file else "random" if donor is None else "pretrained",
-        adapted=layout.refitted,
         task=task,
         scale=plain_scale(len(names)) if keep and task == "regression" else None,
     )

@@ -15,7 +15,7 @@ from .configuration_torchvision import TorchvisionConfig
 
 
 def network_of(architecture, labels, arguments, channels=3):
-    """Return torchvision's network with random weights for so many labels and input channels."""
+    """Return torchvision's network with random weights for these numbers of labels and channels."""
     import torchvision  # takes seconds, and not all who import this file build a network
 
     # Regnets compute their widths with tensors, which have no values on the meta device.
@@ -30,7 +30,7 @@ def network_of(architecture, labels, arguments, channels=3):
 
 
 def _set_channels(network, channels):
-    """Put a first convolution for so many input channels in the place of the network's own."""
+    """Replace the network's first convolution by one for this number of input channels."""
     path, old = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
     new = nn.Conv2d(
         channels,

@@ -1,6 +1,6 @@
 """Where a backbone comes from: an id to a library and a name, folder, file or repository.
 
-Light: a mistake in an id is told without importing torch or a library of networks.
+Light: an id with a mistake is refused without importing torch or a library of networks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Recording: the layouts of popular backbones, traced once and written for recorded.py to read."""
+"""Recording: the layouts of popular backbones, traced once and written for recorded.py to read.
+
+`python -m hf_transfer.backbones.record` writes them all.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "facebook/convnext-tiny-224": ("convnext", {}, {"interpolation": "bicubic", "crop_pct": 0.875}),
     "microsoft/swin-tiny-patch4-window7-224": ("swin", {}, {"interpolation": "bicubic"}),
 }
-SIZES = (64, 96, 128, 224)  # recorded besides its own for networks that take any size
+SIZES = (64, 96, 128, 224)  # recorded in addition to its own for networks that take any size
 
 
 def record(folder: Path = FOLDER) -> Iterator[str]:
@@ -130,7 +133,7 @@ def _is_fixed(network: nn.Module) -> bool:
 
 
 def fresh_layout(name: str, labels: int, size: int) -> Layout:
-    """Return the layout of a backbone that is recorded, traced anew at this input size."""
+    """Return the layout of a backbone that is recorded, traced afresh at this input size."""
     return traced(_built(name, labels), _built(name, labels + 1), size, labels)
 
 
@@ -140,3 +143,8 @@ def _built(name: str, labels: int) -> nn.Module:
         return build(name, labels)
     kind, settings, _ = TRANSFORMERS[rest]
     return build(f"transformers/{kind}", labels, **settings)
+
+
+if __name__ == "__main__":
+    for written in record():
+        print(written, flush=True)

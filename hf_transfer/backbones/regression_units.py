@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_transfer.backbones.access import evaluating, logits_of
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.scale import Scale
@@ -29,7 +30,7 @@ def plain_scale(targets: int) -> Scale:
 
 
 def take_scale(model: nn.Module, images: Any) -> None:
-    """Note on a model the scale of the standard numbers that `images` train it on, if they do.
+    """Give a model the scale of the standard numbers that `images` are labelled with, if they are.
 
     A head that gives numbers in another scale already is changed so that it goes on saying the
     same. Raises UserError where the model is for another task, or its head cannot take a scale.
@@ -40,8 +41,8 @@ def take_scale(model: nn.Module, images: Any) -> None:
         return
     if not isinstance(backbone, Backbone) or backbone.task != "regression":
         raise UserError(
-            "these images come with numbers to tell, and the model is not for that; load it with "
-            "load_backbone(…, task='regression')"
+            "these images are labelled with numbers, but the model is not for regression; load it "
+            "with load_backbone(…, task='regression')"
         )
     if backbone.scale == scale:
         return
@@ -119,7 +120,7 @@ def _check(model: nn.Module, backbone: Backbone, scale: Scale) -> None:
 
 
 class _Probe:
-    """The same few random images for a model, looked at in evaluation mode."""
+    """The same few random images for a model, always in evaluation mode."""
 
     def __init__(self, model: nn.Module, backbone: Backbone) -> None:
         self.model, image = model, backbone.image
@@ -130,12 +131,6 @@ class _Probe:
 
     def answers(self) -> np.ndarray:
         """Return what the model answers, float64 (2, T)."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        try:
-            self.model.eval()
-            with torch.no_grad():
-                logits = self.model(pixel_values=self.pixels)["logits"]
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluating(self.model), torch.no_grad():
+            logits = logits_of(self.model(pixel_values=self.pixels))
         return logits.double().cpu().numpy()

@@ -1,14 +1,12 @@
 """Every architecture of timm, torchvision and transformers, grouped and judged.
 
-`hf-transfer groups --all` runs the sweep; `python -m hf_transfer.backbones.sweep --record` writes
-the layouts that recorded.py reads. Networks are built on the meta device: no weights, no downloads.
+`hf-transfer groups --all` runs it. Networks are built on the meta device: no weights, no downloads.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
 import time
 import warnings
 from collections import Counter
@@ -21,6 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hf_transfer.base.bars import shown
 from hf_transfer.base.errors import UserError
 from hf_transfer.planning.groups import LayerGroups, group_layers
 from hf_transfer.planning.layout import GroupsError, Layout
@@ -88,7 +87,8 @@ def sweep(
     `each` sees the rows as they come. What cannot be built, run or grouped has a row that says why.
     """
     rows = []
-    for name in architectures() if names is None else names:
+    names = architectures() if names is None else names
+    for name in shown(names, "grouping", "architectures"):
         rows.append(examine(name))
         if each:
             each(rows[-1])
@@ -221,7 +221,7 @@ def totals(rows: Sequence[Row]) -> str:
         f"{sum(row.groups for row in rows):,} groups",
         f"{sum(row.violations for row in rows):,} order violations",
         f"{sum(row.outside for row in rows):,} parameters outside exactly one group",
-        f"{sum(row.uneven for row in rows):,} deep networks of which one group holds most",
+        f"{sum(row.uneven for row in rows):,} deep networks with most parameters in one group",
         f"{sum(bool(row.failed) for row in rows):,} unexplained failures",
         f"{len(left_out)} left out for a reason ({', '.join(left_out) or 'none'})",
         f"{sum(row.seconds for row in rows):,.0f} s",
@@ -259,7 +259,7 @@ def _line(row: Row) -> str:
 
 
 def build(name: str, labels: int, *, device: str = "meta", **settings: Any) -> nn.Module:
-    """Return a fresh network of `source/NAME` for so many labels, on meta unless told otherwise.
+    """Return a fresh network of `source/NAME` for this number of labels, by default on meta.
 
     Of transformers NAME is a model type, and `settings` go into its config. Raises UserError.
     """
@@ -313,19 +313,3 @@ def traced(network: nn.Module, other: nn.Module, size: int, labels: int) -> Layo
 
     image = {"size": size, "channels": 3}
     return trace_layout(network, image=image, head=head_names(network, other), labels=labels)
-
-
-def main() -> int:
-    """Record, where `--record` is given. Returns the exit status."""
-    if sys.argv[1:] != ["--record"]:
-        print("usage: python -m hf_transfer.backbones.sweep --record", file=sys.stderr)
-        return 2
-    from hf_transfer.backbones.record import record
-
-    for name in record():
-        print(name, flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

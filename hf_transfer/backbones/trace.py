@@ -116,7 +116,7 @@ def exempt_from_decay(model: nn.Module) -> set[str]:
 def _adaptable(
     modules: dict[str, nn.Module], ran: Collection[str], several: list[list[str]]
 ) -> list[str]:
-    """Return the layers that adapters can stand beside and be merged into: those that run as plain
+    """Return the layers that can have adapters and merge them: those that run as plain
     modules, not by their weights alone, and neither grouped, dilated nor shared.
     """
     shared = {name.rpartition(".")[0] for names in several for name in names}

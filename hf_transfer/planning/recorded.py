@@ -1,8 +1,8 @@
 """Layouts of well-known backbones, recorded: a plan of them needs no torch and no network.
 
-One small file an architecture, written by `python -m hf_transfer.backbones.sweep --record` and
-compared with a fresh trace by a test. What is not recorded (another input size, another tag) is
-None, never a guess: the caller then builds and traces the network.
+One small file an architecture, written by `python -m hf_transfer.backbones.record` and compared
+with a fresh trace by a test. What is not recorded (another input size, another tag) is None, never
+a guess: the caller then builds and traces the network.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.layout import Layout
 
 FOLDER = Path(__file__).resolve().parent / "recorded"
@@ -45,17 +47,21 @@ def recorded_layout(backbone_id: str, labels: int, image_size: int | None = None
 
 
 def _of_folder(folder: Path, labels: int, image_size: int | None) -> Layout | None:
-    """Return the layout of a timm folder, with the pixels' settings that its config.json holds."""
+    """Return the layout of a timm folder with the pixels' settings in its config.json; None for
+    any other, and for a config that cannot be read: the loader says what is wrong with it."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the loader says what is wrong with it
+        with untrusted(str(folder / "config.json")):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return _by_config(config, labels, image_size)
+    except UserError:
         return None
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        return None
+
+
+def _by_config(config: Any, labels: int, image_size: int | None) -> Layout | None:
     if config.get("model_type", "timm_wrapper") != "timm_wrapper":
         return None
     record = _read(f"timm/{config['architecture']}")
-    settings = config.get("pretrained_cfg")
+    settings = config["pretrained_cfg"]
     if record is None or not isinstance(settings, dict) or not _is_plain(config, record):
         return None
     image = dict(record["images"][""])

@@ -53,7 +53,7 @@ def test_gray_images_are_seen_as_the_colour_network_sees_them(folder):
 def test_more_channels_repeat_the_colours_weights_at_the_same_strength(folder, channels):
     usual = load_backbone(str(folder), ABC, seed=4)
     model = load_backbone(str(folder), ABC, channels=channels, seed=4)
-    (name,) = model.backbone.adapted
+    (name,) = model.backbone.layout.refitted
     before, after = tensors(usual)[name], tensors(model)[name]
     for i in range(channels):
         assert torch.allclose(after[:, i], before[:, i % 3] * 3 / channels)
@@ -65,12 +65,14 @@ def test_more_channels_repeat_the_colours_weights_at_the_same_strength(folder, c
 
 
 def test_nothing_is_adapted_where_the_channels_are_the_checkpoints(folder, tmp_path):
-    assert load_backbone(str(folder), ABC).backbone.adapted == ()
+    assert load_backbone(str(folder), ABC).backbone.layout.refitted == ()
     save_model(load_backbone(str(folder), ABC, channels=1), tmp_path / "gray")
     again = load_backbone(str(tmp_path / "gray"), ABC)
-    assert (again.backbone.adapted, again.backbone.image.channels) == ((), 1)
-    assert load_backbone(str(tmp_path / "gray"), ABC, channels=3).backbone.adapted != ()
-    assert load_backbone(str(folder), ABC, channels=4, pretrained=False).backbone.adapted == ()
+    assert (again.backbone.layout.refitted, again.backbone.image.channels) == ((), 1)
+    assert load_backbone(str(tmp_path / "gray"), ABC, channels=3).backbone.layout.refitted != ()
+    assert (
+        load_backbone(str(folder), ABC, channels=4, pretrained=False).backbone.layout.refitted == ()
+    )
 
 
 SIZES = {

@@ -12,7 +12,7 @@ import pytest
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.recorded import recorded_layout, recorded_names
 
-FRESH = (  # one of each source, size and kind; the sweep's --record writes them all
+FRESH = (  # one of each source, size and kind; hf_transfer.backbones.record writes them all
     "timm/resnet10t",
     "timm/vit_tiny_patch16_224",
     "timm/mobilenetv3_small_100",
@@ -130,6 +130,10 @@ def test_a_timm_folder_resolves_with_its_own_pixels(tmp_path: Path) -> None:
         {"model_type": "vit"},
         {"pretrained_cfg": {"input_size": [1, 64, 64]}},
         {"pretrained_cfg": None},
+        {"pretrained_cfg": {"input_size": [3]}},
+        {"pretrained_cfg": {"input_size": 64}},
+        {"model_args": ["in_chans"]},
+        {"architecture": ["resnet10t"]},
     ],
 )
 def test_a_folder_of_another_network_is_none(tmp_path: Path, changes: dict[str, object]) -> None:
@@ -137,8 +141,9 @@ def test_a_folder_of_another_network_is_none(tmp_path: Path, changes: dict[str, 
 
 
 def test_a_folder_with_a_broken_config_is_none(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
-    assert recorded_layout(str(tmp_path), 3) is None
+    for text in ("{", "[]", "5", '{"a":' * 100_000, "\x00"):
+        (tmp_path / "config.json").write_text(text)
+        assert recorded_layout(str(tmp_path), 3) is None
 
 
 def test_the_shared_backbone_resolves(resnet10t: Path) -> None:
