@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hf_transfer.backbones.load import load_backbone, load_model
     from hf_transfer.backbones.saving import save_model
     from hf_transfer.base.errors import UserError
+    from hf_transfer.data.decoding import load_image
     from hf_transfer.data.image_set import ImageSet, load_data
     from hf_transfer.data.sources import scan
     from hf_transfer.deciding.compare import compare
@@ -31,6 +32,7 @@ __all__ = [
     "compare",
     "load_backbone",
     "load_data",
+    "load_image",
     "load_model",
     "load_recipe",
     "save_model",
@@ -49,6 +51,7 @@ _WHERE = {
     "compare": "deciding.compare",
     "load_backbone": "backbones.load",
     "load_data": "data.image_set",
+    "load_image": "data.decoding",
     "load_model": "backbones.load",
     "load_recipe": "recipe.load",
     "save_model": "backbones.load",

@@ -29,6 +29,9 @@ def draw(origin: Origin, image_size: int | None = None, channels: int | None = N
     """
     with one_line(str(origin)):
         found: Blueprint = _library(origin).draw(origin, image_size, channels)
+    if origin.source != "timm":  # all others are published for transformers' processors
+        image, own = (replace(each, crop_offset="down") for each in (found.image, found.own))
+        found = replace(found, image=image, own=own)
     for image in (found.own, found.image):
         _check_pixels(image, str(origin))
     return replace(found, task=task_of((origin.config or {}).get("problem_type")))

@@ -42,6 +42,7 @@ def read_processor(processor: Any, place: str) -> ImageSettings:
         interpolation=FILTERS.get(int(getattr(processor, "resample", None) or 0), "bicubic"),
         crop_pct=min(1.0, size / stored),
         crop_mode=mode,
+        crop_offset="down",
     )
 
 
@@ -100,7 +101,9 @@ def processor_config(image: ImageSettings, timm: bool = False) -> dict[str, Any]
     squash = image.crop_mode == "squash"
     config = {
         "image_processor_type": "TimmWrapperImageProcessor" if timm else "CLIPImageProcessor",
-        "do_convert_rgb": image.channels == 3,
+        # Pictures come in RGB from `load_image` and from pipelines: transformers' own conversion
+        # would lay what is transparent on white, also where only a palette's entry is.
+        "do_convert_rgb": False,
         "do_resize": True,
         "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
         "resample": {name: code for code, name in FILTERS.items()}[image.interpolation],

@@ -26,7 +26,7 @@ from hf_transfer.data.contents import (
     named,
     without_text,
 )
-from hf_transfer.data.image_settings import FILTERS, ImageSettings, middle
+from hf_transfer.data.image_settings import FILTERS, ImageSettings
 
 VERSION = 2  # of the pixels that `decode` returns; a stored pixel depends on it
 ENORMOUS = 50_000_000  # pixels; beyond, a file is named in the audit
@@ -98,16 +98,19 @@ def decode(source: Source, settings: ImageSettings) -> np.ndarray:
         return decode_noted(source, settings).pixels
 
 
-def decode_noted(source: Source, settings: ImageSettings, name: str = "image") -> Picture:
+def decode_noted(
+    source: Source, settings: ImageSettings, name: str = "image", reduced: bool = True
+) -> Picture:
     """Return the decoded image with notes; as `decode`, but Pillow's warnings come through.
 
-    `name` is what an ImageError calls bytes that were read elsewhere.
+    `name` is what an ImageError calls bytes that were read elsewhere. Large JPEGs are decoded
+    `reduced`, which is fast, or exactly as other libraries decode them.
     """
 
     def square(opened: Image.Image | np.ndarray, name: str) -> Picture:
         if isinstance(opened, np.ndarray):
             return _of_bands(opened, settings)
-        return _picture(opened, settings, name)
+        return _picture(opened, settings, name, reduced)
 
     return _read(source, name, settings.channels, square)
 
@@ -116,7 +119,7 @@ def depends_on(settings: ImageSettings) -> tuple[Any, ...]:
     """Return all that decoded pixels depend on besides the file: the decoder and its settings."""
     versions = (VERSION, PIL.__version__, PIL.features.version("jpg"))
     how = (settings.size, settings.stored, settings.channels, settings.interpolation)
-    return *versions, *how, settings.crop_mode
+    return *versions, *how, settings.crop_mode, settings.crop_offset
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -223,13 +226,13 @@ def _memory(
 # --- pixels ----------------------------------------------------------------------------------
 
 
-def _picture(image: Image.Image, settings: ImageSettings, name: str) -> Picture:
+def _picture(image: Image.Image, settings: ImageSettings, name: str, reduced: bool) -> Picture:
     notes, size = _notes(image), image.size
     _check_size(*size, name)
     if settings.channels not in MODES:
         with _memory(image, image.mode, size, name, 2 * settings.channels):
             return _of_bands(read_pages(image, settings.channels), settings)
-    if image.format in ("JPEG", "MPO"):
+    if reduced and image.format in ("JPEG", "MPO"):
         # libjpeg reduces by 2, 4 or 8 while it decodes: 4 to 8 times as fast for photographs. With
         # the margin the result stays within half a level of 255 on average; smaller ones are exact.
         image.draft(None, (settings.stored * DRAFT_MARGIN,) * 2)
@@ -317,25 +320,22 @@ def _square(image: Image.Image, shown: tuple[int, int], settings: ImageSettings)
     """Return the square of `settings.stored` pixels from which evaluation cuts its middle.
 
     `shown` is the picture's own width and height, before any reduced decoding. Resizing and
-    rounding are those of torchvision's `Resize` and `CenterCrop`, bit for bit.
+    rounding are those of torchvision's `Resize` and `CenterCrop` bit for bit, or of transformers'.
     """
     side, kind = settings.stored, FILTERS[settings.interpolation]
     if settings.crop_mode == "squash":
         return image if image.size == (side, side) else image.resize((side, side), kind)
     width, height = shown
-    short = min(width, height)
-    if max(width, height) > LONGEST * short:
-        width, height = image.size
-        short = min(width, height)
-        left, top = max(0, width - LONGEST * short) // 2, max(0, height - LONGEST * short) // 2
-        image = image.crop((left, top, width - left, height - top))
-        width, height = image.size
     wide = side if width <= height else int(side * width / height)
     high = side if height <= width else int(side * height / width)
+    inner = settings.middle(side)
+    left, top = settings.middle(wide) - inner, settings.middle(high) - inner
+    if max(wide, high) > LONGEST * side:
+        across, down = image.width / wide, image.height / high
+        box = (left * across, top * down, (left + side) * across, (top + side) * down)
+        return image.resize((side, side), kind, box)
     if image.size != (wide, high):
         image = image.resize((wide, high), kind)
     if wide == high:
         return image
-    inner = middle(side, settings.size)
-    left, top = middle(wide, settings.size) - inner, middle(high, settings.size) - inner
     return image.crop((left, top, left + side, top + side))

@@ -25,7 +25,9 @@ class ImageSettings:
     """What a backbone wants to see; the same in training, prediction and the Space.
 
     `crop_mode` "center" resizes the shortest side and cuts the middle out; "squash" resizes both
-    sides to the square, as most processors of transformers' vision transformers do.
+    sides to the square, as most processors of transformers' vision transformers do. Where half a
+    pixel is left over, `crop_offset` "nearest" moves the cut to the nearest even place, as
+    torchvision and timm do, and "down" rounds it down, as transformers' processors do.
     """
 
     size: int
@@ -35,6 +37,7 @@ class ImageSettings:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: Literal["center", "squash"] = "center"
+    crop_offset: Literal["nearest", "down"] = "nearest"
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -59,7 +62,7 @@ class ImageSettings:
         """
         return math.floor(self.size / self.crop_pct + 1e-6)
 
-
-def middle(side: int, size: int) -> int:
-    """Return where a centred cut of `size` begins in `side` pixels, rounded as torchvision does."""
-    return round((side - size) / 2.0)
+    def middle(self, side: int) -> int:
+        """Return where the centred cut of `size` begins in `side` pixels."""
+        left_over = (side - self.size) / 2
+        return math.floor(left_over) if self.crop_offset == "down" else round(left_over)

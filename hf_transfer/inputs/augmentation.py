@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_transfer.data.image_settings import ImageSettings, middle
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import central, check_pixels, normalised
 from hf_transfer.recipe.specs import Augment
 
@@ -161,7 +161,7 @@ def _warp(pixels: Tensor, u: Tensor, augment: Augment, settings: ImageSettings) 
         center_y = (u[:, _TOP] * 2 - 1) * (1 - high)
     else:
         wide = high = torch.full_like(u[:, 0], size / side)
-        center_x = center_y = torch.full_like(wide, (2 * middle(side, size) + size) / side - 1)
+        center_x = center_y = torch.full_like(wide, (2 * settings.middle(side) + size) / side - 1)
     angle = torch.deg2rad((u[:, _ANGLE] * 2 - 1) * augment.rotate)
     cos, sin = angle.cos(), angle.sin()
     if augment.flip:

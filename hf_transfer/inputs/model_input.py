@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import default_data_collator
 
 from hf_transfer.base.errors import UserError
-from hf_transfer.data.image_settings import ImageSettings, middle
+from hf_transfer.data.image_settings import ImageSettings
 
 
 def to_model_input(pixels: Tensor, settings: ImageSettings) -> Tensor:
@@ -35,7 +35,7 @@ def check_pixels(pixels: Tensor, settings: ImageSettings) -> None:
 
 def central(pixels: Tensor, settings: ImageSettings) -> Tensor:
     """Return float32 (B, C, size, size) in 0..1: the middle, which evaluation sees."""
-    start, size = middle(pixels.shape[1], settings.size), settings.size
+    start, size = settings.middle(pixels.shape[1]), settings.size
     x = pixels[:, start : start + size, start : start + size].permute(0, 3, 1, 2)
     return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 

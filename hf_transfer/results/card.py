@@ -229,8 +229,12 @@ def _times(report: RunReport) -> JsonDict:
 
 
 def _loading(report: RunReport, repo_id: str | None) -> JsonDict:
-    source = report.backbone.get("source")
+    source, task = report.backbone.get("source"), report.task.name
+    channels = report.backbone.get("channels") or 3
     return {
+        "channels": channels,
+        "how": f"channels={channels}" if channels != 3 else "",
+        "scores": {"classification": ".softmax(-1)", "multi_label": ".sigmoid()"}.get(task, ""),
         "place": Markup(repo_id or "path/to/model"),  # noqa: S704
         "remote_code": source == "torchvision",
         "timm": Markup("hf-hub" if repo_id else "local-dir") if source == "timm" else "",

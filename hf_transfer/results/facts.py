@@ -54,6 +54,7 @@ def backbone_facts(model: Any, backbone_id: str) -> JsonDict:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "license": None if backbone.weights == "random" else stated.get("license"),
         "image_size": backbone.image.size,
+        "channels": backbone.image.channels,
     }
 
 

@@ -127,6 +127,7 @@ class BackboneFacts(TypedDict, total=False):
     parameters: Count | None
     license: str | None
     image_size: Count | list[Count] | None
+    channels: Count | None
 
 
 @with_config(ConfigDict(extra="allow"))

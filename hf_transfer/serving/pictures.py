@@ -100,7 +100,7 @@ def _decoded(
         return printable(source.error)
     try:
         with untrusted(name):
-            return decode_noted(source, settings, name).pixels
+            return decode_noted(source, settings, name, reduced=False).pixels
     except UserError as error:
         return printable(str(error))
 

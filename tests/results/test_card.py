@@ -148,11 +148,19 @@ print(classify("image.jpg"))
 
 ```python
 import timm
+import torch
+from PIL import Image, ImageOps
 
 model = timm.create_model("hf-hub:someone/flowers-lp-ft", pretrained=True).eval()
 settings = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**settings, is_training=False)
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
+with torch.no_grad():
+    print(model(transform(image)[None]).softmax(-1))
 ```
+
+Gray images of 16 bits are clipped to white by other loaders. Give them \
+`hf_transfer.load_image("image.png")` instead of the path.
 
 ```sh
 hf-transfer predict someone/flowers-lp-ft image.jpg

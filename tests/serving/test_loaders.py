@@ -1,0 +1,241 @@
+"""One file of an image, one answer: our predict and every loader that the card names, end to end.
+
+The card's own blocks are executed, with the path of the file in place of theirs.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sample_report import sample_report
+from tiny_folders import dinov2_folder, resnet_folder, stir, vit_folder
+from tiny_model import picture
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers.image_utils import load_image as transformers_load_image
+
+import hf_transfer
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.results.card import model_card
+from hf_transfer.serving.pictures import batches
+from hf_transfer.serving.predict import outputs, predict
+
+torch.set_num_threads(1)
+# Transformers leaves files that it opens to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+LABELS = ("a", "b", "c", "d", "e")
+SAME = 1e-4
+SIZES = ((91, 70), (70, 91), (333, 57), (900, 60), (33, 32), (640, 481), (1501, 1002))
+DEEP = ("deep.png", "deep.tif")  # which transformers and timm themselves clip to white
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    """The same small pictures in every mode that files come in."""
+    folder = tmp_path_factory.mktemp("files")
+    for i, size in enumerate(SIZES):
+        picture(i, *size).save(folder / f"size{i}.{'jpg' if i % 2 else 'png'}", quality=90)
+    picture(20, 2400, 1800).save(folder / "photo.jpg", quality=90)
+    image = picture(30, 150, 101)
+    image.convert("L").save(folder / "gray.png")
+    image.convert("1").save(folder / "bits.png")
+    image.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    image.quantize(16).save(folder / "palette.gif")
+    image.quantize(16).save(folder / "palette.png", transparency=3)
+    noise = np.random.default_rng(0).integers(0, 256, (101, 150), dtype=np.uint8)
+    image.putalpha(Image.fromarray(noise))
+    image.save(folder / "rgba.png")
+    image.save(folder / "rgba.webp", lossless=True)
+    image.convert("LA").save(folder / "la.png")
+    exif = image.getexif()
+    for turn in (3, 6, 7):
+        exif[0x0112] = turn
+        image.convert("RGB").save(folder / f"turned{turn}.jpg", exif=exif, quality=95)
+    deep = np.asarray(image.convert("L")).astype(np.uint16) * 250
+    for name in DEEP:
+        Image.fromarray(deep).save(folder / name)
+    return sorted(folder.iterdir())
+
+
+BACKBONES: dict[str, Any] = {
+    "timm/test_resnet": {"image_size": 64},
+    "timm/test_vit": {},
+    "timm/test_convnext": {"image_size": 96},
+    "torchvision/squeezenet1_1": {"image_size": 64},
+    "torchvision/resnet18": {"image_size": 64},
+    "vit": {},
+    "resnet": {},
+    "dinov2": {},
+}
+FOLDERS = {"vit": vit_folder, "resnet": resnet_folder, "dinov2": dinov2_folder}
+
+
+def saved(name: str, folder: Path, **options: Any) -> Path:
+    """Write a model with small random weights, as a run does."""
+    source = str(FOLDERS[name](folder / "source")) if name in FOLDERS else name
+    if name not in FOLDERS:
+        options["pretrained"] = False
+    model = load_backbone(source, LABELS, **{**BACKBONES[name], **options})
+    save_model(spread(stir(model)), folder / "model")
+    return folder / "model"
+
+
+@torch.no_grad()
+def spread(model: Any) -> Any:
+    """Scale a model's random head so that its logits differ by about one between pictures."""
+    (batch,) = batches([picture(i) for i in range(8)], model.backbone.image)
+    logits = outputs(model, batch.pixels)
+    for name in model.backbone.layout.head:
+        parameter = model.get_parameter(f"{model.backbone.prefix}{name}")
+        if parameter.ndim == 1:
+            parameter.sub_(logits.mean(dim=0))
+        parameter.div_(logits.std(dim=0).max())
+    return model
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def model(request, tmp_path_factory) -> Path:
+    return saved(request.param, tmp_path_factory.mktemp("model"))
+
+
+def ours(model: Path, files: list[Path]) -> np.ndarray:
+    """Our probabilities (N, 5) of files, in the order of LABELS; they differ between files."""
+    found = [dict(row.labels) for row in predict(model, files)]
+    answers = np.array([[row[label] for label in LABELS] for row in found])
+    assert answers.std(axis=0).max() > 10 * SAME
+    return answers
+
+
+def assert_same(found: Any, expected: np.ndarray, files: list[Path]) -> None:
+    apart = np.abs(np.asarray(found) - expected).max(axis=1)
+    assert {file.name: x for file, x in zip(files, apart, strict=True) if x > SAME} == {}
+
+
+def usual(files: list[Path]) -> list[Path]:
+    return [file for file in files if file.name not in DEEP]
+
+
+@torch.no_grad()
+def test_auto_classes_answer_as_predict_does(model, files):
+    files = usual(files)
+    processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+    network = AutoModelForImageClassification.from_pretrained(model).eval()
+    found = []
+    for file in files:
+        pixels = processor(transformers_load_image(str(file)), return_tensors="pt")
+        found.append(network(**pixels).logits.softmax(-1)[0].numpy())
+    assert_same(found, ours(model, files), files)
+
+
+def test_a_pipeline_answers_as_predict_does(model, files):
+    files = usual(files)
+    processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+    classify = pipeline("image-classification", model=str(model), image_processor=processor)
+    rows = [{row["label"]: row["score"] for row in classify(str(file))} for file in files]
+    found = [[row[label] for label in LABELS] for row in rows]
+    assert_same(found, ours(model, files), files)
+
+
+def blocks(model: Path, channels: int = 3) -> list[str]:
+    """The Python blocks of the model's card."""
+    config = (model / "config.json").read_text()
+    source = "timm" if "timm_wrapper" in config else "transformers"
+    source = "torchvision" if "hf_transfer_torchvision" in config else source
+    report = sample_report(LABELS)
+    backbone = {**report.backbone, "source": source, "channels": channels}
+    card = model_card(replace(report, backbone=backbone))
+    found = re.findall(r"```python\n(.*?)```", card.replace("path/to/model", str(model)), re.DOTALL)
+    assert len(found) == (2 if source == "timm" else 1)
+    return found
+
+
+def executed(block: str, file: str, monkeypatch) -> np.ndarray:
+    """What a block prints of a file: probabilities in the order of LABELS."""
+    told: list[Any] = []
+    monkeypatch.setattr(builtins, "print", lambda *values: told.extend(values))
+    exec(block.replace('"image.jpg"', file), {})
+    monkeypatch.undo()
+    if isinstance(told[0], list):
+        rows = {row["label"]: row["score"] for row in told[0]}
+        return np.array([rows[label] for label in LABELS])
+    return told[0][0].numpy()
+
+
+def test_the_blocks_of_the_card_answer_as_predict_does(model, files, monkeypatch):
+    chosen = [file for file in usual(files) if "size" not in file.name]
+    expected = ours(model, chosen)
+    for block in blocks(model):
+        found = [executed(block, repr(str(file)), monkeypatch) for file in chosen]
+        assert_same(found, expected, chosen)
+        if "pipeline" in block:  # 16 bits, as the card says
+            deep = [file for file in files if file.name in DEEP]
+            block = f"from hf_transfer import load_image\n{block}"
+            found = [executed(block, f"load_image({str(f)!r})", monkeypatch) for f in deep]
+            rows = [dict(row.labels) for row in predict(model, deep)]
+            assert_same(found, np.array([[r[label] for label in LABELS] for r in rows]), deep)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/squeezenet1_1", "vit"])
+def test_the_blocks_of_a_card_for_other_channels_answer_as_predict_does(
+    name, channels, files, tmp_path, monkeypatch
+):
+    model = saved(name, tmp_path, channels=channels)
+    chosen = [file for file in files if "size" not in file.name]
+    expected = ours(model, chosen)
+    for block in blocks(model, channels):
+        found = [executed(block, repr(str(file)), monkeypatch) for file in chosen]
+        assert_same(found, expected, chosen)
+
+
+def test_a_card_for_other_channels_names_our_own_command_only(tmp_path):
+    report = sample_report(LABELS)
+    card = model_card(replace(report, backbone={**report.backbone, "channels": 6}))
+    assert "```python" not in card
+    assert "hf-transfer predict path/to/model image.jpg" in card
+
+
+OPENS = """
+import sys
+{first}
+{second}
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=False)
+print(type(model).__module__)
+"""
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_torchvision_models_open_without_remote_code_after_our_import(order, tmp_path):
+    model = saved("torchvision/squeezenet1_1", tmp_path)
+    imports = ["import hf_transfer", "from transformers import AutoModelForImageClassification"]
+    first, second = imports[::order]
+    done = subprocess.run(
+        [sys.executable, "-c", OPENS.format(first=first, second=second), str(model)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == "hf_transfer.backbones.modeling_torchvision", done.stderr
+
+
+def test_timm_opens_its_own_from_the_same_folder(tmp_path, files):
+    model = saved("timm/test_resnet", tmp_path)
+    network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
+    settings = timm.data.resolve_model_data_config(network)
+    transform = timm.data.create_transform(**settings, is_training=False)
+    usable = usual(files)
+    images = [hf_transfer.load_image(file) for file in usable]
+    with torch.no_grad():
+        found = [network(transform(image)[None]).softmax(-1)[0].numpy() for image in images]
+    assert_same(found, ours(model, usable), usable)
