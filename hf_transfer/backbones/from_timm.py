@@ -13,7 +13,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from hf_transfer.backbones.blueprint import Blueprint
-from hf_transfer.backbones.origins import Origin, local_folder, nearest
+from hf_transfer.backbones.origins import Origin, local_folder, no_architecture
 from hf_transfer.backbones.preprocessing import with_input
 from hf_transfer.backbones.weights import bare, read_weights, weights_in
 from hf_transfer.base.boundary import printable
@@ -48,8 +48,7 @@ def draw(origin: Origin, image_size: int | None, channels: int | None) -> Bluepr
 def _registered(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
     architecture, _, tag = origin.name.partition(".")
     if not timm.is_model(architecture):
-        near = nearest(architecture, timm.list_models())
-        raise BackboneError(f"timm has no architecture {architecture!r}{near}")
+        raise no_architecture("timm", architecture, timm.list_models())
     if tag:
         known = timm.list_pretrained(f"{architecture}.*")
         if origin.name not in known:
@@ -62,8 +61,7 @@ def _saved(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return pretrained_cfg and builder's arguments of a config.json, new, old or TimmWrapper's."""
     config = origin.config or {}
     if not timm.is_model(origin.name):
-        near = nearest(origin.name, timm.list_models())
-        raise BackboneError(f"{origin} names {origin.name!r}, which timm does not know{near}")
+        raise BackboneError(f"{origin}: {no_architecture('timm', origin.name, timm.list_models())}")
     known = {item.name for item in dataclasses.fields(PretrainedCfg)}
     usual = timm.get_pretrained_cfg(origin.name).to_dict()  # for what an old file does not say
     settings = {key: usual[key] for key in STRUCTURE if usual.get(key)}

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_transfer.backbones.blueprint import Blueprint
 from hf_transfer.backbones.modeling_torchvision import network_of
-from hf_transfer.backbones.origins import Origin, local_folder, nearest
+from hf_transfer.backbones.origins import Origin, local_folder, no_architecture
 from hf_transfer.backbones.preprocessing import read_processor, with_input
 from hf_transfer.backbones.trace import head_names
 from hf_transfer.backbones.weights import bare, fill, read_weights, weights_in
@@ -24,7 +24,7 @@ def draw(origin: Origin, image_size: int | None, channels: int | None) -> Bluepr
     name, _, tag = origin.name.partition(".")
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise BackboneError(f"torchvision has no model {name!r}{nearest(name, names)}")
+        raise no_architecture("torchvision", name, names)
     saved = origin.config or {}
     weights = _weights(name, tag) if origin.config is None else None
     own = _preset(name, weights) if weights else _saved_image(origin)

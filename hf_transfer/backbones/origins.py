@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,24 @@ def locate(backbone_id: str) -> Origin:
 
 
 def check_id(backbone_id: str) -> None:
-    """Raise BackboneError, at once and without a connection, for an id that leads nowhere by its
-    form: a name without a library, a path that does not exist."""
+    """Raise BackboneError, at once and without a connection, for an id that leads nowhere: a name
+    without a library or that its library has not, a path that does not exist."""
     source, _, name = backbone_id.partition("/")
     on_hub = source and name and "/" not in name and not backbone_id.startswith((".", "/", "~"))
     if not on_hub and not (source in SOURCES and name):
         locate(backbone_id)
+    architecture = name.partition(".")[0]
+    if source in ("timm", "torchvision") and name and "/" not in name:
+        texts = list(_sources(source))
+        names = [each for text in texts for each in REGISTERED.findall(text)]
+        older = re.compile(rf"[\"']{re.escape(architecture)}[\"']")  # timm's deprecated names
+        if names and architecture not in names and not any(map(older.search, texts)):
+            raise no_architecture(source, architecture, names)
+
+
+def no_architecture(source: str, name: str, names: Iterable[str]) -> BackboneError:
+    """Return the error for a name that a library does not have."""
+    return BackboneError(f"{source} has no architecture '{printable(name)}'{nearest(name, names)}")
 
 
 def _meant(name: str) -> str:
@@ -96,14 +108,18 @@ def _meant(name: str) -> str:
 def known_names() -> dict[str, tuple[str, ...]]:
     """Return the architectures of timm and torchvision, by library, read from their source files:
     importing the libraries takes many seconds."""
-    names: dict[str, tuple[str, ...]] = {}
-    for library in ("timm", "torchvision"):
-        found = importlib.util.find_spec(library)
-        if found is not None and found.origin is not None:
-            files = sorted(Path(found.origin).parent.glob("models/*.py"))
-            texts = (path.read_text(encoding="utf-8", errors="replace") for path in files)
-            names[library] = tuple(name for text in texts for name in REGISTERED.findall(text))
-    return names
+    return {
+        library: tuple(name for text in _sources(library) for name in REGISTERED.findall(text))
+        for library in ("timm", "torchvision")
+    }
+
+
+def _sources(library: str) -> Iterator[str]:
+    """Yield the text of each file that a library keeps its models in."""
+    found = importlib.util.find_spec(library)
+    if found is not None and found.origin is not None:
+        for path in sorted(Path(found.origin).parent.glob("models/*.py")):
+            yield path.read_text(encoding="utf-8", errors="replace")
 
 
 def _in_folder(folder: Path) -> Origin:

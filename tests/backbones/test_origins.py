@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from tiny_folders import pixels, resnet_folder, timm_folder, vit_folder
 
 from hf_transfer.backbones.load import load_backbone
-from hf_transfer.backbones.origins import known_names, locate
+from hf_transfer.backbones.origins import check_id, known_names, locate
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.download import BackboneError, answering_hub
 
@@ -228,10 +228,15 @@ def test_a_name_alone_is_refused_without_importing_a_library(tmp_path):
         "heavy = {'torch', 'timm', 'torchvision', 'transformers'} & set(sys.modules)\n"
         "assert (status, heavy) == (2, set()), (status, heavy)\n"
     )
-    for name in ("resnet50", "./nowhere", "a/b/c"):
+    for name in ("resnet50", "./nowhere", "a/b/c", "timm/resnet5o", "torchvision/resnet19.V1"):
         done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_every_architecture_passes_the_quick_check():
+    for name in ("timm/resnet50.a1_in1k", "timm/tv_resnet50", "torchvision/resnet18", "alice/net"):
+        check_id(name)  # timm has tv_resnet50 as an older name
 
 
 def test_the_architectures_are_known_without_importing_their_libraries():
