@@ -257,11 +257,11 @@ def test_the_server_itself_reads_no_more_of_an_upload_than_the_limit(run, tmp_pa
     assert "exceeded maximum allowed size" in answer.text
 
 
-@pytest.mark.parametrize("odd", ["{", "[1]", "metrics", "backbone", "labels"])
+@pytest.mark.parametrize("odd", ["{", "[1]", "metrics", "backbone", "data"])
 def test_a_report_of_odd_values_takes_nothing_from_the_page(odd, run, tmp_path):
     shutil.copytree(run / "model", tmp_path / "model")
     report = json.loads((run / "report.json").read_text())
-    changed = {"metrics": [1], "backbone": 3, "labels": None}.get(odd)
+    changed = {"metrics": [1], "backbone": 3, "data": None}.get(odd)
     text = odd if odd in ("{", "[1]") else json.dumps({**report, odd: changed})
     (tmp_path / "report.json").write_text(text)
     demo = build_demo(tmp_path / "model")
