@@ -162,10 +162,10 @@ def _surround(options: dict[str, Any]) -> None:
 
 def _halt(seconds: float) -> None:
     """Have each batch of features take so much longer."""
-    from hf_transfer.inputs import cut
+    from hf_transfer.inputs import extraction
 
-    real = cut.crossing_values
-    cut.crossing_values = lambda *args: time.sleep(seconds) or real(*args)
+    real = extraction.crossing_values
+    extraction.crossing_values = lambda *args: time.sleep(seconds) or real(*args)
 
 
 def _first_computes(processes: Any) -> None:

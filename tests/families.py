@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +114,11 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 
 def make(family: str) -> nn.Module:
     """Return a family's thin network with the same random weights each time."""
+    return copy.deepcopy(_made(family))
+
+
+@functools.cache
+def _made(family: str) -> nn.Module:
     torch.manual_seed(0)
     model = FAMILIES[family]()
     head = [name for name, _ in model.named_parameters()][-1].rpartition(".")[0]

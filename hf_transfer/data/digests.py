@@ -21,6 +21,7 @@ from hf_transfer.base.cache import StoreError
 from hf_transfer.base.errors import DataError
 from hf_transfer.base.shards import Column, Write
 from hf_transfer.base.store import is_used, open_rows
+from hf_transfer.base.threads import allowed_cores
 from hf_transfer.data.sources import Scan
 
 VERSION = 1  # of what a key means
@@ -123,4 +124,4 @@ def parts(rows: range, count: int) -> list[range]:
 
 def threads() -> int:
     """Return how many threads read and decode images."""
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+    return max(1, min(16, int(allowed_cores() + 0.5)))

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
+from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.sources import scan
 from hf_transfer.deciding.compare_text import format_comparison
@@ -128,6 +129,7 @@ class Comparison:
         return values
 
 
+@fitting()
 def compare(
     recipes: Sequence[str] = (),
     *,

@@ -95,7 +95,7 @@ def replay_of(
         if phase.spec.features == "cached" or phase.spec.solve:
             raise FeaturesError(f"phase {phase.name}: {wanted} is not possible, because {reason}")
         if phase.frozen_prefix:
-            logger.info("phase %s: what is frozen runs in every epoch: %s", phase.name, reason)
+            logger.info("phase %s: the frozen layers run in every epoch: %s", phase.name, reason)
         return None
     return replay
 

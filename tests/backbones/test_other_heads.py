@@ -21,7 +21,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_transfer.training.machine.image_weights import SHARE, counted, shared
+from hf_transfer.training.machine.image_weights import SHARE, counted, weighted
 from hf_transfer.training.trainer import TransferTrainer
 
 SIDE, WIDTH = 32, 12  # of an image, and of the square in it
@@ -202,7 +202,7 @@ def test_labels_in_a_list_are_shared_among_processes_like_their_images():
     """Five images in batches of four on two processes: the second has one of its own."""
     batch = together([Squares(4, boxes=True)[index] for index in range(4)])
     for rows in (4, 1):
-        (mine,) = shared([batch], [rows], [5], 2)
+        (mine,) = weighted([batch], [rows], [5], 2)
         assert len(mine["pixel_values"]) == len(mine["labels"]) == rows
     (none,) = counted([{**batch, SHARE: 0}])  # Trainer does not count the labels of detection
     assert none["labels"] == batch["labels"]

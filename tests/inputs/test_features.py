@@ -62,8 +62,10 @@ def assert_equal(live, cached):
     assert live[0].metrics.keys() == cached[0].metrics.keys()
 
 
-@pytest.mark.parametrize("backbone", [RESNET, VIT, CONVNEXT, "torchvision/efficientnet_b0"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("backbone", "accumulate"),
+    [(RESNET, 1), (RESNET, 2), (VIT, 2), (CONVNEXT, 1), ("torchvision/efficientnet_b0", 1)],
+)
 def test_a_cached_head_phase_equals_the_live_one(tmp_path, backbone, accumulate):
     """With dropout on the head's input, too: torchvision's efficientnet has it of itself."""
     phase = {**HEAD, "epochs": 3, "weight_decay": 0.05, "label_smoothing": 0.1, "batch_size": 5}

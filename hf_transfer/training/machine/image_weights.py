@@ -1,4 +1,4 @@
-"""Shares of a step: each image counts once, whatever batches and processes a step is made of.
+"""Weights of a step's images: each counts once, whatever batches and processes a step is made of.
 
 The last batches of an epoch are smaller, and among several processes accelerate fills them up with
 images of the first; some processes may have none of their own left.
@@ -80,7 +80,7 @@ def _counted_batches(loader: Any) -> CountedBatches | None:
 def next_step(
     batches: Iterator[Any], number: int, progress: GradientState, here: Processes
 ) -> list[Any]:
-    """Return the next `number` batches of an epoch, shared; as they are where they are not
+    """Return the next `number` batches of an epoch, weighted; as they are where they are not
     dictionaries of rows, or several processes do not count theirs."""
     found, loader, ended = [], None, False
     for batch in islice(batches, number):
@@ -96,10 +96,10 @@ def next_step(
             return found
         if ended:
             own[-1], everyone[-1] = counted.last(here.rank, here.count)
-    return shared(found, own, everyone, here.count)
+    return weighted(found, own, everyone, here.count)
 
 
-def shared(
+def weighted(
     batches: Sequence[Batch], own: Sequence[int], everyone: Sequence[int], count: int = 1
 ) -> list[Batch]:
     """Return the batches of one step with only this process's own rows, and their weights.

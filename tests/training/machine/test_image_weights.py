@@ -1,4 +1,4 @@
-"""Shares of a step: every image counts once, in batches and processes of any number."""
+"""Weights of a step's images: every image counts once, in batches and processes of any number."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.base.processes import Processes
 from hf_transfer.inputs.model_input import collate
 from hf_transfer.training.machine import image_weights
-from hf_transfer.training.machine.image_weights import SHARE, count_rows, counted, shared
+from hf_transfer.training.machine.image_weights import SHARE, count_rows, counted, weighted
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -68,18 +68,18 @@ def test_each_row_that_a_sampler_draws_counts_once_and_alike(count, accumulate, 
 
 def test_full_batches_are_left_as_they_are():
     batches = [{"x": torch.zeros(3)}, {"x": torch.ones(3)}]
-    for found, given in zip(shared(batches, [3, 3], [6, 6], 2), batches, strict=True):
+    for found, given in zip(weighted(batches, [3, 3], [6, 6], 2), batches, strict=True):
         assert found is given
 
 
 def test_batches_of_several_sizes_weigh_what_they_hold():
     batches = [{"x": torch.zeros(3)}, {"x": torch.ones(1)}]
-    assert [one[SHARE] for one in shared(batches, [3, 1], [3, 1])] == [1.5, 0.5]
+    assert [one[SHARE] for one in weighted(batches, [3, 1], [3, 1])] == [1.5, 0.5]
 
 
 def test_a_batch_of_no_image_of_its_own_runs_and_counts_nothing():
     batch = {"x": torch.ones(3), "labels": torch.tensor([1, 2, 0]), "names": ["a", "b", "c"]}
-    (found,) = shared([batch], [0], [2], 2)
+    (found,) = weighted([batch], [0], [2], 2)
     assert found[SHARE] == 0
     assert len(found["x"]) == 3
     assert [one["labels"].tolist() for one in counted([found])] == [[-100, -100, -100]]
@@ -131,7 +131,7 @@ def test_no_image_of_the_last_batch_is_lost_where_lengths_differ(tmp_path, monke
 
 def test_what_is_given_for_each_image_is_cut_alike():
     batch = {"x": torch.ones(3, 2), "rows": np.arange(3), "labels": [{}, {}, {}], "size": 32}
-    (found,) = shared([batch], [1], [4], 2)
+    (found,) = weighted([batch], [1], [4], 2)
     assert [len(found[key]) for key in ("x", "rows", "labels")] == [1, 1, 1]
     assert found["size"] == 32
 
