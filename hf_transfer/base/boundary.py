@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from hf_transfer.base.errors import UserError
 
@@ -54,12 +55,20 @@ def said(error: BaseException) -> str:
 
 def redacted(text: str) -> str:
     """Return a text without tokens and passwords: those by their form, and the user's own."""
-    own = (os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    for secret in own:
+    for secret in _own_secrets():
         for part in (secret, *secret.split()):  # a token with a line break in it, too
             if len(part) >= 8:
                 text = text.replace(part, HIDDEN)
     return _TOKENS.sub(HIDDEN, text)
+
+
+def _own_secrets() -> Iterator[str]:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        yield os.environ.get(name, "")
+    hub = sys.modules.get("huggingface_hub")
+    if hub is not None:  # the token that was stored by a login
+        with suppress(Exception):
+            yield hub.get_token() or ""
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.base.boundary import said
+from hf_transfer.base.boundary import printable, redacted, said
 from hf_transfer.base.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,10 @@ class BackboneError(UserError):
     """A backbone that cannot be found, built or loaded."""
 
 
+class HubError(UserError):
+    """Something that the Hub, or the way to it, does not allow; one line with the next step."""
+
+
 @contextmanager
 def answering_hub() -> Iterator[None]:
     """Use what is cached, at once, where the Hub does not answer: its client would try for long."""
@@ -33,11 +37,16 @@ def answering_hub() -> Iterator[None]:
     if not offline:
         try:
             get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
-        except (OSError, httpx.TransportError):
+        except (OSError, httpx.TransportError) as error:
             logger.warning("no connection to %s; what is cached is used", constants.ENDPOINT)
             constants.HF_HUB_OFFLINE = True
+            unanswered = error
     try:
         yield
+    except Exception as error:
+        if offline or not constants.HF_HUB_OFFLINE:
+            raise
+        raise error from unanswered  # the client would say that it was told to be offline
     finally:
         constants.HF_HUB_OFFLINE = offline
 
@@ -46,38 +55,61 @@ def answering_hub() -> Iterator[None]:
 def one_line(what: str, remedy: str = RANDOM) -> Iterator[None]:
     """Turn any failure to find, fetch, read or build `what` into a BackboneError of one line.
 
-    `remedy` is what to do without a connection.
+    `remedy` is what else can be done where the Hub does not give it.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # of any class: libraries and files of others, like `untrusted`
-        raise BackboneError(_reason(what, error, remedy)) from error
+        why = _of_hub(error)
+        told = f"cannot load {what}: {why}, or {remedy}" if why else _of_weights(what, error)
+        raise BackboneError(told) from error
 
 
-def _reason(what: str, error: BaseException, remedy: str) -> str:
-    """Return what was wrong and what to do, by the first failure behind the one that surfaced."""
-    import pickle
+@contextmanager
+def hub_in_one_line(doing: str) -> Iterator[None]:
+    """Turn any failure of the Hub's client into a HubError of one line: what, why, what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of any class: of uploads the client raises some of its own
+        raise HubError(f"{doing}: {_of_hub(error) or said(error)}") from error
+
+
+def _of_hub(error: BaseException) -> str | None:
+    """Return what the Hub or the way to it refused, and what to do, by the first failure behind the
+    one that surfaced; None where it was neither."""
     from urllib.error import URLError
 
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-    from safetensors import SafetensorError
 
     chain = list(_causes(error))
-    unreachable = (
-        ConnectionError, TimeoutError, URLError, httpx.TransportError,
-        errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError,
-    )  # fmt: skip
-    if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in chain):
-        return (
-            f"cannot read {what}: it does not exist, or you may not read it; check the name, log "
-            f"in with `hf auth login`, or {remedy}"
-        )
-    if any(isinstance(cause, unreachable) for cause in chain):
-        return f"cannot reach {what}: no connection; {remedy}"
-    if any(isinstance(cause, SafetensorError) for cause in chain):
+    network = (ConnectionError, TimeoutError, URLError, httpx.HTTPError)
+    for cause in chain:
+        if isinstance(cause, errors.HfHubHTTPError):
+            return _refusal(cause)
+    for cause in chain:
+        if isinstance(cause, network) and not isinstance(cause, errors.OfflineModeIsEnabled):
+            at = constants.ENDPOINT
+            return f"no connection ({said(cause)}); check the network and HF_ENDPOINT ({at})"
+    lacking = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    if any(isinstance(cause, lacking) for cause in chain):
+        if constants.HF_HUB_OFFLINE:
+            return "it is not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
+        return "it is not in the cache, and there is no connection; check the network"
+    return None
+
+
+def _of_weights(what: str, error: BaseException) -> str:
+    """Return what is wrong with files that are there, and what to do."""
+    import pickle
+
+    from safetensors import SafetensorError
+
+    if any(isinstance(cause, SafetensorError) for cause in _causes(error)):
         return f"cannot read {what}: {said(error)}; the file is not whole, copy it again"
     if isinstance(error, (pickle.UnpicklingError, EOFError)):
         return (
@@ -97,10 +129,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-class HubError(UserError):
-    """Something that the Hub, or the way to it, does not allow; one line with the next step."""
-
-
 def pull(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
     """Return the local folder of a model on the Hub, downloaded unless it is there already.
 
@@ -108,7 +136,7 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None)
     """
     from huggingface_hub import snapshot_download
 
-    with _one_line(f"cannot load {repo_id} (no folder here) from the Hub"):
+    with hub_in_one_line(f"cannot load {repo_id} (no folder here) from the Hub"):
         found = snapshot_download(
             repo_id,
             revision=revision,
@@ -117,33 +145,6 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None)
             library_name="hf_transfer",
         )
     return Path(found)
-
-
-@contextmanager
-def _one_line(doing: str) -> Iterator[None]:
-    """Turn the client's errors into one line each: what, why, and what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    try:
-        yield
-    except UserError:
-        raise
-    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
-        # Of uploads, and of the cache that it tries without a connection, the client raises errors
-        # of its own; what the Hub or the network said is behind them.
-        cause: BaseException | None = error
-        while cause and not isinstance(cause, (httpx.HTTPError, OfflineModeIsEnabled)):
-            cause = cause.__cause__
-        if isinstance(cause, HfHubHTTPError):
-            why = _refusal(cause)
-        elif isinstance(cause, OfflineModeIsEnabled):
-            why = "HF_HUB_OFFLINE is set; unset it"
-        elif cause:
-            why = f"no connection ({cause}); check the network and HF_ENDPOINT"
-        else:
-            why = " ".join(str(error).split())
-        raise HubError(f"{doing}: {why}") from error
 
 
 def _refusal(error: Any) -> str:
@@ -161,5 +162,5 @@ def _refusal(error: Any) -> str:
             "this token gives no right to (403); use one with write access, made at "
             "https://huggingface.co/settings/tokens"
         )
-    answer = " ".join((error.server_message or "").split())
+    answer = printable(redacted(" ".join((error.server_message or "").split())))
     return f"the Hub answered {status}{answer and f' ({answer})'}; try again later"

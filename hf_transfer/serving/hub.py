@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from hf_transfer.base.boundary import redacted, untrusted
-from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, _one_line, pull
+from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, hub_in_one_line, pull
 from hf_transfer.base.errors import UserError
 from hf_transfer.results.places import published_report
 from hf_transfer.results.report import RunReport
@@ -49,7 +49,7 @@ def push(
     if not (known.isascii() and known.isprintable()) or " " in known:
         raise HubError("the token holds characters that no token has; copy it again, in one line")
     api = HfApi(token=token, library_name="hf_transfer")
-    with _one_line(f"cannot push to {repo_id}"):
+    with hub_in_one_line(f"cannot push to {repo_id}"):
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))

@@ -62,3 +62,13 @@ def test_terminal_escapes_and_bytes_of_names_are_shown_not_obeyed():
     assert printable("\udcff") == "\\xff"
     assert printable("Gänseblümchen 雛菊") == "Gänseblümchen 雛菊"
     assert printable("abc\u202edef") == "abc\\u202edef"
+
+
+def test_the_token_of_a_login_is_never_said(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "not-of-the-form\nof-a-token")
+    told = said(ValueError("Illegal header value b'Bearer not-of-the-form\nof-a-token'"))
+    assert "not-of-the-form" not in told
+    assert "of-a-token" not in told
