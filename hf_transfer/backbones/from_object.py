@@ -34,48 +34,64 @@ def describe(
     """
     _check_plain(model)
     known = getattr(model, "backbone", None)
-    if isinstance(known, Backbone) and head is None and groups is None:
+    known = known if isinstance(known, Backbone) else None
+    if known and head is None and groups is None:
         return known
-    if isinstance(known, Backbone):
-        prefix = known.prefix
-    else:
-        prefix = "timm_model." if type(model).__name__.startswith("TimmWrapper") else ""
+    wrapped = "timm_model." if type(model).__name__.startswith("TimmWrapper") else ""
+    prefix = known.prefix if known else wrapped
     network = model.get_submodule(prefix.rstrip(".")) if prefix else model
-    names = [name for name, _ in network.named_parameters()]
-    if head is None and groups and "head" in groups:
-        head = groups["head"]
+    if head is None and groups:
+        head = groups.get("head")
     if head is not None:
-        chosen = _matched(names, [pattern.removeprefix(prefix) for pattern in head])
-        if not chosen:
-            raise BackboneError(f"head {list(head)} matches no parameter; the last is {names[-1]}")
-    elif isinstance(known, Backbone):
-        chosen = known.layout.head
+        new = _named(network, [pattern.removeprefix(prefix) for pattern in head])
+    elif known:
+        new = known.layout.head
     else:
-        chosen = tuple(name.removeprefix(prefix) for name in _head_of(model))
-    image = image or (known.image if isinstance(known, Backbone) else _image_of(model))
-    labels = tuple((getattr(getattr(model, "config", None), "id2label", None) or {}).values())
-    try:
-        layout = trace_layout(network, image=asdict(image), head=chosen, labels=len(labels))
-        found = group_layers(layout) if groups is None else None
-    except GroupsError as error:
-        if groups is None:
-            raise BackboneError(
-                f"cannot group the layers of {type(model).__name__} ({error}); give them by hand, "
-                "from input to output: groups={'stem': ['conv1.*'], …, 'head': ['fc.*']}"
-            ) from error
-        layout = _untraced(network, image, chosen, len(labels))
-    if groups is not None:
-        found = _by_hand(layout, groups)
+        new = tuple(name.removeprefix(prefix) for name in _head_of(model))
+    config = getattr(model, "config", None)
+    labels = tuple((getattr(config, "id2label", None) or {}).values())
+    image = image or (known.image if known else _image_of(model))
     return Backbone(
-        id=getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
-        source=known.source if isinstance(known, Backbone) else "timm" if prefix else "object",
+        id=getattr(config, "_name_or_path", "") or type(model).__name__,
+        source=known.source if known else "timm" if prefix else "object",
         prefix=prefix,
         labels=labels,
-        groups=found,
+        groups=_groups(network, image, new, len(labels), groups),
         image=image,
         weights="as given",
-        task=task_of(getattr(getattr(model, "config", None), "problem_type", None)),
+        task=task_of(getattr(config, "problem_type", None)),
     )
+
+
+def _named(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the parameters that a user's patterns for the head match. Raises BackboneError."""
+    names = [name for name, _ in network.named_parameters()]
+    found = _matched(names, patterns)
+    if not found:
+        raise BackboneError(f"head {list(patterns)} matches no parameter; the last is {names[-1]}")
+    return found
+
+
+def _groups(
+    network: nn.Module,
+    image: ImageSettings,
+    head: Sequence[str],
+    labels: int,
+    given: Mapping[str, Sequence[str]] | None,
+) -> LayerGroups:
+    """Return the network's groups, found out or as given. Raises BackboneError."""
+    try:
+        layout = trace_layout(network, image=asdict(image), head=head, labels=labels)
+        if given is None:
+            return group_layers(layout)
+    except GroupsError as error:
+        if given is None:
+            raise BackboneError(
+                f"cannot group the layers of {type(network).__name__} ({error}); give them by "
+                "hand, from input to output: groups={'stem': ['conv1.*'], …, 'head': ['fc.*']}"
+            ) from error
+        layout = _untraced(network, image, head, labels)
+    return _by_hand(layout, given)
 
 
 def _check_plain(model: nn.Module) -> None:

@@ -25,26 +25,7 @@ from hf_transfer.data.image_settings import ImageSettings
 
 def draw(origin: Origin, image_size: int | None, channels: int | None) -> Blueprint:
     """Return the blueprint; its settings are the config for the wanted size and channels."""
-    bare_type = origin.config is None
-    if bare_type and origin.name not in CONFIG_MAPPING_NAMES:
-        raise BackboneError(
-            f"transformers has no model type {origin.name!r}{nearest(origin.name, CLASSIFIERS)}; "
-            "give a type, a repository OWNER/NAME or a folder"
-        )
-    if bare_type:
-        config = AutoConfig.for_model(origin.name)
-    else:
-        _check_own_code(origin)
-        config = AutoConfig.from_pretrained(origin.name, trust_remote_code=False)
-    if config.model_type not in CLASSIFIERS:
-        raise BackboneError(
-            f"{origin} is a {config.model_type}, which transformers does not classify images "
-            "with; choose another backbone"
-        )
-    # With a teacher's second head a model has no loss; the class with one head is built instead.
-    named = config.architectures or []
-    config.architectures = [name for name in named if not name.endswith("WithTeacher")]
-    config.problem_type = None
+    config = _config_of(origin)
     own, flipped = _own_image(origin, config)
     seen = _vision(config)
     own = with_input(own, None, getattr(seen, "num_channels", None))
@@ -67,6 +48,30 @@ def draw(origin: Origin, image_size: int | None, channels: int | None) -> Bluepr
         settings=(wanted, config),
         reversed=flipped,
     )
+
+
+def _config_of(origin: Origin) -> Any:
+    """Return the config of a classifier of images with one head. Raises BackboneError."""
+    if origin.config is not None:
+        _check_own_code(origin)
+        config = AutoConfig.from_pretrained(origin.name, trust_remote_code=False)
+    elif origin.name in CONFIG_MAPPING_NAMES:
+        config = AutoConfig.for_model(origin.name)
+    else:
+        raise BackboneError(
+            f"transformers has no model type {origin.name!r}{nearest(origin.name, CLASSIFIERS)}; "
+            "give a type, a repository OWNER/NAME or a folder"
+        )
+    if config.model_type not in CLASSIFIERS:
+        raise BackboneError(
+            f"{origin} is a {config.model_type}, which transformers does not classify images "
+            "with; choose another backbone"
+        )
+    # With a teacher's second head a model has no loss; the class with one head is built instead.
+    named = config.architectures or []
+    config.architectures = [name for name in named if not name.endswith("WithTeacher")]
+    config.problem_type = None
+    return config
 
 
 def _check_own_code(origin: Origin) -> None:
