@@ -104,7 +104,7 @@ def run_seed(
         seconds={"wall": time.monotonic() - started, "training": trained},
         environment={**facts.environment(), **speed},
         seed=recipe.seed,
-        warnings=facts.warnings_of(trainer.reports),
+        warnings=(*facts.warnings_of(trainer.reports), *trainer.notes),
         created=facts.now(),
     )
     report = run_folder.finish(report, out)
@@ -134,6 +134,7 @@ def prepare(
         compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
         checkpoint_seconds=checkpoint_seconds,
         sync_batchnorm=recipe.sync_batchnorm,
+        ends_with=recipe.ends_with,
         callbacks=list(callbacks),
     )
     return trainer, speed

@@ -90,6 +90,7 @@ class Explode(TrainerCallback):
 OWN = (
     "train_dataset", "eval_dataset", "head", "groups", "class_weights", "checkpoint_seconds",
     "callbacks", "compute_metrics", "compute_loss_func", "data_collator", "sync_batchnorm",
+    "ends_with",
 )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def trainer(folder: Path, phases: Any, model: Any = None, **options: Any) -> Tra
     """Return a trainer of a small network on a few images; the rest of the options go to its
     arguments."""
     model = network() if model is None else model
-    own = {"train_dataset": images(), "eval_dataset": images(12, seed=1)}
+    own = {"train_dataset": images(), "eval_dataset": images(12, seed=1), "ends_with": "last"}
     own |= {key: options.pop(key) for key in OWN if key in options}
     return TransferTrainer(model, arguments(folder, **options), phases=phases, **own)
 

@@ -47,6 +47,7 @@ def read_recipe(tree: Node, name: str) -> Recipe:
         "workers": number(0, whole=True),
         "sync_batchnorm": switch,
         "compile": switch,
+        "ends_with": one_of("best", "last"),
         "gradient_checkpointing": switch,
         "source": or_none(_source),
         "compare": or_none(_compare),

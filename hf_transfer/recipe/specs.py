@@ -159,6 +159,7 @@ class Recipe:
     workers: int = 0
     sync_batchnorm: bool = False  # batch statistics over the images of all processes
     compile: bool = False  # torch.compile in each phase
+    ends_with: Literal["best", "last"] = "best"  # phase whose weights the model has
     gradient_checkpointing: bool = False  # forward runs twice, for less memory
     source: SourceSpec | None = None
     compare: CompareSpec | None = None

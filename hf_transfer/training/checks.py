@@ -40,6 +40,12 @@ def check_model(model: nn.Module, args: TrainingArguments, sync_batchnorm: bool 
         )
 
 
+def check_end(ends_with: str) -> None:
+    """Raise UserError for another phase to end with than there can be."""
+    if ends_with not in ("best", "last"):
+        raise UserError(f"ends_with must be best or last, got {ends_with!r}")
+
+
 def check_resume(resume: Any, folder: str) -> None:
     """Raise UserError for a path to resume from: a run is resumed as a whole."""
     if not isinstance(resume, bool | None):

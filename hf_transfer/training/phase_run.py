@@ -30,6 +30,7 @@ from hf_transfer.training import (
     proof,
 )
 from hf_transfer.training.arguments import phase_arguments
+from hf_transfer.training.best_phase import BestPhase
 from hf_transfer.training.cached_features import CachedFeatures
 from hf_transfer.training.judging import Judging
 from hf_transfer.training.machine import sharding
@@ -54,6 +55,7 @@ class PhaseRunner:
         trainer: Seam,
         sync_batchnorm: bool,
         checkpoint_seconds: float | None,
+        ends_with: str,
     ) -> None:
         self.trainer, self.args = trainer, trainer.args  # the run's; a phase has a copy
         self.processes, self.described = trainer.processes, trainer.backbone
@@ -68,6 +70,8 @@ class PhaseRunner:
         )
         self.interruption = Interruption(checkpoint_seconds, self.args, self.processes)
         self.features = CachedFeatures(self.processes, self.sharded)
+        checks.check_end(ends_with)
+        self.best = BestPhase(trainer.phases, self.described.task, ends_with == "best")
         self.parts: Sequence[Part] = (  # in this order, while a phase trains by steps
             sharding.Sharding(self.sharded),
             SharedStatistics(sync_batchnorm, self.processes),
@@ -84,6 +88,7 @@ class PhaseRunner:
         trainer = self.trainer
         self.check()
         trainer.reports, output = [], TrainOutput(0, 0.0, {})
+        self.best = BestPhase(trainer.phases, self.described.task, self.best.best)
         prefix = self.described.prefix
         if any(phase.spec.l2_sp for phase in trainer.phases):
             trainer.loss.remember_start(trainer.model, prefix)
@@ -96,6 +101,8 @@ class PhaseRunner:
             with kept_memory():
                 for phase in trainer.phases:
                     output = self.run_phase(phase, run, resume, **kwargs)
+                    self.best.after(trainer.model, trainer.reports)
+            self.best.bring_back(trainer.model, trainer.reports)
         except (RuntimeError, OSError, UserError) as error:
             phase = trainer.now.phase if trainer.now else None
             known = failures.in_one_line(error, phase, self.processes)
@@ -112,7 +119,9 @@ class PhaseRunner:
         trainer, phases = self.trainer, self.trainer.phases
         train, evaluation = trainer.train_dataset, trainer.eval_dataset
         metrics = metric_names(trainer.compute_metrics)
-        checks.check_phases(phases, train, evaluation, metrics, trainer.loss.own, trainer.loss.task)
+        checks.check_phases(
+            phases, train, evaluation, metrics, trainer.loss.function is not None, trainer.loss.task
+        )
         checks.check_items(train, evaluation, trainer.data_collator, self.described.image)
         images = len(train) if hasattr(train, "__len__") else 0
         check_warmup(phases, images, self.processes.count)
@@ -121,12 +130,13 @@ class PhaseRunner:
 
     def predict_validation(self) -> PredictionOutput:
         """Return what `predict` gives for the validation images when all phases are done: from the
-        features of the last one where it kept them, which it trained on and was judged by."""
-        trainer, last = self.trainer, self.trainer.phases[-1]
-        if trainer.reports[-1].features != "cached" or last.adapters:
+        features of the phase that the run ended with, where it was judged by them."""
+        trainer, end = self.trainer, self.best.index
+        phase = trainer.phases[end]
+        if trainer.reports[end].features != "cached" or phase.adapters:
             return trainer.predict(trainer.eval_dataset)
         try:
-            state = self.apply(last)
+            state = self.apply(phase)
             with kept_memory(), self.features.during(trainer, state):
                 return trainer.predict(trainer.eval_dataset)
         except extraction.FeaturesError as error:  # there is no room for them any more
@@ -250,7 +260,7 @@ class PhaseRunner:
             Beginning(trainer, state),
             Judging(state, here, several),
             self.interruption,
-            Divergence(state.phase),
+            Divergence(state.phase, trainer.reports[-1] if trainer.reports else None),
         )
         with ExitStack() as stack:
             for part in self.parts:

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.batches import evaluation_inputs, training_inputs
+from hf_transfer.training.machine.image_weights import SHARE
 from hf_transfer.training.phase_state import PhaseState
 
 Batch = dict[str, Any]
@@ -23,7 +24,21 @@ def step_inputs(
 ) -> Batch:
     """Return a batch with features, or with stored pixels as the model takes them: varied while
     `training`, as a pure function of the phase's seed, the epoch and the image's place in `images`.
+    The weight of a batch goes with it.
     """
+    share = {key: batch[key] for key in (SHARE,) if key in batch}
+    return {**_inputs(batch, epoch, image, images, state, training, to_device), **share}
+
+
+def _inputs(
+    batch: Batch,
+    epoch: int,
+    image: ImageSettings,
+    images: Any,
+    state: PhaseState | None,
+    training: bool,
+    to_device: Callable[[Batch], Batch],
+) -> Batch:
     if state is not None and state.replay is not None and "rows" in batch:
         batch = state.replay.batch(batch, epoch)
     batch = to_device(batch)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_transfer.backbones import access
@@ -21,13 +21,13 @@ from hf_transfer.training.phase_state import PhaseState
 
 @dataclass
 class StepLoss:
-    """What is minimised. `own` says that the user's `compute_loss_func` computes it."""
+    """What is minimised."""
 
     task: str
     class_weights: torch.Tensor | None
     processes: Processes
-    own: bool
-    across: bool  # whether Trainer counts the items of a step over all processes
+    function: Callable[..., Any] | None  # the user's own
+    args: TrainingArguments
     start: dict[str, torch.Tensor] = field(default_factory=dict)  # the weights L2-SP pulls towards
 
     def __call__(
@@ -54,7 +54,7 @@ class StepLoss:
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.class_weights is None
         plain = plain and isinstance(model, PreTrainedModel) and self.task == "classification"
-        if plain or self.own:
+        if plain or self.function:
             loss, outputs = trainers()
         else:
             labels = inputs.pop("labels")
@@ -77,7 +77,7 @@ class StepLoss:
         items: torch.Tensor | int | None,
     ) -> torch.Tensor:
         loss = objective.LOSSES[self.task](logits, target, self.class_weights, smoothing)
-        if items is not None and self.across:
+        if items is not None and self.args.average_tokens_across_devices:
             loss = loss * self.processes.count  # DDP divides by it again
         return loss / (labels.numel() if items is None else items)
 
@@ -96,7 +96,7 @@ class StepLoss:
     def recounts(self) -> bool:
         """Whether an evaluation's loss is computed again here: Trainer's mean over several
         processes covers the images that fill up the last batches a second time."""
-        return self.processes.count > 1 and not self.own
+        return self.processes.count > 1 and self.function is None
 
     def recount(self, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
         """Return an evaluation whose loss counts each image once."""

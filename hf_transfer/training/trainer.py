@@ -47,7 +47,8 @@ class TransferTrainer(Trainer):
     names or patterns of its newly initialised parameters. `groups` are layers given by hand, from
     input to output: {"stem": ["conv1.*"], …, "head": ["fc.*"]}. With `checkpoint_seconds` a
     checkpoint is written whenever that many seconds have passed. `sync_batchnorm` takes batch
-    statistics over the images of all processes. All else is as for a Trainer.
+    statistics over the images of all processes. A run ends with its best phase, or with its last
+    (`ends_with`). All else is as for a Trainer.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TransferTrainer(Trainer):
         class_weights: torch.Tensor | None = None,
         checkpoint_seconds: float | None = None,
         sync_batchnorm: bool = False,
+        ends_with: str = "best",
         **kwargs: Any,
     ) -> None:
         args = own_arguments(args)
@@ -78,16 +80,17 @@ class TransferTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact
         self.remove_callback(PrinterCallback)  # a library does not print
         self.processes = Processes.here(args.ddp_timeout)
-        own, across = self.compute_loss_func is not None, args.average_tokens_across_devices
-        self.loss = StepLoss(task, class_weights, self.processes, own, across)
-        self.runner = PhaseRunner(self, sync_batchnorm, checkpoint_seconds)
+        self.loss = StepLoss(task, class_weights, self.processes, self.compute_loss_func, args)
+        self.runner = PhaseRunner(self, sync_batchnorm, checkpoint_seconds, ends_with)
         # Trainer's own FSDP would save shards, shard for an evaluation, and load too late.
         self.is_fsdp_enabled = self.is_fsdp_enabled and not self.runner.sharded
 
+    phase = property(lambda self: self.now.phase if self.now else None)  # the one under way
+
     @property
-    def phase(self) -> Phase | None:
-        """The phase under way."""
-        return self.now.phase if self.now else None
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the phases: which made it worse, whose loss jumped."""
+        return self.runner.best.notes(self.reports)
 
     def train(self, resume_from_checkpoint: bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run every phase in order, each from the best weights of the one before.
@@ -128,10 +131,8 @@ class TransferTrainer(Trainer):
         self._globalstep_last_logged = int(kept["logged"])
 
     def model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return what the model takes of a batch: stored pixels are varied while training."""
-        epoch, images, own = int(self.state.epoch or 0), self.train_dataset, super()._prepare_inputs
-        training, image = self.model.training, self.backbone.image
-        return step_inputs(batch, epoch, image, images, self.now, training, own)
+        """Return what the model takes of a batch."""
+        return self._prepare_inputs(batch)
 
     # --- what Trainer calls ---------------------------------------------------------------------
 
@@ -156,15 +157,16 @@ class TransferTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Return the batches of the next step and their number of items; each image counts once."""
-        progress, here = self.accelerator.gradient_state, self.processes
-        batches = image_weights.next_step(epoch_iterator, num_batches, progress, here)
+        own = self.accelerator.gradient_state, self.processes
+        batches = image_weights.next_step(epoch_iterator, num_batches, *own)
         counted = image_weights.counted(batches)
         return batches, super().get_batch_samples(counted, num_batches, device)[1]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Turn a batch of stored pixels into the model's input; its weight goes with it."""
-        share = {key: inputs[key] for key in (image_weights.SHARE,) if key in inputs}
-        return {**self.model_inputs(inputs), **share}
+        """Turn a batch of stored pixels into the model's input, varied while training."""
+        epoch, images, own = int(self.state.epoch or 0), self.train_dataset, super()._prepare_inputs
+        training, image = self.model.training, self.backbone.image
+        return step_inputs(inputs, epoch, image, images, self.now, training, own)
 
     def compute_loss(
         self,
@@ -240,7 +242,7 @@ class TransferTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save what Trainer does; where it is sharded, each process its part."""
         if self.runner.sharded:
-            folder, here = Path(output_dir), self.processes
-            sharding.save_optimizer(self.optimizer, self.lr_scheduler, folder, here)
+            place = Path(output_dir), self.processes
+            sharding.save_optimizer(self.optimizer, self.lr_scheduler, *place)
         else:
             super()._save_optimizer_and_scheduler(output_dir)

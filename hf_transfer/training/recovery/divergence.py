@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, NoReturn
 
@@ -12,6 +13,10 @@ from transformers import TrainerCallback, TrainerState
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
+from hf_transfer.results.report import PhaseReport
+from hf_transfer.training.best_phase import jump
+
+logger = logging.getLogger(__name__)
 
 EXPLODED = 1e3  # times the first loss that was logged, or 1: what comes next is no number
 
@@ -21,10 +26,10 @@ class DivergedError(UserError):
 
 
 class Divergence(TrainerCallback):
-    """Raises DivergedError by what is logged."""
+    """Raises DivergedError by what is logged, and warns of a loss that jumps at the start."""
 
-    def __init__(self, phase: Phase) -> None:
-        self.phase = phase
+    def __init__(self, phase: Phase, before: PhaseReport | None) -> None:
+        self.phase, self.before = phase, before
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Look at the loss and at the gradient's norm."""
@@ -33,6 +38,10 @@ class Divergence(TrainerCallback):
             if value is not None and not math.isfinite(value) and not (key != "loss" and args.fp16):
                 _diverged(self.phase, state, "loss" if key == "loss" else "gradient", value)
         first = next((row["loss"] for row in state.log_history if "loss" in row), None)
+        if self.before is not None and first is not None:
+            if said := jump(self.before, self.phase, first):
+                logger.warning("%s", said)
+            self.before = None  # told once
         if first is not None and (logs or {}).get("loss", 0.0) > EXPLODED * max(first, 1.0):
             _diverged(self.phase, state, "loss", logs["loss"])
 

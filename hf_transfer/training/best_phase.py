@@ -1,0 +1,111 @@
+"""Which phase a run ends with: the best, unless told otherwise; and what a later one spoilt."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer.planning.phase import Phase
+from hf_transfer.recipe import stopping
+from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.report import PhaseReport
+
+logger = logging.getLogger(__name__)
+
+JUMP = 10.0  # times the loss of the phase before: its rates spoil what it starts from
+SMALL = 0.3  # a loss below this rises that much by augmentation or smoothing alone
+
+
+class BestPhase:
+    """Keeps the weights of the best phase so far, where the run may end with an earlier one."""
+
+    def __init__(self, phases: Sequence[Phase], task: str, best: bool) -> None:
+        self.phases, self.task, self.best = phases, task, best
+        self.index = 0  # of the phase that the run ends with, as far as is known
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def after(self, model: nn.Module, reports: Sequence[PhaseReport]) -> None:
+        """Look at the newest of the reports; the model has the weights of that phase."""
+        last = len(reports) - 1
+        if said := worse(self.phases, reports, self.task):
+            logger.warning("%s", said)
+        if not self.best or best_index(self.phases, reports, self.task) == last:
+            self.index, self.weights = last, {}
+            if self.best and len(reports) < len(self.phases):
+                self.weights = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+
+    def bring_back(self, model: nn.Module, reports: Sequence[PhaseReport]) -> None:
+        """Give the model the weights of the best phase, where that is not the last one."""
+        if said := end(reports, self.index):
+            logger.warning("%s", said)
+            model.load_state_dict(self.weights)
+        self.weights = {}
+
+    def notes(self, reports: Sequence[PhaseReport]) -> tuple[str, ...]:
+        """Return what to say of phases whose loss jumped, or that made it worse."""
+        found: list[str | None] = []
+        for i in range(1, len(reports)):
+            first = next((row["loss"] for row in reports[i].history if "loss" in row), None)
+            found.append(jump(reports[i - 1], self.phases[i], first))
+            found.append(worse(self.phases, reports[: i + 1], self.task))
+        return tuple(note for note in [*found, end(reports, self.index)] if note)
+
+
+def compared_by(phases: Sequence[Phase], reports: Sequence[PhaseReport], task: str) -> str | None:
+    """Return the metric that phases are compared by: what the last phase's `best` names, else the
+    task's leading one, else the loss; None where not all have it."""
+    named = phases[-1].spec.best
+    for metric in ([] if named in ("loss", "last") else [named]) + [TASKS[task].headline, "loss"]:
+        if all(_number(report.metrics.get(metric)) for report in reports):
+            return metric
+    return None
+
+
+def best_index(phases: Sequence[Phase], reports: Sequence[PhaseReport], task: str) -> int:
+    """Return the place of the best phase so far; of several that are as good, the last."""
+    metric = compared_by(phases, reports, task)
+    if metric is None:
+        return len(reports) - 1
+    values = [report.metrics[metric] for report in reversed(reports)]
+    return len(reports) - 1 - stopping.best_index(metric, values)
+
+
+def worse(phases: Sequence[Phase], reports: Sequence[PhaseReport], task: str) -> str | None:
+    """Return what to say of the newest phase where an earlier one was better."""
+    best, metric = best_index(phases, reports, task), compared_by(phases, reports, task)
+    if metric is None or best == len(reports) - 1:
+        return None
+    now, then = reports[-1].metrics[metric], reports[best].metrics[metric]
+    return (
+        f"phase {reports[-1].name} made it worse: {metric} {now:.4f}, after phase "
+        f"{reports[best].name} it was {then:.4f}"
+    )
+
+
+def end(reports: Sequence[PhaseReport], index: int) -> str | None:
+    """Return what to say of a run that ends with an earlier phase than the last."""
+    if index == len(reports) - 1:
+        return None
+    return f"the model is that of phase {reports[index].name}, the best one (ends_with: best)"
+
+
+def jump(before: PhaseReport, phase: Phase, loss: float | None) -> str | None:
+    """Return what to say of a phase whose first loss is an order of magnitude above that of the
+    phase before."""
+    known = [row["loss"] for row in before.history if _number(row.get("loss"))][-1:]
+    if not known or not _number(loss) or loss <= JUMP * max(*known, SMALL):
+        return None
+    warmup = "" if phase.spec.warmup else ", or add warmup: 0.1"
+    return (
+        f"phase {phase.name}: the loss starts at {loss:.3g}, {loss / known[0]:.0f} times the "
+        f"last one of the phase before; lower its rates (lr: {phase.spec.lr / 10:g}){warmup}"
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
