@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from hf_transfer.recipe.load import load_recipe
     from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe
     from hf_transfer.results.report import RunReport
+    from hf_transfer.serving.embed import embed
+    from hf_transfer.serving.evaluate import evaluate
+    from hf_transfer.serving.load import load
+    from hf_transfer.serving.predict import predict
     from hf_transfer.training.layerwise import LayerwiseTrainer
     from hf_transfer.training.trainer import TransferTrainer
 
@@ -30,11 +34,15 @@ __all__ = [
     "TransferTrainer",
     "UserError",
     "compare",
+    "embed",
+    "evaluate",
+    "load",
     "load_backbone",
     "load_data",
     "load_image",
     "load_model",
     "load_recipe",
+    "predict",
     "save_model",
     "scan",
 ]
@@ -49,11 +57,15 @@ _WHERE = {
     "TransferTrainer": "training.trainer",
     "UserError": "base.errors",
     "compare": "deciding.compare",
+    "embed": "serving.embed",
+    "evaluate": "serving.evaluate",
+    "load": "serving.load",
     "load_backbone": "backbones.load",
     "load_data": "data.image_set",
     "load_image": "data.decoding",
     "load_model": "backbones.load",
     "load_recipe": "recipe.load",
+    "predict": "serving.predict",
     "save_model": "backbones.load",
     "scan": "data.sources",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import sys
@@ -96,6 +97,24 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch-size", type=_count, default=32, metavar="N", help=at_once)
     predict.add_argument("--format", choices=("text", "json", "jsonl", "csv"), default="text")
     predict.add_argument("--json", action="store_true", help="the same as --format json")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "score a model on labelled images")
+    evaluate.add_argument("model", help="a run folder, a model folder or a Hub repository")
+    evaluate.add_argument("--data", required=True, metavar="PATH", help="class folders or a table")
+    evaluate.add_argument("--split", help="one of the data's own, or all (default: test if it has)")
+    other = "another model: both on the same images, with a paired test"
+    evaluate.add_argument("--compare", metavar="OTHER", help=other)
+    sure = "count answers of at least this probability only; of several labels: what is present"
+    evaluate.add_argument("--threshold", type=float, metavar="P", help=sure)
+    evaluate.add_argument("--tta", action="store_true", help="average with the mirror image")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+    embed = _command(commands, "embed", _embed, "turn images into features, or find similar ones")
+    embed.add_argument("model", help="a run folder, a model folder or a Hub repository")
+    embed.add_argument("images", nargs="+", help="files, folders or patterns")
+    embed.add_argument("--out", metavar="FILE", help="write features there: .npy or .parquet")
+    embed.add_argument("--near", metavar="IMAGE", help="print the images most similar to this one")
+    embed.add_argument("--top", type=_count, default=10, metavar="N", help="how many (default: 10)")
 
     push = _command(commands, "push", _push, "send a run's model and card to the Hub")
     push.add_argument("run", help="a finished run folder")
@@ -278,6 +297,31 @@ def _predict(args: argparse.Namespace) -> int:
         for line in lines_of(counted(), "json" if args.json else args.format, model.backbone, top):
             print(line, flush=live)
     return 2 if failed else 0
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from hf_transfer.progress import quiet
+    from hf_transfer.serving.evaluate import evaluate
+    from hf_transfer.serving.evaluate_text import format_evaluation
+
+    quiet()
+    options = {key: getattr(args, key) for key in ("split", "compare", "threshold", "tta")}
+    with threads.fitting():
+        found = evaluate(args.model, args.data, **options)
+    print(json.dumps(found, indent=1) if args.json else format_evaluation(found))
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from hf_transfer.progress import quiet
+    from hf_transfer.serving.embed import embed_to
+
+    quiet()
+    with threads.fitting():
+        found, errors = embed_to(args.model, args.images, args.out, args.near, args.top)
+    print("\n".join(found))
+    for error in errors:
+        print(f"hf-transfer: left out: {error}", file=sys.stderr)
+    return 2 if errors else 0
 
 
 def _cache(args: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 
 from hf_transfer.base.boundary import printable, said, untrusted
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.threads import allowed_cores
 from hf_transfer.data.decoding import decode_noted
 from hf_transfer.data.folders import images_below
 from hf_transfer.data.image_settings import ImageSettings
@@ -61,7 +62,7 @@ def batches(
     if size < 1 or (threads is not None and threads < 1):
         raise UserError(f"batch_size and threads must be at least 1, got {size} and {threads}")
     stream = named(images, settings.channels)
-    with _pool(threads or cores()) as mapped:
+    with _pool(threads or max(1, int(allowed_cores()))) as mapped:
         while some := list(islice(stream, size)):
             with warnings.catch_warnings():  # in this thread alone: the filters are of all threads
                 warnings.simplefilter("ignore")
@@ -83,13 +84,6 @@ def _pool(threads: int) -> Iterator[Any]:
         return
     with ThreadPoolExecutor(threads) as pool:
         yield pool.map
-
-
-def cores() -> int:
-    """Return on how many cores this process may run."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _decoded(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hf_transfer.backbones.access import evaluating
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.load import load_model
 from hf_transfer.base.errors import UserError
@@ -138,15 +138,3 @@ def outputs(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
     with evaluating(model):
         x = to_model_input(pixels.to(model.device), model.backbone.image).to(model.dtype)
         return model(pixel_values=x).logits.float().cpu()
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -1,0 +1,269 @@
+"""A finished model scored on labelled images, which are matched to its labels by name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from hf_transfer.base.bars import bar
+from hf_transfer.base.boundary import said
+from hf_transfer.base.errors import DataError, UserError
+from hf_transfer.data.sources import SPLITS, Scan, list_source
+from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.serving.paired import accuracy_interval, compared
+from hf_transfer.serving.pictures import Failed, batches
+from hf_transfer.serving.predict import outputs, ready
+
+ALL = "all"  # images of every split
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The outputs of a model for labelled images, row by row.
+
+    `logits` (N, C) in the model's order, regression in units; `truth` (N,) or (N, C) of the same;
+    `rows` are the places of the images in the data.
+    """
+
+    logits: np.ndarray[Any, Any]
+    truth: np.ndarray[Any, Any]
+    rows: np.ndarray[Any, Any]
+    names: tuple[str, ...]
+
+
+def evaluate(
+    model: PreTrainedModel | str | Path,
+    data: str | Path | DataSpec,
+    *,
+    compare: PreTrainedModel | str | Path | None = None,
+    split: str | None = None,
+    threshold: float | None = None,
+    tta: bool = False,
+    batch_size: int = 32,
+) -> dict[str, Any]:
+    """Return how well a model does on labelled images, as plain JSON values.
+
+    `data` is a folder of class folders, a table, or a DataSpec that names its columns. Labels are
+    matched by name; `labels` says which of the data or the model have no partner, and images of
+    labels that the model lacks are left out. `split` is one of the data's own or "all" (default:
+    its test images, else its validation images, else all). `metrics` has every metric of the task
+    with n and a 95% interval, and each class. `tta` averages each image's answer with its mirror
+    image's. `threshold` counts, of classes, answers of at least that probability only; of several
+    labels it is the probability from which one counts as present. `compare` is another model: what
+    it does on the same images, with a paired test. Raises UserError.
+    """
+    if threshold is not None and not 0 < threshold < 1:
+        raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")
+    model = model if isinstance(model, PreTrainedModel) else ready(model)
+    backbone = model.backbone
+    found, chosen = _chosen(data, backbone.task, backbone.labels, split)
+    matched = _matched(found, backbone.labels)
+    scored, failed = _scored(model, found, batch_size, tta, "evaluate")
+    logits = scored.logits
+    result: dict[str, Any] = {
+        "data": found.path,
+        "split": chosen,
+        "task": backbone.task,
+        "labels": matched,
+        "unreadable": failed,
+        "tta": tta,
+    }
+    if threshold is not None and backbone.task == "classification":
+        result["confident"] = _confident(scored, threshold)
+    elif threshold is not None and backbone.task == "multi_label":
+        logits = logits - np.log(threshold / (1 - threshold))
+        result["threshold"] = threshold
+    elif threshold is not None:
+        raise UserError("a regression has no probabilities; leave --threshold out")
+    metrics = measure(backbone.task, logits, scored.truth, scored.names)
+    for row in metrics.get("per_class", ()):
+        if row["recall"] is not None:
+            row["recall_interval"] = accuracy_interval(round(row["recall"] * row["n"]), row["n"])
+    result["metrics"] = metrics
+    if compare is not None:
+        other = compare if isinstance(compare, PreTrainedModel) else ready(compare)
+        if other.backbone.task != backbone.task:
+            raise UserError(
+                f"the models answer different questions: {backbone.task} and {other.backbone.task}"
+            )
+        theirs, _ = _scored(other, found, batch_size, tta, "compare")
+        result["comparison"] = compared(backbone.task, scored, theirs)
+    return result
+
+
+# --- which images, with which labels -----------------------------------------------------------
+
+
+def _chosen(
+    data: str | Path | DataSpec, task: str, labels: tuple[str, ...], split: str | None
+) -> tuple[Scan, str]:
+    """Return the labelled images to score, and the name of their split."""
+    spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
+    found = _listed(spec, task, labels)
+    there = [name for name in SPLITS if name in found.images]
+    if split is None:
+        split = next((name for name in ("test", "validation") if name in there), ALL)
+    if split == ALL:
+        return found, ALL
+    if split not in there:
+        own = ", ".join([*there, ALL])
+        raise UserError(f"{found.path} has no split {split!r}; choose one of {own}")
+    return found.take(found.splits.where(split)), split
+
+
+def _listed(spec: DataSpec, task: str, labels: tuple[str, ...]) -> Scan:
+    """Return the source's images; a table may also have a column for each of the model's labels."""
+    try:
+        return list_source(spec, task)
+    except DataError:
+        if task == "classification" or spec.label_columns:
+            raise
+        try:
+            columns = DataSpec(path=spec.path, image_column=spec.image_column, label_columns=labels)
+            return list_source(columns, task)
+        except DataError:
+            pass
+        raise
+
+
+def _matched(found: Scan, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Return which labels of data and model have a partner. Raises UserError where none has."""
+    counts = Counter(found.labels[at] for target in found.targets for at in found.places(target))
+    known = [label for label in labels if label in found.labels]
+    unknown = [label for label in found.labels if label not in labels]
+    absent = [label for label in labels if label not in found.labels]
+    if not known:
+        raise UserError(
+            f"no label of {found.path} ({_few(found.labels)}) is one of the model's "
+            f"({_few(labels)}); rename the folders, or the labels in the table"
+        )
+    if found.task == "regression" and absent:
+        raise UserError(f"{found.path} has no target {_few(absent)}, which the model predicts")
+    nearest = {label: difflib.get_close_matches(label, absent, 1, 0.6) for label in unknown}
+    return {
+        "matched": known,
+        "only_in_data": [
+            {"label": label, "images": counts[label], "nearest": (nearest[label] or [None])[0]}
+            for label in unknown
+        ],
+        "only_in_model": absent,
+    }
+
+
+def _few(labels: Any) -> str:
+    names = list(labels)
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+# --- outputs -----------------------------------------------------------------------------------
+
+
+def _scored(
+    model: PreTrainedModel, found: Scan, batch_size: int, tta: bool, what: str
+) -> tuple[Scored, list[dict[str, str]]]:
+    """Return a model's outputs for the images whose labels it knows, and those that fail."""
+    labels, task = model.backbone.labels, model.backbone.task
+    place = {label: i for i, label in enumerate(labels)}
+    own = [place.get(label) for label in found.labels]
+    rows = [
+        row
+        for row, target in enumerate(found.targets)
+        if task != "classification" or own[target] is not None
+    ]
+    logits, kept, failed = [], [], []
+    number = iter(rows)
+    with bar(len(rows), what) as progress:
+        images = _images(found, rows)
+        for batch in batches(images, model.backbone.image, batch_size):
+            logits.append(_averaged(model, batch.pixels, tta))
+            for error in batch.errors:
+                row = next(number)
+                if error:
+                    failed.append({"file": found.files[row], "error": error})
+                else:
+                    kept.append(row)
+            progress.update(len(batch.errors))
+    if not kept:
+        raise UserError(f"{found.path}: none of its {len(rows):,} images can be read")
+    answers = torch.cat(logits).numpy()
+    if not np.isfinite(answers).all():
+        raise UserError(
+            "the model's answers are not numbers; its weights or its config.json are damaged"
+        )
+    truth, columns = _truth(found, kept, own, len(labels))
+    if task != "classification":
+        answers = answers[:, columns]
+    names = labels if task == "classification" else tuple(labels[i] for i in columns)
+    return Scored(answers, truth, np.array(kept), names), failed
+
+
+def _images(found: Scan, rows: list[int]) -> Iterator[Any]:
+    """Yield what `batches` takes for each row: a path, or bytes from a table."""
+    root = Path(os.path.abspath(found.root))
+    for row in rows:
+        if found.table is None:
+            yield root / found.files[row]
+            continue
+        try:
+            with found.opened(row) as content:
+                yield content
+        except (OSError, UserError) as error:
+            yield Failed(found.files[row], said(error))
+
+
+def _truth(
+    found: Scan, rows: list[int], own: list[int | None], count: int
+) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """Return the labels of rows in the model's order, and the columns that the data tells of."""
+    if found.task == "classification":
+        return np.array([own[found.targets[row]] for row in rows]), list(range(count))
+    dtype = np.float64 if found.task == "regression" else np.int64
+    truth = np.zeros((len(rows), count), dtype)
+    for at, row in enumerate(rows):
+        target = found.targets[row]
+        values = target if found.task == "regression" else [1] * len(target)
+        for label, value in zip(found.places(target), values, strict=True):
+            if (column := own[label]) is not None:
+                truth[at, column] = value
+    columns = sorted(column for column in own if column is not None)
+    return truth[:, columns], columns
+
+
+def _averaged(model: PreTrainedModel, pixels: torch.Tensor, tta: bool) -> torch.Tensor:
+    """Return outputs (B, C) as logits, of a regression in units; `tta` adds the mirror image."""
+    task, scale = model.backbone.task, model.backbone.scale
+    each = [outputs(model, view) for view in ([pixels, pixels.flip(2)] if tta else [pixels])]
+    if task == "regression":
+        units = [torch.as_tensor(scale.to_units(one)) if scale else one for one in each]
+        return torch.stack(units).mean(dim=0).double()
+    if not tta:
+        return each[0].double()
+    if task == "multi_label":
+        return torch.stack([one.double().sigmoid() for one in each]).mean(dim=0).logit(eps=1e-12)
+    shares = torch.stack([one.double().log_softmax(-1) for one in each])
+    return torch.logsumexp(shares, dim=0)
+
+
+def _confident(scored: Scored, threshold: float) -> dict[str, Any]:
+    """Return how many answers have at least this probability, and how many of these are right."""
+    shares = torch.from_numpy(scored.logits).softmax(-1).numpy()
+    sure = shares.max(axis=1) >= threshold
+    right = int((shares.argmax(axis=1) == scored.truth)[sure].sum())
+    n = int(sure.sum())
+    return {
+        "threshold": threshold,
+        "n": n,
+        "of": len(sure),
+        "accuracy": right / n if n else None,
+        "interval": accuracy_interval(right, n) if n else None,
+    }

@@ -1,0 +1,122 @@
+"""An evaluation as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_transfer.results.words import metric_title, metric_titles, show_metric
+
+MOST_CLASSES = 50  # that are listed; of more the weakest
+JsonDict = dict[str, Any]
+
+
+def format_evaluation(found: JsonDict) -> str:
+    """Return what `evaluate` found as lines: labels without a partner, metrics, classes."""
+    metrics = found["metrics"]
+    lines = [f"{found['data']}: {metrics['n']:,} images ({_split(found['split'])})"]
+    lines += _labels(found["labels"])
+    for failed in found["unreadable"]:
+        lines.append(f"left out: {failed['error']}")
+    lines.append("")
+    titles = metric_titles(metrics)
+    width = max(map(len, titles.values()))
+    for name, title in titles.items():
+        value, bounds = metrics[name], metrics.get("intervals", {}).get(name)
+        if value is None:
+            told = f"not measured: {metrics.get('reasons', {}).get(name, 'undefined')}"
+        else:
+            told = f"{show_metric(name, value):>7}{_interval(name, bounds)}"
+        lines.append(f"{title:<{width}}  {told}")
+    if sure := found.get("confident"):
+        lines += ["", _confident(sure)]
+    lines += _classes(metrics)
+    if compared := found.get("comparison"):
+        lines += ["", *_compared(compared)]
+    return "\n".join(lines)
+
+
+def _split(split: str) -> str:
+    return "all" if split == "all" else f"the {split} split"
+
+
+def _labels(labels: JsonDict) -> list[str]:
+    lines = []
+    for row in labels["only_in_data"]:
+        near = f"; nearest of the model's: {row['nearest']}" if row["nearest"] else ""
+        lines.append(
+            f"label {row['label']!r} is not one of the model's: {row['images']:,} images are not "
+            f"counted{near}"
+        )
+    if labels["only_in_model"]:
+        lines.append(f"the data has no image of {', '.join(labels['only_in_model'])}")
+    return lines
+
+
+def _interval(name: str, bounds: list[float] | None) -> str:
+    if not bounds:
+        return ""
+    low, high = (show_metric(name, bound) for bound in bounds)
+    return f"  95% interval {low} to {high}"
+
+
+def _confident(sure: JsonDict) -> str:
+    share = f"{sure['n']:,} of {sure['of']:,} answers have a probability of {sure['threshold']:g}"
+    if not sure["n"]:
+        return f"{share} or more."
+    low, high = sure["interval"]
+    right = f"accuracy {sure['accuracy']:.3f}, 95% interval {low:.3f} to {high:.3f}"
+    return f"{share} or more; of these: {right}."
+
+
+def _classes(metrics: JsonDict) -> list[str]:
+    """Return a table of the classes, labels or targets; of very many the weakest."""
+    if targets := metrics.get("per_target"):
+        names = ("r2", "mae", "rmse")
+        rows = [[row["target"], *(_cell(row[name]) for name in names)] for row in targets]
+        return ["", *_table(["Target", *(metric_title(name) for name in names)], rows)]
+    found = metrics.get("per_class") or metrics.get("per_label") or []
+    found = [row for row in found if row["n"]]
+    note = []
+    if len(found) > MOST_CLASSES:
+        note = [f"The {MOST_CLASSES} weakest of {len(found):,} classes:"]
+        found = sorted(found, key=lambda row: row["f1"] or 0)[:MOST_CLASSES]
+    rows = []
+    for row in found:
+        span = row.get("recall_interval")
+        recall = _cell(row["recall"]) + (f" ({span[0]:.2f} to {span[1]:.2f})" if span else "")
+        rows.append(
+            [row["label"], f"{row['n']:,}", recall, _cell(row["precision"]), _cell(row["f1"])]
+        )
+    return ["", *note, *_table(["Class", "n", "Recall", "Precision", "F1"], rows)] if rows else []
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in [head, *rows]:
+        cells = [f"{row[0]:<{widths[0]}}"]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _compared(found: JsonDict) -> list[str]:
+    metric = found["metric"]
+    title, n = metric_title(metric), found["n"]
+    ours, theirs, apart = (found[key] for key in ("ours", "theirs", "difference"))
+    lines = [
+        f"{title} of this model {ours:.3f}, of the other {theirs:.3f}, on the same {n:,} images"
+    ]
+    bounds = found["interval"]
+    span = f", 95% interval {bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else ""
+    lines.append(f"difference {apart:+.3f}{span}")
+    if "p_value" in found:
+        lines.append(
+            f"only this one is right on {found['only_ours_right']:,}, only the other on "
+            f"{found['only_theirs_right']:,} (McNemar's exact test: p = {found['p_value']:.2g})"
+        )
+    return lines

@@ -1,0 +1,61 @@
+"""A finished model as one object: what one can do with it are its methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.serving import evaluate as evaluating
+from hf_transfer.serving.embed import Embeddings, embed
+from hf_transfer.serving.predict import Prediction, predict, ready
+
+
+class Model:
+    """A finished model, ready for images; `network` is the transformers model behind it.
+
+    Answers are plain data: numbers, names, lists and numpy arrays.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        self.network = ready(where)
+        self._name = str(where)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, labels or targets, in the order of the outputs."""
+        return self.network.backbone.labels
+
+    @property
+    def task(self) -> str:
+        """What it answers: "classification", "multi_label" or "regression"."""
+        return self.network.backbone.task
+
+    def predict(
+        self, images: Any, *, top: int | None = None, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Return a prediction for each image; `help(hf_transfer.predict)` says what images are."""
+        return predict(self.network, images, top=top, batch_size=batch_size)
+
+    def evaluate(self, data: str | Path | DataSpec, **options: Any) -> dict[str, Any]:
+        """Return metrics on labelled images, with the options of `hf_transfer.evaluate`."""
+        other = options.get("compare")
+        if isinstance(other, Model):
+            options["compare"] = other.network
+        return evaluating.evaluate(self.network, data, **options)
+
+    def embed(self, images: Any, *, batch_size: int = 32) -> Embeddings:
+        """Return the features of each image, as `hf_transfer.embed` does."""
+        return embed(self.network, images, batch_size=batch_size)
+
+    def __repr__(self) -> str:
+        size = self.network.backbone.image.size
+        return f"<{self._name}: {self.task}, {len(self.labels)} labels, {size} px>"
+
+
+def load(where: str | Path) -> Model:
+    """Return the finished model in a run folder, a model folder or a Hub repository.
+
+    It is on the accelerator where there is one. Raises UserError where there is no model.
+    """
+    return Model(where)

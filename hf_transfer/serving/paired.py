@@ -1,0 +1,109 @@
+"""Two models on the same images: which is better, and whether chance explains it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+from hf_transfer.base.errors import UserError
+from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.metrics.resampling import intervals
+
+RESAMPLES = 1000
+NORMAL = 1.959964  # standard deviations that hold 95% of a normal distribution
+
+
+class Outputs(Protocol):
+    """What a model said of labelled images: `evaluate.Scored`."""
+
+    logits: np.ndarray[Any, Any]
+    truth: np.ndarray[Any, Any]
+    rows: np.ndarray[Any, Any]
+    names: tuple[str, ...]
+
+
+def compared(task: str, ours: Outputs, theirs: Outputs) -> dict[str, Any]:
+    """Return both models' headline metric on the images that both can score, the difference
+    (ours minus theirs) with its 95% interval by the paired bootstrap and, of classes, McNemar's
+    exact test (McNemar 1947; the binomial form). Raises UserError where they share no image."""
+    _, one, other = np.intersect1d(ours.rows, theirs.rows, return_indices=True)
+    if not len(one):
+        raise UserError("the two models know different labels: there is no image to compare on")
+    if task == "classification":
+        first = _right(ours, one)
+        return _of_classes(first, _right(theirs, other))
+    if ours.names != theirs.names:
+        both = [name for name in ours.names if name in theirs.names]
+        if not both:
+            raise UserError("the two models have no label in common")
+        ours, theirs = _Some(ours, both), _Some(theirs, both)
+    metric = TASKS[task].headline
+    truth, pair = ours.truth[one], (ours.logits[one], theirs.logits[other])
+
+    def headline(rows: Any) -> list[float]:
+        values = [
+            measure(task, logits[rows], truth[rows], bootstrap=0, tables=False)[metric]
+            for logits in pair
+        ]
+        return [math.nan if value is None else value for value in values]
+
+    def differences(drawn: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        pairs = np.array([headline(rows) for rows in drawn])
+        return {"difference": pairs[:, 0] - pairs[:, 1]}
+
+    first, second = headline(slice(None))
+    bounds, _ = intervals(len(truth), RESAMPLES // 4, 0, differences)
+    return {
+        "metric": metric,
+        "n": len(truth),
+        "ours": first,
+        "theirs": second,
+        "difference": first - second,
+        "interval": bounds.get("difference"),
+    }
+
+
+class _Some:
+    """The outputs for some labels alone."""
+
+    def __init__(self, scored: Outputs, names: list[str]) -> None:
+        columns = [scored.names.index(name) for name in names]
+        self.logits, self.truth = scored.logits[:, columns], scored.truth[:, columns]
+        self.rows, self.names = scored.rows, tuple(names)
+
+
+def _right(scored: Outputs, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return scored.logits[rows].argmax(axis=1) == scored.truth[rows]
+
+
+def _of_classes(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> dict[str, Any]:
+    from scipy.stats import binomtest
+
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    differing = only_ours + only_theirs
+    gains = ours.astype(np.float64) - theirs
+    bounds, _ = intervals(
+        len(gains), RESAMPLES, 0, lambda drawn: {"difference": gains[drawn].mean(axis=1)}
+    )
+    return {
+        "metric": "accuracy",
+        "n": len(gains),
+        "ours": float(ours.mean()),
+        "theirs": float(theirs.mean()),
+        "difference": float(gains.mean()),
+        "interval": bounds.get("difference"),
+        "only_ours_right": only_ours,
+        "only_theirs_right": only_theirs,
+        "p_value": float(binomtest(only_ours, differing).pvalue) if differing else 1.0,
+    }
+
+
+def accuracy_interval(right: int, n: int) -> list[float]:
+    """Return the 95% interval of a share of n (Wilson 1927); n is at least 1."""
+    share, z = right / n, NORMAL
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [middle - half if right else 0.0, middle + half if right < n else 1.0]

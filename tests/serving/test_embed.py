@@ -1,0 +1,110 @@
+"""Features before the head: the head makes logits of them, files hold them, like is near like."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+from tiny_folders import stir
+from tiny_model import picture, tiny_run
+
+import hf_transfer
+from hf_transfer.backbones.load import load_backbone, load_model
+from hf_transfer.base.errors import UserError
+from hf_transfer.serving.embed import Embeddings, embed, embed_to, iter_embeddings, write_embeddings
+from hf_transfer.serving.pictures import batches
+from hf_transfer.serving.predict import outputs
+
+LABELS = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("embed") / "run")
+
+
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, path in enumerate(paths):
+        picture(i, 90 + 20 * i).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit", "timm/test_convnext"])
+def test_the_head_gives_the_logits_of_the_features(name, files):
+    model = stir(load_backbone(name, LABELS, pretrained=False))
+    found = embed(model, files, batch_size=2)
+    head = model.timm_model.get_classifier()
+    with torch.no_grad():
+        logits = head(torch.from_numpy(found.features))
+    (batch,) = batches(files, model.backbone.image)
+    assert torch.allclose(logits, outputs(model, batch.pixels), atol=1e-5)
+    assert found.files == tuple(map(str, files))
+
+
+def test_places_are_averaged_where_the_head_is_a_convolution(files):
+    model = load_backbone("torchvision/squeezenet1_1", LABELS, pretrained=False, image_size=64)
+    assert embed(model, files).features.shape == (5, 512)
+
+
+def test_files_hold_the_features_and_the_names_in_order(run, files, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"x")
+    model = load_model(run)
+    images = [files[0], bad, *files[1:]]
+    expected = embed(model, files)
+    for out in (tmp_path / "out" / "f.npy", tmp_path / "f.parquet"):
+        parts = iter_embeddings(model, images, batch_size=2)
+        count, errors = write_embeddings(parts, out)
+        assert (count, [name for name, _ in errors]) == (5, [str(bad)])
+        assert not list(out.parent.glob(".*"))
+    values = np.load(tmp_path / "out" / "f.npy")
+    assert values.dtype == np.float32
+    assert np.allclose(values, expected.features, atol=1e-6)
+    names = (tmp_path / "out" / "f.txt").read_text().splitlines()
+    table = parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    assert names == table["file"] == list(map(str, files))
+    assert np.allclose(table["features"], expected.features, atol=1e-6)
+
+
+def test_a_copy_is_nearest_and_others_follow_by_their_cosine(run, files, tmp_path):
+    picture(2, 130).save(tmp_path / "copy.png")
+    found = embed(run, [*files, tmp_path / "copy.png"])
+    near = found.near(found.features[2], 3)
+    assert {near[0][0], near[1][0]} == {str(files[2]), str(tmp_path / "copy.png")}
+    assert near[0][1] == pytest.approx(1, abs=1e-5)
+    assert near[1][1] > near[2][1]
+    small = Embeddings(("x", "y"), np.array([[1, 0], [0, 0]], np.float32))
+    assert small.near(np.array([2.0, 0]), 5) == [("x", 1.0), ("y", 0.0)]
+    lines, errors = embed_to(run, files, near=files[2], top=2)
+    assert lines[0].startswith("1.000  ")
+    assert (len(lines), errors) == (2, [])
+
+
+def test_mistakes_are_told_in_a_line(run, files, tmp_path):
+    for options, said in (
+        ({}, "--out FILE"),
+        ({"out": tmp_path / "a.csv"}, "are written as .npy or .parquet"),
+        ({"near": tmp_path / "absent.png"}, "there is no image or folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            embed_to(run, files, **options)
+    (tmp_path / "bad.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="bad.png"):
+        embed_to(run, [tmp_path / "bad.png"], out=tmp_path / "f.npy")
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_a_loaded_model_has_what_one_does_with_it_as_methods(run, files, tmp_path):
+    model = hf_transfer.load(run)
+    assert (model.task, len(model.labels)) == ("classification", 5)
+    assert model.predict(files) == hf_transfer.predict(run, files)
+    assert np.array_equal(model.embed(files).features, hf_transfer.embed(run, files).features)
+    for label in model.labels[:2]:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        picture(1).save(tmp_path / "data" / label / "1.png")
+    found = model.evaluate(tmp_path / "data", compare=model)
+    assert found["metrics"]["n"] == 2
+    assert "5 labels" in repr(model)
