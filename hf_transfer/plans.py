@@ -15,7 +15,7 @@ from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.plan import Counts, Machine, Plan, make_plan
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.recipe.load import source_recipe
-from hf_transfer.recipe.specs import CompareSpec, LettersSpec, Recipe
+from hf_transfer.recipe.specs import CompareSpec, HeadSpec, LettersSpec, Recipe
 
 
 def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
@@ -34,7 +34,13 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
         else:
             yield _plan_on_data(first, first, speed, processes)
         # The recipe's own network is known, its weights are still to be trained.
-        drawn = dataclasses.replace(recipe, backbone=source.backbone, pretrained=False)
+        drawn = dataclasses.replace(
+            recipe,
+            backbone=source.backbone,
+            pretrained=False,
+            head=HeadSpec(recipe.head.replace),
+            source=None,
+        )
     if recipe.compare is not None:
         digits = _on(recipe, "scikit-learn's digits")
         yield _plan(digits, drawn, _digits(recipe.compare), speed, processes)

@@ -239,8 +239,10 @@ def test_metrics_of_the_recipe_are_known_and_tried_before_anything_is_trained(ph
         row["eval_sharp_score"] for row in report.phases[0].history
     )
     assert "sharp_score" in report.metrics
-    wrong = (PhaseSpec("head", epochs=2, best="blunt"),)
-    with pytest.raises(UserError, match="best: there is no metric 'blunt'; have .*sharp_score"):
+    wrong = (PhaseSpec("head", epochs=2, best="blunt_score"),)
+    with pytest.raises(
+        UserError, match="best: there is no metric 'blunt_score'; have .*sharp_score"
+    ):
         run(recipe(photos, metrics=(str(module),), phases=wrong), tmp_path / "other")
     assert not (tmp_path / "other" / "phase-1-head").exists()
 
@@ -328,7 +330,7 @@ def test_a_head_for_the_same_labels_is_kept_and_may_train_with_the_backbone_at_o
         phases=(PhaseSpec("all", epochs=1, lr=1e-5, batch_size=8),),
     )
     (plan,) = plans_of(kept)
-    assert plan.layout.head_kept
+    assert plan.groups.layout.head_kept
     assert "its own head is kept" in format_plan(plan)
     again = run(kept, tmp_path / "again")
     one, two = load_model(tmp_path / "once"), load_model(tmp_path / "again")

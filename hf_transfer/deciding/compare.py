@@ -232,7 +232,7 @@ def _one_draw(
     done: dict[Any, Trained] = {}
     for way in sorted(ways, key=lambda way: len(way.recipe.phases)):
         recipe = dataclasses.replace(way.recipe, seed=seed)
-        settings = dataclasses.replace(recipe, name="", phases=())
+        settings = dataclasses.replace(recipe, name="any", phases=recipe.phases[:1])
         before = [k for k in range(len(recipe.phases)) if (settings, recipe.phases[:k]) in done]
         skip = max(before, default=0)
         first = done.get((settings, recipe.phases[:skip]))

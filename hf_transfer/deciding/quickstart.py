@@ -165,9 +165,9 @@ def _ways(recipe: Recipe, model: PreTrainedModel, source: Path) -> tuple[Way, ..
         phases[-1].spec,
         train="all",
         cold_head=True,
+        lr=phases[-1].spec.head_lr,
         layer_decay=None,
         lrs=(),
-        lr_geometric=None,
         l2_sp=0.0,
         still_norms=False,
     )

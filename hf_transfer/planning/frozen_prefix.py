@@ -9,7 +9,7 @@ from hf_transfer.base.cache import Room
 from hf_transfer.base.errors import RecipeError
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phase_checks import never_cached
-from hf_transfer.recipe.specs import Augment, PhaseSpec
+from hf_transfer.recipe.specs import PhaseSpec
 
 # Multiply-adds that a byte of features must save to be worth reading back: about 20 billion a
 # second are computed, and 2 GB a second read, on two cores of a CPU.
@@ -85,7 +85,7 @@ def insists(spec: PhaseSpec) -> str:
 
 def view_count(phase: Phase) -> int:
     """Return how many versions of each training image have their features stored."""
-    return phase.spec.views if phase.spec.augment != Augment() else 1
+    return phase.spec.views if phase.spec.is_augmented else 1
 
 
 def prefix_macs(phase: Phase) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.phase import Phase, span
 from hf_transfer.planning.selection import SelectorError, select
-from hf_transfer.recipe.specs import Augment, PhaseSpec
+from hf_transfer.recipe.specs import PhaseSpec
 
 FOR_FEATURES = {"views": 1, "feature_precision": "fp32"}  # what is for kept features: the default
 PROBE = "{train: head, epochs: 5, lr: 1e-3}"
@@ -24,7 +24,7 @@ def never_cached(phase: Phase) -> tuple[str, str] | None:
         return "nothing is frozen below what trains", f"remove {wanted}"
     if spec.mixup or spec.cutmix:
         return "images are mixed differently in every epoch", "remove mixup and cutmix"
-    if spec.augment != Augment() and spec.views < 2:
+    if spec.is_augmented and spec.views < 2:
         what = "images vary from epoch to epoch; views: 4 would keep four variations of each"
         return what, "write that, or remove augment"
     return None
@@ -146,7 +146,7 @@ def _repeats(phase: Phase, before: Phase) -> list[str]:
     """Return a problem if the phase is the one before it over again."""
 
     def settings(spec: PhaseSpec) -> PhaseSpec:
-        return replace(spec, name=None, train="")
+        return replace(spec, name=None, train="head")
 
     spec = phase.spec
     same = settings(spec) == settings(before.spec) and phase.parameters == before.parameters

@@ -108,10 +108,7 @@ def _expanded(
     if isinstance(spec, PhaseSpec):
         return [spec]
     has_trained = {name for phase in before for name in phase.parameters}
-    return [
-        _slowed(spec.each, spec.lr_drop**i, train)
-        for i, train in enumerate(_thawed(spec, groups, has_trained))
-    ]
+    return [spec.phase(train, i) for i, train in enumerate(_thawed(spec, groups, has_trained))]
 
 
 def _thawed(spec: GradualSpec, groups: LayerGroups, has_trained: Collection[str]) -> list[str]:
@@ -133,9 +130,3 @@ def _last(size: int, grain: str) -> str:
     if grain == "%":
         return f"last {size}%"
     return f"last {size} {grain.removesuffix('s') if size == 1 else grain}"
-
-
-def _slowed(each: PhaseSpec, factor: float, train: str) -> PhaseSpec:
-    ends = each.lr_geometric and (each.lr_geometric[0] * factor, each.lr_geometric[1] * factor)
-    name = f"{each.name} {train}" if each.name else None
-    return replace(each, train=train, lr=each.lr * factor, lr_geometric=ends, name=name)

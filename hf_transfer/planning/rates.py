@@ -66,12 +66,12 @@ def parameter_rates(phase: Phase) -> dict[str, float]:
     spec = phase.spec
     depths = _depths(phase.network)
     deepest = max(depths.values())
-    rates = dict.fromkeys(phase.parameters, spec.lr)
-    if spec.lr_geometric is not None:
-        rates = _geometric(phase, spec.lr_geometric, depths)
+    rates = dict.fromkeys(phase.parameters, spec.head_lr)
+    if spec.lr_ends is not None:
+        rates = _geometric(phase, spec.lr_ends, depths)
     elif spec.layer_decay is not None:
         decay = spec.layer_decay
-        rates = {n: spec.lr * lr_scale(depths[n], decay, deepest) for n in phase.parameters}
+        rates = {n: spec.head_lr * lr_scale(depths[n], decay, deepest) for n in phase.parameters}
     for selector, lr in reversed(spec.lrs):  # the first rule that matches wins
         for name in select(selector, phase.network):
             if name in rates:

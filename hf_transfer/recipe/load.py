@@ -1,59 +1,72 @@
-"""Recipes: strict YAML to frozen dataclasses and back; all problems at once, with their lines."""
+"""Recipes: YAML to specs and back; all mistakes at once, each with its line."""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import fields as fields_of
-from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from hf_transfer.base.errors import RecipeError, UserError
+from hf_transfer.base.nearest import nearest
 from hf_transfer.recipe import yaml_nodes
-from hf_transfer.recipe.phase_schema import read_phase
-from hf_transfer.recipe.schema import read_recipe
+from hf_transfer.recipe.mistakes import Problem, Reading, schema_of
 from hf_transfer.recipe.shipped import shipped_recipes
-from hf_transfer.recipe.specs import AUGMENTS, Augment, DataSpec, GradualSpec, PhaseSpec, Recipe
-from hf_transfer.recipe.yaml_nodes import Mistakes
+from hf_transfer.recipe.specs import (
+    AUGMENTS,
+    AnyPhase,
+    Augment,
+    DataSpec,
+    GradualSpec,
+    PhaseSpec,
+    Recipe,
+)
+from hf_transfer.recipe.yaml_nodes import Mistakes, Node
 
-__all__ = [
-    "RecipeError",
-    "dump_recipe",
-    "load_recipe",
-    "parse_phase",
-    "parse_recipe",
-    "shipped_recipes",
-    "source_recipe",
-]
+LARGEST_BYTES = 1_000_000  # of a recipe's file
+Phase = TypeVar("Phase", PhaseSpec, GradualSpec, PhaseSpec | GradualSpec)
 
 
 # --- load, parse, dump -----------------------------------------------------------------------
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return a shipped recipe, or the one in a file, with overrides such as "phases.0.lr=1e-4".
 
     Raises RecipeError for what is wrong in it, UserError for a recipe that cannot be found or read.
     """
     shipped = shipped_recipes()
-    path = shipped.get(name_or_path) or Path(name_or_path).expanduser()
+    path = shipped.get(str(name_or_path)) or _path(name_or_path)
     if not path.exists():
-        found = difflib.get_close_matches(name_or_path, list(shipped), n=1)
-        near = f"; nearest: {found[0]}" if found else ""
         raise UserError(
-            f"there is no recipe {name_or_path!r}{near}; "
+            f"there is no recipe {str(name_or_path)!r}{nearest(str(name_or_path), shipped)}; "
             f"give a path or one of {', '.join(shipped) or '(none is installed)'}"
         )
+    return parse_recipe(_text(path), path.name, overrides)
+
+
+def _path(name: str | Path) -> Path:
+    """Return a path with `~` as the home folder; as it is where there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        path = Path(name).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError, OSError):  # no home, no such user, a NUL, a name too long
+        raise UserError(f"there is no recipe {str(name)!r}; give its name or its path") from None
+    return path
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.is_file() and path.stat().st_size > LARGEST_BYTES:
+            raise UserError(f"recipe {path} has over a megabyte; a recipe is a short YAML file")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"recipe {path} is not text in UTF-8; a recipe is a YAML file") from None
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
-    return parse_recipe(text, path.name, overrides)
 
 
 def parse_recipe(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,20 +74,20 @@ def parse_recipe(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe
 
     Raises RecipeError with all problems, in the order of their lines.
     """
-    problems: list[tuple[int, str]] = []
+    problems: list[Problem] = []
     try:
         tree = yaml_nodes.parse(text, place)
         for setting in overrides:
             try:
                 tree = yaml_nodes.override(tree, setting)
             except Mistakes as mistakes:
-                problems.extend(mistakes.problems)
-        recipe = read_recipe(tree, Path(place).stem)
+                problems += mistakes.problems
+        recipe = _read(Recipe, tree, problems, name=Path(place).stem)
     except Mistakes as mistakes:
-        problems.extend(mistakes.problems)
+        problems += mistakes.problems
     if problems:
         raise RecipeError([text for _, text in sorted(problems, key=lambda problem: problem[0])])
-    return recipe
+    return _placed(recipe, tree)
 
 
 def parse_phase(phase: Mapping[str, Any], place: str = "phase") -> PhaseSpec | GradualSpec:
@@ -82,10 +95,49 @@ def parse_phase(phase: Mapping[str, Any], place: str = "phase") -> PhaseSpec | G
 
     Optimizers and schedules may be any that transformers knows. Raises RecipeError.
     """
+    problems: list[Problem] = []
+    tree = yaml_nodes.from_python(phase, place, place)
+    made: Any = _read(AnyPhase, tree, problems)
+    if problems:
+        raise RecipeError([text for _, text in problems])
+    return made  # type: ignore[no-any-return]
+
+
+def _read(kind: Any, tree: Node, problems: list[Problem], **more: Any) -> Any:
+    """Return what a tree of nodes describes, or None with what is wrong added to `problems`.
+
+    `more` are values for keys that a file may leave out; in Python there are none.
+    """
+    schema = schema_of(kind)
+    needed = [key for key in schema.get("required", ()) if key not in more]
+    reading = Reading(tree, {**schema, "required": needed})
+    values, made = reading.values, None
+    if isinstance(values, dict):
+        values = {**more, **values}
     try:
-        return read_phase(yaml_nodes.from_python(phase, place, place), any_name=True)
-    except Mistakes as mistakes:
-        raise RecipeError([text for _, text in mistakes.problems]) from None
+        made = TypeAdapter(kind).validate_python(values, context={"file": True} if more else None)
+    except ValidationError as error:
+        reading.explain(error)
+    problems += reading.problems
+    return made
+
+
+def _placed(recipe: Recipe, tree: Node) -> Recipe:
+    """Return a recipe whose phases know their lines."""
+    sections = dict(tree.value)
+    source = recipe.source
+    if source is not None:
+        inner = dict(sections["source"].value)["phases"]
+        source = dataclasses.replace(source, phases=_with_lines(source.phases, inner))
+    phases = _with_lines(recipe.phases, sections["phases"])
+    return dataclasses.replace(recipe, phases=phases, source=source)
+
+
+def _with_lines(phases: Sequence[Phase], nodes: Node) -> tuple[Phase, ...]:
+    pairs = zip(phases, nodes.value, strict=True)
+    return tuple(
+        dataclasses.replace(phase, place=node.place if node.line else "") for phase, node in pairs
+    )
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -107,7 +159,7 @@ def source_recipe(recipe: Recipe) -> Recipe:
     source = recipe.source
     if source is None:
         raise UserError(f"recipe {recipe.name} has no source")
-    return replace(
+    return dataclasses.replace(
         recipe,
         name=f"{recipe.name}, source",
         task="classification",
@@ -126,26 +178,15 @@ def source_recipe(recipe: Recipe) -> Recipe:
 
 def _plain(value: Any) -> Any:
     """Return a recipe's part as plain lists and mappings, in the form of a recipe file."""
-    if isinstance(value, GradualSpec):
-        unit = value.grain.removesuffix("s") if value.count == 1 else value.grain
-        step = f"{value.count}%" if unit == "%" else f"{value.count} {unit}"
-        own = {"gradual": step, "lr_drop": value.lr_drop, "thaws": value.thaws}
-        own = {k: v for k, v in own.items() if v is not None}
-        return {**own, **{k: v for k, v in _plain(value.each).items() if k != "train"}}
     if isinstance(value, Augment):
         named = next((name for name, known in AUGMENTS.items() if known == value), None)
         if named:
             return named
-    if is_dataclass(value):
-        plain = {}
-        for field in fields_of(value):
-            if not field.compare:
-                continue
-            item = getattr(value, field.name)
-            default = getattr(type(value), field.name, None)
-            if item != default and item != _made(field):
-                plain[field.name] = _plain(item)
-        return _phase_keys(plain)
+    if dataclasses.is_dataclass(value):
+        return {
+            name: dict(item) if name == "lrs" else _plain(item)
+            for name, item in _changed(value).items()
+        }
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, float) and value.is_integer():
@@ -153,14 +194,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _made(field: Any) -> Any:
-    return field.default_factory() if callable(field.default_factory) else None
-
-
-def _phase_keys(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a phase with `lr: [first, last]` and `lrs: {selector: rate}`."""
-    if "lr_geometric" in plain:
-        plain["lr"] = plain.pop("lr_geometric")
-    if "lrs" in plain:
-        plain["lrs"] = dict(plain["lrs"])
-    return plain
+def _changed(value: Any) -> dict[str, Any]:
+    """Return the fields of a spec that do not have their defaults, those without one first."""
+    given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    fields = type(value).__pydantic_fields__
+    changed = {
+        name: given[name]
+        for name, field in fields.items()
+        if name != "place"
+        and (
+            field.is_required()
+            or given[name] != field.get_default(call_default_factory=True, validated_data=given)
+        )
+    }
+    return dict(sorted(changed.items(), key=lambda item: not fields[item[0]].is_required()))

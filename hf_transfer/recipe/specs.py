@@ -1,165 +1,254 @@
-"""What a recipe says, as frozen dataclasses; `recipe.py` reads and writes them as YAML."""
+"""What a recipe says, as frozen dataclasses that check their values; `load` reads and writes YAML.
+
+Every key is declared here and in `phase_specs` once: its type, its limits, its default and what it
+means.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from typing_extensions import Self
+
+from hf_transfer.recipe import conflicts
+from hf_transfer.recipe.phase_parts import AUGMENTS, Augment, Stop
+from hf_transfer.recipe.phase_specs import GradualSpec, PhaseSettings, PhaseSpec
+from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.recipe.values import Conflict, Number, Share, Switch, Text, Whole, spec
+
+__all__ = [
+    "AUGMENTS",
+    "Augment",
+    "CompareSpec",
+    "DataSpec",
+    "GradualSpec",
+    "HeadSpec",
+    "LettersSpec",
+    "PhaseSettings",
+    "PhaseSpec",
+    "Recipe",
+    "SourceSpec",
+    "Stop",
+]
 
 
-@dataclass(frozen=True)
-class Augment:
-    """How training images are varied; everything off by default."""
-
-    crop: tuple[float, float] | None = None  # share of the area that a random crop keeps
-    flip: bool = False  # left to right, every other image
-    vertical_flip: bool = False
-    color: float = 0.0  # strength of brightness, contrast and saturation, 0 to 1
-    erase: float = 0.0  # chance that a rectangle is erased
-    rotate: float = 0.0  # degrees to either side
+def _kind(value: Any) -> str:
+    gradual = isinstance(value, GradualSpec) or (isinstance(value, dict) and "gradual" in value)
+    return "GradualSpec" if gradual else "PhaseSpec"
 
 
-AUGMENTS = {
-    "none": Augment(),
-    "light": Augment(crop=(0.6, 1.0), flip=True),
-    "standard": Augment(crop=(0.35, 1.0), flip=True, color=0.3),
-}
+AnyPhase = Annotated[
+    Annotated[GradualSpec, Tag("GradualSpec")] | Annotated[PhaseSpec, Tag("PhaseSpec")],
+    Discriminator(_kind),
+    Field(json_schema_extra={"allowed": "a mapping such as {train: head, epochs: 10}"}),
+]
+Phases = Annotated[
+    tuple[AnyPhase, ...],
+    Field(
+        min_length=1,
+        json_schema_extra={"allowed": "a list of phases such as {train: head, epochs: 10}"},
+    ),
+]
 
 
-@dataclass(frozen=True)
-class Stop:
-    """When a phase ends early: `patience` evaluations without a gain above `min_change`."""
-
-    metric: str = "loss"
-    patience: int = 3
-    min_change: float = 0.0
-
-
-@dataclass(frozen=True)
-class PhaseSpec:
-    """One phase as the recipe says it: what trains, for how long, at which rates, on what."""
-
-    train: str | tuple[str, ...]  # selector, or several: their union, less those with "not "
-    name: str | None = None
-    epochs: float | None = None  # exactly one of epochs and steps, neither with `solve`
-    steps: int | None = None
-    lr: float = 1e-3  # rate of the head
-    layer_decay: float | None = None  # factor on the rate from group to group below the head
-    lrs: tuple[tuple[str, float], ...] = ()  # selector -> rate, the first that matches wins
-    lr_geometric: tuple[float, float] | None = None  # first trained group's rate, last one's
-    weight_decay: float = 0.01
-    optimizer: str = "adamw"
-    momentum: float | None = None  # of sgd and rmsprop
-    schedule: str = "cosine"
-    warmup: float = 0.0  # below 1: share of the phase, but not all; from 1: steps
-    batch_size: int = 32
-    accumulate: int = 1  # batches in one step
-    augment: Augment = field(default_factory=Augment)
-    label_smoothing: float = 0.0
-    mixup: float = 0.0  # parameter of Beta(a, a); 0 = off
-    cutmix: float = 0.0
-    stop: Stop | None = None
-    best: str = "loss"  # metric whose best epoch the phase ends with; "last" = the last epoch
-    l2_sp: float = 0.0  # pull of the backbone towards its pretrained weights
-    max_grad_norm: float = 1.0
-    features: Literal["auto", "cached", "live"] = "auto"
-    feature_precision: Literal["fp32", "fp16"] = "fp32"  # of cached features, on disk
-    views: int = 1  # augmented versions of each image whose features are cached
-    solve: Literal["lbfgs"] | None = None  # logistic regression to convergence, not steps
-    still_norms: bool = False  # keep the statistics of normalisation still where it trains, too
-    reestimate_norms: bool | int = False  # statistics anew before it, on all or so many images
-    keep_adapters: bool = False  # write them as peft's folder, too, before they are merged
-    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: last good checkpoint, rates / 10
-    cold_head: bool = False  # allow the backbone to train with a head that is not trained yet
-    place: str = field(default="", compare=False, repr=False)  # "recipe.yaml:14", if from a file
-
-
-@dataclass(frozen=True)
-class GradualSpec:
-    """Head first, then `count` more stages, blocks or percent of the blocks in each phase."""
-
-    count: int
-    grain: Literal["stages", "blocks", "%"]
-    each: PhaseSpec  # settings of every phase; its `train` is filled in
-    lr_drop: float = 1.0  # factor on the rates from one phase to the next
-    thaws: int | None = None  # phases after the head's; None = until everything trains
-    place: str = field(default="", compare=False, repr=False)
-
-
-@dataclass(frozen=True)
+@spec
 class DataSpec:
-    """Where the images are and how they are split."""
+    """Where the images are, and how they are split."""
 
-    path: str | None = None
-    validation: float = 0.2
-    test: float = 0.0
-    image_size: int | None = None
-    train_per_class: int | None = None
-    validation_per_class: int | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    config: str | None = None
-    max_bad: float = 0.01  # share of bad images that is tolerated
-    min_per_class: int = 2
-    label_columns: tuple[str, ...] = ()  # one for each label or target, instead of label_column
-    channels: int | None = None  # of the images; None: as the backbone's checkpoint has seen
+    path: Text | None = Field(
+        default=None,
+        description="folder with a subfolder for each label or split, table (CSV, JSON Lines, "
+        "Parquet), saved `datasets`, or the name of a data set on the Hub",
+    )
+    validation: Share = Field(
+        default=0.2,
+        description="share of the images to validate on, where the data has no such split",
+    )
+    test: Share = Field(
+        default=0.0, description="share of the images to test on, where the data has no such split"
+    )
+    image_size: Whole | None = Field(
+        default=None,
+        ge=8,
+        le=4096,
+        description="side of the images in pixels; else the backbone's own",
+    )
+    train_per_class: Whole | None = Field(
+        default=None, ge=1, le=10**9, description="largest number of training images of each class"
+    )
+    validation_per_class: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="largest number of validation images of each class",
+    )
+    image_column: Text = Field(
+        default="image", description="column of a table that holds the images"
+    )
+    label_column: Text = Field(
+        default="label", description="column of a table that holds the labels"
+    )
+    config: Text | None = Field(default=None, description="configuration of a data set on the Hub")
+    max_bad: Number = Field(
+        default=0.01, ge=0, le=1, description="largest share of images that cannot be read"
+    )
+    min_per_class: Whole = Field(
+        default=2, ge=1, le=10**9, description="smallest number of training images of each class"
+    )
+    label_columns: tuple[Text, ...] = Field(
+        default=(),
+        description="columns, one for each label or number, instead of `label_column`",
+        json_schema_extra={"allowed": "a list of columns, one for each label or target"},
+    )
+    channels: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="channels of the images; else as the backbone's checkpoint",
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        problems: list[conflicts.Problem] = [((), text) for text in conflicts.in_data(self)]
+        if problems:
+            raise Conflict(problems)
+        return self
 
 
-@dataclass(frozen=True)
+@spec
 class HeadSpec:
-    """How many layers with weights, counted from the top, are newly initialised; or none: the
-    checkpoint's own head is kept, which must be for the same labels."""
+    """What of the network is newly initialised for the labels."""
 
-    replace: int = 1
-    keep: bool = False
+    replace: Whole = Field(
+        default=1, ge=1, le=1000, description="layers with weights to replace, counted from the top"
+    )
+    keep: Switch = Field(
+        default=False,
+        description="keep the checkpoint's own head, which must be for the same labels",
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.keep and self.replace > 1:
+            raise Conflict([((), "keep and replace exclude each other; remove one of them")])
+        return self
 
 
-@dataclass(frozen=True)
+@spec
 class LettersSpec:
     """Drawn letters as a source task whose labels cost nothing."""
 
-    fonts: int = 14
-    images: int = 10_000  # in all
+    fonts: Whole = Field(
+        default=14, ge=1, le=1000, description="fonts that the letters are drawn in"
+    )
+    images: Whole = Field(default=10_000, ge=26, le=10**7, description="images of letters in all")
 
 
-@dataclass(frozen=True)
+@spec
 class SourceSpec:
     """A task on which the backbone is trained first: a labelled folder, or drawn letters."""
 
-    backbone: str
-    phases: tuple[PhaseSpec | GradualSpec, ...]
-    data: DataSpec | None = None
-    letters: LettersSpec | None = None
+    backbone: Text = Field(description="network that is trained first, from random weights")
+    phases: Phases = Field(description="phases of its training")
+    data: DataSpec | None = Field(
+        default=None, description="images to learn first; or give `letters`"
+    )
+    letters: LettersSpec | None = Field(default=None, description="drawn letters to learn first")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if (self.data is None) == (self.letters is None):
+            raise Conflict([((), "source needs one of data and letters, as what to learn first")])
+        return self
 
 
-@dataclass(frozen=True)
+@spec
 class CompareSpec:
     """A comparison over numbers of labelled images per class, each with several seeds."""
 
-    per_class: tuple[int, ...]
-    seeds: int = 3
+    per_class: tuple[Annotated[Whole, Field(ge=1, le=10**6)], ...] = Field(
+        min_length=1,
+        description="numbers of labelled images per class to compare",
+        json_schema_extra={"allowed": "a list of whole numbers such as [2, 5, 10]"},
+    )
+    seeds: Whole = Field(default=3, ge=1, le=1000, description="repeats of each number")
 
 
-@dataclass(frozen=True)
+def _loss(values: dict[str, Any]) -> Any:
+    return TASKS[values["task"]].loss
+
+
+@spec
 class Recipe:
     """Everything that a run is made of; the same recipe, data and seed give the same run."""
 
-    name: str
-    phases: tuple[PhaseSpec | GradualSpec, ...]
-    task: Literal["classification", "multi_label", "regression"] = "classification"
-    backbone: str | None = None
-    pretrained: bool = True
-    weights: str | None = None  # local file for a backbone whose library cannot load it
-    head: HeadSpec = field(default_factory=HeadSpec)
-    data: DataSpec = field(default_factory=DataSpec)
-    loss: Literal["cross_entropy", "balanced", "squared_error"] = "cross_entropy"
-    metrics: tuple[str, ...] = ()  # more of `evaluate`'s, by name or path
-    seed: int = 0
-    seeds: int = 1  # repeats with seed, seed + 1, …
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    workers: int = 0
-    sync_batchnorm: bool = False  # batch statistics over the images of all processes
-    compile: bool = False  # torch.compile in each phase
-    ends_with: Literal["best", "last"] = "best"  # phase whose weights the model has
-    gradient_checkpointing: bool = False  # forward runs twice, for less memory
-    source: SourceSpec | None = None
-    compare: CompareSpec | None = None
+    name: Text = Field(description="name of the recipe and of its run's folder; else its file's")
+    phases: Phases = Field(description="what is trained, one phase after the other")
+    task: Literal["classification", "multi_label", "regression"] = Field(
+        default="classification",
+        description="what the model says of an image: one class, labels, numbers",
+    )
+    backbone: Text | None = Field(
+        default=None,
+        description="pretrained network: `timm/NAME`, `transformers/REPO`, `torchvision/NAME` or a "
+        "folder",
+    )
+    pretrained: Switch = Field(
+        default=True, description="start from pretrained weights; false: from random ones"
+    )
+    weights: Text | None = Field(
+        default=None, description="file of weights for a backbone whose library cannot load it"
+    )
+    head: HeadSpec = Field(
+        default=HeadSpec(), description="what is newly initialised for the labels"
+    )
+    data: DataSpec = Field(
+        default=DataSpec(), description="where the images are, and how they are split"
+    )
+    loss: Literal["cross_entropy", "balanced", "squared_error"] = Field(
+        default_factory=_loss,
+        description="loss; `balanced` weighs classes by how rare they are",
+        json_schema_extra={"default": "cross_entropy; squared_error for a regression"},
+    )
+    metrics: tuple[Text, ...] = Field(
+        default=(),
+        description="more metrics of the `evaluate` library, by name",
+        json_schema_extra={"allowed": "a list of metrics"},
+    )
+    seed: Whole = Field(
+        default=0,
+        ge=0,
+        le=2**31 - 1,
+        description="seed of all that is random: split, head, augmentation",
+    )
+    seeds: Whole = Field(
+        default=1, ge=1, le=1000, description="number of repeats, with seed, seed + 1, and so on"
+    )
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        default="fp32", description="precision of training; `auto` measures what is fastest"
+    )
+    workers: Whole = Field(default=0, ge=0, le=1024, description="processes that load images")
+    sync_batchnorm: Switch = Field(
+        default=False, description="compute batch statistics over the images of all processes"
+    )
+    compile: Switch = Field(default=False, description="compile each phase with torch.compile")
+    ends_with: Literal["best", "last"] = Field(
+        default="best", description="phase whose weights the model has in the end"
+    )
+    gradient_checkpointing: Switch = Field(
+        default=False, description="run forward twice, which takes less memory and more time"
+    )
+    source: SourceSpec | None = Field(
+        default=None, description="task on which the backbone is trained first"
+    )
+    compare: CompareSpec | None = Field(
+        default=None, description="comparison over numbers of labelled images"
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        problems = list(conflicts.in_recipe(self))
+        if problems:
+            raise Conflict(problems)
+        return self

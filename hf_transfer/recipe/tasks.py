@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from hf_transfer.recipe.specs import GradualSpec, PhaseSpec, Recipe
 
 THRESHOLD = 0.5  # probability from which a label of several counts as there
 
@@ -65,36 +62,3 @@ def task_of(problem_type: str | None) -> str:
     """Return the name of the task behind a config's problem_type."""
     found = [task.name for task in TASKS.values() if problem_type == task.problem_type]
     return found[0] if found and problem_type else CLASSIFICATION.name
-
-
-# --- what goes with what ---------------------------------------------------------------------
-
-
-def recipe_conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield (key, what is wrong) for settings of a recipe that do not go with its task."""
-    task, data = TASKS[recipe.task], recipe.data
-    if recipe.loss == "balanced" and task is REGRESSION:
-        yield "loss", "loss: balanced weighs labels, and a regression has none; remove it"
-    elif (recipe.loss == "squared_error") != (task is REGRESSION):
-        yield "loss", f"the loss of task: {task.name} is {task.loss}; write that or remove loss"
-    if task is CLASSIFICATION:
-        if data.label_columns:
-            yield "data", "label_columns are for task: multi_label or regression; add the task"
-        return
-    if data.train_per_class or data.validation_per_class:
-        yield "data", f"train_per_class and validation_per_class do not go with task: {task.name}"
-    if recipe.metrics:
-        yield "metrics", f"metrics of the evaluate library do not go with task: {task.name}"
-    if recipe.compare is not None:
-        yield "compare", "compare is for task: classification; remove one of them"
-
-
-def phase_conflicts(spec: PhaseSpec | GradualSpec, task: str) -> Iterator[str]:
-    """Yield what is wrong with the settings of a phase for a task."""
-    spec = spec.each if isinstance(spec, GradualSpec) else spec
-    if spec.solve and task != CLASSIFICATION.name:
-        yield f"solve: lbfgs is for task: classification, not {task}; write epochs: 10 instead"
-    if task == REGRESSION.name:
-        for key in ("label_smoothing", "mixup", "cutmix"):
-            if getattr(spec, key):
-                yield f"{key} is for labels, and a regression has none; remove it"

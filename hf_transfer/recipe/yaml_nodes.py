@@ -1,21 +1,17 @@
-"""YAML as nodes that know their place, and the readers that turn nodes into checked values.
+"""YAML as a tree of nodes that know their place.
 
 YAML is data here: scalars, lists and mappings as in YAML 1.2 (`1e-3` is a number, `yes` a text);
-no anchors, tags or documents. Readers raise Mistakes; a mapping collects those of all its keys.
+no anchors, tags or documents.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
-
-Reader = Callable[["Node"], Any]
 
 _SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
     (r"|~|null|Null|NULL", lambda text: None),
@@ -55,9 +51,9 @@ class Node:
     def shown(self) -> str:
         """Return the value as a message shows it, at most 40 characters."""
         if isinstance(self.value, Pairs):
-            return "a mapping"
+            return "a mapping" if self.value else "an empty mapping"
         if isinstance(self.value, tuple):
-            return f"a list of {len(self.value)}"
+            return f"a list of {len(self.value)}" if self.value else "an empty list"
         if self.value is None:
             return "nothing"
         text = repr(self.value) if isinstance(self.value, str) else str(self.value)
@@ -208,137 +204,3 @@ def _set(tree: Node, keys: list[str], new: Node, done: list[str]) -> Node:
 
 def _name(new: Node, child: Node, rest: list[str]) -> str:
     return new.name if rest else child.name
-
-
-# --- readers ---------------------------------------------------------------------------------
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """Return "; nearest: a, b" for the known names that are like this one, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
-    return f"; nearest: {', '.join(found)}" if found else ""
-
-
-def fields(
-    node: Node, readers: Mapping[str, Reader], needs: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return the values of a mapping's keys, each by its reader.
-
-    Raises Mistakes with all of them: keys unknown, twice or missing, and what the readers find.
-    """
-    if not isinstance(node.value, Pairs):
-        example = next(iter(needs), None) or next(iter(readers))
-        raise node.wrong(
-            f"{node.name} must be a mapping such as {{{example}: …}}, got {node.shown()}"
-        )
-    problems: list[tuple[int, str]] = []
-    values: dict[str, Any] = {}
-    seen: dict[str, Node] = {}
-    for key, child in node.value:
-        try:
-            if key in seen:
-                raise child.wrong(
-                    f"{key} is there twice, first at {seen[key].place}; remove one of them"
-                )
-            seen[key] = child
-            if key not in readers:
-                known = nearest(key, readers) or f"; the keys are {', '.join(readers)}"
-                raise child.wrong(f"unknown key {key!r} in {node.name}{known}")
-            values[key] = readers[key](child)
-        except Mistakes as mistakes:
-            problems.extend(mistakes.problems)
-    for key in needs:
-        if key not in seen:
-            problems += node.wrong(f"{node.name} has no {key}; add it").problems
-    if problems:
-        raise Mistakes(problems)
-    return values
-
-
-def items(read: Reader, what: str) -> Reader:
-    """Return a reader of a list with at least one item, as a tuple; each item by `read`."""
-
-    def reader(node: Node) -> tuple[Any, ...]:
-        if not isinstance(node.value, tuple) or isinstance(node.value, Pairs) or not node.value:
-            raise node.wrong(f"{node.name} must be a list of {what}, got {node.shown()}")
-        problems: list[tuple[int, str]] = []
-        values = []
-        for child in node.value:
-            try:
-                values.append(read(child))
-            except Mistakes as mistakes:
-                problems.extend(mistakes.problems)
-        if problems:
-            raise Mistakes(problems)
-        return tuple(values)
-
-    return reader
-
-
-def number(
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    above: float = -math.inf,
-    below: float = math.inf,
-    whole: bool = False,
-) -> Reader:
-    """Return a reader of a finite number in [low, high] and (above, below); int where `whole`."""
-    limits = [
-        f"{word} {limit:g}"
-        for word, limit in (
-            ("at least", low),
-            ("above", above),
-            ("at most", high),
-            ("below", below),
-        )
-        if math.isfinite(limit)
-    ]
-    what = f"a {'whole ' * whole}number {' and '.join(limits)}".strip()
-
-    def reader(node: Node) -> float | int:
-        value = node.value
-        kinds = (int,) if whole else (int, float)
-        fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-        if not fits or not (low <= value <= high and above < value < below):
-            raise node.wrong(f"{node.name} must be {what}, got {node.shown()}")
-        return int(value) if whole else float(value)
-
-    return reader
-
-
-def text(node: Node) -> str:
-    """Read a text that is not empty."""
-    value = node.raw if node.raw is not None and not isinstance(node.value, str) else node.value
-    if not isinstance(value, str) or not value.strip():
-        quoted = f"; write it in quotes: '{node.value}'" if type(node.value) in (int, float) else ""
-        raise node.wrong(f"{node.name} must be a text, got {node.shown()}{quoted}")
-    return value
-
-
-def switch(node: Node) -> bool:
-    """Read true or false."""
-    if not isinstance(node.value, bool):
-        raise node.wrong(f"{node.name} must be true or false, got {node.shown()}")
-    return node.value
-
-
-def one_of(*choices: str) -> Reader:
-    """Return a reader of one of the texts."""
-
-    def reader(node: Node) -> str:
-        if node.value not in choices or not isinstance(node.value, str):
-            raise node.wrong(f"{node.name} must be {_either(choices)}, got {node.shown()}")
-        return node.value
-
-    return reader
-
-
-def or_none(read: Reader) -> Reader:
-    """Return a reader that also takes null, for what may be absent."""
-    return lambda node: None if node.value is None else read(node)
-
-
-def _either(choices: Sequence[str]) -> str:
-    *first, last = choices
-    return f"{', '.join(first)} or {last}" if first else last

@@ -128,7 +128,7 @@ def phase_arguments(args: TrainingArguments, phase: Phase, evaluates: bool) -> T
     args.seed = (args.seed + SEED_STEP * (phase.index - 1)) % 2**32  # numpy takes 32 bits
     args.num_train_epochs = spec.epochs if spec.epochs is not None else 1
     args.max_steps = spec.steps if spec.steps is not None else -1
-    args.learning_rate = spec.lr
+    args.learning_rate = spec.head_lr
     args.lr_scheduler_type = SchedulerType(spec.schedule)
     args.warmup_steps = spec.warmup
     args.weight_decay = spec.weight_decay

@@ -20,8 +20,8 @@ from hf_transfer.inputs.model_input import collate
 from hf_transfer.planning.frozen_prefix import check_kept, insists
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe import stopping
+from hf_transfer.recipe.conflicts import phase_conflicts
 from hf_transfer.recipe.specs import Augment, PhaseSpec
-from hf_transfer.recipe.tasks import phase_conflicts
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 

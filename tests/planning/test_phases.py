@@ -243,8 +243,8 @@ def test_the_same_recipe_makes_equal_phases():
 
 
 def gradual(count=1, grain="stages", **settings):
-    own = {key: settings.pop(key) for key in ("lr_drop", "thaws") if key in settings}
-    return GradualSpec(count, grain, PhaseSpec("head", epochs=2, **settings), **own)
+    step = f"{count}%" if grain == "%" else f"{count} {grain}"
+    return GradualSpec(step, **{"epochs": 2, **settings})
 
 
 def test_gradual_thaws_from_the_head_down_until_everything_trains():
@@ -284,8 +284,8 @@ def test_gradual_leaves_out_a_head_that_is_trained():
 
 
 def test_gradual_drops_both_ends_of_a_geometric_rate():
-    phases = made(gradual(4, lr=1.0, lr_geometric=(0.1, 1.0), lr_drop=0.5, name="thaw"))
-    assert phases[1].spec.lr_geometric == (0.05, 0.5)
+    phases = made(gradual(4, lr=(0.1, 1.0), lr_drop=0.5, name="thaw"))
+    assert phases[1].spec.lr == (0.05, 0.5)
     assert [phase.name for phase in phases] == ["thaw-head", "thaw-all"]
 
 
@@ -367,9 +367,9 @@ def test_features_that_cannot_be_kept_are_refused_with_phase_line_and_remedy(set
 
 
 def test_gradual_may_keep_views_while_it_can_but_not_insist_on_features():
-    each = PhaseSpec("head", epochs=1, augment=LIGHT, views=2)
-    assert made(GradualSpec(1, "stages", each))[-1].frozen_prefix == 0
-    insisting = GradualSpec(1, "stages", replace(each, features="cached"))
+    each = GradualSpec("1 stage", epochs=1, augment=LIGHT, views=2)
+    assert made(each)[-1].frozen_prefix == 0
+    insisting = replace(each, features="cached")
     assert "phase all: features: cached is not possible" in refused(insisting)
 
 

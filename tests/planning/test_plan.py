@@ -252,7 +252,7 @@ def test_a_rate_far_below_the_heads_is_noted():
 
 
 def test_a_phase_far_below_the_highest_rate_is_noted():
-    plan = planned(GradualSpec(1, "stages", PhaseSpec("head", epochs=1), lr_drop=0.05))
+    plan = planned(GradualSpec("1 stage", lr_drop=0.05, epochs=1))
     assert [note.split(":")[0] for note in plan.notes] == ["phase all"]
 
 
@@ -293,7 +293,7 @@ def test_a_table_of_many_groups_or_phases_is_cut_in_the_middle():
     deep = format_plan(planned(PROBE, replace(WHOLE, layer_decay=0.9), depth=70))
     assert "… 51 more" in deep
     assert deep.count("\n") < 40
-    long = planned(GradualSpec(1, "stages", replace(WHOLE, layer_decay=0.9)), depth=20)
+    long = planned(GradualSpec("1 stage", epochs=2, batch_size=30, layer_decay=0.9), depth=20)
     assert "… and 13 phases more" in format_plan(long)
 
 

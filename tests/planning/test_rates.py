@@ -45,7 +45,7 @@ SETTINGS = [
     {},
     {"layer_decay": 0.75},
     {"layer_decay": 1.0},
-    {"lr_geometric": (1e-5, 1e-3)},
+    {"lr": (1e-5, 1e-3)},
     {"lrs": (("head", 1e-2), ("b0", 1e-5), ("norms", 1e-6))},
     {"lrs": (("norms", 1e-6),), "layer_decay": 0.5, "weight_decay": 0.0},
     {"train": ("head", "norms"), "layer_decay": 0.5},
@@ -148,17 +148,17 @@ def test_a_scale_outside_its_range_is_refused(depth, decay):
 
 
 def test_geometric_rates_have_equal_ratios_and_the_given_ends():
-    one = phase(4, heads=2, lr=1e-2, lr_geometric=(1e-6, 1e-2))
+    one = phase(4, heads=2, lr=(1e-6, 1e-2))
     rates = parameter_rates(one)
     levels = [rates[group.parameters[0]] for group in one.network.groups]
     assert levels == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
     assert {rates[name] for name in one.layout.head} == {1e-2}
-    alone = phase(4, lr=1e-2, lr_geometric=(1e-6, 1e-2), train="head")
+    alone = phase(4, lr=(1e-6, 1e-2), train="head")
     assert set(parameter_rates(alone).values()) <= {1e-2}
 
 
 def test_geometric_rates_run_over_what_trains_only():
-    one = phase(4, lr_geometric=(1e-4, 1e-2), train="last 2 blocks")
+    one = phase(4, lr=(1e-4, 1e-2), train="last 2 blocks")
     rates = parameter_rates(one)
     ends = [rates[name] for name in ("b2.weight", "b3.weight", "fc0.weight")]
     assert ends == pytest.approx([1e-4, 1e-3, 1e-2])

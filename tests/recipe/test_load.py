@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_a_recipe_is_read_as_written():
         ("train: head, epochs: 1, augment: light", {"augment": AUGMENTS["light"]}),
         ("train: head, epochs: 1, augment: {crop: [0.5, 1]}", {"augment": Augment((0.5, 1.0))}),
         ("train: head, epochs: 1, lrs: {head: 1e-3}", {"lrs": (("head", 1e-3),)}),
-        ("train: head, epochs: 1, lr: [1e-5, 1e-3]", {"lr_geometric": (1e-5, 1e-3), "lr": 1e-3}),
+        ("train: head, epochs: 1, lr: [1e-5, 1e-3]", {"lr": (1e-5, 1e-3), "head_lr": 1e-3}),
         ("train: head, epochs: 1, warmup: 0.1", {"warmup": 0.1}),
         ("train: head, epochs: 1, warmup: 100", {"warmup": 100}),
         ("train: head, epochs: 1, best: last", {"best": "last"}),
@@ -99,7 +100,8 @@ def test_a_phase_is_read_as_written(text, expected):
 )
 def test_gradual_is_kept_as_it_is_written(step, count, grain):
     read = phase(f"gradual: {step}, epochs: 3, lr_drop: 0.3, thaws: 2")
-    assert read == GradualSpec(count, grain, PhaseSpec("head", epochs=3.0), 0.3, 2)
+    assert read == GradualSpec(step, 0.3, 2, epochs=3.0)
+    assert (read.count, read.grain) == (count, grain)
 
 
 def test_a_phase_knows_its_line_and_is_equal_without_it():
@@ -119,8 +121,15 @@ EVERYTHING = Recipe(
     head=HeadSpec(2),
     data=DataSpec("C:\\x #1", 0.1, 0.2, 96, 5, 6, "yes", "null", "0x10", 0.5, 3),
     phases=(
-        PhaseSpec(("head", "not *.bias"), "né", 1.5, None, 1e-5, 0.5, (("head", 1e-6),)),
-        PhaseSpec("50%", steps=7, lr=1e-2, lr_geometric=(1e-7, 1e-2), weight_decay=0.0),
+        PhaseSpec(
+            ("head", "not *.bias"),
+            name="né",
+            epochs=1.5,
+            lr=1e-5,
+            layer_decay=0.5,
+            lrs=(("head", 1e-6),),
+        ),
+        PhaseSpec("50%", steps=7, lr=(1e-7, 1e-2), weight_decay=0.0),
         PhaseSpec("all", epochs=1e6, optimizer="sgd", momentum=0.9, schedule="linear"),
         PhaseSpec("all", epochs=1.0, warmup=10.0, batch_size=1, accumulate=2),
         PhaseSpec("all", epochs=1.0, augment=Augment((0.1, 0.2), True, True, 0.1, 0.2, 45.0)),
@@ -138,8 +147,8 @@ EVERYTHING = Recipe(
             augment=AUGMENTS["standard"],
             cold_head=True,
         ),
-        GradualSpec(2, "blocks", PhaseSpec("head", epochs=2.0), 0.5, 4),
-        GradualSpec(33, "%", PhaseSpec("head", epochs=2.0)),
+        GradualSpec("2 blocks", 0.5, 4, epochs=2.0),
+        GradualSpec("33%", epochs=2.0),
     ),
     loss="balanced",
     metrics=("f1", "./mine.py"),
@@ -155,6 +164,7 @@ EVERYTHING = Recipe(
 SOURCED = replace(
     EVERYTHING,
     backbone=None,
+    weights=None,
     source=SourceSpec("timm/b", (PhaseSpec("all", epochs=1.0),), letters=LettersSpec(3, 99)),
 )
 NUMBERS = replace(
@@ -176,9 +186,11 @@ def test_a_recipe_that_is_written_and_read_is_the_same(recipe):
 def test_every_setting_of_a_phase_and_of_data_differs_from_its_default_somewhere_above():
     own = {spec.name for spec in fields(PhaseSpec)} - {"place"}
     specs = [spec for spec in EVERYTHING.phases if isinstance(spec, PhaseSpec)]
-    plain = PhaseSpec("head")
+    plain = PhaseSpec("head", epochs=3)
     assert {key for key in own if any(getattr(s, key) != getattr(plain, key) for s in specs)} == own
-    kept = [f.name for f in fields(DataSpec) if getattr(EVERYTHING.data, f.name) == f.default]
+    plain = DataSpec()
+    names = [field.name for field in fields(DataSpec)]
+    kept = [name for name in names if getattr(EVERYTHING.data, name) == getattr(plain, name)]
     assert kept == ["label_columns", "channels"]  # which NUMBERS has
     assert NUMBERS.data.label_columns
 
@@ -208,14 +220,14 @@ BAD = {
     "seed: 1\n": (1, "the recipe has no phases; add it"),
     "phases: []\n": (1, "phases must be a list of phases such as {train: head"),
     "phases: {train: head, epochs: 1}\n": (1, "must be a list of phases"),
-    "phases: [head]\n": (1, "phases[0] must be a mapping such as {train: …}, got 'head'"),
+    "phases: [head]\n": (1, "phases[0] must be a mapping such as {train: head, epochs: 10}, got"),
     HEAD + "speed: 3\n": (2, "unknown key 'speed' in the recipe; nearest: seed, seeds"),
-    HEAD + "zzz: 3\n": (2, "the keys are name, task, backbone"),
+    HEAD + "zzz: 3\n": (2, "the keys are name, phases, task, backbone"),
     HEAD + "seed: 1\nseed: 2\n": (3, "seed is there twice, first at a.yaml:2"),
-    HEAD + "seed: one\n": (2, "seed must be a whole number at least 0"),
+    HEAD + "seed: one\n": (2, "seed must be a whole number from 0 to 2,147,483,647, got 'one'"),
     HEAD + "seed: 1.5\n": (2, "seed must be a whole number"),
     HEAD + "seed: -1\n": (2, "got -1"),
-    HEAD + "seeds: 0\n": (2, "seeds must be a whole number at least 1, got 0"),
+    HEAD + "seeds: 0\n": (2, "seeds must be a whole number from 1 to 1,000, got 0"),
     HEAD + "seed: true\n": (2, "got True"),
     HEAD + "pretrained: yes\n": (2, "pretrained must be true or false, got 'yes'"),
     HEAD + "loss: hinge\n": (2, "cross_entropy, balanced or squared_error, got 'hinge'"),
@@ -223,13 +235,13 @@ BAD = {
     HEAD + "loss: squared_error\n": (2, "the loss of task: classification is cross_entropy"),
     HEAD + "task: regression\nloss: balanced\n": (3, "balanced weighs labels, and a regression"),
     HEAD + "data: {label_columns: [a]}\n": (2, "for task: multi_label or regression"),
-    HEAD + "task: regression\ndata: {train_per_class: 3}\n": (3, "do not go with task: regr"),
+    HEAD + "task: regression\ndata: {train_per_class: 3}\n": (3, "combined with task: regr"),
     HEAD + "task: multi_label\ncompare: {per_class: [2]}\n": (3, "compare is for task: class"),
     "task: multi_label\nphases: [{train: head, solve: lbfgs}]\n": (2, "lbfgs is for task: class"),
     "task: regression\nphases: [{train: head, epochs: 1, mixup: 1}]\n": (2, "mixup is for labels"),
     "task: multi_label\nphases: [{train: head, epochs: 1, best: accuracy}]\n": (
         2,
-        "best knows no metric 'accuracy'; nearest: auroc",
+        "best: there is no metric 'accuracy'; nearest: auroc",
     ),
     "metrics: [mcnemar]\nphases: [{train: head, epochs: 1, best: p}]\n": (
         2,
@@ -239,12 +251,12 @@ BAD = {
     HEAD + "precision: int8\n": (2, "fp32, bf16, fp16 or auto"),
     HEAD + "backbone: 50\n": (2, "backbone must be a text, got 50; write it in quotes: '50'"),
     HEAD + "head: 2\n": (2, "head must be a mapping such as {replace: …}"),
-    HEAD + "head: {replace: 0}\n": (2, "replace must be a whole number at least 1"),
+    HEAD + "head: {replace: 0}\n": (2, "replace must be a whole number from 1"),
     HEAD + "data: flowers\n": (2, "data must be a mapping such as {path: …}, got 'flowers'"),
     HEAD + "data:\n  folder: x\n": (3, "unknown key 'folder' in data"),
     HEAD + "data: {validation: 1}\n": (2, "validation must be a number at least 0 and below 1"),
     HEAD + "data: {validation: 0.6, test: 0.5}\n": (2, "leave nothing to train on"),
-    HEAD + "data: {image_size: 3}\n": (2, "image_size must be a whole number at least 8"),
+    HEAD + "data: {image_size: 3}\n": (2, "image_size must be a whole number from 8 to 4,096"),
     HEAD + "weights: x\npretrained: false\n": (2, "weights are not loaded with pretrained: false"),
     HEAD + "metrics: f1\n": (2, "metrics must be a list of metrics"),
     HEAD + "source: {backbone: x}\n": (2, "source has no phases"),
@@ -260,17 +272,17 @@ BAD_PHASES = {
     "epochs: 1": "phases[0] has no train; add it",
     "train: head": "a phase needs epochs or steps",
     "train: head, epochs: 1, steps: 1": "either epochs or steps, not both",
-    "train: 3, epochs: 1": "train must be a text, got 3",
-    "train: [], epochs: 1": "train must be a list of selectors",
-    "train: {head: 1}, epochs: 1": "train must be a text, got a mapping",
+    "train: 3, epochs: 1": "train must be a text or a list of selectors, got 3",
+    "train: [], epochs: 1": "train must be a text or a list of selectors, got an empty list",
+    "train: {head: 1}, epochs: 1": "a list of selectors, got a mapping",
     "train: head, epoch: 1": "unknown key 'epoch' in phases[0]; nearest: epochs",
-    "train: head, epochs: 0": "epochs must be a number above 0, got 0",
-    "train: head, epochs: ten": "epochs must be a number above 0, got 'ten'",
-    "train: head, epochs: .inf": "epochs must be a number above 0, got '.inf'",
-    "train: head, steps: 1.5": "steps must be a whole number at least 1, got 1.5",
-    "train: head, epochs: 1, lr: 0": "lr must be a number above 0, got 0",
-    "train: head, epochs: 1, lr:": "lr must be a number above 0, got nothing",
-    "train: head, epochs: 1, lr: [1e-3]": "lr must be two numbers",
+    "train: head, epochs: 0": "epochs must be a number above 0 and at most 1,000,000, got 0",
+    "train: head, epochs: ten": "epochs must be a number above 0 and at most 1,000,000, got 'ten'",
+    "train: head, epochs: .inf": "at most 1,000,000, got '.inf'",
+    "train: head, steps: 1.5": "steps must be a whole number from 1 to 1,000,000,000, got 1.5",
+    "train: head, epochs: 1, lr: 0": "lr must be a number above 0, or two: the rate of",
+    "train: head, epochs: 1, lr:": "of the last, got nothing",
+    "train: head, epochs: 1, lr: [1e-3]": "that of the last, got a list of 1",
     "train: head, epochs: 1, lr: [1e-5, 1e-3], layer_decay: 0.5": "both set the rate",
     "train: head, epochs: 1, layer_decay: 1.2": "above 0 and at most 1, got 1.2",
     "train: head, epochs: 1, lrs: 3": "lrs must be a mapping",
@@ -281,28 +293,28 @@ BAD_PHASES = {
     "train: head, epochs: 1, schedule: constant, warmup: 0.1": "write schedule: constant_with_war",
     "train: head, epochs: 1, schedule: constant_with_warmup": "needs warmup",
     "train: head, epochs: 1, warmup: 1.5": "below 1 or a whole number of steps, got 1.5",
-    "train: head, epochs: 1, batch_size: 0": "batch_size must be a whole number at least 1",
+    "train: head, epochs: 1, batch_size: 0": "batch_size must be a whole number from 1 to",
     "train: head, epochs: 1, augment: wild": "none, light, standard or a mapping",
     "train: head, epochs: 1, augment: {crop: [1, 0.5]}": "write [0.5, 1]",
     "train: head, epochs: 1, augment: {crop: 0.5}": "crop must be two numbers",
     "train: head, epochs: 1, augment: {flop: true}": "unknown key 'flop' in augment; nearest: flip",
     "train: head, epochs: 1, label_smoothing: 1": "at least 0 and below 1",
     "train: head, epochs: 1, stop: never": "stop must be rises",
-    "train: head, epochs: 1, stop: {patience: 0}": "patience must be a whole number at least 1",
+    "train: head, epochs: 1, stop: {patience: 0}": "patience must be a whole number from 1 to",
     "train: head, epochs: 1, stop: {metric: accurracy}": "nearest: accuracy",
-    "train: head, epochs: 1, best: beauty": "best knows no metric 'beauty'",
+    "train: head, epochs: 1, best: beauty": "best: there is no metric 'beauty'",
     "train: head, epochs: 1, features: frozen": "features must be auto, cached or live",
     "train: head, epochs: 1, views: 4": "would be the same pixels each time",
     "train: head, epochs: 1, views: 4, augment: light, features: live": "views are for cached",
     "train: head, epochs: 1, features: live, feature_precision: fp16": "is for cached features",
     "train: head, epochs: 1, mixup: 1, features: cached": "mix pixels, not features",
-    "train: head, solve: lbfgs, epochs: 1": "runs until it converges; remove epochs",
+    "train: head, solve: lbfgs, epochs: 1": "converges and does not use epochs; remove it",
     "train: head, solve: lbfgs, features: live": "works on cached features",
-    "train: head, solve: lbfgs, mixup: 1, lr: 1e-3, best: loss": "remove lr, mixup, best, which",
-    "train: head, solve: lbfgs, on_nan: rollback, stop: rises": "remove stop, on_nan",
+    "train: head, solve: lbfgs, mixup: 1, lr: 1e-3, best: loss": "does not use lr, mixup, best;",
+    "train: head, solve: lbfgs, on_nan: rollback, stop: rises": "does not use stop, on_nan;",
     "train: head, solve: newton": "solve must be lbfgs",
     "train: head, epochs: 1, reestimate_norms: 1": "must be true, false or a number of images",
-    "train: lora(r=8, alpha=16), epochs: 1": "'lora(r=8' is not closed; write 'lora(r=8, ",
+    "train: lora(r=8, alpha=16), epochs: 1": "unknown key 'alpha=16)' in phases[0]; write 'lora(",
     "train: head, epochs: 1, still_norms: 1": "still_norms must be true or false, got 1",
     "gradual: 0 stages, epochs: 1": "gradual must be a step such as 1 stage",
     "gradual: 200%, epochs: 1": "gradual must be a step",
@@ -391,7 +403,7 @@ def test_an_override_sets_what_it_names_and_nothing_else(setting, read):
         ("phases.1.epochs=3", "there is no phases.1; the numbers are 0 to 0, or *"),
         ("phases.first.epochs=3", "there is no phases.first"),
         ("phases.0.train.x=3", "phases.0.train is 'head' and has no keys to set"),
-        ("phases.0.lr=fast", "lr must be a number above 0, got 'fast'"),
+        ("phases.0.lr=fast", "of the last, got 'fast'"),
         ("phases.0.steps=3", "either epochs or steps"),
         ("seed=", "seed must be a whole number"),
         ("phases=3", "phases must be a list"),
@@ -446,6 +458,65 @@ def test_a_phase_from_python_is_that_of_a_recipe_and_takes_objects_and_any_optim
     assert isinstance(parse_phase({"gradual": "1 stage", "epochs": 1}), GradualSpec)
     with pytest.raises(RecipeError, match=r"^phase: unknown key 'trian'"):
         parse_phase({"trian": "head", "train": "head", "epochs": 1})
+
+
+def test_a_spec_made_in_python_is_checked_as_one_in_a_file_is():
+    assert DataSpec(Path("photos")).path == "photos"
+    assert PhaseSpec(["head", "norms"], epochs=1).train == ("head", "norms")
+    with pytest.raises(RecipeError) as caught:
+        PhaseSpec("head", epochs=-1, lr=10**500, name=3, speed=3)
+    assert [text.partition(" and ")[0].partition(",")[0] for text in caught.value.problems] == [
+        "PhaseSpec: name must be a text",
+        "PhaseSpec: epochs must be a number above 0",
+        "PhaseSpec: lr must be a number above 0",
+        "PhaseSpec: unknown argument 'speed'; the keys are name",
+    ]
+    with pytest.raises(RecipeError, match="^PhaseSpec: a phase needs epochs or steps"):
+        PhaseSpec("head")
+    with pytest.raises(RecipeError, match=r"^PhaseSpec: a phase has either epochs or steps"):
+        replace(PhaseSpec("head", epochs=1), steps=3)
+    with pytest.raises(TypeError, match="PhaseSpec takes only train by position"):
+        PhaseSpec("head", "mine")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + "seed: " + "9" * 5000 + "\n",
+        HEAD + "seed: 1e308\n",
+        "phases: [{train: head, epochs: 1e308}]\n",
+        "phases: [{train: head, epochs: 1" + "0" * 400 + "}]\n",
+        "phases: [{train: head, steps: 1e9}]\n",
+        HEAD + "data: " + "[" * 90 + "]" * 90 + "\n",
+        HEAD + "data: " + "{a: " * 90 + "1" + "}" * 90 + "\n",
+        HEAD + 'name: "a\\0b"\n',
+        HEAD + 'name: "\\uD800"\n',
+        "phases: [{train: head, epochs: 1, lr: [" + "1, " * 9999 + "1]}]\n",
+    ],
+)
+def test_absurd_values_are_one_line_each(text):
+    (found,) = problems(text)
+    assert found.startswith("a.yaml:")
+    assert len(found) < 300
+
+
+def test_a_recipe_of_megabytes_is_not_read(tmp_path):
+    (tmp_path / "big.yaml").write_text(HEAD + "#" * 1_000_001)
+    with pytest.raises(UserError, match="over a megabyte"):
+        load_recipe(tmp_path / "big.yaml")
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x.yaml", "a\0b", "x" * 5000, "\udcff"])
+def test_a_name_that_no_file_can_have_is_no_recipe(name):
+    with pytest.raises(UserError, match="there is no recipe"):
+        load_recipe(name)
+
+
+def test_the_home_folder_may_be_missing(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(UserError, match="there is no recipe"):
+        load_recipe("~/x.yaml")
 
 
 def test_recipes_import_neither_torch_nor_numpy():

@@ -2,8 +2,9 @@
 
 import pytest
 
+from hf_transfer.recipe.conflicts import phase_conflicts
 from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
-from hf_transfer.recipe.tasks import TASKS, phase_conflicts, task_of
+from hf_transfer.recipe.tasks import TASKS, task_of
 from hf_transfer.results.metrics.by_name import MEASURES
 from hf_transfer.training.loss import LOSSES
 
@@ -21,8 +22,9 @@ def test_a_task_is_known_again_by_the_problem_type_in_a_config():
     assert task_of("single_label_classification") == "classification"
 
 
-@pytest.mark.parametrize("wrap", [lambda spec: spec, lambda spec: GradualSpec(1, "stages", spec)])
-def test_what_is_for_labels_does_not_go_with_numbers(wrap):
-    spec = PhaseSpec("head", epochs=1, label_smoothing=0.1, mixup=0.2, cutmix=0.3)
-    assert len(list(phase_conflicts(wrap(spec), "regression"))) == 3
-    assert list(phase_conflicts(wrap(spec), "multi_label")) == []
+@pytest.mark.parametrize("what", [{"train": "head"}, {"gradual": "1 stage"}])
+def test_what_is_for_labels_does_not_go_with_numbers(what):
+    kind = PhaseSpec if "train" in what else GradualSpec
+    spec = kind(epochs=1, label_smoothing=0.1, mixup=0.2, cutmix=0.3, **what)
+    assert len(list(phase_conflicts(spec, "regression"))) == 3
+    assert list(phase_conflicts(spec, "multi_label")) == []

@@ -148,8 +148,8 @@ def test_what_changes_no_result_may_be_another_when_a_run_is_resumed(tmp_path, m
     monkeypatch.chdir(tmp_path)
 
     def read(path, **options):
-        first = SourceSpec("timm/test_resnet", (PhaseSpec("all", epochs=1, cold_head=True),))
-        first = replace(first, data=DataSpec(path=path))
+        phases = (PhaseSpec("all", epochs=1, cold_head=True),)
+        first = SourceSpec("timm/test_resnet", phases, data=DataSpec(path=path))
         return recipe(data=DataSpec(path=path), backbone=None, source=first, **options)
 
     out = tmp_path / "run"

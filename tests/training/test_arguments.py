@@ -39,7 +39,7 @@ def test_the_arguments_set_nothing_of_a_head_that_is_solved_for(tmp_path):
     options = {"learning_rate": 0.3, "warmup_steps": 0.1, "per_device_train_batch_size": 5}
     _, phase = one(tmp_path, {"solve": "lbfgs"}, **options)
     assert phase.spec == PhaseSpec("head", solve="lbfgs")
-    with pytest.raises(RecipeError, match="remove lr, batch_size"):
+    with pytest.raises(RecipeError, match="does not use lr, batch_size; remove them"):
         one(tmp_path, {"solve": "lbfgs", "batch_size": 5, "lr": 0.3})
     assert one(tmp_path, {"solve": None}, num_train_epochs=4)[1].spec.epochs == 4
 

@@ -469,7 +469,7 @@ def test_each_setting_of_a_phase_changes_what_is_learned(tmp_path, usual, settin
 
 
 def test_each_optimizer_and_schedule_of_a_recipe_trains(tmp_path):
-    from hf_transfer.recipe.phase_schema import OPTIMIZERS, SCHEDULES
+    from hf_transfer.recipe.phase_specs import OPTIMIZERS, SCHEDULES
 
     ends = []
     for optimizer in OPTIMIZERS:

@@ -20,7 +20,7 @@ from hf_transfer.base.files import write_text
 from hf_transfer.base.launch import mixed_precision
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.processes import Processes
-from hf_transfer.recipe.specs import GradualSpec, Recipe
+from hf_transfer.recipe.specs import Recipe
 from hf_transfer.training.arguments import joined
 from hf_transfer.training.machine import precision as precision_module
 
@@ -70,7 +70,7 @@ def _chosen(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
 
 
 def _batch(recipe: Recipe) -> int:
-    specs = [p.each if isinstance(p, GradualSpec) else p for p in recipe.phases]
+    specs = recipe.phases
     most = DEVICE_IMAGES if torch.accelerator.is_available() else IMAGES
     return min(most, max(spec.batch_size for spec in specs))
 

@@ -77,7 +77,8 @@ def _diverged(phase: Phase, state: TrainerState, what: str, value: float | str) 
     """Raise DivergedError with the place in the run."""
     raise DivergedError(
         f"phase {phase.name}, epoch {math.ceil(state.epoch or 0)}, by step {state.global_step}: "
-        f"the {what} is {value}; lower the rate (lr: {phase.spec.lr / 10:g}) or look for bad images"
+        f"the {what} is {value}; lower the rate (lr: {phase.spec.head_lr / 10:g}) or look for bad "
+        "images"
     )
 
 

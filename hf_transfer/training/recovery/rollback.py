@@ -70,15 +70,7 @@ def slowed(phase: Phase, times: int) -> Phase:
     """Return a phase with all its rates divided by FACTOR as often as it went back."""
     if not times:
         return phase
-    spec, scale = phase.spec, FACTOR**-times
-    pair = spec.lr_geometric
-    slower = dataclasses.replace(
-        spec,
-        lr=spec.lr * scale,
-        lrs=tuple((selector, rate * scale) for selector, rate in spec.lrs),
-        lr_geometric=None if pair is None else (pair[0] * scale, pair[1] * scale),
-    )
-    return dataclasses.replace(phase, spec=slower)
+    return dataclasses.replace(phase, spec=phase.spec.scaled(FACTOR**-times))
 
 
 def slow_down(optimizer: Any, scheduler: Any, times: int) -> None:
@@ -95,6 +87,5 @@ def said(error: Exception, phase: Phase, step: int) -> str:
     """Return what to say of a phase that goes back."""
     what = str(error).partition(";")[0]
     to = f"goes on from step {step}" if step else "begins again from the weights it started with"
-    return (
-        f"{what}; the phase {to}, at {1 / FACTOR:g} of its rates (lr: {phase.spec.lr / FACTOR:g})"
-    )
+    rate = phase.spec.head_lr / FACTOR
+    return f"{what}; the phase {to}, at {1 / FACTOR:g} of its rates (lr: {rate:g})"

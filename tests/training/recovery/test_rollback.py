@@ -228,7 +228,7 @@ def test_all_rates_of_a_phase_are_divided(tmp_path):
         spec = parse_phase({"train": "all", "epochs": 1, "cold_head": True, **rates})
         phase = make_phases([spec], groups)[0]
         slower = rollback.slowed(phase, 2).spec
-        assert slower.lr == pytest.approx(1e-4)
-        assert slower.lr_geometric in (None, pytest.approx((1e-6, 1e-4)))
+        assert slower.head_lr == pytest.approx(1e-4)
+        assert slower.lr_ends in (None, pytest.approx((1e-6, 1e-4)))
         assert slower.lrs in ((), (("head", pytest.approx(1e-3)),))
     assert rollback.slowed(phase, 0) is phase

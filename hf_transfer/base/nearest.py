@@ -1,0 +1,18 @@
+"""What a misspelt name was perhaps meant to be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+
+def nearest(name: str, known: Collection[str], count: int = 2) -> str:
+    """Return "; nearest: a, b" for the known names that are like this one, or nothing.
+
+    Parts of a known name count as well: `lp` is near `lp_ft`.
+    """
+    low = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(name.lower(), low, n=count, cutoff=0.5)
+    if name:
+        found += [each for each in low if each.startswith(name.lower()) and each not in found]
+    return f"; nearest: {', '.join(low[each] for each in found[:count])}" if found else ""

@@ -1,0 +1,199 @@
+"""Settings of a recipe that contradict each other, or that would have no effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from hf_transfer.base.nearest import nearest
+from hf_transfer.recipe import stopping
+from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION, TASKS
+
+if TYPE_CHECKING:
+    from hf_transfer.recipe.phase_specs import PhaseSettings
+    from hf_transfer.recipe.specs import DataSpec, Recipe
+
+Problem = tuple[tuple[str | int, ...], str]  # where in the recipe, and what is wrong there
+
+# What sets the steps, the rates or the loss: a head that is solved for uses none of them.
+UNSOLVED = (
+    *("epochs", "steps", "lr", "lrs", "layer_decay", "weight_decay", "optimizer", "momentum"),
+    *("schedule", "warmup", "batch_size", "accumulate", "label_smoothing", "mixup", "cutmix"),
+    *("stop", "best", "l2_sp", "max_grad_norm", "on_nan"),
+)
+
+
+def in_phase(spec: PhaseSettings) -> Iterator[str]:
+    """Yield what contradicts itself in a phase."""
+    yield from _of_length(spec)
+    yield from _of_rates(spec)
+    yield from _of_features(spec)
+
+
+def in_gradual(spec: PhaseSettings) -> Iterator[str]:
+    """Yield what a phase cannot have that stands for several."""
+    for key, remedy in (
+        ("solve", "put {train: head, solve: lbfgs} before it"),
+        ("lrs", "use layer_decay"),
+        ("cold_head", "it starts with the head, so remove it"),
+    ):
+        if getattr(spec, key):
+            yield f"gradual cannot have {key}; {remedy}"
+
+
+def with_solve(keys: Collection[str]) -> Iterator[str]:
+    """Yield what of the keys given a solver does not use."""
+    unused = [key for key in UNSOLVED if key in keys]
+    if unused:
+        remedy = "it" if len(unused) == 1 else "them"
+        yield (
+            f"solve: lbfgs runs until it converges and does not use {', '.join(unused)}; "
+            f"remove {remedy}"
+        )
+
+
+def _of_length(spec: PhaseSettings) -> Iterator[str]:
+    lengths = [key for key in ("epochs", "steps") if getattr(spec, key) is not None]
+    if not lengths and spec.solve is None:
+        yield "a phase needs epochs or steps, such as epochs: 10"
+    if len(lengths) == 2:
+        yield "a phase has either epochs or steps, not both; remove one"
+    if spec.solve:
+        changed = [f.name for f in dataclasses.fields(spec) if not _is_default(spec, f.name)]
+        yield from with_solve(changed)
+
+
+def _is_default(spec: PhaseSettings, name: str) -> bool:
+    fields = type(spec).__pydantic_fields__  # type: ignore[attr-defined]
+    return bool(getattr(spec, name) == fields[name].default)
+
+
+def _of_rates(spec: PhaseSettings) -> Iterator[str]:
+    if spec.lr_ends and spec.layer_decay is not None:
+        yield "lr with two rates and layer_decay both set the rate of each group; remove one"
+    if spec.momentum is not None and spec.optimizer not in ("sgd", "rmsprop"):
+        yield f"momentum does nothing in {spec.optimizer}; remove it or write optimizer: sgd"
+    if spec.warmup > 0 and spec.schedule == "constant":
+        yield "schedule: constant has no warmup; write schedule: constant_with_warmup"
+    if spec.schedule == "constant_with_warmup" and spec.warmup == 0:
+        yield "schedule: constant_with_warmup needs warmup, such as warmup: 0.1"
+
+
+def _of_features(spec: PhaseSettings) -> Iterator[str]:
+    live, cached = spec.features == "live", spec.features == "cached"
+    if spec.views > 1 and not spec.is_augmented:
+        yield f"views: {spec.views} would be the same pixels each time; add augment: light"
+    if spec.views > 1 and live:
+        yield "views are for cached features; remove features: live or views"
+    if spec.feature_precision != "fp32" and live:
+        yield "feature_precision is for cached features; remove features: live or feature_precision"
+    if (spec.mixup or spec.cutmix) and cached:
+        yield "mixup and cutmix mix pixels, not features; remove them or features: cached"
+    if spec.solve and live:
+        yield "solve: lbfgs works on cached features; remove features: live"
+
+
+# --- a recipe --------------------------------------------------------------------------------
+
+
+def in_data(data: DataSpec) -> Iterator[str]:
+    """Yield what contradicts itself in the data's section."""
+    if data.validation + data.test >= 1:
+        yield (
+            f"validation {data.validation:g} and test {data.test:g} leave nothing to train on; "
+            "their sum must be below 1"
+        )
+
+
+def in_recipe(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what sections of a recipe contradict each other, or do not go with its task."""
+    yield from _of_weights(recipe)
+    yield from _with_task(recipe)
+    for i, spec in enumerate(recipe.phases):
+        for text in _phase_problems(spec, recipe.metrics, recipe.task):
+            yield ("phases", i), text
+    if recipe.source is not None:
+        for i, spec in enumerate(recipe.source.phases):
+            for text in _phase_problems(spec, recipe.metrics, CLASSIFICATION.name):
+                yield ("source", "phases", i), text
+
+
+def _of_weights(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what contradicts where the weights come from."""
+    if recipe.weights is not None and not recipe.pretrained:
+        yield ("weights",), "weights are not loaded with pretrained: false; remove one of them"
+    if recipe.head.keep and not recipe.pretrained:
+        yield ("head",), "random weights have no head to keep; remove keep"
+    if recipe.source is None:
+        return
+    if recipe.backbone is not None:
+        remedy = "write source.backbone instead"
+        yield ("backbone",), f"the backbone is the one that source trains; {remedy}"
+    if recipe.weights is not None:
+        yield ("weights",), "weights cannot be combined with source, which trains its own"
+
+
+def _with_task(recipe: Recipe) -> Iterator[Problem]:
+    """Yield the settings of a recipe that do not go with its task."""
+    task, data = TASKS[recipe.task], recipe.data
+    if recipe.loss == "balanced" and task is REGRESSION:
+        yield ("loss",), "loss: balanced weighs labels, and a regression has none; remove it"
+    elif (recipe.loss == "squared_error") != (task is REGRESSION):
+        yield ("loss",), f"the loss of task: {task.name} is {task.loss}; write that or remove loss"
+    if task is CLASSIFICATION:
+        if data.label_columns:
+            yield (
+                ("data", "label_columns"),
+                "label_columns are for task: multi_label or regression; add the task",
+            )
+        return
+    for key in ("train_per_class", "validation_per_class"):
+        if getattr(data, key):
+            yield ("data", key), f"{key} cannot be combined with task: {task.name}; remove it"
+    if recipe.metrics:
+        yield (
+            ("metrics",),
+            f"metrics of the evaluate library cannot be combined with task: {task.name}; "
+            "remove them",
+        )
+    if recipe.compare is not None:
+        yield ("compare",), "compare is for task: classification; remove one of them"
+
+
+def phase_conflicts(spec: PhaseSettings, task: str) -> Iterator[str]:
+    """Yield what is wrong with the settings of a phase for a task."""
+    if spec.solve and task != CLASSIFICATION.name:
+        yield f"solve: lbfgs is for task: classification, not {task}; write epochs: 10 instead"
+    if task == REGRESSION.name:
+        for key in ("label_smoothing", "mixup", "cutmix"):
+            if getattr(spec, key):
+                yield f"{key} is for labels, and a regression has none; remove it"
+
+
+def _phase_problems(spec: PhaseSettings, extra: tuple[str, ...], task: str) -> Iterator[str]:
+    """Yield what of a phase does not go with the task: settings, and the metrics that it stops at
+    or keeps the best of.
+
+    With the recipe's own `metrics` any name that says what is better may come up, and is looked
+    for once they are loaded.
+    """
+    yield from phase_conflicts(spec, task)
+    known = TASKS[task].metrics
+    for key, metric in judged_by(spec):
+        if extra:
+            why = stopping.unclear(metric)
+            if why:
+                yield f"{key}: {why}"
+        elif metric not in known:
+            last = " and last" if key == "best" else ""
+            yield (
+                f"{key}: there is no metric {metric!r}{nearest(metric, known)}; there are "
+                f"{', '.join(known)}{last}"
+            )
+
+
+def judged_by(spec: PhaseSettings) -> list[tuple[str, str]]:
+    """Return the metrics by which a phase is judged, each after the key that names it."""
+    named = [("best", spec.best)] if spec.best != "last" else []
+    return [*named, *([("stop", spec.stop.metric)] if spec.stop else [])]
