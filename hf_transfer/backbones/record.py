@@ -113,6 +113,7 @@ def _images(name: str) -> dict[str, dict[str, Any]]:
     if source == "transformers":
         _, _, image = TRANSFORMERS[rest]
         values = {"size": 224, "mean": IMAGENET[0], "std": IMAGENET[1], "interpolation": "bilinear"}
+        values["crop_offset"] = "down"  # as `draw` has it
         return {"": asdict(ImageSettings(**{**values, **image}))}
     tags = [""]  # torchvision's weights but for its defaults are seldom named, and not recorded
     if source == "timm":

@@ -103,7 +103,7 @@ def jump(before: PhaseReport, phase: Phase, loss: float | None) -> str | None:
     warmup = "" if phase.spec.warmup else ", or add warmup: 0.1"
     return (
         f"phase {phase.name}: the loss starts at {loss:.3g}, {loss / known[0]:.0f} times the "
-        f"last one of the phase before; lower its rates (lr: {phase.spec.lr / 10:g}){warmup}"
+        f"last one of the phase before; lower its rates (lr: {phase.spec.head_lr / 10:g}){warmup}"
     )
 
 
