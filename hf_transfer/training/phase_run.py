@@ -30,12 +30,13 @@ from hf_transfer.training import (
     proof,
 )
 from hf_transfer.training.arguments import phase_arguments
+from hf_transfer.training.beginning import Beginning
 from hf_transfer.training.best_phase import BestPhase
 from hf_transfer.training.cached_features import CachedFeatures
 from hf_transfer.training.judging import Judging
+from hf_transfer.training.labels import check_labels
 from hf_transfer.training.machine import sharding
-from hf_transfer.training.machine.cheap_steps import light_order, light_steps, settle_sums
-from hf_transfer.training.machine.image_weights import count_rows
+from hf_transfer.training.machine.cheap_steps import light_steps
 from hf_transfer.training.machine.sync_batchnorm import SharedStatistics
 from hf_transfer.training.outcome import announced, metric_names, phase_report
 from hf_transfer.training.phase_state import Part, PhaseState
@@ -122,6 +123,8 @@ class PhaseRunner:
         checks.check_phases(
             phases, train, evaluation, metrics, trainer.loss.function is not None, trainer.loss.task
         )
+        check_labels(train, "the training set", self.described.labels)
+        check_labels(evaluation, "the validation set", self.described.labels)
         checks.check_items(train, evaluation, trainer.data_collator, self.described.image)
         images = len(train) if hasattr(train, "__len__") else 0
         check_warmup(phases, images, self.processes.count)
@@ -333,18 +336,3 @@ class PhaseRunner:
         here.wait()
         if self.interruption.left():
             self.interruption.leave("the phase is done")
-
-
-class Beginning(TrainerCallback):
-    """Makes the first step of a phase that of the unbroken run."""
-
-    def __init__(self, trainer: Seam, state: PhaseState) -> None:
-        self.trainer, self.state = trainer, state
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Fix the order of sums and of images, and take up the loss since the last log."""
-        settle_sums(self.trainer.model_wrapped)
-        light_order(kwargs.get("train_dataloader"))
-        count_rows(kwargs.get("train_dataloader"))
-        if self.state.running is not None:
-            self.trainer.running = self.state.running

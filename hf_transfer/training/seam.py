@@ -25,6 +25,7 @@ class Seam(Protocol):
     processes: Processes
     loss: StepLoss
     now: PhaseState | None
+    sharded: bool
     running: dict[str, float]  # the loss since the last log, and the step of that log
 
     def __getattr__(self, name: str) -> Any:

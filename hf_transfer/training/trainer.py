@@ -30,10 +30,11 @@ from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training.arguments import optimizer_groups, own_arguments, resolved_phases
 from hf_transfer.training.checks import check_model, check_resume
+from hf_transfer.training.labels import check_labels
 from hf_transfer.training.machine import image_weights, sharding
 from hf_transfer.training.phase_run import PhaseRunner
 from hf_transfer.training.phase_state import PhaseState
-from hf_transfer.training.recovery import checkpoints, rollback
+from hf_transfer.training.recovery import checkpoints, resuming
 from hf_transfer.training.step_inputs import step_inputs
 from hf_transfer.training.step_loss import StepLoss
 
@@ -83,9 +84,10 @@ class TransferTrainer(Trainer):
         self.loss = StepLoss(task, class_weights, self.processes, self.compute_loss_func, args)
         self.runner = PhaseRunner(self, sync_batchnorm, checkpoint_seconds, ends_with)
         # Trainer's own FSDP would save shards, shard for an evaluation, and load too late.
-        self.is_fsdp_enabled = self.is_fsdp_enabled and not self.runner.sharded
+        self.is_fsdp_enabled = self.is_fsdp_enabled and not self.sharded
 
     phase = property(lambda self: self.now.phase if self.now else None)  # the one under way
+    sharded = property(lambda self: self.runner.sharded)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -135,6 +137,11 @@ class TransferTrainer(Trainer):
         return self._prepare_inputs(batch)
 
     # --- what Trainer calls ---------------------------------------------------------------------
+
+    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        """Return a loader of a set whose labels are the model's."""
+        check_labels(dataset, f"the set for {description.lower()}", self.backbone.labels)
+        return super()._get_dataloader(dataset, description, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the phase's optimizer from named groups, the head's first."""
@@ -229,20 +236,8 @@ class TransferTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load both, at the rates that the phase has come to since it went back."""
-        if checkpoint is None:
-            return
-        if self.runner.sharded:
-            saved = Path(checkpoint), self.processes
-            sharding.load_optimizer(self.optimizer, self.lr_scheduler, *saved)
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if self.now and self.now.slower:
-            rollback.slow_down(self.optimizer, self.lr_scheduler, self.now.slower)
+        resuming.load_optimizer(self, checkpoint, super()._load_optimizer_and_scheduler)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save what Trainer does; where it is sharded, each process its part."""
-        if self.runner.sharded:
-            place = Path(output_dir), self.processes
-            sharding.save_optimizer(self.optimizer, self.lr_scheduler, *place)
-        else:
-            super()._save_optimizer_and_scheduler(output_dir)
+        resuming.save_optimizer(self, output_dir, super()._save_optimizer_and_scheduler)

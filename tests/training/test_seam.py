@@ -24,6 +24,7 @@ def test_every_method_that_is_overridden_is_still_called_upstream():
         if inspect.isfunction(value) and name in vars(Trainer) and name != "__init__"
     }
     assert own == {
+        "_get_dataloader",
         "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_prepare_inputs",

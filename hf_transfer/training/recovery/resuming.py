@@ -17,8 +17,9 @@ from hf_transfer.planning.phase import Phase
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training.machine import sharding
 from hf_transfer.training.phase_state import PhaseState
-from hf_transfer.training.recovery import checkpoints, divergence
+from hf_transfer.training.recovery import checkpoints, divergence, rollback
 from hf_transfer.training.recovery.checkpoints import Checkpoint, CheckpointError
+from hf_transfer.training.seam import Seam
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,28 @@ def take_up(state: PhaseState, processes: Processes) -> Checkpoint | None:
         state.running = json.loads(loss.read_text())
         state.slower = state.rollbacks - checkpoint.about["rollbacks"]
     return checkpoint
+
+
+def save_optimizer(trainer: Seam, folder: str, own: Callable[[str], None]) -> None:
+    """Save optimizer and schedule by Trainer's `own` way; where they are sharded, in parts."""
+    if trainer.sharded:
+        place, here = Path(folder), trainer.processes
+        sharding.save_optimizer(trainer.optimizer, trainer.lr_scheduler, place, here)
+    else:
+        own(folder)
+
+
+def load_optimizer(trainer: Seam, checkpoint: str | None, own: Callable[[str], None]) -> None:
+    """Load both, at the rates that the phase has come to since it went back."""
+    if checkpoint is None:
+        return
+    optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
+    if trainer.sharded:
+        sharding.load_optimizer(optimizer, scheduler, Path(checkpoint), trainer.processes)
+    else:
+        own(checkpoint)
+    if trainer.now and trainer.now.slower:
+        rollback.slow_down(optimizer, scheduler, trainer.now.slower)
 
 
 def keep(
