@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.errors import DataError
+from hf_transfer.data.findings import Finding, finding
+from hf_transfer.data.image_groups import together
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import Seen
 from hf_transfer.data.sources import SPLITS, Scan
@@ -17,7 +18,6 @@ from hf_transfer.data.targets import DOUBTFUL, MISSING, look_alikes
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import TASKS
 
-NAMED = 50  # files named per kind; the rest are counted
 TINY_PX = 16
 IMBALANCE = 3.0  # largest class to smallest, from which it is a finding
 
@@ -49,16 +49,6 @@ CONTENT = {
     "repeated": "kept: the same picture several times in training",
     "repeated-evaluation": "left out: the same picture is there already, and counts once",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of finding: how many files (or classes), the first files' names, what was done."""
-
-    kind: str
-    count: int
-    files: tuple[str, ...]
-    done: str
 
 
 @dataclass(frozen=True)
@@ -95,16 +85,17 @@ def audit(
     findings = _bad(found, seen, spec) + _unusual(found, seen, settings)
     if found.ignored:
         done = "not used: not an image by its name, in no class folder, or without a label"
-        findings.append(_finding("ignored", found.ignored, done))
+        findings.append(finding("ignored", found.ignored, done))
     usable = np.ones(len(found.files), bool)
     usable[list(seen.errors)] = False
     same = _same_content(found, seen, usable)
     for kind, rows in same.items():
         if kind != "repeated":
             usable[rows] = False
-        findings.append(_finding(kind, [found.files[row] for row in rows], CONTENT[kind]))
+        findings.append(finding(kind, [found.files[row] for row in rows], CONTENT[kind]))
     kept = np.flatnonzero(usable)
     chosen = found.take(kept)
+    findings += together(chosen, spec)
     _check_splits(chosen, spec, same)
     _check_validation(found, chosen, spec)
     imbalance = 1.0
@@ -116,17 +107,6 @@ def audit(
         findings += _absent(counts)
         imbalance = max(counts["train"].values()) / max(1, min(counts["train"].values()))
     return Audit(tuple(findings), len(found.files), len(seen.errors), imbalance), kept
-
-
-def _finding(kind: str, files: Sequence[str], done: str) -> Finding:
-    return Finding(kind, len(files), tuple(map(_public, files[:NAMED])), done)
-
-
-def _public(name: str) -> str:
-    """Return a file's name without the folders of this machine: what lies elsewhere is cut."""
-    if os.path.isabs(name) or name.startswith("../"):
-        return "/".join(["…", *name.split("/")[-2:]])
-    return name
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -144,7 +124,7 @@ def _bad(found: Scan, seen: Seen, spec: DataSpec) -> list[Finding]:
         )
     by_kind = {kind: [row for row in rows if seen.errors[row][0] == kind] for kind in LEFT_OUT}
     return [
-        _finding(kind, [found.files[row] for row in members], LEFT_OUT[kind])
+        finding(kind, [found.files[row] for row in members], LEFT_OUT[kind])
         for kind, members in by_kind.items()
         if members
     ]
@@ -165,7 +145,7 @@ def _unusual(found: Scan, seen: Seen, settings: ImageSettings) -> list[Finding]:
     if settings.channels == 4:
         done["alpha"] = "kept as the fourth channel"
     return [
-        _finding(kind, [found.files[row] for row in rows], done[kind])
+        finding(kind, [found.files[row] for row in rows], done[kind])
         for kind, rows in by_kind.items()
         if rows
     ]
@@ -264,11 +244,11 @@ def _odd_names(labels: Sequence[str]) -> list[Finding]:
     if alike:
         pairs = "; ".join(" and ".join(map(repr, group)) for group in alike[:5])
         done = f"kept as classes of their own: {pairs}; merge them if they mean the same"
-        findings.append(_finding("alike-labels", [x for group in alike for x in group], done))
+        findings.append(finding("alike-labels", [x for group in alike for x in group], done))
     doubtful = [label for label in labels if label.lower() in (*DOUBTFUL, *MISSING)]
     if doubtful:
         done = "kept as a class: remove its images if it means that the label is missing"
-        findings.append(_finding("doubtful-label", doubtful, done))
+        findings.append(finding("doubtful-label", doubtful, done))
     return findings
 
 
@@ -309,7 +289,7 @@ def _about_labels(found: Scan) -> list[Finding]:
     findings = []
     bare = [name for name, target in zip(found.files, found.targets, strict=True) if not target]
     if bare:
-        findings.append(_finding("no-label", bare, "kept: images that show none of the labels"))
+        findings.append(finding("no-label", bare, "kept: images that show none of the labels"))
     train = found.counts["train"]
     always = [label for label, count in train.items() if count == found.images["train"]]
     if always:

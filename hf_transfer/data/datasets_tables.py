@@ -21,6 +21,7 @@ from hf_transfer.data.tables import (
     LABEL_COLUMNS,
     LabelledImage,
     column,
+    group_name,
     names_of,
     target_columns,
 )
@@ -113,7 +114,8 @@ def read_datasets(
                 continue
             image, columns = _columns(path, spec, table.features)
             orders[key] = _class_names(table.features[columns[0]]) if len(columns) == 1 else ()
-            found, unlabelled = _rows(path, key, split, table, columns, orders[key], task)
+            group = spec.group if spec.group in table.features else None
+            found, unlabelled = _rows(path, key, split, table, columns, orders[key], group, task)
             rows += found
             if unlabelled:
                 ignored.append(f"{key}/ ({unlabelled:,} images without a label)")
@@ -142,19 +144,22 @@ def _rows(
     table: Any,
     columns: tuple[str, ...],
     order: tuple[str, ...],
+    group: str | None,
     task: str,
 ) -> tuple[list[LabelledImage], int]:
     """Return the rows of one split that have targets, and how many have none."""
     rows, unlabelled = [], 0
-    chosen = table.select_columns(list(columns))[:]
+    chosen = table.select_columns(list(dict.fromkeys((*columns, group or columns[0]))))[:]
+    groups = chosen[group] if group else [""] * len(table)
     for number, values in enumerate(zip(*(chosen[c] for c in columns), strict=True)):
         if any(v is None or v != v or (order and v == -1) for v in values):  # NaN, too
             unlabelled += 1
             continue
         name = f"{key}/{number:08d}"
         named = [_named(value, order) for value in values]
-        target = read_target(task, named, columns, f"{path}: {name}")
-        rows.append(LabelledImage(name, target, split))
+        place = f"{path}: {name}"
+        its = group_name(groups[number], group, place) if group else ""
+        rows.append(LabelledImage(name, read_target(task, named, columns, place), split, its))
     return rows, unlabelled
 
 

@@ -6,10 +6,8 @@ Names, labels and splits only: nothing is decoded here, and torch is not importe
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,11 @@ import numpy as np
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
-from hf_transfer.data import reading
 from hf_transfer.data.columns import Codes
-from hf_transfer.data.datasets_tables import ImageTable, is_datasets, read_datasets
+from hf_transfer.data.datasets_tables import is_datasets, read_datasets
 from hf_transfer.data.folders import Listing, labelled, list_folder, unused
+from hf_transfer.data.image_groups import groups_of
+from hf_transfer.data.scan import SPLITS, Scan
 from hf_transfer.data.split_names import split_of
 from hf_transfer.data.splits import (
     by_strata,
@@ -35,93 +34,15 @@ from hf_transfer.data.tables import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     SUFFIXES,
+    LabelledImage,
     TableFile,
     header_of,
     read_tables,
 )
-from hf_transfer.data.targets import BETWEEN, Target, is_text
+from hf_transfer.data.targets import Target, is_text
 from hf_transfer.recipe.specs import DataSpec
 
 __all__ = ["SPLITS", "DataError", "Scan", "limited", "list_source", "scan"]
-
-SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Scan:
-    """The list of labelled images: `files` (relative to `root`, sorted), and for each its target
-    and its split ("train", "validation" or "test").
-
-    A target is a place in `labels`; of several labels a tuple of places; of a regression a tuple
-    of numbers, one for each of `labels`. `ignored` names what lies there and is no labelled image.
-    `table` is set for `datasets`.
-    """
-
-    path: str
-    root: Path
-    labels: tuple[str, ...]
-    files: tuple[str, ...]
-    targets: Codes
-    splits: Codes
-    ignored: tuple[str, ...] = ()
-    table: ImageTable | None = None
-    task: str = "classification"
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Images per class (or label, or target) of each split that has any, in `labels`' order."""
-        found: Counter[tuple[str, int]] = Counter()
-        for split, target in zip(self.splits, self.targets, strict=True):
-            found.update((split, place) for place in self.places(target))
-        return {
-            split: {label: found[split, place] for place, label in enumerate(self.labels)}
-            for split in SPLITS
-            if split in self.splits
-        }
-
-    @property
-    def images(self) -> dict[str, int]:
-        """Images of each split that has any; one of several labels counts once."""
-        found = Counter(self.splits)
-        return {split: found[split] for split in SPLITS if found[split]}
-
-    def places(self, target: Any) -> Iterable[int]:
-        """Return the places in `labels` of which a target says something."""
-        if self.task == "regression":
-            return range(len(self.labels))
-        return target if self.task == "multi_label" else (target,)
-
-    def shown(self, target: Any) -> str:
-        """Return a target in words: its label, its labels, or its numbers."""
-        if self.task == "regression":
-            return " ".join(map(repr, target))
-        return BETWEEN.join(self.labels[place] for place in self.places(target))
-
-    @contextmanager
-    def opened(self, row: int) -> Iterator[bytes]:
-        """Yield the bytes of one image's file, within `reading`'s limits. Raises OSError."""
-        if self.table is not None:
-            with self.table.opened(self.files[row]) as data:
-                yield data
-        else:
-            with reading.opened(os.path.join(self.root, self.files[row])) as data:
-                yield data
-
-    def identity(self, row: int) -> str:
-        """Return what changes when the image does: its name, size, times and inode."""
-        name = self.files[row]
-        if self.table is not None:
-            return self.table.identity(name)
-        return f"{name}\0{reading.identity_of(os.path.join(self.root, name))}"
-
-    def take(self, rows: np.ndarray) -> Scan:
-        """Return the scan of these rows alone, with the same labels."""
-        return replace(
-            self,
-            files=tuple(self.files[row] for row in rows.tolist()),
-            targets=self.targets.take(rows),
-            splits=self.splits.take(rows),
-        )
 
 
 def scan(
@@ -153,6 +74,10 @@ def list_source(spec: DataSpec, task: str = "classification") -> Scan:
             found = _read(path, spec, task)
         except OSError as error:
             raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
+    if spec.group and found.groups is None:
+        if found.table is not None:
+            raise DataError(f"{path}: no column {spec.group!r}, as data.group names")
+        found = replace(found, groups=Codes(groups_of(found.files, spec.group)))
     if not {"train", ""} & set(found.splits.table):
         raise DataError(f"{path}: no training images; splits: {', '.join(sorted(found.images))}")
     return found
@@ -186,7 +111,8 @@ def _of_folders(listing: Listing) -> Scan:
             f"{listing.root}: {len(images):,} images lie in the folder itself; put each in a "
             f"folder named after its class, or name the table that lists them{_table_in(listing)}"
         )
-    found = _listed(listing.root, listing.root, labelled(listing))
+    rows = (LabelledImage(*row) for row in labelled(listing))
+    found = _listed(listing.root, listing.root, rows)
     return replace(found, ignored=unused(listing, found.files))
 
 
@@ -220,7 +146,7 @@ def _metadata(listing: Listing, spec: DataSpec, task: str) -> list[TableFile]:
 def _listed(
     path: Path,
     root: Path,
-    rows: Iterable[tuple[str, Target, str]],
+    rows: Iterable[LabelledImage],
     ignored: tuple[str, ...] = (),
     order: tuple[str, ...] = (),
     task: str = "classification",
@@ -229,10 +155,13 @@ def _listed(
     files: list[str] = []
     told_of: list[Target] = []
     named_splits: list[str] = []
-    for name, target, split in rows:
+    groups: list[str] = []
+    for name, target, split, group in rows:
         files.append(name)
         told_of.append(target)
         named_splits.append(split)
+        if group:
+            groups.append(group)
     targets = Codes(told_of)
     told = {"classification": lambda target: (target,), "multi_label": tuple}.get(task)
     present = {label for target in targets.table for label in told(target)} if told else set()
@@ -257,6 +186,7 @@ def _listed(
         splits=Codes(named_splits),
         ignored=ignored,
         task=task,
+        groups=Codes(groups) if groups else None,
     )
 
 
@@ -314,19 +244,22 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     """Return the scan with validation and test drawn from train where the source has none.
 
     Of every class (numbers: of every tenth) each gets its share, at least one image, and train
-    keeps at least one. Of several labels each gets its share as nearly as whole images allow, which
-    may be none.
+    keeps at least one. Of several labels each gets its share as nearly as whole images allow, where
+    images stay in groups as nearly as whole groups do; that may be none.
     """
     splits = found.splits.map(lambda split: split or "train")
     shares = {"test": spec.test, "validation": spec.validation}
     shares = {s: share for s, share in shares.items() if share and s not in splits.table}
     rows = splits.where("train")
     order = draw_order(found.files, seed)
-    if found.task == "multi_label":
-        drawn = iterative(rows, found.targets, order, shares)
+    numbers = found.task == "regression"
+    strata = tenths(rows, found.targets) if numbers else found.targets.codes
+    if found.task == "multi_label" or found.groups is not None:
+        several = found.task == "multi_label"
+        labels = found.targets if several else [(stratum,) for stratum in strata.tolist()]
+        groups = None if found.groups is None else found.groups.codes
+        drawn = iterative(rows, labels, order, shares, groups)
     else:
-        numbers = found.task == "regression"
-        strata = tenths(rows, found.targets) if numbers else found.targets.codes
         drawn = by_strata(rows, strata, order, shares)
     for split, mine in drawn.items():
         splits = splits.put(mine, split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,38 +63,48 @@ def iterative(
     targets: Sequence[Any],
     order: np.ndarray,
     shares: Mapping[str, float],
+    groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the rows that are drawn for each split, so that every label has its share in each, as
     nearly as whole images allow: of few images a small share may be none.
 
-    The rarest label is dealt out first, each image to the split that lacks it most. Source:
-    iterative stratification, Sechidis et al. 2011, doi 10.1007/978-3-642-23808-6_10.
+    `targets` are labels, several for each image; images of a group (N,) stay together. The rarest
+    label is dealt out first, the largest groups that show it (by powers of two) before smaller
+    ones, each to the split that lacks it most. Source: iterative stratification, Sechidis et al.
+    2011, doi 10.1007/978-3-642-23808-6_10.
     """
     whole = {"train": 1 - sum(shares.values()), **shares}
-    left = drawn_first(rows, order).tolist()
-    counts: dict[int, int] = {}
-    for row in left:
-        for label in targets[row]:
-            counts[label] = counts.get(label, 0) + 1
+    members = _members(drawn_first(rows, order), groups)
+    shown = [Counter(label for row in some for label in targets[row]) for some in members]
+    counts = sum(shown, Counter[int]())
     lacks = {
         split: {label: share * count for label, count in counts.items()}
         for split, share in whole.items()
     }
-    room = {split: share * len(left) for split, share in whole.items()}
-    drawn: dict[int, str] = {}
+    room = {split: share * len(rows) for split, share in whole.items()}
+    drawn: dict[str, list[int]] = {split: [] for split in whole}
+    left = list(range(len(members)))
     while left:
         there = [(count, label) for label, count in counts.items() if count]
         rarest = min(there)[1] if there else -1
-        dealt = [row for row in left if rarest in targets[row]] if rarest >= 0 else left
-        for row in dealt:
-            split = max(whole, key=lambda at: (lacks[at].get(rarest, 0.0), room[at]))
-            drawn[row] = split
-            room[split] -= 1
-            for label in targets[row]:
-                lacks[split][label] -= 1
-                counts[label] -= 1
-        left = [row for row in left if row not in drawn]
-    return {
-        split: np.array([row for row, here in drawn.items() if here == split], np.int64)
-        for split in shares
-    }
+        dealt = [at for at in left if rarest in shown[at]] if there else left
+        for at in sorted(dealt, key=lambda at: -len(members[at]).bit_length()):
+            split = max(whole, key=lambda name: (lacks[name].get(rarest, 0.0), room[name]))
+            drawn[split] += members[at]
+            room[split] -= len(members[at])
+            for label, count in shown[at].items():
+                lacks[split][label] -= count
+                counts[label] -= count
+        gone = set(dealt)
+        left = [at for at in left if at not in gone]
+    return {split: np.array(drawn[split], np.int64) for split in shares}
+
+
+def _members(rows: np.ndarray, groups: np.ndarray | None) -> list[list[int]]:
+    """Return the rows of each group, in the order of the first of each; without groups each row."""
+    if groups is None:
+        return [[row] for row in rows.tolist()]
+    found: dict[int, list[int]] = {}
+    for row in rows.tolist():
+        found.setdefault(int(groups[row]), []).append(row)
+    return list(found.values())

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.split_names import split_of
-from hf_transfer.data.targets import Target, check_separator, read_target, target_names
+from hf_transfer.data.targets import MISSING, Target, check_separator, read_target, target_names
 from hf_transfer.recipe.specs import DataSpec
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -26,11 +26,12 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 class LabelledImage(NamedTuple):
-    """What a source says of one image; the split is "" where it names none."""
+    """What a source says of one image; split and group are "" where it names none."""
 
     name: str
     target: Target
     split: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,13 @@ def read_tables(
             continue
         image = column(table.path, spec.image_column, IMAGE_COLUMNS, header, "image_column")
         columns = target_columns(table.path, spec, header)
-        for place, row in _rows(table, root, image, columns, task):
+        group = spec.group if spec.group in header else None
+        for place, row in _rows(table, root, image, columns, group, task):
             first, before = rows.setdefault(row.name, (place, row))
             if before != row:
                 raise DataError(
                     f"{place}: {row.name} has label {row.target!r} here and {before.target!r} at "
-                    f"{first}, or another split; list every image once"
+                    f"{first}, or another split or group; list every image once"
                 )
     path = tables[0].path
     if not rows:
@@ -86,7 +88,12 @@ def read_tables(
 
 
 def _rows(
-    table: TableFile, root: Path, image: str, columns: tuple[str, ...], task: str
+    table: TableFile,
+    root: Path,
+    image: str,
+    columns: tuple[str, ...],
+    group: str | None,
+    task: str,
 ) -> Iterator[tuple[str, LabelledImage]]:
     """Yield each row with its place, as in "list.csv:7"."""
     with _text_of(table.path):
@@ -97,7 +104,8 @@ def _rows(
                 values = [_cell(record, each, place) for each in columns]
                 target = read_target(task, values, columns, place)
                 split = _split(record, place) or table.split
-            yield place, LabelledImage(name, target, split)
+                its = group_name(_cell(record, group, place), group, place) if group else ""
+            yield place, LabelledImage(name, target, split, its)
 
 
 @contextmanager
@@ -238,6 +246,13 @@ def _split(record: dict[str, Any], place: str) -> str:
     if text and not split:
         raise DataError(f"{place}: split {text!r}; allowed: train, validation, test")
     return split or ""
+
+
+def group_name(value: Any, column: str, place: str) -> str:
+    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
+    if not text or text.lower() in MISSING:
+        raise DataError(f"{place}: no {column}, which data.group names")
+    return text
 
 
 def _rebased(root: Path, rows: list[LabelledImage]) -> tuple[Path, list[LabelledImage]]:

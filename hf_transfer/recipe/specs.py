@@ -108,6 +108,12 @@ class DataSpec:
         description="channels of the images; else as the backbone's checkpoint",
     )
 
+    group: Text | None = Field(
+        default=None,
+        description="images that stay together in splits, as of a patient or video: a column of the "
+        "table, or a pattern on the files' names with one group, such as `^(\\d+)_`",
+    )
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         problems: list[conflicts.Problem] = [((), text) for text in conflicts.in_data(self)]

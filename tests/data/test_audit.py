@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_transfer.base.errors import DataError
-from hf_transfer.data.audit import NAMED
+from hf_transfer.data.findings import NAMED
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.recipe.specs import DataSpec
