@@ -110,7 +110,7 @@ def image_of(settings: dict[str, Any]) -> ImageSettings:
         std=tuple(settings["std"]) if len(settings["std"]) == 3 else (0.5,) * 3,
         interpolation=settings["interpolation"],
         crop_pct=min(1.0, settings["crop_pct"] or 1.0),  # above 1 (volo) timm pads with black
-        crop_mode="squash" if settings.get("crop_mode") == "squash" else "center",
+        crop_mode=mode if (mode := settings.get("crop_mode")) in ("squash", "border") else "center",
     )
     stated = (tuple(settings["mean"]), tuple(settings["std"]))
     known = len(stated[0]) == len(stated[1]) == channels

@@ -34,6 +34,7 @@ from hf_transfer.backbones.regression_units import plain_scale
 from hf_transfer.backbones.saving import save_model, wrap
 from hf_transfer.backbones.weights import transfer
 from hf_transfer.base.download import BackboneError
+from hf_transfer.data.image_settings import fitted
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.layout import Layout
 from hf_transfer.recipe.tasks import TASKS
@@ -60,6 +61,7 @@ def load_backbone(
     weights: str | Path | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    fit: str | None = None,
     replace_layers: int = 1,
     keep_head: bool = False,
     seed: int = 0,
@@ -71,8 +73,16 @@ def load_backbone(
     or without labels, the checkpoint's head stays. `weights` is a file to read instead of the
     library's own. `forward(pixel_values (B, C, H, W), labels (B,))` has `.loss` and `.logits`.
     `task` is classification, multi_label or regression; None: the kept head's, or classification.
+    `fit` is how pictures become squares, crop, squash or pad; None: as for the checkpoint.
     """
     blueprint = draw(locate(str(backbone_id)), image_size, channels)
+    blueprint = replace(blueprint, image=fitted(blueprint.image, fit))
+    if fit == "pad" and blueprint.origin.source != "timm":
+        raise BackboneError(
+            f"data.fit: pad needs a backbone of timm's, and {backbone_id} is not: the image "
+            "processors of transformers do not pad, so the saved model would see other pictures; "
+            "use fit: squash"
+        )
     keep = keep_head or labels is None
     task = _task(task or (blueprint.task if keep else "classification"))
     names = tuple(labels) if labels is not None else labels_of_head(blueprint)

@@ -11,7 +11,7 @@ import numpy as np
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.findings import Finding, finding
 from hf_transfer.data.image_groups import together
-from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.image_settings import ImageSettings, share_lost
 from hf_transfer.data.pixels import Seen
 from hf_transfer.data.sources import SPLITS, Scan
 from hf_transfer.data.targets import DOUBTFUL, MISSING, look_alikes
@@ -19,6 +19,7 @@ from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import TASKS
 
 TINY_PX = 16
+CROPPED = 0.25  # mean share of a picture that is not seen, from which it is a finding
 IMBALANCE = 3.0  # largest class to smallest, from which it is a finding
 
 LEFT_OUT = {
@@ -83,6 +84,7 @@ def audit(
     `min_per_class` images to train on, or validation or test holds a class that train lacks.
     """
     findings = _bad(found, seen, spec) + _unusual(found, seen, settings)
+    findings += _cropped(found, seen, settings)
     if found.ignored:
         done = "not used: not an image by its name, in no class folder, or without a label"
         findings.append(finding("ignored", found.ignored, done))
@@ -149,6 +151,19 @@ def _unusual(found: Scan, seen: Seen, settings: ImageSettings) -> list[Finding]:
         for kind, rows in by_kind.items()
         if rows
     ]
+
+
+def _cropped(found: Scan, seen: Seen, settings: ImageSettings) -> list[Finding]:
+    """Return how much of the pictures lies outside of what the model sees, where that is much."""
+    sizes = seen.sizes[seen.sizes.min(axis=1, initial=2**31 - 1) > 0]
+    lost = share_lost(settings, sizes)
+    if lost < CROPPED:
+        return []
+    done = (
+        f"{lost:.0%} of a picture, on average, is cropped away; set data.fit to squash or pad to "
+        "see all of it"
+    )
+    return [Finding("cropped", len(sizes), (), done)]
 
 
 # --- content ---------------------------------------------------------------------------------

@@ -26,13 +26,13 @@ from hf_transfer.data.contents import (
     named,
     without_text,
 )
-from hf_transfer.data.image_settings import FILTERS, ImageSettings
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.squares import fill_of, square
 
 VERSION = 2  # of the pixels that `decode` returns; a stored pixel depends on it
 ENORMOUS = 50_000_000  # pixels; beyond, a file is named in the audit
 MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, beyond which a file may be a decompression bomb
 DRAFT_MARGIN = 2  # a JPEG is decoded reduced only while it stays this many times the wanted side
-LONGEST = 8  # sides' ratio beyond which only the middle of a picture is resized
 FORMATS = (  # what a photograph or a scan comes in; no format that starts another program
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
@@ -107,19 +107,20 @@ def decode_noted(
     `reduced`, which is fast, or exactly as other libraries decode them.
     """
 
-    def square(opened: Image.Image | np.ndarray, name: str) -> Picture:
+    def decoded(opened: Image.Image | np.ndarray, name: str) -> Picture:
         if isinstance(opened, np.ndarray):
             return _of_bands(opened, settings)
         return _picture(opened, settings, name, reduced)
 
-    return _read(source, name, settings.channels, square)
+    return _read(source, name, settings.channels, decoded)
 
 
 def depends_on(settings: ImageSettings) -> tuple[Any, ...]:
     """Return all that decoded pixels depend on besides the file: the decoder and its settings."""
     versions = (VERSION, PIL.__version__, PIL.features.version("jpg"))
     how = (settings.size, settings.stored, settings.channels, settings.interpolation)
-    return *versions, *how, settings.crop_mode, settings.crop_offset
+    fill = settings.mean if settings.crop_mode == "border" else ()
+    return *versions, *how, settings.crop_mode, settings.crop_offset, *fill
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def _picture(image: Image.Image, settings: ImageSettings, name: str, reduced: bo
     with _memory(image, MODES[settings.channels], size, name):
         image, turned = _upright(image, MODES[settings.channels], notes, name)
         size = (size[1], size[0]) if turned >= 5 else size
-        image = _square(image, size, settings)
+        image = square(image, size, settings, fill_of(settings))
     pixels = np.array(image).reshape(settings.stored, settings.stored, settings.channels)
     return Picture(pixels, *size, tuple(notes))
 
@@ -260,7 +261,11 @@ def _of_bands(values: np.ndarray, settings: ImageSettings) -> Picture:
     """Return a picture of any number of channels (H, W, C), each resized and cut by itself."""
     size = (values.shape[1], values.shape[0])
     bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(values, 2, 0)]
-    squares = [np.asarray(_square(band, size, settings)) for band in bands]
+    fills = [(value,) for value in fill_of(settings)]
+    squares = [
+        np.asarray(square(band, size, settings, fill))
+        for band, fill in zip(bands, fills, strict=True)
+    ]
     return Picture(np.stack(squares, axis=-1), *size)
 
 
@@ -314,28 +319,3 @@ def _to_8_bit(image: Image.Image, notes: list[str], name: str) -> Image.Image:
 
 def _parts(values: np.ndarray) -> list[np.ndarray]:
     return [values[row : row + ROWS_AT_ONCE] for row in range(0, len(values), ROWS_AT_ONCE)]
-
-
-def _square(image: Image.Image, shown: tuple[int, int], settings: ImageSettings) -> Image.Image:
-    """Return the square of `settings.stored` pixels from which evaluation cuts its middle.
-
-    `shown` is the picture's own width and height, before any reduced decoding. Resizing and
-    rounding are those of torchvision's `Resize` and `CenterCrop` bit for bit, or of transformers'.
-    """
-    side, kind = settings.stored, FILTERS[settings.interpolation]
-    if settings.crop_mode == "squash":
-        return image if image.size == (side, side) else image.resize((side, side), kind)
-    width, height = shown
-    wide = side if width <= height else int(side * width / height)
-    high = side if height <= width else int(side * height / width)
-    inner = settings.middle(side)
-    left, top = settings.middle(wide) - inner, settings.middle(high) - inner
-    if max(wide, high) > LONGEST * side:
-        across, down = image.width / wide, image.height / high
-        box = (left * across, top * down, (left + side) * across, (top + side) * down)
-        return image.resize((side, side), kind, box)
-    if image.size != (wide, high):
-        image = image.resize((wide, high), kind)
-    if wide == high:
-        return image
-    return image.crop((left, top, left + side, top + side))

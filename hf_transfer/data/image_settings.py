@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from hf_transfer.base.errors import UserError
@@ -25,9 +26,10 @@ class ImageSettings:
     """What a backbone wants to see; the same in training, prediction and the Space.
 
     `crop_mode` "center" resizes the shortest side and cuts the middle out; "squash" resizes both
-    sides to the square, as most processors of transformers' vision transformers do. Where half a
-    pixel is left over, `crop_offset` "nearest" moves the cut to the nearest even place, as
-    torchvision and timm do, and "down" rounds it down, as transformers' processors do.
+    sides to the square, as most processors of transformers' vision transformers do; "border"
+    resizes the longest side and fills up with the mean colour. Where half a pixel is left over,
+    `crop_offset` "nearest" moves the cut to the nearest even place, as torchvision and timm do, and
+    "down" rounds it down, as transformers' processors do.
     """
 
     size: int
@@ -36,7 +38,7 @@ class ImageSettings:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
-    crop_mode: Literal["center", "squash"] = "center"
+    crop_mode: Literal["center", "squash", "border"] = "center"
     crop_offset: Literal["nearest", "down"] = "nearest"
 
     def __post_init__(self) -> None:
@@ -66,3 +68,29 @@ class ImageSettings:
         """Return where the centred cut of `size` begins in `side` pixels."""
         left_over = (side - self.size) / 2
         return math.floor(left_over) if self.crop_offset == "down" else round(left_over)
+
+
+def fitted(settings: ImageSettings, fit: str | None) -> ImageSettings:
+    """Return settings by which a picture is cropped, squashed or padded to the square; None leaves
+    it to the checkpoint. Squashed and padded ones are seen whole."""
+    if fit is None:
+        return settings
+    if fit == "crop":
+        return replace(settings, crop_mode="center")
+    return replace(settings, crop_mode="squash" if fit == "squash" else "border", crop_pct=1.0)
+
+
+def share_lost(settings: ImageSettings, sizes: np.ndarray) -> float:
+    """Return the mean share of pictures that evaluation does not see; sizes (N, 2) in pixels."""
+    if not len(sizes):
+        return 0.0
+    seen = settings.size / settings.stored
+    sides = sizes.astype(np.float64)
+    short, long = sides.min(axis=1), sides.max(axis=1)
+    if settings.crop_mode == "squash":
+        kept = np.full(len(sides), seen**2)
+    elif settings.crop_mode == "center":
+        kept = seen**2 * short / long
+    else:
+        kept = np.minimum(1, seen) * np.minimum(1, seen * long / short)
+    return float(1 - kept.mean())

@@ -108,10 +108,15 @@ class DataSpec:
         description="channels of the images; else as the backbone's checkpoint",
     )
 
+    fit: Literal["crop", "squash", "pad"] | None = Field(
+        default=None,
+        description="how pictures become squares: cut, distorted, or whole with borders; else as "
+        "for the backbone's checkpoint",
+    )
     group: Text | None = Field(
         default=None,
-        description="images that stay together in splits, as of a patient or video: a column of the "
-        "table, or a pattern on the files' names with one group, such as `^(\\d+)_`",
+        description="images that stay together in splits, as those of a patient or video: a column "
+        "of the table, or a pattern on the files' names with one group, such as `^(\\d+)_`",
     )
 
     @model_validator(mode="after")

@@ -67,15 +67,17 @@ def test_evaluation_equals_timms_transform_bit_for_bit(crop_pct, interpolation):
             assert torch.equal(model_input(image, settings), transform(image)), size
 
 
-def test_evaluation_equals_timms_squash_bit_for_bit():
+@pytest.mark.parametrize("mode", ["squash", "border"])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.77])
+def test_evaluation_equals_timms_squash_and_border_bit_for_bit(mode, crop_pct):
     from timm.data import create_transform
 
-    settings = ImageSettings(56, crop_pct=0.9, crop_mode="squash", interpolation="bicubic", **HALF)
-    transform = create_transform(
-        (3, 56, 56), crop_pct=0.9, crop_mode="squash", interpolation="bicubic", **HALF
-    )
-    for size in SIZES:
-        assert torch.equal(model_input(photo(*size), settings), transform(photo(*size))), size
+    how = {"crop_pct": crop_pct, "crop_mode": mode, "interpolation": "bicubic"}
+    for statistics in (HALF, {"mean": (0.4, 0.2, 0.9), "std": (0.5,) * 3}):
+        settings = ImageSettings(56, **how, **statistics)
+        transform = create_transform((3, 56, 56), **how, **statistics)
+        for size in SIZES:
+            assert torch.equal(model_input(photo(*size), settings), transform(photo(*size))), size
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (236, 224), (72, 64)])
