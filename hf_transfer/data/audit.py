@@ -30,6 +30,8 @@ LEFT_OUT = {
     "unreadable": "left out: damaged, or a kind of file that is not read",
     "too-large": "left out: too large, or it would take too much memory to decode",
 }
+TOLD = ("not-an-image", "unreadable", "too-large")  # kinds whose reasons differ
+REASONS = 3  # of a kind that are told
 HANDLED = {
     "animated": "its first frame is used",
     "16-bit": "scaled to 8 bits: 0..65535 becomes 0..255",
@@ -124,12 +126,20 @@ def _bad(found: Scan, seen: Seen, spec: DataSpec) -> list[Finding]:
             f"{found.path}: {len(rows):,} of {len(found.files):,} images are unusable, and "
             f"data.max_bad allows {allowed:,}: {few}" + ("; ..." if len(rows) > 3 else "")
         )
-    by_kind = {kind: [row for row in rows if seen.errors[row][0] == kind] for kind in LEFT_OUT}
-    return [
-        finding(kind, [found.files[row] for row in members], LEFT_OUT[kind])
-        for kind, members in by_kind.items()
-        if members
-    ]
+    findings = []
+    for kind, done in LEFT_OUT.items():
+        members = [row for row in rows if seen.errors[row][0] == kind]
+        if members:
+            why = dict.fromkeys(_reason(found.files[row], seen.errors[row][1]) for row in members)
+            few = "; ".join(list(why)[:REASONS]) + ("; ..." if len(why) > REASONS else "")
+            names = [found.files[row] for row in members]
+            findings.append(finding(kind, names, f"{done} ({few})" if kind in TOLD else done))
+    return findings
+
+
+def _reason(name: str, message: str) -> str:
+    """Return why a file gives no pixels, without its name."""
+    return message.removeprefix("cannot read ").removeprefix(f"{name}: ")
 
 
 def _unusual(found: Scan, seen: Seen, settings: ImageSettings) -> list[Finding]:

@@ -85,6 +85,7 @@ def test_every_bad_file_is_left_out_and_named_by_its_kind(root):
     }
     assert data.audit.bad == 5
     assert all(finding.done.startswith("left out") for finding in data.audit.findings)
+    assert done(data, "unreadable").endswith("save it as 8 or 16 bits)")
     assert data.counts["train"] == {"cat": 21, "dog": 20}
     assert not {"train/cat/half.jpg", "train/cat/empty.jpg"} & set(data.train.files)
 
