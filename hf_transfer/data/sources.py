@@ -93,7 +93,7 @@ def _read(path: Path, spec: DataSpec, task: str) -> Scan:
         return replace(_listed(path, path, sorted(rows), ignored, order, task), table=table)
     if listing is None:
         raise DataError(_not_there(path))
-    if metadata := _metadata(listing, spec, task):
+    if metadata := _metadata(listing, spec):
         found = _of_tables(metadata, path, path, spec, task)
         return replace(found, ignored=unused(listing, found.files))
     if task != "classification":
@@ -123,21 +123,22 @@ def _of_tables(
     return _listed(path, root, sorted(rows), order=order, task=task)
 
 
-def _metadata(listing: Listing, spec: DataSpec, task: str) -> list[TableFile]:
+def _metadata(listing: Listing, spec: DataSpec) -> list[TableFile]:
     """Return the metadata.csv or .jsonl files, in the root or in split folders, that have labels.
 
     So `datasets` lays out folders of images. Without labels they are none, and folders are classes.
     """
-    wanted = spec.label_columns or (spec.label_column, *LABEL_COLUMNS)
-    images = {spec.image_column, *IMAGE_COLUMNS}
+    labels = {name.lower() for name in spec.label_columns or (spec.label_column, *LABEL_COLUMNS)}
+    images = {name.lower() for name in (spec.image_column, *IMAGE_COLUMNS)}
     found = []
     for name in listing.files:
         folder, _, file = name.rpartition("/")
-        stem, suffix = os.path.splitext(file.lower())
+        if not file.lower().startswith("metadata."):
+            continue
         split = split_of(folder) or ""
-        if stem == "metadata" and suffix in SUFFIXES and (split or not folder):
-            columns = set(header_of(listing.root / name))
-            if columns & images and columns & set(wanted):
+        if file.lower().endswith(SUFFIXES) and (split or not folder):
+            columns = {column.lower() for column in header_of(listing.root / name)}
+            if columns & images and columns & labels:
                 table = TableFile(listing.root / name, f"{folder}/" if folder else "", split)
                 found.append(table)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -16,6 +17,7 @@ AFFIXES = (  # say nothing: train_set, test-images, val_data
 )  # fmt: skip
 
 
+@lru_cache(maxsize=4096)
 def split_of(name: str) -> str | None:
     """Return "train", "validation" or "test" where a name means one, whatever goes with it."""
     letters = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()
