@@ -301,6 +301,7 @@ class _Starts:
             "weights": recipe.weights,
             "image_size": recipe.data.image_size,
             "channels": recipe.data.channels,
+            "fit": recipe.data.fit,
             "replace_layers": recipe.head.replace,
             "keep_head": recipe.head.keep,
             "seed": self.seed,

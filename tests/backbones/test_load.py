@@ -259,3 +259,21 @@ def test_a_plan_knows_what_a_run_would_refuse():
     recipe = parse_recipe(RECIPE.format("timm/resnet5o"), "r.yaml")
     with pytest.raises(BackboneError, match="nearest: resnet50"):
         planned_layout(recipe, 2)
+
+
+@pytest.mark.parametrize(
+    ("fit", "mode"), [(None, "center"), ("crop", "center"), ("squash", "squash"), ("pad", "border")]
+)
+def test_how_pictures_are_fitted_travels_with_the_model(fit, mode, tmp_path):
+    options: dict[str, Any] = {"pretrained": False, "image_size": 64}
+    model = load_backbone("timm/resnet10t", ("a", "b"), fit=fit, **options)
+    assert model.backbone.image.crop_mode == mode
+    save_model(model, tmp_path)
+    assert load_model(tmp_path).backbone.image == model.backbone.image
+
+
+def test_padding_that_would_not_travel_is_refused():
+    with pytest.raises(BackboneError, match="fit: pad needs a backbone of timm's"):
+        load_backbone("torchvision/resnet18", ("a", "b"), pretrained=False, fit="pad")
+    model = load_backbone("torchvision/resnet18", ("a", "b"), pretrained=False, fit="squash")
+    assert (model.backbone.image.crop_mode, model.backbone.image.crop_pct) == ("squash", 1.0)

@@ -170,7 +170,7 @@ SOURCED = replace(
 NUMBERS = replace(
     EVERYTHING,
     task="regression",
-    data=DataSpec(label_columns=("x", "1e-3"), channels=2),
+    data=DataSpec(label_columns=("x", "1e-3"), channels=2, fit="pad", group=r"^(\d+)_"),
     phases=(PhaseSpec("all", epochs=1.0, best="r2"),),
     loss="squared_error",
     metrics=(),
@@ -191,7 +191,7 @@ def test_every_setting_of_a_phase_and_of_data_differs_from_its_default_somewhere
     plain = DataSpec()
     names = [field.name for field in fields(DataSpec)]
     kept = [name for name in names if getattr(EVERYTHING.data, name) == getattr(plain, name)]
-    assert kept == ["label_columns", "channels"]  # which NUMBERS has
+    assert kept == ["label_columns", "channels", "fit", "group"]  # which NUMBERS has
     assert NUMBERS.data.label_columns
 
 
