@@ -31,7 +31,7 @@ LEFT_OUT = {
     "too-large": "left out: too large, or it would take too much memory to decode",
 }
 TOLD = ("not-an-image", "unreadable", "too-large")  # kinds whose reasons differ
-REASONS = 3  # of a kind that are told
+REASONS = 3  # of each kind that a message lists
 HANDLED = {
     "animated": "its first frame is used",
     "16-bit": "scaled to 8 bits: 0..65535 becomes 0..255",

@@ -180,8 +180,8 @@ def _order(path: Path, orders: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _columns(path: Path, spec: DataSpec, features: Any) -> tuple[str, tuple[str, ...]]:
-    """Return the columns of the images and of what is told of them; an only image or ClassLabel
-    column needs no name."""
+    """Return the columns of the images and of their targets; where there is only one image or
+    ClassLabel column, it needs no name."""
     from datasets import ClassLabel, Image
 
     def only(wanted: str, usual: str, kind: type) -> str:

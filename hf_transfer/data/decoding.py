@@ -209,7 +209,7 @@ def _check_size(width: int, height: int, name: str) -> None:
 def _memory(
     image: Image.Image, mode: str, whole: tuple[int, int], name: str, copies: int = 0
 ) -> Iterator[None]:
-    """Hold the memory that decoding takes, and so many copies, from what threads share. Raises
+    """Hold the memory for decoding, and for `copies` of the picture, of what threads share. Raises
     ImageError if it is more than one picture may have."""
     _check_size(*whole, name)
     size = bytes_to_decode(image, mode, whole)

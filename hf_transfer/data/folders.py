@@ -104,7 +104,7 @@ def _begins_like_image(path: Path) -> bool:
                 file.read(132)
             )
     except OSError:
-        return True  # it is told when it is decoded
+        return True  # decoding it says why
 
 
 # --- class folders ---------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _few(names: Iterable[str]) -> str:
 
 
 def unused(listing: Listing, used: Iterable[str]) -> tuple[str, ...]:
-    """Return what a listing holds besides the images that are used, which come by name in order;
+    """Return what a listing holds apart from the images that are used, which come in order;
     of a folder without any the folder alone."""
     inside: set[str] = set()
     left, following = [], iter(used)

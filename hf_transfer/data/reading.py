@@ -1,4 +1,4 @@
-"""Files read within limits: regular files only, so many bytes at most, so much memory at once."""
+"""Files read within limits: regular files only, of a limited size, with a limit on memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._reset()
-        if hasattr(os, "register_at_fork"):  # threads that hold some of it do not live on
+        if hasattr(os, "register_at_fork"):  # the threads that hold some of it are gone in a child
             os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
@@ -45,7 +45,7 @@ class Budget:
 
 
 FILES = Budget(GIB)  # bytes of files that are being decoded
-PIXELS = Budget(2 * GIB)  # of pixels, and what decoders need beside them
+PIXELS = Budget(2 * GIB)  # of pixels, and of what decoders need in addition
 
 
 @contextmanager

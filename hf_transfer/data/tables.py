@@ -26,7 +26,7 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 class LabelledImage(NamedTuple):
-    """What a source says of one image; split and group are "" where it names none."""
+    """What a source says of one image; split and group are "" where it says nothing of them."""
 
     name: str
     target: Target
