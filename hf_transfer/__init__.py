@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_transfer.results.report import RunReport
     from hf_transfer.serving.embed import embed
     from hf_transfer.serving.evaluate import evaluate
+    from hf_transfer.serving.export import export
     from hf_transfer.serving.load import load
     from hf_transfer.serving.predict import predict
     from hf_transfer.training.layerwise import LayerwiseTrainer
@@ -36,6 +37,7 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "export",
     "load",
     "load_backbone",
     "load_data",
@@ -59,6 +61,7 @@ _WHERE = {
     "compare": "deciding.compare",
     "embed": "serving.embed",
     "evaluate": "serving.evaluate",
+    "export": "serving.export",
     "load": "serving.load",
     "load_backbone": "backbones.load",
     "load_data": "data.image_set",

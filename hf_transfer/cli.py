@@ -116,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--near", metavar="IMAGE", help="print the images most similar to this one")
     embed.add_argument("--top", type=_count, default=10, metavar="N", help="how many (default: 10)")
 
+    export = _command(commands, "export", _export, "write a model for ONNX Runtime or torch alone")
+    export.add_argument("model", help="a run folder, a model folder or a Hub repository")
+    export.add_argument("--to", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    export.add_argument("--out", metavar="FILE", help="default: the model's name, .onnx or .pt2")
+
     push = _command(commands, "push", _push, "send a run's model and card to the Hub")
     push.add_argument("run", help="a finished run folder")
     push.add_argument("repo", help="owner/name")
@@ -322,6 +327,14 @@ def _embed(args: argparse.Namespace) -> int:
     for error in errors:
         print(f"hf-transfer: left out: {error}", file=sys.stderr)
     return 2 if errors else 0
+
+
+def _export(args: argparse.Namespace) -> None:
+    from hf_transfer.progress import quiet
+    from hf_transfer.serving.export import export_to
+
+    quiet()
+    print("\n".join(export_to(args.model, args.to, args.out)))
 
 
 def _cache(args: argparse.Namespace) -> None:

@@ -339,6 +339,20 @@ def test_predict_reads_paths_from_standard_input_and_answers_in_json_lines(
     assert [row["error"] is None for row in rows] == [True, True, False]
 
 
+def test_evaluate_and_embed_tell_what_they_found(finished, images, tmp_path, capsys):
+    assert main(["evaluate", str(finished), "--data", str(images), "--tta"]) == 0
+    told = capsys.readouterr().out
+    assert "Accuracy" in told
+    assert "95% interval" in told
+    assert main(["evaluate", str(finished), "--data", str(images), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"]["only_in_model"] == []
+    assert main(["embed", str(finished), str(images), "--out", str(tmp_path / "f.npy")]) == 0
+    assert "features of" in capsys.readouterr().out
+    near = next((images / "cat").iterdir())
+    assert main(["embed", str(finished), str(images), "--near", str(near), "--top", "2"]) == 0
+    assert capsys.readouterr().out.startswith("1.000  ")
+
+
 def test_predict_of_what_is_not_an_image(finished, tmp_path, capsys):
     (tmp_path / "note.png").write_text("hello")
     assert main(["predict", str(finished), str(tmp_path / "note.png")]) == 2

@@ -8,6 +8,7 @@ from typing import Any
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.serving import evaluate as evaluating
 from hf_transfer.serving.embed import Embeddings, embed
+from hf_transfer.serving.export import export
 from hf_transfer.serving.predict import Prediction, predict, ready
 
 
@@ -47,6 +48,10 @@ class Model:
     def embed(self, images: Any, *, batch_size: int = 32) -> Embeddings:
         """Return the features of each image, as `hf_transfer.embed` does."""
         return embed(self.network, images, batch_size=batch_size)
+
+    def export(self, out: str | Path, *, to: str = "onnx") -> dict[str, Any]:
+        """Write one file for another runtime, as `hf_transfer.export` does."""
+        return export(self.network, out, to=to)
 
     def __repr__(self) -> str:
         size = self.network.backbone.image.size
