@@ -28,6 +28,7 @@ from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.rates import param_groups
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.recipe.specs import PhaseSpec, Recipe
+from hf_transfer.training.argument_table import ALWAYS, best_of, check_taken
 from hf_transfer.training.phase_state import PhaseState
 
 logger = logging.getLogger(__name__)
@@ -47,19 +48,25 @@ def resolved_phases(
 
     Raises UserError for an optimizer or a schedule that transformers does not have.
     """
+    check_taken(args, phases)
     if not all(isinstance(phase, Phase) for phase in phases):
         phases = make_phases([_spec(phase, args) for phase in phases], backbone.groups)
     for phase in phases:
         place = f"phase {phase.name}"
         _named(OptimizerNames, OPTIMIZERS.get(phase.spec.optimizer, phase.spec.optimizer), place)
-        _named(SchedulerType, phase.spec.schedule, place)
+        if _named(SchedulerType, phase.spec.schedule, place) == SchedulerType.REDUCE_ON_PLATEAU:
+            raise UserError(
+                f"{place}: schedule: reduce_lr_on_plateau follows evaluations, and rates are known "
+                "before a phase starts; take cosine or linear, or stop: {patience: 3}"
+            )
     return tuple(phases)
 
 
 def own_arguments(args: TrainingArguments | None) -> TrainingArguments:
     """Return a copy of a user's arguments with what holds for every phase."""
     args = copy.copy(args) if args is not None else TrainingArguments("run")
-    args.remove_unused_columns = False  # it would drop the images
+    for name, (value, _) in ALWAYS.items():
+        setattr(args, name, value)
     args.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns
     args.label_names = args.label_names or ["labels"]  # a bare module's forward names none
     if args.ddp_find_unused_parameters is None:
@@ -103,6 +110,7 @@ def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) ->
         "accumulate": args.gradient_accumulation_steps,
         "label_smoothing": args.label_smoothing_factor,
         "max_grad_norm": args.max_grad_norm,
+        **best_of(args),
     }
     given = {"epochs", "steps"} & set(phase)
     return parse_phase({**defaults, **({} if given else length), **phase})
@@ -142,7 +150,6 @@ def phase_arguments(args: TrainingArguments, phase: Phase, evaluates: bool) -> T
         args.eval_strategy = IntervalStrategy.EPOCH if evaluates else IntervalStrategy.NO
     if args.logging_strategy == IntervalStrategy.STEPS and args.logging_steps == 500:  # defaults
         args.logging_strategy = IntervalStrategy.EPOCH
-    args.logging_nan_inf_filter = False  # it waits for the device in every step, and hides
     args.load_best_model_at_end = False  # ours keeps the best weights in memory
     return args
 

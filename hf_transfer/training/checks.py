@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.base.cache import room
 from hf_transfer.base.errors import UserError
@@ -26,8 +27,17 @@ from hf_transfer.recipe.specs import Augment, PhaseSpec
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def check_model(model: nn.Module, args: TrainingArguments, sync_batchnorm: bool = False) -> None:
-    """Raise UserError where the network cannot do what the arguments ask of it."""
+def check_model(
+    model: nn.Module, args: TrainingArguments, sync_batchnorm: bool = False, own_loss: bool = True
+) -> None:
+    """Raise UserError where the network cannot do what the arguments ask of it, or computes a loss
+    of its own although the user has none (`own_loss`)."""
+    plain = not own_loss and not isinstance(model, PreTrainedModel)
+    if plain and "labels" in inspect.signature(model.forward).parameters:
+        raise UserError(
+            f"{type(model).__name__} computes a loss of its own, from labels, which is not used; "
+            "pass it as compute_loss_func, or let forward take pixel_values alone"
+        )
     if sync_batchnorm and not any(isinstance(module, BATCH_NORM) for module in model.modules()):
         raise UserError("sync_batchnorm: this network has no BatchNorm; remove it")
     if args.activation_checkpointing and not getattr(

@@ -33,8 +33,8 @@ class Judging(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
-        """Judge an evaluation."""
-        if self._judge(kwargs["model"], metrics, state.log_history):
+        """Judge an evaluation; one before the first step is of no end of the phase."""
+        if state.global_step and self._judge(kwargs["model"], metrics, state.log_history):
             control.should_training_stop = True
 
     def _judge(self, model: nn.Module, metrics: dict[str, Any], log: list[dict[str, Any]]) -> bool:

@@ -85,8 +85,9 @@ def history_of(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def metric_values(metric: str, log: Sequence[dict[str, Any]]) -> list[float]:
-    """Return the values of a metric in Trainer's log, one for each evaluation that had it."""
-    return [entry[_key(metric)] for entry in log if _key(metric) in entry]
+    """Return the values of a metric in Trainer's log, one for each evaluation that had it; one
+    before the first step (`eval_on_start`) judges nothing."""
+    return [row[_key(metric)] for row in log if _key(metric) in row and row["step"] > 0]
 
 
 def check_metric(metric: str, found: dict[str, Any], phase: str) -> None:
@@ -108,7 +109,9 @@ def metric_names(compute_metrics: Any) -> set[str] | None:
 
 def best_row(phase: Phase, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the row of the evaluation whose weights a phase ends with; empty without any."""
-    evaluated = [row for row in history if any(key.startswith("eval_") for key in row)]
+    evaluated = [
+        row for row in history if row["step"] > 0 and any(key.startswith("eval_") for key in row)
+    ]
     if phase.spec.best == "last":
         return evaluated[-1] if evaluated else {}
     having = [row for row in evaluated if _key(phase.spec.best) in row]

@@ -60,6 +60,7 @@ class PhaseRunner:
     ) -> None:
         self.trainer, self.args = trainer, trainer.args  # the run's; a phase has a copy
         self.processes, self.described = trainer.processes, trainer.backbone
+        self.optimizer = trainer.optimizer_cls_and_kwargs  # a user's, for every phase
         self.own_forward = trainer.model.__dict__.get("forward")
         self.sync_batchnorm = sync_batchnorm
         self.sharded = sharding.asked(

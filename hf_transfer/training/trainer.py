@@ -28,6 +28,7 @@ from hf_transfer.planning.steps import warmup_steps
 from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import PhaseReport
+from hf_transfer.training.argument_table import check_arguments
 from hf_transfer.training.arguments import optimizer_groups, own_arguments, resolved_phases
 from hf_transfer.training.checks import check_model, check_resume
 from hf_transfer.training.labels import check_labels
@@ -67,7 +68,8 @@ class TransferTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = own_arguments(args)
-        check_model(model, args, sync_batchnorm)
+        check_arguments(args, kwargs)
+        check_model(model, args, sync_batchnorm, kwargs.get("compute_loss_func") is not None)
         take_scale(model, kwargs.get("train_dataset"))
         self.backbone = describe(model, head, groups)
         self.phases = resolved_phases(phases, args, self.backbone)
@@ -147,7 +149,8 @@ class TransferTrainer(Trainer):
         """Build the phase's optimizer from named groups, the head's first."""
         model = model or self.model
         if self.now and self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            chosen = self.runner.optimizer or self.get_optimizer_cls_and_kwargs(self.args, model)
+            kind, options = chosen
             named = {**options, "params": optimizer_groups(model, self.now)}
             self.optimizer_cls_and_kwargs = (kind, named)
         return super().create_optimizer(model)
