@@ -15,6 +15,7 @@ from small import (
     NAMES,
     RESNET,
     VIT,
+    Explode,
     Pixels,
     arguments,
     changed,
@@ -606,12 +607,13 @@ def test_a_loss_that_is_no_number_stops_the_run_with_phase_epoch_and_step(tmp_pa
     with pytest.raises(
         DivergedError, match=r"^phase all, epoch 1, by step 3: the loss is nan; low"
     ):
-        trained(tmp_path, [{**COLD, "lr": 1e30, "max_grad_norm": 0}])
+        trained(tmp_path, [COLD], callbacks=[Explode(0.0, after=0)])
 
 
 def test_a_loss_that_is_no_number_is_never_saved(tmp_path):
+    explode = Explode(0.0, after=0)
     with pytest.raises(DivergedError):
-        trained(tmp_path, [{**COLD, "lr": 1e30, "epochs": 9}], checkpoint_seconds=0)
+        trained(tmp_path, [{**COLD, "epochs": 9}], checkpoint_seconds=0, callbacks=[explode])
     newest = checkpoints.newest(tmp_path / "phase-1-all")
     assert newest is None or all(
         torch.isfinite(tensor).all()
