@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from hf_transfer.backbones.load import load_backbone
@@ -35,7 +36,6 @@ from hf_transfer.training.trainer import TransferTrainer
 CHECKPOINT_SECONDS = 60.0  # what an interruption costs at most
 
 
-@fitting()
 def run(
     recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()
 ) -> RunReport:
@@ -44,7 +44,7 @@ def run(
     With `resume`, finished phases and seeds are read back and an interrupted one goes on. Several
     processes are still joined afterwards: who begins them calls processes.leave.
     """
-    with run_folder.opened(out, recipe, resume), failures.told():
+    with run_folder.opened(out, recipe, resume), fitting(run_folder.threads(out)), failures.told():
         if recipe.seeds == 1:
             return run_seed(recipe, out, resume, callbacks)
         reports = []
@@ -87,7 +87,7 @@ def run_seed(
         listed=listed,
         read_all=resume,
     )
-    run_folder.keep_inputs(out, measuring.inputs(model, data))
+    run_folder.keep_inputs(out, measuring.inputs(model, data), torch.get_num_threads())
     trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)

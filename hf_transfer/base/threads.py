@@ -48,19 +48,21 @@ def prepare() -> None:
 
 
 @contextmanager
-def fitting() -> Iterator[None]:
-    """Compute with no more threads than there are cores free now, until the block ends.
+def fitting(count: int | None = None) -> Iterator[None]:
+    """Compute with `count` threads, or with no more than there are cores free now, until the block
+    ends.
 
-    Threads that OMP_NUM_THREADS or MKL_NUM_THREADS asks for are left as they are.
+    Threads that OMP_NUM_THREADS or MKL_NUM_THREADS asks for are left as they are. Sums depend in
+    their last bit on the number of threads: a run that is resumed takes the number it began with.
     """
     global _fitted
     import torch
 
     before = torch.get_num_threads()
-    if _fitted or before == 1 or any(name in os.environ for name in ASKED):
+    if _fitted or (before == 1 and count is None) or any(name in os.environ for name in ASKED):
         yield
         return
-    torch.set_num_threads(min(before, free_cores()))
+    torch.set_num_threads(count or min(before, free_cores()))
     _fitted = True
     try:
         yield

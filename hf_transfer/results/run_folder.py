@@ -217,25 +217,39 @@ def _remove_begun(here: RunFolder) -> None:
             (here.path / name).unlink(missing_ok=True)
 
 
-def keep_inputs(out: Path, inputs: dict[str, Any]) -> None:
+def threads(out: Path) -> int | None:
+    """Return the number of threads that the run in a folder began with; None where none began."""
+    path = RunFolder(out).inputs
+    if not path.is_file():
+        return None
+    found = _inputs(path).get("threads")
+    return found if isinstance(found, int) and 0 < found < 10_000 else None
+
+
+def keep_inputs(out: Path, inputs: dict[str, Any], threads: int = 1) -> None:
     """Write what the run is made from to inputs.json, or compare with what is there.
 
-    Raises FolderError, naming the first thing that is not as it was.
+    The number of threads is noted for a run that is resumed. Raises FolderError, naming the first
+    thing that is not as it was.
     """
     path = RunFolder(out).inputs
     if not is_main():
         return
     if not path.is_file():
-        write_text(path, json.dumps(inputs, indent=1) + "\n")
+        write_text(path, json.dumps({**inputs, "threads": threads}, indent=1) + "\n")
         return
-    with untrusted(str(path), "choose another --out", FolderError):
-        was = dict(json.loads(read_limited(path)))
+    was = _inputs(path)
     for name, value in inputs.items():
         if was.get(name) != value:
             raise FolderError(
                 f"--resume: the {name} differ from those that the run in {out} began with "
                 f"(was {_short(was.get(name))}, is {_short(value)}); choose another --out"
             )
+
+
+def _inputs(path: Path) -> dict[str, Any]:
+    with untrusted(str(path), "choose another --out", FolderError):
+        return dict(json.loads(read_limited(path)))
 
 
 def _short(value: Any) -> str:

@@ -127,6 +127,18 @@ def test_threads_fit_until_the_block_ends_and_are_measured_once(monkeypatch):
     assert fake.count == 8
 
 
+def test_a_number_that_is_given_is_taken_however_busy_the_cores_are(monkeypatch):
+    calls = []
+    torch = types.SimpleNamespace(get_num_threads=lambda: 1, set_num_threads=calls.append)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(threads, "free_cores", lambda: 1)
+    for name in threads.ASKED:
+        monkeypatch.delenv(name, raising=False)
+    with threads.fitting(3):
+        assert calls == [3]
+    assert calls == [3, 1]
+
+
 @pytest.mark.parametrize("name", threads.ASKED)
 def test_threads_that_were_asked_for_are_left(monkeypatch, name):
     fake = Torch(8)

@@ -9,6 +9,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import written_folder
 from hf_transfer.recipe.load import dump_recipe, load_recipe
 from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, SourceSpec
+from hf_transfer.results import run_folder
 from hf_transfer.results.run_folder import FolderError, keep_inputs, open_folder, opened
 from hf_transfer.training.machine.precision import FILE
 
@@ -194,3 +195,10 @@ def test_only_the_first_process_writes_and_refuses(tmp_path, monkeypatch):
     open_folder(tmp_path, recipe(), resume=False)
     keep_inputs(tmp_path, {"images": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_resumed_run_finds_the_number_of_threads_that_it_began_with(tmp_path):
+    assert run_folder.threads(tmp_path) is None
+    keep_inputs(tmp_path, {"images": 3}, 2)
+    keep_inputs(tmp_path, {"images": 3}, 1)
+    assert run_folder.threads(tmp_path) == 2
