@@ -40,11 +40,11 @@ def feature_key(
         device, str(list(columns)), precision,
     )  # fmt: skip
     key = hashlib.blake2b(repr(how).encode(), digest_size=16)
-    key.update(_identity(images))
+    key.update(pixels_identity(images))
     return key.hexdigest()
 
 
-def _identity(images: ImageSet) -> bytes:
+def pixels_identity(images: ImageSet) -> bytes:
     """Return a digest of the pixels that a set shows; of decoded ones by their files' content."""
     found = hashlib.blake2b(digest_size=16)
     pixels = images.pixels

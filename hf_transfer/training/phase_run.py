@@ -42,6 +42,7 @@ from hf_transfer.training.outcome import announced, metric_names, phase_report
 from hf_transfer.training.phase_state import Part, PhaseState
 from hf_transfer.training.recovery import checkpoints, failures, resuming, rollback
 from hf_transfer.training.recovery.divergence import DivergedError, Divergence, check_finite
+from hf_transfer.training.recovery.identity import made_of
 from hf_transfer.training.recovery.interruption import Interruption
 from hf_transfer.training.seam import Seam, unwrap
 
@@ -91,14 +92,18 @@ class PhaseRunner:
         self.check()
         trainer.reports, output = [], TrainOutput(0, 0.0, {})
         self.best = BestPhase(trainer.phases, self.described.task, self.best.best)
-        prefix = self.described.prefix
         if any(phase.spec.l2_sp for phase in trainer.phases):
-            trainer.loss.remember_start(trainer.model, prefix)
-        first = proof.fingerprint(trainer.model, prefix)
-        run: dict[str, Any] = {"backbone": first.digest(without=self.described.layout.head)}
-        run["sync_batchnorm"] = self.sync_batchnorm
-        if hasattr(trainer.train_dataset, "__len__"):
-            run["images"] = len(trainer.train_dataset)
+            trainer.loss.remember_start(trainer.model, self.described.prefix)
+        run: dict[str, Any] = {"sync_batchnorm": self.sync_batchnorm}
+        if self.interruption.saves or resume:
+            run |= made_of(
+                trainer.model,
+                self.described,
+                self.args,
+                trainer.train_dataset,
+                trainer.eval_dataset,
+                trainer.loss.class_weights,
+            )
         try:
             with kept_memory():
                 for phase in trainer.phases:

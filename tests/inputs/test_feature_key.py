@@ -104,7 +104,7 @@ def test_of_decoded_images_content_and_decoder_count_and_their_place_does_not(
     def key(place="a", **settings):
         found = scan(DataSpec(str(tmp_path / place)))
         pixels, _ = open_pixels(found, ImageSettings(32, **settings), limit_bytes=limit)
-        return feature_key._identity(ImageSet(pixels, [0, 1], found.labels))
+        return feature_key.pixels_identity(ImageSet(pixels, [0, 1], found.labels))
 
     first = key()
     assert key() == key("b") == first

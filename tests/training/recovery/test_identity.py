@@ -1,0 +1,80 @@
+"""A run that is resumed from Python is made of the same as it was, or is refused in a line."""
+
+import numpy as np
+import pytest
+import torch
+from small import HEAD, NAMES, arguments, images, network, trainer
+
+from hf_transfer.data.image_set import ImageSet
+from hf_transfer.training.recovery.checkpoints import CheckpointError
+from hf_transfer.training.recovery.identity import content
+from hf_transfer.training.trainer import TransferTrainer
+
+
+def turned(stored):
+    """The same images with the labels of two classes exchanged."""
+    swap = np.array([1, 0, 2])
+    return ImageSet.from_arrays(stored.pixels, swap[stored.labels], NAMES)
+
+
+def other_weights():
+    model = network()
+    with torch.no_grad():
+        next(model.parameters()).add_(0.1)
+    return model
+
+
+CHANGES = {
+    "seed": {"seed": 8},
+    "training images": {"train_dataset": images(seed=5)},
+    "training images, their labels": {"train_dataset": turned(images())},
+    "validation images": {"eval_dataset": images(12, seed=3)},
+    "precision": {"bf16": True},
+    "class_weights": {"class_weights": torch.tensor([1.0, 2.0, 1.0])},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    trainer(folder, [HEAD], checkpoint_seconds=1000).train()
+    return folder
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_of_something_else_is_refused_by_its_name(finished, change):
+    again = trainer(finished, [HEAD], checkpoint_seconds=1000, **CHANGES[change])
+    what = change.partition(",")[0]
+    with pytest.raises(CheckpointError, match=rf"is of another run \({what} was .*, is .*\)"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_other_weights_are_refused(finished):
+    again = trainer(finished, [HEAD], other_weights(), checkpoint_seconds=1000)
+    with pytest.raises(CheckpointError, match=r"is of another run \(backbone was"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_the_same_run_is_read_back(finished):
+    again = trainer(finished, [HEAD], checkpoint_seconds=1000)
+    again.train(resume_from_checkpoint=True)
+    assert again.reports[0].name == "head"
+
+
+def test_a_new_head_may_have_other_values(finished):
+    model = network()
+    with torch.no_grad():
+        model.timm_model.fc.weight.add_(0.1)
+    own = {"train_dataset": images(), "eval_dataset": images(12, seed=1), "ends_with": "last"}
+    args = arguments(finished)
+    again = TransferTrainer(model, args, [HEAD], checkpoint_seconds=1000, **own)
+    again.train(resume_from_checkpoint=True)
+
+
+def test_names_of_labels_are_a_part_of_what_a_set_is():
+    stored = images(6)
+    other = ImageSet.from_arrays(stored.pixels, stored.labels, ("x", "y", "z"))
+    assert content(stored) == content(images(6))
+    assert content(stored) != content(other)
+    assert content({"a": stored}) == {"a": content(stored)}
+    assert content(None) is None
