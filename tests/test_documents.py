@@ -14,6 +14,7 @@ from run_documents import blocks
 
 from hf_transfer import load_backbone, save_model
 from hf_transfer.cli import _parser
+from hf_transfer.recipe.reference import keys_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -117,3 +118,10 @@ def test_every_command_and_recipe_that_a_document_names_exists():
     shipped = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
     used = set(re.findall(r"hf-transfer (?:plan|train)\s+(\w+)(?![\w./])", text))
     assert not used - shipped - {"mine"}
+
+
+def test_the_page_of_recipe_keys_is_what_recipes_are_checked_by():
+    page = (ROOT / "docs" / "recipe-keys.md").read_text(encoding="utf-8")
+    assert page.rstrip().endswith(keys_markdown().strip()), (
+        "write it again: everything after the introduction is keys_markdown()"
+    )
