@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.backbones.sweep import build, traced
+from hf_transfer.base.files import write_bytes
 from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.recorded import FOLDER, LABELS
 
@@ -63,9 +64,8 @@ def record(folder: Path = FOLDER) -> Iterator[str]:
     ]
     for name in names:
         path = folder / f"{name}.json.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(recording(name), separators=(",", ":"))
-        path.write_bytes(gzip.compress(text.encode(), mtime=0))
+        write_bytes(path, gzip.compress(text.encode(), mtime=0))
         yield name
 
 

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from hf_transfer.base.bars import shown
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
 from hf_transfer.planning.groups import LayerGroups, group_layers
 from hf_transfer.planning.layout import GroupsError, Layout
 
@@ -203,7 +204,7 @@ def sweep_to(out: Path | None, say: Callable[[str], None]) -> int:
     rows = sweep(each=each)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(table(rows, out.suffix), encoding="utf-8")
+        write_text(out, table(rows, out.suffix))
     say(totals(rows))
     return int(misses(rows) or len(rows) < ARCHITECTURES)
 

@@ -7,6 +7,7 @@ weights and its report. Where it is whole, the phase is done.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import kind_of, mark, to_disk, why_unwritten
 from hf_transfer.base.processes import Processes
 from hf_transfer.results.report import PhaseReport
 
@@ -76,10 +77,10 @@ def write(
         failure = _tried(lambda: _seal(aside, folder / name, about))
     failed = processes.most(int(failure is not None))
     if processes.main:
-        shutil.rmtree(folder / ASIDE, ignore_errors=True)
+        _clear(folder / ASIDE)
     if not failed:
         return
-    reason = "another process could not" if failure is None else _reason(failure)
+    reason = "another process could not" if failure is None else why_unwritten(failure)
     raise CheckpointError(
         f"cannot write {folder / name}: {reason}; what was saved before is whole: make room, then "
         "add --resume"
@@ -87,8 +88,22 @@ def write(
 
 
 def _prepare(aside: Path) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    _clear(aside.parent)
+    _begin(aside.parent)
+    aside.mkdir()
+
+
+def _begin(aside: Path) -> None:
+    """Make the folder of what is unfinished ours. Raises OSError where it is another's."""
+    if os.path.lexists(aside) and kind_of(aside) != ASIDE:
+        raise FileExistsError(errno.EEXIST, f"hf_transfer did not write {aside}; move it away")
+    mark(aside, ASIDE)
+
+
+def _clear(aside: Path) -> None:
+    """Remove what a killed process has left unfinished, and nothing of others."""
+    if kind_of(aside) == ASIDE and not aside.is_symlink():
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _seal(aside: Path, place: Path, about: Mapping[str, Any]) -> None:
@@ -96,42 +111,27 @@ def _seal(aside: Path, place: Path, about: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(aside.iterdir()):
         files[path.name] = _size_and_hash(path)
-        _to_disk(path)
+        to_disk(path)
     manifest = aside / MANIFEST
     manifest.write_text(json.dumps({"files": files, "about": about}, indent=1) + "\n")
-    _to_disk(manifest)
-    shutil.rmtree(place, ignore_errors=True)
+    to_disk(manifest)
+    if os.path.lexists(place):
+        if place.is_symlink() or not (place / MANIFEST).is_file():
+            raise FileExistsError(errno.EEXIST, f"hf_transfer did not write {place}; move it away")
+        place.rename(aside.parent / f"{place.name}.old")  # goes with what is unfinished
     aside.rename(place)
-    _to_disk(place.parent)
+    to_disk(place.parent)
 
 
 def _tried(write: Callable[[], None]) -> BaseException | None:
     """Return what kept a function from writing, or None; any other failure goes through."""
     try:
         write()
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # of any class: writers in Rust and C++ have their own
+        if why_unwritten(error) is None:
+            raise
         return error
-    except RuntimeError as error:  # torch.save on a full disk
-        if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
-            return error
-        raise
     return None
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, RuntimeError):
-        return "the disk takes no more"
-    return str(error).splitlines()[0]
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _size_and_hash(path: Path) -> list[Any]:
@@ -220,12 +220,13 @@ def drop(folder: Path, keep: int = 0, good: int = 0, end: bool = False) -> None:
 def remove(folder: Path, paths: Iterable[Path]) -> None:
     """Remove those of some checkpoints of a phase that this module wrote, each whole or not."""
     aside = folder / ASIDE
-    shutil.rmtree(aside, ignore_errors=True)
-    for path in paths:
-        if (path / MANIFEST).is_file():
-            aside.mkdir(exist_ok=True)
-            path.rename(aside / path.name)  # a kill while it is removed leaves no half of it
-    shutil.rmtree(aside, ignore_errors=True)
+    own = [path for path in paths if (path / MANIFEST).is_file() and not path.is_symlink()]
+    _clear(aside)
+    if own:
+        _begin(aside)
+    for path in own:
+        path.rename(aside / path.name)  # a kill while it is removed leaves no half of it
+    _clear(aside)
 
 
 def numbered(folder: Path) -> list[Path]:

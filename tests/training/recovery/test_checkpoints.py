@@ -11,6 +11,7 @@ import torch
 from small import COLD, changed, network, state, trained, trainer
 from torch import nn
 
+from hf_transfer.base.files import mark
 from hf_transfer.base.processes import Processes
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training.recovery import checkpoints
@@ -69,11 +70,23 @@ def test_drop_keeps_the_newest_and_what_it_did_not_write(tmp_path):
     for step in (1, 2, 3, 30):
         write(tmp_path, step)
     (tmp_path / "checkpoint-7").mkdir()  # a user's, without our manifest
-    (tmp_path / checkpoints.ASIDE / "checkpoint-31").mkdir(parents=True)  # a killed process's
+    mark(tmp_path / checkpoints.ASIDE, checkpoints.ASIDE)
+    (tmp_path / checkpoints.ASIDE / "checkpoint-31").mkdir()  # a killed process's
     checkpoints.drop(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-30", "checkpoint-7"]
     checkpoints.drop(tmp_path, end=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7"]
+
+
+@pytest.mark.parametrize("theirs", ["checkpoint-2", checkpoints.ASIDE])
+def test_a_folder_of_others_is_neither_replaced_nor_emptied(tmp_path, theirs):
+    write(tmp_path, 1)
+    (tmp_path / theirs).mkdir()
+    (tmp_path / theirs / "weights.bin").write_text("mine")
+    with pytest.raises(CheckpointError, match=f"hf_transfer did not write .*{theirs}; move it"):
+        write(tmp_path, 2)
+    assert (tmp_path / theirs / "weights.bin").read_text() == "mine"
+    assert checkpoints.newest(tmp_path).about == {"step": 1}
 
 
 def test_drop_keeps_the_newest_good_ones_too_and_no_half_of_one(tmp_path, monkeypatch):

@@ -164,7 +164,7 @@ GOES_BACK = [{**HEAD, "batch_size": 4}, {**LONG, "augment": "light", "batch_size
 KILLS = [  # in one run after the other: (function, n-th call of it in that process)
     ("hf_transfer.training.recovery.rollback:write_text", 1),  # it diverged, and nothing is noted
     ("hf_transfer.training.recovery.rollback:forget", 2),  # noted, and nothing is removed
-    ("hf_transfer.training.recovery.checkpoints:shutil.rmtree", 2),  # while it is removed
+    ("hf_transfer.training.recovery.checkpoints:_clear", 2),  # while it is removed
     ("transformers:Trainer.training_step", 2),  # before there is another checkpoint
     ("hf_transfer.training.recovery.rollback:forget", 2),  # as it goes back once more
     ("transformers:Trainer.training_step", 8),
