@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from hf_transfer.data.image_set import ImageSet, load_data
     from hf_transfer.data.sources import scan
     from hf_transfer.deciding.compare import compare
+    from hf_transfer.plans import plan
     from hf_transfer.recipe.load import load_recipe
     from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe
     from hf_transfer.results.report import RunReport
+    from hf_transfer.run import train
     from hf_transfer.serving.embed import embed
     from hf_transfer.serving.evaluate import evaluate
     from hf_transfer.serving.export import export
@@ -44,9 +46,11 @@ __all__ = [
     "load_image",
     "load_model",
     "load_recipe",
+    "plan",
     "predict",
     "save_model",
     "scan",
+    "train",
 ]
 
 _WHERE = {
@@ -68,9 +72,11 @@ _WHERE = {
     "load_image": "data.decoding",
     "load_model": "backbones.load",
     "load_recipe": "recipe.load",
+    "plan": "plans",
     "predict": "serving.predict",
     "save_model": "backbones.load",
     "scan": "data.sources",
+    "train": "run",
 }
 
 # Another distribution, a Rust downloader, installs a package of the same name over this one.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from hf_transfer.base import launch
 from hf_transfer.base.cache import room
@@ -14,8 +15,25 @@ from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.plan import Counts, Machine, Plan, make_plan
 from hf_transfer.planning.recorded import recorded_layout
-from hf_transfer.recipe.load import source_recipe
+from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import CompareSpec, HeadSpec, LettersSpec, Recipe
+
+
+def plan(
+    recipe: str | Path | Recipe,
+    *,
+    data: str | Path | None = None,
+    backbone: str | Path | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    processes: int = 1,
+) -> tuple[Plan, ...]:
+    """Return what a recipe comes to on this data and backbone, and train nothing.
+
+    `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
+    "phases.0.lr=1e-4". A recipe with a source task has two plans. Raises UserError.
+    """
+    return tuple(plans_of(asked(recipe, data, backbone, seed, overrides), processes))
 
 
 def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel, TrainerCallback
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
 from hf_transfer.data.sources import list_source
 from hf_transfer.planning.phase import Phase
-from hf_transfer.recipe.load import source_recipe
+from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
@@ -34,6 +35,31 @@ from hf_transfer.training.recovery import failures
 from hf_transfer.training.trainer import TransferTrainer
 
 CHECKPOINT_SECONDS = 60.0  # what an interruption costs at most
+
+
+def train(
+    recipe: str | Path | Recipe,
+    *,
+    data: str | Path | None = None,
+    backbone: str | Path | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RunReport:
+    """Train a recipe and return its report; the run is in the folder `out` (runs/RECIPE).
+
+    `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
+    "phases.0.lr=1e-4". With `resume` an interrupted run continues. Raises UserError.
+    """
+    wanted = asked(recipe, data, backbone, seed, overrides)
+    if wanted.compare is not None:
+        raise UserError(
+            f"recipe {wanted.name} is a comparison; run it with hf-transfer train {wanted.name}"
+        )
+    folder = Path(out).expanduser() if out is not None else Path("runs") / wanted.name
+    return run(wanted, folder, resume=resume, callbacks=callbacks)
 
 
 def run(

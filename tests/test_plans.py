@@ -95,3 +95,17 @@ def test_features_are_planned_at_the_size_of_the_images(photos: Path) -> None:
     )
     (plan,) = plans_of(planned(text))
     assert plan.phases[0].disk_bytes == 20 * 4 * 64 * 11 * 11
+
+
+def test_plan_takes_a_name_a_path_or_a_recipe_with_what_changes_in_it(photos: Path, tmp_path: Path):
+    from hf_transfer import load_recipe, plan
+
+    backbone = "timm/resnet10t"
+    named = plan("lp_ft", data=photos, backbone=backbone, overrides=["phases.0.epochs=7"])
+    own = tmp_path / "own.yaml"
+    own.write_text("phases: [{train: head, epochs: 7}]\n")
+    by_path = plan(own, data=str(photos), backbone=backbone, seed=3)
+    loaded = plan(load_recipe(own), data=photos, backbone=backbone, processes=2)
+    assert named[0].phases[0].phase.spec.epochs == 7
+    assert len(by_path) == len(loaded) == 1
+    assert by_path[0].counts == loaded[0].counts == named[0].counts

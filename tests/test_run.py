@@ -357,3 +357,16 @@ def test_adapters_are_kept_beside_the_merged_model_of_the_median_seed(photos, tm
             "adapter_model.safetensors",
         }
     load_model(tmp_path / "out")
+
+
+def test_train_is_the_command_of_that_name(photos, tmp_path, monkeypatch):
+    from hf_transfer import UserError, train
+
+    monkeypatch.chdir(tmp_path)
+    small = ["pretrained=false", "data.image_size=32", "phases.*.epochs=1"]
+    report = train("lp_ft", data=photos, backbone="timm/test_resnet", overrides=small)
+    assert report == RunReport.load(tmp_path / "runs" / "lp_ft")
+    with pytest.raises(
+        UserError, match="is a comparison; run it with hf-transfer train quickstart"
+    ):
+        train("quickstart")

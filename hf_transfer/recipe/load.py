@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +47,33 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             f"give a path or one of {', '.join(shipped) or '(none is installed)'}"
         )
     return parse_recipe(_text(path), path.name, overrides)
+
+
+def asked(
+    recipe: str | Path | Recipe,
+    data: str | Path | None = None,
+    backbone: str | Path | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """Return a recipe with what a call changes in it; `overrides` as for `load_recipe`.
+
+    Raises UserError as `load_recipe` does.
+    """
+    changes = {"data.path": data, "backbone": backbone, "seed": seed}
+    given = [f"{key}={_as_yaml(value)}" for key, value in changes.items() if value is not None]
+    if isinstance(recipe, Recipe):
+        recipe_text = dump_recipe(recipe)
+        return parse_recipe(recipe_text, f"{recipe.name}.yaml", [*given, *overrides])
+    return load_recipe(recipe, [*given, *overrides])
+
+
+def _as_yaml(value: str | Path | int) -> str:
+    """Return a value as YAML: a text in quotes, with escapes for bytes that are not UTF-8."""
+    if isinstance(value, int):
+        return str(value)
+    text: str = yaml.safe_dump(str(value), default_style='"', allow_unicode=True, width=math.inf)
+    return text.rstrip()
 
 
 def _path(name: str | Path) -> Path:
