@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,13 +80,13 @@ _WHERE = {
     "train": "run",
 }
 
-# Another distribution, a Rust downloader, installs a package of the same name over this one.
 if any(Path(__file__).parent.glob("hf_transfer*.so")):
-    raise ImportError(
-        "the distribution 'hf_transfer' (a downloader) is installed over 'hf-transfer-learning'; "
-        "run: pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps "
-        "hf-transfer-learning"
-    )
+    from hf_transfer.base.version import OVERWRITTEN
+
+    if Path(sys.argv[0]).stem == "hf-transfer" or sys.orig_argv[1:3] == ["-m", "hf_transfer"]:
+        print(f"hf-transfer: error: {OVERWRITTEN}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(OVERWRITTEN)
 
 
 def __getattr__(name: str) -> Any:

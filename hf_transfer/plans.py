@@ -10,10 +10,12 @@ from hf_transfer.base import launch
 from hf_transfer.base.cache import room
 from hf_transfer.data.sources import scan
 from hf_transfer.planning.cost import measure_speed
-from hf_transfer.planning.groups import group_layers
+from hf_transfer.planning.data_checks import Counts
+from hf_transfer.planning.groups import LayerGroups, group_layers
 from hf_transfer.planning.layout import Layout
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.plan import Counts, Machine, Plan, make_plan
+from hf_transfer.planning.plan import Machine, Plan, make_plan
+from hf_transfer.planning.plan_text import format_plan
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import CompareSpec, HeadSpec, LettersSpec, Recipe
@@ -33,7 +35,8 @@ def plan(
     `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
     "phases.0.lr=1e-4". A recipe with a source task has two plans. Raises UserError.
     """
-    return tuple(plans_of(asked(recipe, data, backbone, seed, overrides), processes))
+    wanted = asked(recipe, data, backbone, seed, overrides, allow_code=True)  # none is run here
+    return tuple(plans_of(wanted, processes))
 
 
 def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
@@ -66,6 +69,11 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
         yield _plan_on_data(recipe, drawn, speed, processes)
 
 
+def plans_text(recipe: Recipe, processes: int, width: int) -> str:
+    """Return the plans of a recipe as text, folded to `width` columns."""
+    return "\n\n".join(format_plan(plan, width) for plan in plans_of(recipe, processes))
+
+
 def _plan_on_data(recipe: Recipe, drawn: Recipe, speed: float, processes: int) -> Plan:
     found = scan(recipe.data, recipe.seed, recipe.task)
     return _plan(recipe, drawn, found.counts, speed, processes, found.images)
@@ -81,12 +89,27 @@ def _plan(
 ) -> Plan:
     """Return a plan of `recipe` on the network that `drawn` names."""
     layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
+    layout = dataclasses.replace(layout, random=not (recipe.pretrained or recipe.source))
     groups = group_layers(layout)
     if recipe.data.image_size:
         groups = groups.at(recipe.data.image_size)
     phases = make_phases(recipe.phases, groups)
     machine = Machine(speed, processes, launch.shards(), room())
     return make_plan(recipe, groups, phases, counts, machine, images)
+
+
+def groups_of(backbone_id: str, labels: int = 1000) -> LayerGroups:
+    """Return the groups of a backbone with a head for so many labels; nothing is downloaded that is
+    recorded. Raises UserError for what is no backbone."""
+    layout = recorded_layout(backbone_id, labels)
+    if layout is None:
+        from hf_transfer.backbones.origins import check_id
+
+        check_id(backbone_id)  # before torch is imported, which takes seconds
+        from hf_transfer.backbones.layouts import layout_of
+
+        layout = layout_of(backbone_id, labels)
+    return group_layers(layout)
 
 
 def _layout(recipe: Recipe, labels: int) -> Layout:

@@ -46,14 +46,16 @@ def train(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
+    allow_code: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RunReport:
     """Train a recipe and return its report; the run is in the folder `out` (runs/RECIPE).
 
     `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
-    "phases.0.lr=1e-4". With `resume` an interrupted run continues. Raises UserError.
+    "phases.0.lr=1e-4". With `resume` an interrupted run continues. Metrics that are Python files
+    run only with `allow_code`. Raises UserError.
     """
-    wanted = asked(recipe, data, backbone, seed, overrides)
+    wanted = asked(recipe, data, backbone, seed, overrides, allow_code)
     if wanted.compare is not None:
         raise UserError(
             f"recipe {wanted.name} is a comparison; run it with hf-transfer train {wanted.name}"

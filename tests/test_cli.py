@@ -77,7 +77,8 @@ def test_a_run_leaves_its_folder_as_described(finished):
     assert {"recipe.yaml", "report.json", "report.html", "model"} <= names
     assert {"phase-1-head", "phase-2-all"} <= names
     model = {path.name for path in (finished / "model").iterdir()}
-    assert model == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    files = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert model == {*files, ".hf_transfer"}
     report = json.loads((finished / "report.json").read_text())
     assert 0 <= report["metrics"]["accuracy"] <= 1
     assert [phase["name"] for phase in report["phases"]] == ["head", "all"]
@@ -160,7 +161,6 @@ RECIPES = {
         "phases:\n  - {train: head, epochs: 1}\n  - {train: last 99 stages, epochs: 1}\n", "99"),
     "from an unknown group": (
         "phases:\n  - {train: head, epochs: 1}\n  - {train: from layer9, epochs: 1}\n", "layer9"),
-    "head and backbone thawed together": ("phases:\n  - {train: all, epochs: 1}\n", "cold_head"),
     "a phase that is there twice": (
         "phases:\n  - {train: head, epochs: 1, lr: 0}\n", "lr"),
     "an unknown metric": (HEAD + "metrics: [nonsense_score]\n", "nonsense_score"),
@@ -376,12 +376,20 @@ def test_groups_of_an_unknown_backbone(capsys):
     assert "nearest" in mistake(capsys, "groups", "timm/resnet5o")
 
 
-def test_an_unknown_command(capsys):
-    assert "trian" in mistake(capsys, "trian")
-
-
-def test_an_unknown_option(capsys):
-    assert "--fast" in mistake(capsys, "train", "lp_ft", "--fast")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["traim"], "unknown command 'traim'; nearest: train"),
+        (["zzz"], "unknown command 'zzz'; choose train or plan or"),
+        (["recipes", "lp"], "there is no shipped recipe 'lp'; nearest: lp_ft"),
+        (["train", "lp"], "there is no recipe 'lp'; nearest: lp_ft"),
+        (["train", "lp_ft", "--bakcbone", "x"], "unknown argument '--bakcbone'; nearest: --back"),
+        (["train", "lp_ft", "--fast"], "unknown argument '--fast'"),
+        (["groups", "timm/resnet18", "--grain", "stage"], "no choice 'stage'; nearest: stages"),
+    ],
+)
+def test_what_is_unknown_is_told_with_the_nearest(words, says, capsys):
+    assert says in mistake(capsys, *words)
 
 
 @pytest.mark.parametrize("count", ["-3", "0", "two"])
@@ -397,16 +405,128 @@ def test_a_time_to_wait_that_is_no_number_leaves_no_folder(tmp_path, images, cap
     assert not (tmp_path / "out").exists()
 
 
+# --- paths and names -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["--out=~/mine", "--out"])
+def test_a_tilde_is_the_home_folder_however_it_is_written(form, tmp_path, images, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(images, tmp_path / "photos")
+    words = small(tmp_path, "--data=~/photos", "--out", tmp_path / "unused")[:-2]
+    words = [*words, *([form] if "=" in form else [form, "~/mine"])]
+    assert main([*map(str, words)]) == 0
+    assert (tmp_path / "mine" / "report.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_no_such_user(capsys):
+    assert "no home folder" in mistake(capsys, "plan", "lp_ft", "--data", "~nosuchuser/x")
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "a\\\\b", "\\e[31mred"])
+def test_the_name_of_a_recipe_is_no_path(name, tmp_path, images, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(f'name: "{name}"\n{HEAD}')
+    line = mistake(capsys, "train", "mine.yaml", "--data", images, "--backbone", "timm/test_resnet")
+    assert "mine.yaml:1: name must be a name without / and" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml"}
+
+
+def test_metrics_that_are_code_run_only_where_that_is_allowed(tmp_path, images, capsys):
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    code = f"metrics=[{tmp_path / 'mine.py'}]"
+    line = mistake(capsys, *small(tmp_path, "--data", images, "--set", code))
+    assert "is code that would run; if you trust it, add --allow-code" in line
+    assert not (tmp_path / "ran").exists()
+    mistake(capsys, *small(tmp_path, "--data", images, "--set", code, "--allow-code"))
+    assert (tmp_path / "ran").exists()  # though it defines no metric
+
+
+def test_terminal_escapes_in_labels_are_shown_and_not_sent(tmp_path, capsys):
+    data = photos(tmp_path / "data", classes=("cat", "\x1b[31mdog"))
+    assert main(["plan", "lp_ft", "--data", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\\x1b[31mdog" in printed
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_plan(finished, tmp_path, capsys):
+    gone = tmp_path / "link"
+    gone.symlink_to(tmp_path / "nowhere")
+    for out, says in ((finished, "is not empty"), (gone, "a link that leads nowhere")):
+        line = mistake(capsys, *small(tmp_path, "--data", "nothing", "--out", out))
+        assert says in line
+
+
+def test_random_weights_have_nothing_to_spoil(tmp_path, images, capsys):
+    (tmp_path / "all.yaml").write_text("phases: [{train: all, epochs: 1}]\n")
+    words = ["plan", str(tmp_path / "all.yaml"), "--data", str(images), "--backbone"]
+    assert "would spoil the backbone" in mistake(capsys, *words, "timm/resnet18")
+    assert main([*words, "timm/resnet18", "--set", "pretrained=false"]) == 0
+
+
+# --- readers that leave, and tracebacks -------------------------------------------------------
+
+
+def command(*words: object, shell: str = "{}", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a shell does, and return what came of it."""
+    line = " ".join([sys.executable, "-m", "hf_transfer", *map(str, words)])
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell.format(line)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, **env},
+    )  # fmt: skip
+
+
+def test_a_reader_that_leaves_stops_no_run(tmp_path, images):
+    done = command(*small(tmp_path, "--data", images), shell="{} | head -1")
+    assert (done.returncode, "error" in done.stderr) == (0, False)
+    assert len(done.stdout.splitlines()) == 1
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+def test_output_and_errors_that_nobody_reads_are_dropped():
+    assert command("recipes", shell="{} >&-").returncode == 0
+    assert command("recipes", "nothing", shell="{} 2>&1 | true").returncode == 2
+    assert command("recipes", shell="{} | true").stderr == ""
+
+
+def test_an_error_comes_with_its_traceback_where_that_is_asked_for():
+    assert "Traceback" not in command("recipes", "nothing").stderr
+    for done in (
+        command("recipes", "nothing", "--traceback"),
+        command("recipes", "nothing", HF_TRANSFER_TRACEBACK="1"),
+    ):
+        assert "Traceback" in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("hf-transfer: error: there is no shipped")
+        assert done.returncode == 2
+
+
+def test_a_defect_is_one_line_that_says_how_to_see_more(capsys, monkeypatch):
+    def broken(*args: object) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'x'")
+
+    monkeypatch.setattr("hf_transfer.recipe.shipped.listing", broken)
+    assert main(["recipes"]) == 1
+    assert capsys.readouterr().err == (
+        "hf-transfer: error: AttributeError: 'NoneType' object has no attribute 'x'; this is a "
+        "defect: set HF_TRANSFER_TRACEBACK=1 for more\n"
+    )
+
+
 # --- interrupted -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("where", "words", "more"),
     [
-        ("plans.plans_of", ["train", "lp_ft"], "; add --resume to go on"),
+        (
+            "plans.plans_of",
+            ["train", "lp_ft", "--data", "my photos"],
+            "; to continue: hf-transfer train lp_ft --data 'my photos' --resume",
+        ),
         ("deciding.quickstart.run_quickstart", ["train", "quickstart"], ""),
         ("plans.plans_of", ["plan", "lp_ft"], ""),
-        ("serving.predict.ready", ["predict", "model", "photo.png"], ""),
+        ("serving.answers.ready", ["predict", "model", "photo.png"], ""),
     ],
 )
 def test_resuming_is_suggested_where_it_can_be_done(where, words, more, capsys, monkeypatch):

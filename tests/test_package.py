@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +44,7 @@ def test_the_light_rooms_and_the_command_line_import_nothing_heavy():
 
 def test_an_installation_mixed_with_the_downloader_is_named(tmp_path):
     package = tmp_path / "hf_transfer"
-    package.mkdir()
-    (package / "__init__.py").write_text((ROOT / "hf_transfer" / "__init__.py").read_text())
+    shutil.copytree(ROOT / "hf_transfer", package, ignore=shutil.ignore_patterns("recorded"))
     (package / "hf_transfer.abi3.so").touch()
     result = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "

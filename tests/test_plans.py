@@ -57,7 +57,7 @@ def test_a_source_is_planned_first_with_its_own_data_and_random_weights(photos: 
     )
     assert not first.recipe.pretrained
     assert "timm/resnet50, random weights" in format_plan(first)
-    assert "timm/resnet50, trained first, as the recipe's source says" in format_plan(own)
+    assert "timm/resnet50, trained first, on the recipe's source" in format_plan(own)
     assert [len(plan.phases) for plan in (first, own)] == [1, 2]
 
 
@@ -82,7 +82,9 @@ def test_a_cache_that_is_too_small_is_named_in_the_plan(
     monkeypatch.setenv("HF_TRANSFER_CACHE_GB", "0.0001")
     (plan,) = plans_of(recipe)
     why = "0.2 MB of features do not fit into the cache's 0.1 MB; raise HF_TRANSFER_CACHE_GB"
-    assert f"phase head runs what is frozen in every epoch: {why}" in format_plan(plan)
+    assert f"phase head: frozen layers run in every epoch, because {why}" in " ".join(
+        format_plan(plan).split()
+    )
     with pytest.raises(UserError, match="features: cached is not possible, because 0.2 MB"):
         list(plans_of(planned(text, "phases.0.features=cached")))
 

@@ -43,7 +43,7 @@ def layout_of(
     classifier = classifier_of(blueprint, labels)
     layout = layout_with_head(blueprint, classifier, labels, replace_layers)
     refitted = refitted_layers(blueprint) if pretrained else ()
-    return replace(layout, head_kept=keep_head, refitted=refitted)
+    return replace(layout, head_kept=keep_head, refitted=refitted, random=not pretrained)
 
 
 def planned_layout(recipe: Recipe, labels: int) -> Layout:

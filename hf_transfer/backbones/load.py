@@ -95,6 +95,7 @@ def load_backbone(
     with _seeded(seed):
         if donor is None:
             network, layout = _untrained(blueprint, names, replace_layers)
+            layout = replace(layout, random=True)
         else:
             network, layout = _pretrained(blueprint, donor, names, keep, replace_layers)
         model, prefix = wrap(blueprint, network, names, task)

@@ -25,6 +25,7 @@ from hf_transfer.planning.layout import GroupsError, Layout
 logger = logging.getLogger(__name__)
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 PRODUCTS = ("matmul", "__matmul__", "bmm", "mm")
 # What a forward pass raises when it cannot run where, or on what, it was asked to.
 FAILURES = (
@@ -66,6 +67,7 @@ def trace_layout(
         sequences=bare(p for p, m in modules.items() if isinstance(m, CONTAINERS) and len(m)),
         head=tuple(name for name in bare(order) if name in new),
         norms=bare(path for path, module in modules.items() if is_norm(module)),
+        batch_norms=bare(path for path, m in modules.items() if isinstance(m, BATCH_NORM)),
         adaptable=bare(_adaptable(modules, seen.before, _shared(model))),
         loose=tuple((bare([path])[0], seen.before.get(path, 0)) for path in _loose(modules)),
         no_decay=bare(name for name in order if name in spared),

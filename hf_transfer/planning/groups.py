@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from hf_transfer.base.console import WIDE
 from hf_transfer.planning.layout import GroupsError, Layout
+from hf_transfer.planning.text_table import table, wrapped
 from hf_transfer.planning.tree import Tree, Unit, above, common, common_depth
 
 __all__ = ["Group", "GroupsError", "LayerGroups", "Layout", "group_layers", "groups_text"]
@@ -279,30 +281,17 @@ def _modules(layout: Layout, members: Sequence[Sequence[str]]) -> list[list[str]
 # --- print -----------------------------------------------------------------------------------
 
 
-def groups_text(groups: LayerGroups) -> str:
+def groups_text(groups: LayerGroups, width: int = WIDE) -> str:
     """Return the table of a backbone's groups: number, name, stage, parameters, share, weights."""
     layout = groups.layout
     shapes = dict(layout.parameters)
-    rows = [("", "group", "stage", "parameters", "share", "largest weight")]
+    rows = [[">", "group", "stage", ">parameters", ">share", "largest weight"]]
     for number, group in enumerate(groups.groups, 1):
         largest = max(group.parameters, key=layout.sizes.__getitem__)
-        rows.append(
-            (
-                str(number),
-                group.name,
-                group.stage,
-                f"{group.size:,}",
-                f"{group.size / groups.total:.1%}",
-                " x ".join(map(str, shapes[largest])),
-            )
-        )
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = (">", "<", "<", ">", ">", "<")
-    lines = [
-        "  ".join(f"{cell:{side}{w}}" for cell, side, w in zip(row, sides, wide, strict=True))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in [*lines, _summary(groups)])
+        share = f"{group.size / groups.total:.1%}"
+        shape = " x ".join(map(str, shapes[largest]))
+        rows.append([str(number), group.name, group.stage, f"{group.size:,}", share, shape])
+    return "\n".join([*table(rows, width), *wrapped(_summary(groups), width)])
 
 
 def _summary(groups: LayerGroups) -> str:

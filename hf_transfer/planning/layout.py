@@ -23,6 +23,7 @@ class Layout:
     sequences: tuple[str, ...] = ()  # modules whose children run one after the other
     head: tuple[str, ...] = ()  # newly initialised for the labels; told by the loader
     norms: tuple[str, ...] = ()  # normalisation layers
+    batch_norms: tuple[str, ...] = ()  # those of them that take statistics over a batch
     adaptable: tuple[str, ...] = ()  # linear and convolution layers that can have adapters
     loose: tuple[tuple[str, int], ...] = ()  # dropout and its kin: (path, parameters used before)
     no_decay: tuple[str, ...] = ()  # that the backbone itself exempts from weight decay
@@ -30,6 +31,7 @@ class Layout:
     crossing: tuple[int, ...] = ()  # numbers of one image made before a parameter, used from it on
     shared: tuple[tuple[str, ...], ...] = ()  # other names of one parameter, after the one above
     head_kept: bool = False  # the head is the checkpoint's own, and trained
+    random: bool = False  # no weight is pretrained
     refitted: tuple[str, ...] = ()  # first layers that were made to fit another number of channels
     image: dict[str, Any] = field(default_factory=dict)
     labels: int = 0
@@ -113,5 +115,8 @@ class Layout:
         )
 
 
-_LISTS = ("unused", "sequences", "head", "norms", "adaptable", "no_decay", "macs", "crossing")
+_LISTS = (
+    *("unused", "sequences", "head", "norms", "batch_norms", "adaptable", "no_decay"),
+    *("macs", "crossing"),
+)
 _PAIRS = ("loose", "shared")

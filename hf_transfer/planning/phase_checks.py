@@ -65,7 +65,7 @@ def recipe_problems(phases: Sequence[Phase], groups: LayerGroups, place: str) ->
 def _head_problems(phase: Phase, before: Sequence[Phase]) -> Iterator[str]:
     """Yield that the backbone trains under a new head that has not trained before."""
     layout, spec = phase.layout, phase.spec
-    if layout.head_kept or spec.cold_head or not _below_head(phase):
+    if layout.head_kept or layout.random or spec.cold_head or not _below_head(phase):
         return
     new = set(layout.head).difference(layout.unused, *(past.parameters for past in before))
     if not new:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hf_transfer.base.cache import Room
 from hf_transfer.planning.cost import Work
+from hf_transfer.planning.data_checks import Counts, check_batches, check_metrics
 from hf_transfer.planning.frozen_prefix import check_kept, insists, stored_bytes, why_live
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.phase import Phase, span
@@ -14,8 +15,6 @@ from hf_transfer.planning.phase_checks import FOR_FEATURES, phase_notes
 from hf_transfer.planning.rates import ParamGroup, param_groups
 from hf_transfer.planning.steps import check_warmup, images_seen, optimizer_steps
 from hf_transfer.recipe.specs import Recipe
-
-Counts = Mapping[str, Mapping[str, int]]  # images of each class, by split
 
 SMALL_RATE = 1e-3  # of the head's rate: below it a group learns next to nothing
 
@@ -71,6 +70,7 @@ class Plan:
     recipe: Recipe
     groups: LayerGroups
     counts: dict[str, int]  # images by split
+    by_label: Counts
     labels: int
     image_px: int
     phases: tuple[PlannedPhase, ...]
@@ -96,10 +96,15 @@ def make_plan(
 
     `groups` and `phases` are at the size of the recipe's images. `counts` holds the images of each
     class by split ("train", "validation", "test"), `images` those of each split where one may count
-    for several labels or for none. Raises as `check_warmup` and `check_kept`.
+    for several labels or for none. Raises RecipeError as the checks named
+    so.
     """
     images = images or {split: sum(classes.values()) for split, classes in counts.items()}
-    check_warmup(phases, images.get("train", 0), machine.processes)
+    train = images.get("train", 0)
+    check_warmup(phases, train, machine.processes)
+    check_metrics(recipe, counts)
+    if not (recipe.sync_batchnorm and machine.processes > 1):
+        check_batches(phases, train, machine.processes)
     halved = recipe.precision != "fp32"
     check_kept(phases, images, machine.room, sharded=machine.sharded, halved=halved)
     planned = tuple(_planned(phase, images, recipe.precision, machine) for phase in phases)
@@ -107,6 +112,7 @@ def make_plan(
         recipe=recipe,
         groups=groups,
         counts=dict(images),
+        by_label=counts,
         labels=len({label for classes in counts.values() for label in classes}),
         image_px=int(groups.layout.image.get("size", 224)),
         phases=planned,

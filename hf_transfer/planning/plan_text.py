@@ -1,88 +1,117 @@
-"""A plan as a table to read."""
+"""A plan as text for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from hf_transfer.base.console import WIDE
 from hf_transfer.planning.plan import Plan, PlannedPhase
+from hf_transfer.planning.quantities import (
+    format_bytes,
+    format_operations,
+    format_range,
+    format_seconds,
+    format_share,
+)
+from hf_transfer.planning.text_table import table, wrapped
 
 ROWS, COLUMNS = 20, 7  # of the table of rates; what is more is left out in the middle
+LABELS = 12  # that are named; of more, the first ones
+SIDE = 10  # columns of the words before what they say
+HEADINGS = ("phase", "trains", ">parameters", ">share", "rates", ">epochs", ">steps", ">batch")
+COSTS = ("features", ">memory", ">compute", ">time")
 
 
-def format_plan(plan: Plan) -> str:
-    """Return a plan as text for a terminal: phases, cost, notes, and rates where they differ."""
+def format_plan(plan: Plan, width: int = WIDE) -> str:
+    """Return a plan as text, folded to `width` columns: data, phases, cost, notes, and rates where
+    they differ."""
+    headings = [wrapped(line, width, SIDE) for line in _headings(plan)]
+    notes = [wrapped(f"note: {note}", width, 2) for note in plan.notes]
     parts = [
-        "\n".join(_heading(plan)),
-        "\n".join(_table(_phase_rows(plan))),
-        "\n".join(_below(plan)),
+        _joined(headings),
+        "\n".join(table(_phase_rows(plan), width)),
+        _joined(wrapped(line, width, 2) for line in _below(plan)),
+        _joined(notes),
+        "\n".join(_rates(plan, width)),
     ]
-    if plan.notes:
-        parts.append("\n".join(f"note: {note}" for note in plan.notes))
-    parts.append("\n".join(_rates(plan)))
     return "\n\n".join(part for part in parts if part)
 
 
-def _heading(plan: Plan) -> list[str]:
+def _joined(paragraphs: Iterable[list[str]]) -> str:
+    return "\n".join(line for lines in paragraphs for line in lines)
+
+
+# --- what it starts from ---------------------------------------------------------------------
+
+
+def _headings(plan: Plan) -> list[str]:
     recipe, groups = plan.recipe, plan.groups
-    head = sum(plan.groups.layout.sizes[name] for name in plan.groups.layout.head)
     weights = "pretrained" if recipe.pretrained else "random weights"
     if recipe.source:
-        weights = "trained first, as the recipe's source says"
+        weights = "trained first, on the recipe's source"
     name = recipe.backbone or (recipe.source.backbone if recipe.source else "a backbone")
-    told = "targets" if recipe.task == "regression" else "labels"
-    new = f"new head of {head:,} for {plan.groups.layout.labels} {told}"
-    if not head or plan.groups.layout.head_kept:
-        new = "its own head is kept"
-    counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
     phases = f"{len(plan.phases)} phase{'s' * (len(plan.phases) > 1)}{seeds}"
-    return [
+    counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
+    lines = [
         f"{recipe.name}: {recipe.task}, {phases}",
-        f"backbone  {name}, {weights}: {groups.total:,} parameters in "
-        f"{len(groups.groups)} groups; {new}",
-        f"data      {recipe.data.path or '(none)'}: {plan.labels} {told}, {counts} images "
+        f"backbone  {name}, {weights}: {groups.total:,} parameters in {len(groups.groups)} groups; "
+        f"{_head(plan)}",
+        f"data      {recipe.data.path or '(none)'}: {plan.labels} {_nouns(plan)}, {counts} images "
         f"at {plan.image_px} px",
     ]
+    return [*lines, *_labels(plan)]
+
+
+def _head(plan: Plan) -> str:
+    layout = plan.groups.layout
+    size = sum(layout.sizes[name] for name in layout.head)
+    if not size or layout.head_kept:
+        return "its own head is kept"
+    return f"new head of {size:,} for {layout.labels} {_nouns(plan)}"
+
+
+def _nouns(plan: Plan) -> str:
+    return "targets" if plan.recipe.task == "regression" else "labels"
+
+
+def _labels(plan: Plan) -> list[str]:
+    """Return a line that names the labels, with the images that each has in each split."""
+    names = list(dict.fromkeys(name for counts in plan.by_label.values() for name in counts))
+    shown = names if len(names) <= LABELS else names[: LABELS - 2]
+    more = [f"{len(names) - len(shown)} more"] if len(shown) < len(names) else []
+    if plan.recipe.task == "regression":
+        return [f"targets   {', '.join([*shown, *more])}"]
+    splits = list(plan.by_label)
+    told = [f"{n} {' + '.join(f'{plan.by_label[s].get(n, 0):,}' for s in splits)}" for n in shown]
+    return [f"labels    {', '.join([*told, *more])} ({' + '.join(splits)})"] if names else []
+
+
+# --- phases ----------------------------------------------------------------------------------
 
 
 def _phase_rows(plan: Plan) -> list[list[str]]:
-    rows = [
-        [
-            "phase",
-            "trains",
-            ">parameters",
-            ">share",
-            "rates",
-            ">epochs",
-            ">steps",
-            ">batch",
-            "features",
-            ">memory",
-            ">compute",
-            ">time",
-        ]
+    return [[*HEADINGS, *COSTS], *(_phase_row(plan, planned) for planned in plan.phases)]
+
+
+def _phase_row(plan: Plan, planned: PlannedPhase) -> list[str]:
+    spec = planned.phase.spec
+    batch = f"{spec.batch_size} x {spec.accumulate}" if spec.accumulate > 1 else spec.batch_size
+    rates = format_range(group.lr for group in planned.rates) + " !" * planned.hardly_moves
+    return [
+        f"{planned.phase.index} {planned.phase.name}",
+        planned.trains,
+        f"{planned.parameters:,}",
+        format_share(planned.parameters / plan.groups.total),
+        "" if spec.solve else rates,
+        f"{spec.epochs:g}" if spec.epochs else "" if spec.steps else spec.solve or "",
+        f"{planned.steps:,}" if planned.steps else "",
+        "" if spec.solve else str(batch),
+        "live" if planned.live else f"cached, {format_bytes(planned.disk_bytes)}",
+        format_bytes(planned.memory_bytes),
+        format_operations(planned.operations),
+        format_seconds(planned.seconds),
     ]
-    for planned in plan.phases:
-        spec = planned.phase.spec
-        accumulated = f"{spec.batch_size} x {spec.accumulate}"
-        length = f"{spec.epochs:g}" if spec.epochs else "" if spec.steps else spec.solve or ""
-        rows.append(
-            [
-                f"{planned.phase.index} {planned.phase.name}",
-                planned.trains,
-                f"{planned.parameters:,}",
-                _share(planned.parameters / plan.groups.total),
-                "" if spec.solve else _rate_range(planned),
-                length,
-                f"{planned.steps:,}" if planned.steps else "",
-                "" if spec.solve else accumulated if spec.accumulate > 1 else str(spec.batch_size),
-                "live" if planned.live else f"cached, {format_bytes(planned.disk_bytes)}",
-                format_bytes(planned.memory_bytes),
-                format_operations(planned.operations),
-                format_seconds(planned.seconds),
-            ]
-        )
-    return rows
 
 
 def _below(plan: Plan) -> list[str]:
@@ -93,35 +122,43 @@ def _below(plan: Plan) -> list[str]:
         trained |= {f"{path}.weight" for path in adapters.layers} if adapters else set()
     left = sum(size for name, size in plan.groups.layout.sizes.items() if name not in trained)
     operations = sum(planned.operations for planned in plan.phases) * plan.recipe.seeds
-    lines = []
-    total = f"together {format_operations(operations)}"
+    total = f"in all {format_operations(operations)}"
     if plan.seconds is not None:
         total += f", {format_seconds(plan.seconds)} on this machine's processor"
-    lines.append(total)
+    lines = [total]
     if left:
-        lines.append(f"never trained: {left:,} parameters ({_share(left / plan.groups.total)})")
+        share = format_share(left / plan.groups.total)
+        lines.append(f"never trained: {left:,} parameters ({share})")
+    lines += _live(plan)
+    if plan.machine.processes > 1:
+        lines.append(_several(plan))
+    return [
+        *lines,
+        "Memory, compute and time are estimates; starting, loading and decoding come on top. "
+        "Features marked cached are computed once an image and kept on disk.",
+    ]
+
+
+def _live(plan: Plan) -> list[str]:
+    """Return why frozen layers run in every epoch, phases with one reason in one line."""
+    reasons: dict[str, list[str]] = {}
     for planned in plan.phases:
         if planned.live and planned.phase.frozen_prefix:
-            name = planned.phase.name
-            lines.append(f"phase {name} runs what is frozen in every epoch: {planned.live}")
-    if plan.machine.processes > 1:
-        lines.append(_together(plan))
-    lines.append(
-        "Memory, compute and time are estimates: weights, gradients, optimizer and best weights, "
-        "rough activations;"
-    )
-    lines.append(
-        "without starting and decoding. Cached: the frozen part runs once an image, kept on disk."
-    )
-    return lines
+            reasons.setdefault(planned.live, []).append(planned.phase.name)
+    return [
+        f"phase{'s' * (len(names) > 1)} {', '.join(names)}: frozen layers run in every epoch, "
+        f"because {why}"
+        for why, names in reasons.items()
+    ]
 
 
-def _together(plan: Plan) -> str:
+def _several(plan: Plan) -> str:
     """Return what several processes share: the batches, and in each step only what trains."""
+    count = plan.machine.processes
     if plan.machine.sharded:
         return (
-            f"{plan.machine.processes} processes, each with its own batches, share out parameters, "
-            "gradients and optimizer (FSDP): each needs less memory than stands here"
+            f"{count} processes, each with its own batches, shard parameters, gradients and "
+            "optimizer state (FSDP): each needs less memory than shown"
         )
     reduced = [
         f"{planned.reduced_bytes:,} bytes ({planned.phase.name})"
@@ -129,12 +166,15 @@ def _together(plan: Plan) -> str:
         if planned.reduced_bytes
     ]
     return (
-        f"{plan.machine.processes} processes, each with its own batches, sum in each step the "
-        f"gradients of what trains: {', '.join(reduced) or 'none'}"
+        f"{count} processes, each with its own batches, exchange in each step only the gradients "
+        f"of what trains: {', '.join(reduced) or 'none'}"
     )
 
 
-def _rates(plan: Plan) -> list[str]:
+# --- rates -----------------------------------------------------------------------------------
+
+
+def _rates(plan: Plan, width: int) -> list[str]:
     """Return the table of rates: a row for each group, the head first, a column for each phase.
 
     Empty where every phase has one rate. What a group has several of is shown as a range.
@@ -149,7 +189,7 @@ def _rates(plan: Plan) -> list[str]:
     rows = [["rates", ">parameters", *(f">{planned.phase.name}" for planned in shown)]]
     for i, group in reversed(list(enumerate(plan.groups.groups))):
         cells = [
-            _range(rates[n] for n in planned.phase.network.groups[i].parameters if n in rates)
+            format_range(rates[n] for n in planned.phase.network.groups[i].parameters if n in rates)
             for planned, rates in zip(shown, by_name, strict=True)
         ]
         if any(cells):
@@ -159,65 +199,4 @@ def _rates(plan: Plan) -> list[str]:
         gap = [f"… {len(rows) - 1 - 2 * half} more", *("" for _ in rows[0][1:])]
         rows = [*rows[: half + 1], gap, *rows[-half:]]
     left = len(several) - len(shown)
-    return [*_table(rows), *([f"… and {left} phases more"] if left else [])]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as aligned lines; a heading that starts with > is aligned to the right."""
-    right = [heading.startswith(">") for heading in rows[0]]
-    cells = [[cell.removeprefix(">") for cell in rows[0]], *rows[1:]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(right))]
-    return [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
-
-
-def _rate_range(planned: PlannedPhase) -> str:
-    return _range(group.lr for group in planned.rates) + " !" * planned.hardly_moves
-
-
-def _range(rates: Iterable[float]) -> str:
-    """Return the smallest and largest rate, as one where they look the same; nothing of none."""
-    found = list(rates)
-    ends = [f"{rate:.2g}" for rate in (min(found), max(found))] if found else []
-    return " to ".join(dict.fromkeys(ends))
-
-
-def _share(share: float) -> str:
-    if 0 < share < 5e-5:
-        return "<0.01%"
-    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.01 else f"{share:.2%}"
-
-
-def format_bytes(count: float) -> str:
-    """Return bytes as a person reads them, such as 94 MB."""
-    return _scaled(count, 1e6, ("MB", "GB", "TB"))
-
-
-def format_operations(count: float) -> str:
-    """Return a number of operations as a person reads it, such as 28 GFLOP."""
-    return _scaled(count, 1e9, ("GFLOP", "TFLOP", "PFLOP", "EFLOP"))
-
-
-def _scaled(count: float, unit: float, names: Sequence[str]) -> str:
-    value, i = count / unit, 0
-    while value >= 1000 and i + 1 < len(names):
-        value, i = value / 1000, i + 1
-    return f"{value:.0f} {names[i]}" if value >= 10 else f"{value:.1f} {names[i]}"
-
-
-def format_seconds(seconds: float | None) -> str:
-    """Return an estimated time as a person reads it, such as about 3 min."""
-    if seconds is None:
-        return "not known"
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 100:
-        return f"about {seconds:.0f} s"
-    if seconds < 6000:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.{'0f' if seconds > 36000 else '1f'}} h"
+    return [*table(rows, width), *([f"… and {left} more phases"] if left else [])]

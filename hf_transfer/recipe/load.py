@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,10 +35,13 @@ Phase = TypeVar("Phase", PhaseSpec, GradualSpec, PhaseSpec | GradualSpec)
 # --- load, parse, dump -----------------------------------------------------------------------
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, allow_code: bool = False
+) -> Recipe:
     """Return a shipped recipe, or the one in a file, with overrides such as "phases.0.lr=1e-4".
 
-    Raises RecipeError for what is wrong in it, UserError for a recipe that cannot be found or read.
+    A recipe is data: metrics that are Python files would run, and need `allow_code`. Raises
+    RecipeError for what is wrong in it, UserError for a recipe that cannot be found or read.
     """
     shipped = shipped_recipes()
     path = shipped.get(str(name_or_path)) or _path(name_or_path)
@@ -46,7 +50,22 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             f"there is no recipe {str(name_or_path)!r}{nearest(str(name_or_path), shipped)}; "
             f"give a path or one of {', '.join(shipped) or '(none is installed)'}"
         )
-    return parse_recipe(_text(path), path.name, overrides)
+    recipe = parse_recipe(_text(path), path.name, overrides)
+    code = [name for name in recipe.metrics if _is_code(name)]
+    if code and not allow_code:
+        raise RecipeError(
+            [
+                f"{path.name}: metrics: {name} is code that would run; if you trust it, add "
+                "--allow-code (in Python: allow_code=True)"
+                for name in code
+            ]
+        )
+    return recipe
+
+
+def _is_code(metric: str) -> bool:
+    """Whether a metric is a program of its own, and not one of the `evaluate` library by name."""
+    return re.fullmatch(r"\w+", metric) is None or Path(metric).exists()
 
 
 def asked(
@@ -55,8 +74,10 @@ def asked(
     backbone: str | Path | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> Recipe:
-    """Return a recipe with what a call changes in it; `overrides` as for `load_recipe`.
+    """Return a recipe with what a call changes in it; `overrides` and `allow_code` as for
+    `load_recipe`.
 
     Raises UserError as `load_recipe` does.
     """
@@ -65,7 +86,7 @@ def asked(
     if isinstance(recipe, Recipe):
         recipe_text = dump_recipe(recipe)
         return parse_recipe(recipe_text, f"{recipe.name}.yaml", [*given, *overrides])
-    return load_recipe(recipe, [*given, *overrides])
+    return load_recipe(recipe, [*given, *overrides], allow_code=allow_code)
 
 
 def _as_yaml(value: str | Path | int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from typing_extensions import Self
 
 from hf_transfer.recipe import conflicts
@@ -194,7 +194,10 @@ def _loss(values: dict[str, Any]) -> Any:
 class Recipe:
     """Everything that a run is made of; the same recipe, data and seed give the same run."""
 
-    name: Text = Field(description="name of the recipe and of its run's folder; else its file's")
+    name: Text = Field(
+        description="name of the recipe and of its run's folder; else its file's",
+        json_schema_extra={"allowed": "a name without / and \\"},
+    )
     phases: Phases = Field(description="what is trained, one phase after the other")
     task: Literal["classification", "multi_label", "regression"] = Field(
         default="classification",
@@ -256,6 +259,13 @@ class Recipe:
     compare: CompareSpec | None = Field(
         default=None, description="comparison over numbers of labelled images"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_path(cls, name: str) -> str:
+        if name in (".", "..") or any(c in name for c in "/\\") or not name.isprintable():
+            raise ValueError
+        return name
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -117,13 +117,13 @@ def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     """
     if not is_main():  # whose own recipe.yaml would be in the way; the launcher ends all as one
         return
-    _check(out, recipe, resume)
+    check_folder(out, recipe, resume)
     with told(out):
         mark(out, KIND)
     write_text(RunFolder(out).recipe, dump_recipe(recipe))
 
 
-def _check(out: Path, recipe: Recipe, resume: bool) -> None:
+def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     """Raise FolderError where a run may not write a folder."""
     here = RunFolder(out)
     if not is_text(str(out)):
@@ -191,7 +191,7 @@ def opened(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     if not is_main():
         yield
         return
-    _check(out, recipe, resume)
+    check_folder(out, recipe, resume)
     with told(out):
         out.mkdir(parents=True, exist_ok=True)
     try:

@@ -5,14 +5,47 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from typing import Any
 
 from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.errors import UserError
-from hf_transfer.serving.predict import ANSWERS, Prediction
+from hf_transfer.serving.pictures import find_images
+from hf_transfer.serving.predict import ANSWERS, Prediction, iter_predictions, ready
 
 FORMS = ("text", "json", "jsonl", "csv")
+
+
+class Answers:
+    """Lines about images as they are predicted, in one of FORMS; `failed` counts those without."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        images: Sequence[str] | Iterator[str],
+        form: str = "text",
+        top: int | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        self.model: Any = ready(model)
+        self.images: Any = find_images(images) if isinstance(images, Sequence) else images
+        self.form, self.batch_size, self.failed = form, batch_size, 0
+        self.top = top or (3 if self.model.backbone.task == "classification" else None)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from lines_of(self._counted(), self.form, self.model.backbone, self.top)
+
+    def _counted(self) -> Iterator[Prediction]:
+        total = len(self.images) if isinstance(self.images, Sized) else None
+        found = iter_predictions(self.model, self.images, top=self.top, batch_size=self.batch_size)
+        with bar(total, "predict") as progress:
+            for prediction in found:
+                self.failed += prediction.error is not None
+                progress.update()
+                yield prediction
 
 
 def lines_of(

@@ -68,7 +68,7 @@ def test_a_recipe_comes_to_phases_on_its_own_backbone(name):
     if recipe.head.replace > 1:  # what the loader would report of AlexNet's last two layers
         layers = [name for name, _ in layout.parameters][-2 * recipe.head.replace :]
         layout = replace(layout, head=tuple(layers))
-    groups = group_layers(layout)
+    groups = group_layers(replace(layout, random=not recipe.pretrained))
     for specs in (recipe.phases, recipe.source.phases if recipe.source else recipe.phases):
         phases = make_phases(specs, groups)
         assert set(layout.head) <= {p for phase in phases for p in phase.parameters}
@@ -91,7 +91,9 @@ def test_general_recipes_come_to_phases_on_networks_of_every_kind():
             continue
         groups = group_layers(layout)
         for name in general:
-            assert make_phases(load_recipe(name).phases, groups), (backbone, name)
+            recipe = load_recipe(name)
+            random = replace(groups, layout=replace(layout, random=not recipe.pretrained))
+            assert make_phases(recipe.phases, random), (backbone, name)
 
 
 def test_the_freeze_of_freeze_bottom_is_a_setting():

@@ -1,0 +1,207 @@
+"""The edges of the command line: arguments, what is printed, and how a command that fails ends."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hf_transfer.base import launch
+from hf_transfer.base.boundary import TRACEBACK, printable, redacted, said
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.nearest import nearest
+
+WIDE = 160  # columns of what is no terminal
+MISTAKE, DEFECT, INTERRUPTED = 2, 1, 130  # exit statuses
+CHOICE = re.compile(r"argument ([^:]*): invalid choice: '(.*?)' \(choose from (.*)\)")
+PROGRAM = "hf-transfer"
+
+
+# --- arguments -------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, with the nearest of what it knows."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and exit."""
+        choice = CHOICE.match(message)
+        if choice:
+            argument, word = choice[1], choice[2]
+            known = [each.strip(" '\"") for each in choice[3].split(",")]
+            near = nearest(word, known) or f"; choose {' or '.join(known)}"
+            what = "unknown command" if argument == "COMMAND" else f"argument {argument}: no choice"
+            message = f"{what} {word!r}{near}"
+        if launch.is_main():
+            warn(f"error: {message}; see {self.prog} --help")
+        raise SystemExit(MISTAKE)
+
+    def argument(self, name: str, metavar: str | None, text: str, **options: Any) -> None:
+        """Add an argument: name, what stands for its value, what it means."""
+        self.add_argument(name, metavar=metavar, help=text, **options)
+
+    def path(self, name: str, metavar: str, text: str, **options: Any) -> None:
+        """Add an argument that is a path, or may be one: `~` is the home folder."""
+        self.argument(name, metavar, text, type=place, **options)
+
+    def flag(self, name: str, text: str) -> None:
+        """Add an argument without a value."""
+        self.add_argument(name, action="store_true", help=text)
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return the arguments of a command, or exit for what is unknown."""
+        args, unknown = self.parse_known_args(words)
+        if unknown:
+            command: Parser = args.parser
+            name = unknown[0].partition("=")[0]
+            near = nearest(name, command._option_string_actions) if name[0] == "-" else ""
+            command.error(f"unknown argument {unknown[0]!r}{near}")
+        return args
+
+
+def place(text: str) -> str:
+    """Return a path or name with `~` at its start as the home folder."""
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"there is no home folder for {text!r}") from None
+
+
+def count(text: str) -> int:
+    """Return a number that counts something: 1 or more."""
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
+# --- output ----------------------------------------------------------------------------------
+
+
+class Output:
+    """A stream that drops what nobody reads any more: a reader that leaves stops no command."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        if isinstance(stream, io.TextIOWrapper):  # which would end a run at a name it cannot print
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write as far as somebody reads."""
+        try:
+            self.stream.write(text)
+        except BrokenPipeError:
+            self._leave()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush as far as somebody reads."""
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Send what is written from now on, and what is in buffers, nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def outputs() -> Iterator[None]:
+    """Let standard output and error drop what nobody reads, until the command ends."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Output(stream or io.StringIO()) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def say(text: str) -> None:
+    """Print lines, once for all processes; control characters in them are shown as escapes."""
+    if launch.is_main():
+        print("\n".join(map(printable, text.split("\n"))), flush=True)
+
+
+def warn(line: str) -> None:
+    """Print a line to standard error."""
+    print(f"{PROGRAM}: {printable(line)}", file=sys.stderr)
+
+
+def width() -> int:
+    """Return how many columns the terminal has; WIDE where the output is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+
+
+# --- the end of a command --------------------------------------------------------------------
+
+
+def finish(work: Callable[[], int | None], again: Callable[[], str | None]) -> int:
+    """Do a command's work and return its exit status: 0, 1 for a defect, 2 for a user's mistake,
+    130 interrupted.
+
+    Each failure is a line; its traceback comes before it where HF_TRANSFER_TRACEBACK is 1. `again`
+    returns the command that continues the work, if there is one.
+    """
+    try:
+        return int(work() or 0)
+    except (UserError, OSError) as error:
+        return _failed(error, _lines(error), MISTAKE)
+    except KeyboardInterrupt:
+        _interrupted("interrupted", again())
+        return INTERRUPTED
+    except SystemExit as error:
+        if error.code and again():
+            _interrupted("stopped", again())
+        raise
+    except Exception as error:  # nothing that a user does should lead here
+        what = f"{type(error).__name__}: {said(error)}"
+        return _failed(error, [f"{what}; this is a defect: set {TRACEBACK}=1 for more"], DEFECT)
+
+
+def _failed(error: Exception, lines: Sequence[str], status: int) -> int:
+    who = launch.speaker()
+    if who is not None:
+        if os.environ.get(TRACEBACK) == "1":
+            traceback.print_exception(error, file=sys.stderr)
+        for line in lines:
+            warn(f"error: {who}{line}")
+    return status
+
+
+def _interrupted(what: str, command: str | None) -> None:
+    if launch.is_main():
+        warn(what + (f"; to continue: {command}" if command else ""))
+
+
+def _lines(error: Exception) -> list[str]:
+    """Return what to print of a mistake: a line each, and none that is empty."""
+    if isinstance(error, UserError):
+        return [redacted(line) for line in str(error).splitlines() if line.strip()]
+    where = getattr(error, "filename", None)
+    return [f"{where}: {said(error)}" if where else said(error)]
+
+
+def resuming(words: Sequence[str]) -> str:
+    """Return the command that resumes a run that was started with these arguments."""
+    if launch.count() > 1:
+        return "start it in the same way, with --resume"
+    kept = [word for word in words if word != "--resume"]
+    return shlex.join([PROGRAM, *kept, "--resume"])

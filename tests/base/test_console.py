@@ -1,0 +1,65 @@
+"""The edges of the command line: what is printed, and how a command that fails ends."""
+
+import os
+import sys
+
+import pytest
+
+from hf_transfer.base.console import Output, finish, resuming, say
+from hf_transfer.base.errors import UserError
+
+
+def ends(work, again=lambda: None) -> int:
+    def fails():
+        raise work
+
+    return finish(fails, again)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("a\n\nb"), 2, "hf-transfer: error: a\nhf-transfer: error: b\n"),
+        (UserError("token hf_abcdefghijklm"), 2, "hf-transfer: error: token [hidden]\n"),
+        (UserError("\x1b[2Jred"), 2, "hf-transfer: error: \\x1b[2Jred\n"),
+        (OSError(28, "No space left", "x/y"), 2, "hf-transfer: error: x/y: No space left\n"),
+        (KeyboardInterrupt(), 130, "hf-transfer: interrupted\n"),
+        (
+            MemoryError(),
+            1,
+            "hf-transfer: error: MemoryError: it does not fit into memory; this is ",
+        ),
+        (RecursionError("x"), 1, "hf-transfer: error: RecursionError: it is nested too deeply; "),
+    ],
+)
+def test_a_failure_is_a_line_and_a_status(error, status, line, capsys):
+    assert ends(error) == status
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_what_can_be_continued_says_by_which_command(capsys, monkeypatch):
+    again = resuming(["train", "my recipe.yaml", "--resume", "--out", "x"])
+    assert ends(KeyboardInterrupt(), lambda: again) == 130
+    told = "hf-transfer train 'my recipe.yaml' --out x --resume"
+    assert capsys.readouterr().err == f"hf-transfer: interrupted; to continue: {told}\n"
+    with pytest.raises(SystemExit):
+        ends(SystemExit(143), lambda: again)
+    assert capsys.readouterr().err == f"hf-transfer: stopped; to continue: {told}\n"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert resuming(["train", "x"]) == "start it in the same way, with --resume"
+
+
+def test_output_that_nobody_reads_is_dropped():
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        out = Output(stream)
+        os.close(reader)
+        for _ in range(3):
+            assert out.write("x" * 100_000) == 100_000
+            out.flush()
+
+
+def test_what_is_said_has_no_control_characters(capsys):
+    say("a\tb\x1b[31m\nc")
+    assert capsys.readouterr().out == "a\\x09b\\x1b[31m\nc\n"
+    assert sys.stdout.isatty() is False

@@ -1,0 +1,80 @@
+"""What would fail on this data is told before anything trains."""
+
+import pytest
+
+from hf_transfer.base.errors import RecipeError
+from hf_transfer.planning.data_checks import check_batches, check_metrics
+from hf_transfer.planning.groups import group_layers
+from hf_transfer.planning.phases import make_phases
+from hf_transfer.planning.recorded import recorded_layout
+from hf_transfer.recipe.load import parse_phase
+from hf_transfer.recipe.specs import PhaseSpec, Recipe, Stop
+
+
+def counts(labels: int, validation: int = 3) -> dict:
+    names = [f"label {i}" for i in range(labels)]
+    return {"train": dict.fromkeys(names, 9), "validation": dict.fromkeys(names, validation)}
+
+
+def recipe(**settings) -> Recipe:
+    return Recipe("r", (PhaseSpec("head", epochs=1, **settings),))
+
+
+@pytest.mark.parametrize("settings", [{"best": "top5"}, {"stop": Stop("top5")}])
+def test_top5_needs_more_than_five_labels(settings):
+    key = next(iter(settings))
+    with pytest.raises(RecipeError, match=f"{key}: top5 needs more than 5 labels, and the data ha"):
+        check_metrics(recipe(**settings), counts(5))
+    check_metrics(recipe(**settings), counts(6))
+    check_metrics(recipe(best="accuracy"), counts(5))
+
+
+def test_auroc_needs_validation_images_of_every_label():
+    data = counts(3)
+    check_metrics(recipe(best="auroc"), data)
+    data["validation"]["label 1"] = 0
+    with pytest.raises(RecipeError, match="'label 1' has none; write balanced_accuracy"):
+        check_metrics(recipe(best="auroc"), data)
+    del data["validation"]["label 1"]
+    with pytest.raises(RecipeError, match="'label 1' has none"):
+        check_metrics(recipe(best="auroc"), data)
+
+
+def phases(size: int, backbone="timm/resnet18", train="all", **settings):
+    groups = group_layers(recorded_layout(backbone, 5)).at(size)
+    spec = {"train": train, "epochs": 1, "cold_head": True, "batch_size": 8, **settings}
+    return make_phases([parse_phase(spec)], groups)
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "images", "fails"),
+    [
+        (32, {}, 17, True),  # the last stage of a ResNet is 1 x 1 at 32 px, and 17 mod 8 = 1
+        (32, {}, 16, False),
+        (64, {}, 17, False),  # 2 x 2
+        (32, {"batch_size": 1}, 16, True),
+        (64, {"batch_size": 1}, 16, False),
+        (32, {"still_norms": True}, 17, False),
+        (32, {"train": "head"}, 17, False),
+        (32, {"train": "last 1 stage"}, 17, True),
+        (32, {"train": ["all", "not norms"]}, 17, False),
+        (32, {"epochs": None, "steps": 2}, 17, False),  # it ends before the last batch
+        (32, {"epochs": None, "steps": 3}, 17, True),
+        (32, {"backbone": "timm/vit_tiny_patch16_224"}, 17, False),
+    ],
+)
+def test_a_batch_of_one_image_at_one_position_is_told_where_batchnorm_trains(
+    size, settings, images, fails
+):
+    made = phases(size, **settings)
+    if not fails:
+        return check_batches(made, images)
+    with pytest.raises(RecipeError, match="of one image, of which BatchNorm layer layer4.* single"):
+        check_batches(made, images)
+
+
+def test_the_batch_size_that_is_proposed_has_no_such_batch():
+    with pytest.raises(RecipeError, match="write batch_size: 9 or still_norms: true"):
+        check_batches(phases(32), 17)
+    check_batches(phases(32, batch_size=9), 17)
+    check_batches(phases(32), 17, processes=2)  # whose last batches are filled up
