@@ -1,5 +1,5 @@
-"""What everything stands on: errors, files, the cache, shards of numbers, processes, downloads.
+"""What everything stands on: errors, files, locks, the cache, stored rows, processes, downloads.
 
 Knows nothing of recipes, networks or images. Light: no torch at module level. Read `errors`, then
-`files` and `cache`, then `shards` and `processes`.
+`files` and `locks`, then `cache`, `shards` and `store`, then `processes` and `download`.
 """
