@@ -96,6 +96,17 @@ def _training_commands(commands: Any) -> None:
     _recipe_arguments(plan)
     plan.argument("--processes", "N", "number of processes (default: 1)", type=count, default=1)
 
+    compare = _command(commands, "compare", _compare, "compare recipes on the same images")
+    compare.path("recipes", "RECIPE", "recipes (default: from scratch to full)", nargs="*")
+    compare.path("--data", "PATH", "folder of class folders, or table", required=True)
+    compare.path("--backbone", "ID", "timm/NAME, transformers/REPO, torchvision/NAME or a folder")
+    numbers = "labelled images of each class, such as 5,20,100 (default: all)"
+    compare.argument("--per-class", "N,N", numbers, type=_counts, default=())
+    compare.argument("--seeds", "N", "number of seeds (default: 3)", type=count, default=3)
+    setting = "change a key of all recipes, such as data.image_size=96"
+    compare.argument("--set", "KEY=VALUE", setting, action="append", default=[])
+    compare.path("--out", "DIR", "folder to write the comparison to")
+
     recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
     recipes.argument("name", "NAME", "recipe to print", nargs="?")
     recipes.flag("--schema", "print the JSON schema of recipes, for editors")
@@ -188,7 +199,7 @@ def _train(args: argparse.Namespace) -> None:
     recipe = _load(args, args.allow_code)
     out = Path(args.out or Path("runs") / recipe.name)
     if recipe.compare is not None:
-        return _compare(args, recipe, out)
+        return _quickstart(args, recipe, out)
     args.resumable = True
     check_folder(out, recipe, args.resume)
     if launch.is_main():
@@ -202,7 +213,7 @@ def _train(args: argparse.Namespace) -> None:
     say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
 
 
-def _compare(args: argparse.Namespace, recipe: Any, out: Path) -> None:
+def _quickstart(args: argparse.Namespace, recipe: Any, out: Path) -> None:
     if args.resume:
         raise UserError(f"recipe {recipe.name} cannot be resumed; remove --resume")
     if launch.count() > 1:
@@ -214,6 +225,30 @@ def _compare(args: argparse.Namespace, recipe: Any, out: Path) -> None:
 
     quiet()
     say(f"{format_quickstart(run_quickstart(recipe, out, say))}\n\nwritten to {out}")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Return numbers given on the command line with commas between them."""
+    return tuple(count(part.strip()) for part in text.split(","))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from hf_transfer.deciding.compare import compare
+    from hf_transfer.deciding.compare_text import format_comparison
+    from hf_transfer.progress import quiet
+
+    quiet()
+    found = compare(
+        args.recipes,
+        data=args.data,
+        backbone=args.backbone,
+        per_class=args.per_class,
+        seeds=args.seeds,
+        overrides=args.set,
+        out=args.out,
+        on_progress=say,
+    )
+    say(f"\n{format_comparison(found)}")
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import pytest
 from drawn import photos
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.cli import main
 from hf_transfer.deciding.compare import Row, Trial, compare, rows_of
 from hf_transfer.deciding.compare_text import conclusion, format_comparison
 
@@ -95,3 +96,16 @@ def test_the_conclusion_names_the_cheapest_of_those_that_cannot_be_told_apart():
         "the least time."
     )
     assert conclusion([best, far]) == "lp_ft is best, by more than the test images leave open."
+
+
+def test_the_command_compares_and_writes_what_it_prints(tmp_path, capsys):
+    folder = photos(tmp_path / "photos", count=10, size=32)
+    words = ["compare", "feature_extraction", "lp_ft", "--data", str(folder), "--seeds", "1"]
+    words += ["--backbone", "timm/test_resnet", "--per-class", "2", "--out", str(tmp_path / "out")]
+    assert main([*words, *(word for key in SMALL for word in ("--set", key))]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "out" / "comparison.txt").read_text() in printed
+    assert "2 labelled images per class" in printed
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "lp_ft", "--data", str(folder), "--per-class", "2,x"])
+    assert "--per-class: x is not a whole number" in capsys.readouterr().err
