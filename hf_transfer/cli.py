@@ -12,18 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import hf_transfer
-from hf_transfer.base import launch, threads
+from hf_transfer.base import console, launch, threads
 from hf_transfer.base.boundary import TRACEBACK
-from hf_transfer.base.console import (
-    Parser,
-    count,
-    finish,
-    outputs,
-    resuming,
-    say,
-    warn,
-    width,
-)
+from hf_transfer.base.console import Parser, count, say, width
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.version import OVERWRITTEN, __version__
 
@@ -34,7 +25,7 @@ MODEL = "run folder, model folder or Hub repository"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, as `finish` says."""
     words = list(sys.argv[1:] if argv is None else argv)
-    with outputs():
+    with console.outputs():
         parser = _parser()
         if not hasattr(hf_transfer, "_WHERE"):  # the package's own first file is another's
             parser.error(OVERWRITTEN)
@@ -42,9 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.traceback:
             os.environ[TRACEBACK] = "1"
         threads.prepare()
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        console.logs()
         try:
-            return finish(lambda: _run(args), lambda: resuming(words) if args.resumable else None)
+            return console.finish(
+                lambda: _run(args), lambda: console.resuming(words) if args.resumable else None
+            )
         finally:  # after the line is printed, which all that have joined print
             if processes := sys.modules.get("hf_transfer.base.processes"):  # else none has joined
                 processes.leave()
@@ -261,7 +254,9 @@ def _recipes(args: argparse.Namespace) -> None:
     from hf_transfer.recipe.reference import schema_text
     from hf_transfer.recipe.shipped import listing, text_of
 
-    say(schema_text() if args.schema else text_of(args.name) if args.name else listing())
+    if args.schema or args.name:
+        return say(schema_text() if args.schema else text_of(args.name), fold=False)
+    say(listing())
 
 
 def _groups(args: argparse.Namespace) -> int:
@@ -296,7 +291,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     options = {key: getattr(args, key) for key in ("split", "compare", "threshold", "tta")}
     found = evaluate(args.model, args.data, **options)
-    say(json.dumps(found, indent=1) if args.json else format_evaluation(found))
+    say(json.dumps(found, indent=1) if args.json else format_evaluation(found), not args.json)
 
 
 def _embed(args: argparse.Namespace) -> int:
@@ -305,7 +300,7 @@ def _embed(args: argparse.Namespace) -> int:
     found, errors = embed_to(args.model, args.images, args.out, args.near, args.top)
     say("\n".join(found))
     for error in errors:
-        warn(f"left out: {error}")
+        console.warn(f"left out: {error}")
     return 2 if errors else 0
 
 
@@ -330,4 +325,4 @@ def _demo(args: argparse.Namespace) -> None:
 def _cache(args: argparse.Namespace) -> None:
     from hf_transfer.base.cache import cache_report
 
-    say(cache_report(args.keys, clear=args.clear, as_json=args.json))
+    say(cache_report(args.keys, clear=args.clear, as_json=args.json), not args.json)

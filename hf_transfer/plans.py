@@ -30,7 +30,7 @@ def plan(
     overrides: Sequence[str] = (),
     processes: int = 1,
 ) -> tuple[Plan, ...]:
-    """Return what a recipe comes to on this data and backbone, and train nothing.
+    """Return what a recipe would do with this data and backbone, and train nothing.
 
     `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
     "phases.0.lr=1e-4". A recipe with a source task has two plans. Raises UserError.

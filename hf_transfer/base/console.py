@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import re
 import shlex
 import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -134,10 +136,39 @@ def outputs() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def say(text: str) -> None:
-    """Print lines, once for all processes; control characters in them are shown as escapes."""
-    if launch.is_main():
-        print("\n".join(map(printable, text.split("\n"))), flush=True)
+def say(text: str, fold: bool = True) -> None:
+    """Print lines, once for all processes; control characters in them are shown as escapes.
+
+    On a terminal, lines that are too long are folded at blanks, unless `fold` is off.
+    """
+    if not launch.is_main():
+        return
+    lines = [printable(line) for line in text.split("\n")]
+    if fold and sys.stdout.isatty():
+        lines = [part for line in lines for part in _folded(line, width())]
+    print("\n".join(lines), flush=True)
+
+
+def _folded(line: str, columns: int) -> list[str]:
+    if len(line) <= columns:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(
+        line, max(columns, 20), subsequent_indent=indent, break_on_hyphens=False,
+        break_long_words=False, drop_whitespace=True,
+    )  # fmt: skip
+
+
+def logs() -> None:
+    """Send what is logged to standard error, without control characters."""
+
+    class Lines(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return "\n".join(map(printable, super().format(record).split("\n")))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def warn(line: str) -> None:

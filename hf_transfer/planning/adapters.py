@@ -1,4 +1,4 @@
-"""Adapters: what `lora(r=8)` stands for on a backbone; small matrices that train beside its layers.
+"""Adapters: what `lora(r=8)` means for a backbone; small matrices that train beside its layers.
 
 The layers themselves stay frozen. Names and shapes are those that peft gives; training's
 `adapter_layers` has peft insert them. An adapter belongs to the group of its layer, so rates and
@@ -41,7 +41,7 @@ def select_adapted(
 ) -> tuple[tuple[str, ...], Adapters | None]:
     """Return what a phase's `train` selects in execution order, and its adapters if it has any.
 
-    Adapters bring the head with them, and stand beside layers that do not train themselves. Raises
+    Adapters bring the head with them, and are given to layers that do not train themselves. Raises
     SelectorError.
     """
     terms = [train] if isinstance(train, str) else list(train)
@@ -63,7 +63,7 @@ def select_adapted(
     paths = [path for path in paths if path in adaptable and _is_target(path, targets, layout)]
     if not paths:
         raise SelectorError(
-            f"{written[0]!r} finds no plain linear or convolution layer to stand beside; "
+            f"{written[0]!r} matches no plain linear or convolution layer; "
             "name other targets, or train the layers themselves"
         )
     adapters = replace(settings, layers=tuple(paths))

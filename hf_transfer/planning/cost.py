@@ -18,7 +18,7 @@ from hf_transfer.recipe.specs import PhaseSpec
 EFFICIENCY = 0.8  # share of this machine's matrix rate that matrix products reach
 OUTPUT_OPERATIONS = 320  # for each number that a layer gives: written, normalised, activated, read
 STEP_SECONDS = 0.003  # of a step with next to no arithmetic
-PHASE_SECONDS = 1.5  # to make ready and to prove
+PHASE_SECONDS = 1.5  # to prepare and to check the phase
 # A layer's output is kept for the backward pass with about two more of its size: after the norm,
 # after the activation.
 KEPT_OUTPUTS = 3

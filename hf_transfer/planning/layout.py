@@ -21,7 +21,7 @@ class Layout:
     parameters: tuple[tuple[str, tuple[int, ...]], ...]  # (name, shape) by first use; unused last
     unused: tuple[str, ...] = ()  # never used by a forward pass: mask tokens, auxiliary heads
     sequences: tuple[str, ...] = ()  # modules whose children run one after the other
-    head: tuple[str, ...] = ()  # newly initialised for the labels; told by the loader
+    head: tuple[str, ...] = ()  # newly initialised for the labels, as the loader reports
     norms: tuple[str, ...] = ()  # normalisation layers
     batch_norms: tuple[str, ...] = ()  # those of them that take statistics over a batch
     adaptable: tuple[str, ...] = ()  # linear and convolution layers that can have adapters

@@ -36,7 +36,7 @@ def never_cached(phase: Phase) -> tuple[str, str] | None:
 def phase_problems(phase: Phase, before: Sequence[Phase], alone: bool) -> list[str]:
     """Return what is wrong with a phase after those `before` it, a sentence each.
 
-    `alone`: it is a phase of its own, and not one of those that `gradual` stands for.
+    `alone`: it is no part of `gradual`.
     """
     found = [
         *_head_problems(phase, before),

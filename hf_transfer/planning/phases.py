@@ -77,7 +77,7 @@ def _with_refitted(spec: PhaseSpec, groups: LayerGroups) -> PhaseSpec:
         out = {name for text in minus for name in select(text, groups)}
         there = set(select_adapted(spec.train, groups)[0])
     except SelectorError:
-        return spec  # which is told when the phase is made
+        return spec  # reported when the phase is made
     first = [name for name in groups.layout.refitted if name not in out and name not in there]
     if not first or spec.solve:
         return spec

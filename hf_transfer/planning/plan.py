@@ -1,4 +1,4 @@
-"""The plan: what a recipe comes to on one backbone and one data set, before anything is trained."""
+"""The plan: what a recipe means for one backbone and one data set, before anything trains."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _head_rate(rates: Sequence[ParamGroup], head: Collection[str]) -> float:
 
 
 def _rate_notes(phases: Sequence[PlannedPhase]) -> list[str]:
-    """Return which rates are so small that what they are for is as good as frozen."""
+    """Return which rates are so small that what they train is nearly frozen."""
     notes = []
     highest = max((phase.head_lr for phase in phases), default=0.0)
     for planned in phases:

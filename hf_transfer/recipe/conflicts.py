@@ -32,14 +32,14 @@ def in_phase(spec: PhaseSettings) -> Iterator[str]:
 
 
 def in_gradual(spec: PhaseSettings) -> Iterator[str]:
-    """Yield what a phase cannot have that stands for several."""
+    """Yield what `gradual` cannot be combined with."""
     for key, remedy in (
         ("solve", "put {train: head, solve: lbfgs} before it"),
         ("lrs", "use layer_decay"),
         ("cold_head", "it starts with the head, so remove it"),
     ):
         if getattr(spec, key):
-            yield f"gradual cannot have {key}; {remedy}"
+            yield f"gradual cannot be combined with {key}; {remedy}"
 
 
 def with_solve(keys: Collection[str]) -> Iterator[str]:
@@ -131,7 +131,8 @@ def _of_weights(recipe: Recipe) -> Iterator[Problem]:
         remedy = "write source.backbone instead"
         yield ("backbone",), f"the backbone is the one that source trains; {remedy}"
     if recipe.weights is not None:
-        yield ("weights",), "weights cannot be combined with source, which trains its own"
+        remedy = "remove one of them"
+        yield ("weights",), f"weights cannot be combined with source; {remedy}"
 
 
 def _with_task(recipe: Recipe) -> Iterator[Problem]:

@@ -158,7 +158,7 @@ def python_problems(kind: type, given: Mapping[str, Any], error: ValidationError
 
 
 def resolved(schema: Schema, defs: Schema) -> Schema:
-    """Return a schema in place of a reference to it, with what is said beside the reference."""
+    """Return a schema in place of a reference to it, with the keys beside the reference."""
     if "$ref" not in schema:
         return schema
     return {

@@ -257,7 +257,7 @@ class PhaseSpec(PhaseSettings):
 
 @spec
 class GradualSpec(PhaseSettings):
-    """Phases that train the head first, then one step more of the network each."""
+    """Gradual unfreezing: phases that train the head first, then one step more of the network."""
 
     gradual: Text = Field(
         description="step by which each phase trains more: stages, blocks or a share of the blocks",

@@ -27,7 +27,7 @@ SECTIONS: tuple[tuple[str, str, type], ...] = (
     ("`data`", "data.", DataSpec),
     ("`head`", "head.", HeadSpec),
     ("A phase", "phases[].", PhaseSpec),
-    ("A phase that stands for several", "phases[].", GradualSpec),
+    ("A phase of gradual unfreezing", "phases[].", GradualSpec),
     ("`augment`", "phases[].augment.", Augment),
     ("`stop`", "phases[].stop.", Stop),
     ("`source`", "source.", SourceSpec),

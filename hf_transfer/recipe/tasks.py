@@ -13,10 +13,10 @@ class Task:
 
     name: str  # as `task:` in a recipe
     problem_type: str | None  # in a model's config; None: transformers' own default
-    loss: str  # the recipe's `loss:` where it names none
+    loss: str  # the recipe's `loss:` by default
     metrics: tuple[str, ...]  # what an evaluation gives without any of the recipe's own
     headline: str  # the metric that a report leads with
-    noun: str  # one of the things that are told
+    noun: str  # one of what the model answers with
     nouns: str
     title: str  # of the task, for people and for the Hub
     hub_type: str  # the Hub's word for it

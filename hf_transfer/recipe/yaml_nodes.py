@@ -146,7 +146,7 @@ def override(tree: Node, setting: str) -> Node:
     """Return the tree with "a.b=c" or "phases.*.epochs=1" set. Raises Mistakes."""
     key, equals, text = setting.partition("=")
     key = key.strip()
-    place = f"--set {setting}"
+    place = f"--set {setting if len(setting) <= 80 else setting[:79] + '…'}"
     if not equals or not key or not all(key.split(".")):
         example = "write KEY=VALUE, such as phases.0.lr=1e-4 or data.image_size=96"
         raise Mistakes([(0, f"{place}: this sets nothing; {example}")])

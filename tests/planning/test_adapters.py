@@ -106,8 +106,8 @@ def test_the_head_comes_along_unless_it_is_taken_out():
         ("lora(alpha=x)", "alpha must be above 0, got 'x'"),
         ("lora(r=8", "is not closed; write lora"),
         ("lora last 99 blocks", "this backbone has 1 to"),
-        ("lora(targets=nothing)", "finds no plain linear or convolution layer"),
-        ("lora norms", "finds no plain linear or convolution layer"),
+        ("lora(targets=nothing)", "matches no plain linear or convolution layer"),
+        ("lora norms", "matches no plain linear or convolution layer"),
         (["lora", "dora"], "one kind of adapters, not lora and dora"),
     ],
 )

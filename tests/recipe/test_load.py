@@ -321,7 +321,7 @@ BAD_PHASES = {
     "gradual: 1 stage, train: all, epochs: 1": "unknown key 'train'",
     "gradual: 1 stage": "a phase needs epochs or steps",
     "gradual: 1 stage, epochs: 1, lr_drop: 2": "lr_drop must be a number above 0 and at most 1",
-    "gradual: 1 stage, epochs: 1, lrs: {head: 1}": "gradual cannot have lrs; use layer_decay",
+    "gradual: 1 stage, epochs: 1, lrs: {head: 1}": "cannot be combined with lrs; use layer_decay",
     "gradual: 1 stage, solve: lbfgs": "put {train: head, solve: lbfgs} before it",
     "gradual: 1 stage, epochs: 1, cold_head: true": "it starts with the head",
 }
