@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_transfer.backbones.load import load_model
 from hf_transfer.base.errors import UserError
+from hf_transfer.inputs.cut import PROBES
 from hf_transfer.planning.plan_text import format_plan
 from hf_transfer.recipe.specs import (
     DataSpec,
@@ -108,7 +109,7 @@ def test_validation_is_measured_on_the_features_that_are_there(photos, tmp_path,
 
     monkeypatch.setattr(measuring, "measure", watched)
     whole = run(alone, tmp_path / "whole")
-    assert [count for count in seen if count > 3] == [6]  # fewer find where the network is cut
+    assert [count for count in seen if count > PROBES] == [6]  # fewer find where it is cut
     monkeypatch.setattr(measuring, "measure", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(alone, tmp_path / "halved")

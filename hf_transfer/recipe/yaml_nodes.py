@@ -67,6 +67,11 @@ class Pairs(tuple[tuple[str, Node], ...]):
 # --- text to nodes ---------------------------------------------------------------------------
 
 
+OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+DEEPEST = 50  # brackets within brackets; a recipe has four
+
+
 def parse(text: str, place: str) -> Node:
     """Return the node of a YAML text. Raises Mistakes for bad YAML and for more than data."""
     try:
@@ -93,11 +98,14 @@ def _refuse_features(text: str, place: str) -> None:
         yaml.DirectiveToken: "a directive (%)",
         yaml.DocumentStartToken: "a document mark (---)",
     }
-    problems = [
-        (mark.line + 1, f"{place}:{mark.line + 1}: a recipe is plain data and has no {what}")
-        for token in yaml.scan(text, Loader=yaml.SafeLoader)
-        if (what := found.get(type(token))) and (mark := token.start_mark)
-    ]
+    problems, depth = [], 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        line = token.start_mark.line + 1
+        if what := found.get(type(token)):
+            problems.append((line, f"{place}:{line}: a recipe is plain data and has no {what}"))
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > DEEPEST:  # each level makes all that follows slower to read
+            raise Mistakes([(line, f"{place}:{line}: brackets are nested too deeply")])
     if problems:
         raise Mistakes(problems)
 
