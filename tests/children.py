@@ -170,10 +170,10 @@ def _halt(seconds: float) -> None:
 
 def _first_computes(processes: Any) -> None:
     """Have no process but the first compute features, of which there is one shard each."""
-    from hf_transfer.base import store as store_module
+    from hf_transfer.inputs import features
 
-    real, share = store_module.build_rows, processes[:2]
-    store_module.build_rows = lambda *args, **own: real(*args, **{**own, "share": share})
+    real, share = features.build_rows, processes[:2]
+    features.build_rows = lambda **own: real(**{**own, "share": share})
 
 
 class Reduced(TrainerCallback):

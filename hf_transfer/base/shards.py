@@ -5,20 +5,19 @@ A file is written aside and renamed into place, so it is there whole or not at a
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from hf_transfer.base.cache import READ_ONLY
 from hf_transfer.base.files import aside, put_bytes, read_limited
 
 logger = logging.getLogger(__name__)
@@ -122,11 +121,8 @@ def note_checked(folder: Path, paths: Iterable[Path]) -> None:
     found = {path.name: _state(path) for path in paths}
     if found == _checked(folder):
         return
-    try:
+    with suppress(OSError):  # they are read once more, no less right
         put_bytes(folder / CHECKED, json.dumps(found).encode())
-    except OSError as error:
-        if error.errno not in (*READ_ONLY, errno.ENOSPC):
-            raise
 
 
 def _state(path: Path) -> list[int]:

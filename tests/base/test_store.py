@@ -318,3 +318,30 @@ def test_an_entry_of_many_files_is_read_where_few_may_be_open(tmp_path):
     child.start()
     child.join(60)
     assert child.exitcode == 0
+
+
+def _read_without_writing(root):
+    resource = pytest.importorskip("resource")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    shards.SHARD_BYTES = 4 * sum(c.row_bytes for c in COLUMNS)
+    held = reserve({"k": ROWS}, COLUMNS, root=root)
+    (root / "reserved").mkdir()
+    while not (root / "built").exists():
+        time.sleep(0.01)
+    assert_right(opened(root))
+    assert held
+
+
+def test_a_process_that_can_write_nothing_uses_what_another_builds(tmp_path):
+    child = multiprocessing.get_context("fork").Process(
+        target=_read_without_writing, args=(tmp_path,)
+    )
+    child.start()
+    deadline = time.time() + 30
+    while not (tmp_path / "reserved").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    opened(tmp_path)
+    (tmp_path / "built").mkdir()
+    child.join(30)
+    assert child.exitcode == 0
