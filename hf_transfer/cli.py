@@ -26,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, as `finish` says."""
     words = list(sys.argv[1:] if argv is None else argv)
     with console.outputs():
-        parser = _parser()
-        if not hasattr(hf_transfer, "_WHERE"):  # the package's own first file is another's
-            parser.error(OVERWRITTEN)
-        args = parser.parse(words)
+        if not hasattr(hf_transfer, "_WHERE"):  # the package's first file is another's
+            console.warn(f"error: {OVERWRITTEN}")
+            return console.MISTAKE
+        args = _parser().parse(words)
         if args.traceback:
             os.environ[TRACEBACK] = "1"
         threads.prepare()

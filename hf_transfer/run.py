@@ -22,6 +22,7 @@ from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
 from hf_transfer.data.sources import list_source
+from hf_transfer.planning.data_checks import check_metrics
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import Recipe
@@ -115,6 +116,7 @@ def run_seed(
         listed=listed,
         read_all=resume,
     )
+    check_metrics(recipe, data.counts)
     run_folder.keep_inputs(out, measuring.inputs(model, data), torch.get_num_threads())
     trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
     training = time.monotonic()

@@ -1,6 +1,7 @@
 """The package as a whole: its public names, what importing it costs, what it must not import."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -53,6 +54,29 @@ def test_an_installation_mixed_with_the_downloader_is_named(tmp_path):
     )  # fmt: skip
     assert result.returncode == 1
     assert "pip uninstall -y hf_transfer" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("first_file", [None, "print('a downloader')\n"])
+def test_the_command_tells_of_the_downloader_in_one_line(first_file, tmp_path):
+    """Also where the downloader's own first file lies over ours."""
+    package = tmp_path / "hf_transfer"
+    shutil.copytree(ROOT / "hf_transfer", package, ignore=shutil.ignore_patterns("recorded"))
+    if first_file is None:
+        (package / "hf_transfer.abi3.so").touch()
+    else:
+        (package / "__init__.py").write_text(first_file)
+    command = tmp_path / "hf-transfer"
+    command.write_text("import sys\nfrom hf_transfer.cli import main\nsys.exit(main())\n")
+    for words in (["-m", "hf_transfer"], [str(command)]):
+        result = subprocess.run(
+            [sys.executable, *words, "recipes"],
+            capture_output=True, text=True, timeout=60, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("hf-transfer: error: the distribution 'hf_transfer' (a downloader)")
+        assert line.endswith("--no-deps hf-transfer-learning")
 
 
 def test_the_package_is_ten_rooms_each_with_a_sign_at_its_door():

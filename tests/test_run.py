@@ -248,6 +248,13 @@ def test_metrics_of_the_recipe_are_known_and_tried_before_anything_is_trained(ph
     assert not (tmp_path / "other" / "phase-1-head").exists()
 
 
+def test_a_metric_that_the_data_cannot_give_is_told_before_anything_is_trained(photos, tmp_path):
+    wrong = (PhaseSpec("head", epochs=2, best="top5"),)
+    with pytest.raises(UserError, match="top5 needs more than 5 labels"):
+        run(recipe(photos, phases=wrong), tmp_path / "out")
+    assert not (tmp_path / "out" / "phase-1-head").exists()
+
+
 # --- other channels, and a head that is kept ---------------------------------------------------
 
 
