@@ -20,9 +20,13 @@ from hf_transfer.inputs.batches import check_first_item
 from hf_transfer.inputs.model_input import collate
 from hf_transfer.planning.frozen_prefix import check_kept, insists
 from hf_transfer.planning.phase import Phase
+from hf_transfer.planning.steps import check_warmup
 from hf_transfer.recipe import stopping
 from hf_transfer.recipe.conflicts import phase_conflicts
 from hf_transfer.recipe.specs import Augment, PhaseSpec
+from hf_transfer.training.labels import check_labels
+from hf_transfer.training.outcome import metric_names
+from hf_transfer.training.seam import Seam
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -63,6 +67,19 @@ def check_resume(resume: Any, folder: str) -> None:
             "resume_from_checkpoint is True or False: phases and checkpoints are found in "
             f"args.output_dir, {folder}"
         )
+
+
+def check_run(trainer: Seam) -> None:
+    """Raise UserError for what cannot be trained of phases, data and metrics."""
+    train, evaluation = trainer.train_dataset, trainer.eval_dataset
+    labels, own = trainer.backbone.labels, trainer.loss.function is not None
+    metrics = metric_names(trainer.compute_metrics)
+    check_phases(trainer.phases, train, evaluation, metrics, own, trainer.loss.task)
+    check_labels(train, "the training set", labels)
+    check_labels(evaluation, "the validation set", labels)
+    check_items(train, evaluation, trainer.data_collator, trainer.backbone.image)
+    images = len(train) if hasattr(train, "__len__") else 0
+    check_warmup(trainer.phases, images, trainer.processes.count)
 
 
 def check_phases(

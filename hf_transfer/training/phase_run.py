@@ -18,7 +18,6 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.inputs import extraction
 from hf_transfer.planning.phase import Phase
-from hf_transfer.planning.steps import check_warmup
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training import (
     adapter_layers,
@@ -34,11 +33,11 @@ from hf_transfer.training.beginning import Beginning
 from hf_transfer.training.best_phase import BestPhase
 from hf_transfer.training.cached_features import CachedFeatures
 from hf_transfer.training.judging import Judging
-from hf_transfer.training.labels import check_labels
 from hf_transfer.training.machine import sharding
 from hf_transfer.training.machine.cheap_steps import light_steps
+from hf_transfer.training.machine.single_images import check_single_images
 from hf_transfer.training.machine.sync_batchnorm import SharedStatistics
-from hf_transfer.training.outcome import announced, metric_names, phase_report
+from hf_transfer.training.outcome import announced, phase_report
 from hf_transfer.training.phase_state import Part, PhaseState
 from hf_transfer.training.recovery import checkpoints, failures, resuming, rollback
 from hf_transfer.training.recovery.divergence import DivergedError, Divergence, check_finite
@@ -123,19 +122,10 @@ class PhaseRunner:
 
     def check(self) -> None:
         """Raise UserError for what cannot be trained."""
-        trainer, phases = self.trainer, self.trainer.phases
-        train, evaluation = trainer.train_dataset, trainer.eval_dataset
-        metrics = metric_names(trainer.compute_metrics)
-        checks.check_phases(
-            phases, train, evaluation, metrics, trainer.loss.function is not None, trainer.loss.task
-        )
-        check_labels(train, "the training set", self.described.labels)
-        check_labels(evaluation, "the validation set", self.described.labels)
-        checks.check_items(train, evaluation, trainer.data_collator, self.described.image)
-        images = len(train) if hasattr(train, "__len__") else 0
-        check_warmup(phases, images, self.processes.count)
+        checks.check_run(self.trainer)
         for part in (*self.parts, self.features):
-            part.check(trainer, phases)
+            part.check(self.trainer, self.trainer.phases)
+        check_single_images(self.trainer, self.trainer.phases, self.sync_batchnorm)
 
     def predict_validation(self) -> PredictionOutput:
         """Return what `predict` gives for the validation images when all phases are done: from the
@@ -160,7 +150,7 @@ class PhaseRunner:
     def run_phase(
         self, phase: Phase, run: Mapping[str, Any], resume: bool, **kwargs: Any
     ) -> TrainOutput:
-        """Read a finished phase back, or train it; with `on_nan: rollback` go back if it diverges.
+        """Read a finished phase back, or train it, as the only run that writes to its folder.
 
         `run` is what holds for the whole run, as for `resuming.about_phase`. Raises DivergedError.
         """
@@ -173,6 +163,20 @@ class PhaseRunner:
         if done is not None:
             trainer.reports.append(done)
             return TrainOutput(0, 0.0, {})
+        with resuming.alone(folder, here, saves):
+            return self._until_done(phase, before, about, resume, **kwargs)
+
+    def _until_done(
+        self,
+        phase: Phase,
+        before: proof.Fingerprints,
+        about: Mapping[str, Any],
+        resume: bool,
+        **kwargs: Any,
+    ) -> TrainOutput:
+        """Train a phase, again from its last good checkpoint where it diverges and may go back."""
+        trainer, here, saves = self.trainer, self.processes, self.interruption.saves
+        folder = Path(self.args.output_dir) / phase.folder
         again = phase.spec.on_nan == "rollback" and not phase.spec.solve  # it would be the same
         start = copy.deepcopy(trainer.model.state_dict()) if again else {}
         past = rollback.went_back_to(folder) if resume else ()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import TrainerState
 
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.locks import only_writer
 from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
 from hf_transfer.results.report import PhaseReport
@@ -69,6 +72,25 @@ def interrupted(folder: Path, about: Mapping[str, Any], processes: Processes) ->
         )
     logger.info("going on from %s", checkpoint.folder)
     return checkpoint
+
+
+@contextmanager
+def alone(folder: Path, processes: Processes, saves: bool) -> Iterator[None]:
+    """Let no other run write to the folder of a phase, where this one `saves` anything.
+
+    Raises UserError, in all processes, that says who does.
+    """
+    with ExitStack() as stack:
+        problem: UserError | None = None
+        if saves and processes.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(only_writer(folder))
+            except UserError as error:
+                problem = error
+        if processes.most(int(problem is not None)):
+            raise problem or UserError(f"{folder} is in use by another run")
+        yield
 
 
 def take_up(state: PhaseState, processes: Processes) -> Checkpoint | None:

@@ -5,6 +5,8 @@ import pytest
 import torch
 from small import HEAD, NAMES, arguments, images, network, trainer
 
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.locks import only_writer
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.training.recovery.checkpoints import CheckpointError
 from hf_transfer.training.recovery.identity import content
@@ -78,3 +80,13 @@ def test_names_of_labels_are_a_part_of_what_a_set_is():
     assert content(stored) != content(other)
     assert content({"a": stored}) == {"a": content(stored)}
     assert content(None) is None
+
+
+def test_a_folder_that_another_run_writes_to_is_left_to_it(tmp_path):
+    folder = tmp_path / "phase-1-head"
+    folder.mkdir()
+    made = trainer(tmp_path, [HEAD], checkpoint_seconds=1000)
+    with only_writer(folder), pytest.raises(UserError, match=r"in use by another run \(process"):
+        made.train()
+    made.train(resume_from_checkpoint=True)
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-end"]
