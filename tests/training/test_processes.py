@@ -120,7 +120,7 @@ def test_each_step_reduces_the_bytes_of_the_plan_and_no_more(tmp_path):
     layout = network(RESNET).backbone.layout
     groups = group_layers(layout)
     specs = [parse_phase(phase) for phase in phases]
-    recipe = Recipe("small", tuple(specs), "timm/test_resnet")
+    recipe = Recipe("small", tuple(specs), backbone="timm/test_resnet")
     counts = {"train": {"cat": 24}, "validation": {"cat": 12}}
     made = make_phases(specs, groups)
     plan = make_plan(recipe, groups, made, counts, Machine(processes=2))
@@ -279,7 +279,7 @@ def test_a_source_is_whole_before_any_process_loads_it(tmp_path):
     )
     words = ["train", tmp_path / "two.yaml", "--data", photos(tmp_path / "images")]
     out = tmp_path / "out"
-    slow = ("hf_transfer.cli:_planned", "hf_transfer.run:save_model")
+    slow = ("hf_transfer.plans:plans_text", "hf_transfer.run:save_model")
     statuses, logs = commanded(out, words, slow)
     assert statuses == [0, 0], logs
     assert RunReport.load(out).environment["processes"] == 2
