@@ -29,8 +29,7 @@ HONOURED = (
     *("trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
     *("per_device_eval_batch_size", "prediction_loss_only", "eval_use_gather_object"),
     *("eval_accumulation_steps", "include_for_metrics", "save_strategy", "save_steps"),
-    *("save_on_each_node", "save_total_limit", "push_to_hub", "hub_token", "hub_private_repo"),
-    *("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+    *("save_on_each_node", "save_total_limit"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip"),
     *("restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed"),
     *("use_cpu", "accelerator_config", "dataloader_drop_last", "dataloader_num_workers"),
@@ -62,6 +61,13 @@ REFUSED = {
     "deepspeed": "it is not supported; to shard parameters use FSDP2",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
     "eval_do_concat_batches": "metrics are of all images together",
+    **dict.fromkeys(
+        (
+            *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"),
+            *("hub_always_push", "hub_revision"),
+        ),
+        "a run is published when it is finished, with its card: hf-transfer push FOLDER OWNER/NAME",
+    ),
     "include_num_input_tokens_seen": "images have no tokens",
     "length_column_name": "images have no length",
     "liger_kernel_config": "its kernels are for text",
@@ -126,7 +132,8 @@ def check_arguments(args: TrainingArguments, own: Mapping[str, Any]) -> None:
     for name, because in REFUSED.items():
         value = getattr(args, name, None)
         if value and value != usual.get(name):
-            raise UserError(f"{name}={value!r} is refused, because {because}")
+            shown = "…" if "token" in name else repr(value)
+            raise UserError(f"{name}={shown} is refused, because {because}")
         if usual.get(name) is True and value is False:
             raise UserError(f"{name}=False is refused, because {because}")
     for name, (refused, because) in VALUES.items():

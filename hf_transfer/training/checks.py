@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from torch import nn
@@ -52,6 +52,14 @@ def check_model(
             f"{name} does not support gradient checkpointing; remove gradient_checkpointing, and "
             "for memory take a smaller batch_size with accumulate"
         )
+
+
+def unpublished(*_: Any, **__: Any) -> NoReturn:
+    """Raise UserError in place of Trainer's ways to publish: they know nothing of the run."""
+    raise UserError(
+        "a Trainer does not publish, as its card would not tell what was trained on what; train "
+        "with hf_transfer.run or hf-transfer train, then hf-transfer push FOLDER OWNER/NAME"
+    )
 
 
 def check_end(ends_with: str) -> None:

@@ -30,7 +30,7 @@ from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training.argument_table import check_arguments
 from hf_transfer.training.arguments import optimizer_groups, own_arguments, resolved_phases
-from hf_transfer.training.checks import check_model, check_resume
+from hf_transfer.training.checks import check_model, check_resume, unpublished
 from hf_transfer.training.labels import check_labels
 from hf_transfer.training.machine import image_weights, sharding
 from hf_transfer.training.phase_run import PhaseRunner
@@ -223,10 +223,10 @@ class TransferTrainer(Trainer):
         elif isinstance(getattr(self.model, "backbone", None), Backbone):
             if self.args.should_save:
                 save_model(self.model, output_dir or self.args.output_dir)
-            if self.args.push_to_hub and not _internal_call:
-                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         else:
             super().save_model(output_dir, _internal_call)
+
+    push_to_hub = create_model_card = unpublished
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save what Trainer saves and what it forgets, whole or not at all."""

@@ -36,7 +36,9 @@ OTHER = {
     "include_num_input_tokens_seen": "all", "length_column_name": "size",
     "liger_kernel_config": {"rope": True}, "neftune_noise_alpha": 5.0,
     "optim_target_modules": ["fc"], "save_only_model": True, "use_cache": True,
-    "use_liger_kernel": True,
+    "use_liger_kernel": True, "push_to_hub": True, "hub_token": "hf_x", "hub_private_repo": True,
+    "hub_model_id": "me/one", "hub_strategy": "all_checkpoints", "hub_always_push": True,
+    "hub_revision": "x",
     "deepspeed": {"stage": 2}, "parallelism_config": object(),
 }  # fmt: skip
 
@@ -48,6 +50,7 @@ def test_what_is_refused_is_refused_in_a_line_with_the_reason(tmp_path, name):
     with pytest.raises(UserError, match=f"^{name}=.* is refused, because ") as error:
         TransferTrainer(network(), args, [HEAD], train_dataset=images())
     assert "\n" not in str(error.value)
+    assert "hf_x" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", table.VALUES)
@@ -161,3 +164,10 @@ def test_evaluating_at_the_start_judges_nothing(tmp_path):
     done = trained(tmp_path, [{**HEAD, "best": "last"}, COLD], eval_on_start=True)
     assert done.reports[0].history[0]["step"] == 0
     assert all(report.best_epoch > 0 for report in done.reports)
+
+
+def test_a_trainer_publishes_nothing_and_says_how_it_is_done(tmp_path):
+    made = trainer(tmp_path, [HEAD])
+    for way in (made.push_to_hub, made.create_model_card):
+        with pytest.raises(UserError, match="a Trainer does not publish.* hf-transfer push FOLDER"):
+            way()

@@ -31,11 +31,13 @@ def test_every_method_that_is_overridden_is_still_called_upstream():
         "_save_checkpoint",
         "_save_optimizer_and_scheduler",
         "compute_loss",
+        "create_model_card",
         "create_optimizer",
         "create_scheduler",
         "evaluation_loop",
         "floating_point_ops",
         "get_batch_samples",
+        "push_to_hub",
         "save_model",
         "train",
     }
