@@ -27,7 +27,10 @@ def bare_names(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
 
 
 def logits_of(outputs: Any) -> torch.Tensor:
-    """Return the logits (B, C) in a model's output: the output itself, or its entry "logits"."""
+    """Return the logits (B, C) in a model's output: the output itself, its entry "logits", or the
+    first of several values."""
+    if isinstance(outputs, tuple | list):
+        return outputs[0]
     return outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
 
 

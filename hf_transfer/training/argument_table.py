@@ -141,6 +141,15 @@ def check_arguments(args: TrainingArguments, own: Mapping[str, Any]) -> None:
         if str(getattr(value, "value", value)) == refused:
             raise UserError(f"{name}={refused!r} is refused, because {because}")
     _check_best(args)
+    _check_own(own)
+
+
+def _check_own(own: Mapping[str, Any]) -> None:
+    if own.get("preprocess_logits_for_metrics") and not own.get("compute_metrics"):
+        raise UserError(
+            "preprocess_logits_for_metrics needs compute_metrics, because the usual metrics take "
+            "logits as they are"
+        )
     kind = own.get("optimizer_cls_and_kwargs")
     set_there = {"params", "lr", "weight_decay"} & set(kind[1] if kind else ())
     if set_there:

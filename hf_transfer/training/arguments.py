@@ -92,6 +92,15 @@ def optimizer_groups(model: nn.Module, state: PhaseState) -> list[dict[str, Any]
     ]
 
 
+def group_rates(state: PhaseState, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return the rate of each group now, by its label; nothing where there is but one."""
+    groups = param_groups(state.phase)
+    if len(groups) < 2 or len(groups) != len(optimizer.param_groups):
+        return {}
+    pairs = zip(groups, optimizer.param_groups, strict=True)
+    return {f"learning_rate/{group.label}": float(own["lr"]) for group, own in pairs}
+
+
 def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) -> Any:
     if isinstance(phase, Phase):
         return phase.spec

@@ -68,15 +68,6 @@ def check_end(ends_with: str) -> None:
         raise UserError(f"ends_with must be best or last, got {ends_with!r}")
 
 
-def check_resume(resume: Any, folder: str) -> None:
-    """Raise UserError for a path to resume from: a run is resumed as a whole."""
-    if not isinstance(resume, bool | None):
-        raise UserError(
-            "resume_from_checkpoint is True or False: phases and checkpoints are found in "
-            f"args.output_dir, {folder}"
-        )
-
-
 def check_run(trainer: Seam) -> None:
     """Raise UserError for what cannot be trained of phases, data and metrics."""
     train, evaluation = trainer.train_dataset, trainer.eval_dataset

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
+
+from transformers import TrainerState
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.planning.phase import Phase
@@ -73,6 +75,19 @@ def announced(phase: Phase) -> str:
         f"phase {phase.index} {phase.name}: {', '.join(phase.groups)}; "
         f"{count:,} of {total:,} parameters; {how}"
     )
+
+
+def joined(state: TrainerState, reports: Sequence[PhaseReport]) -> TrainerState:
+    """Return Trainer's state after several phases: their logs and steps one after the other."""
+    rows, steps, epochs = [], 0, 0.0
+    for report in reports:
+        for row in report.history:
+            at = {"step": row["step"] + steps, "epoch": row.get("epoch", 0.0) + epochs}
+            rows.append({**row, **at, "phase": report.name})
+        steps, epochs = steps + report.steps, epochs + report.epochs
+    last = [row for row in state.log_history if "train_runtime" in row]
+    rows += [{**row, "step": steps, "epoch": epochs, "phase": reports[-1].name} for row in last]
+    return replace(state, log_history=rows, global_step=steps, max_steps=steps, epoch=epochs)
 
 
 def history_of(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

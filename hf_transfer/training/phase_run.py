@@ -37,7 +37,7 @@ from hf_transfer.training.machine import sharding
 from hf_transfer.training.machine.cheap_steps import light_steps
 from hf_transfer.training.machine.single_images import check_single_images
 from hf_transfer.training.machine.sync_batchnorm import SharedStatistics
-from hf_transfer.training.outcome import announced, phase_report
+from hf_transfer.training.outcome import announced, joined, phase_report
 from hf_transfer.training.phase_state import Part, PhaseState
 from hf_transfer.training.recovery import checkpoints, failures, resuming, rollback
 from hf_transfer.training.recovery.divergence import DivergedError, Divergence, check_finite
@@ -109,6 +109,8 @@ class PhaseRunner:
                     output = self.run_phase(phase, run, resume, **kwargs)
                     self.best.after(trainer.model, trainer.reports)
             self.best.bring_back(trainer.model, trainer.reports)
+            if len(trainer.reports) > 1:
+                trainer.state = joined(trainer.state, trainer.reports)
         except (RuntimeError, OSError, UserError) as error:
             phase = trainer.now.phase if trainer.now else None
             known = failures.in_one_line(error, phase, self.processes)

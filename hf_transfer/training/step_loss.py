@@ -28,6 +28,7 @@ class StepLoss:
     processes: Processes
     function: Callable[..., Any] | None  # the user's own
     args: TrainingArguments
+    of_logits: bool = True  # whether an evaluation gathers logits as they are
     start: dict[str, torch.Tensor] = field(default_factory=dict)  # the weights L2-SP pulls towards
 
     def __call__(
@@ -96,7 +97,7 @@ class StepLoss:
     def recounts(self) -> bool:
         """Whether an evaluation's loss is computed again here: Trainer's mean over several
         processes covers the images that fill up the last batches a second time."""
-        return self.processes.count > 1 and self.function is None
+        return self.of_logits and self.processes.count > 1 and self.function is None
 
     def recount(self, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
         """Return an evaluation whose loss counts each image once."""

@@ -28,11 +28,11 @@ from hf_transfer.planning.steps import warmup_steps
 from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import PhaseReport
+from hf_transfer.training import arguments, given
 from hf_transfer.training.argument_table import check_arguments
-from hf_transfer.training.arguments import optimizer_groups, own_arguments, resolved_phases
-from hf_transfer.training.checks import check_model, check_resume, unpublished
+from hf_transfer.training.checks import check_model, unpublished
 from hf_transfer.training.labels import check_labels
-from hf_transfer.training.machine import image_weights, sharding
+from hf_transfer.training.machine import image_weights
 from hf_transfer.training.phase_run import PhaseRunner
 from hf_transfer.training.phase_state import PhaseState
 from hf_transfer.training.recovery import checkpoints, resuming
@@ -44,35 +44,38 @@ class TransferTrainer(Trainer):
     """A Trainer whose `train()` runs phases: what trains, at which rates, for how long.
 
     `phases` is a sequence of PhaseSpec, of mappings with the keys of a recipe's phase (what is
-    absent comes from `args`), or of Phase. The model is one that `load_backbone` made, or any
-    transformers classifier, or a module that maps pixel_values to logits together with `head`:
-    names or patterns of its newly initialised parameters. `groups` are layers given by hand, from
-    input to output: {"stem": ["conv1.*"], …, "head": ["fc.*"]}. With `checkpoint_seconds` a
-    checkpoint is written whenever that many seconds have passed. `sync_batchnorm` takes batch
-    statistics over the images of all processes. A run ends with its best phase, or with its last
-    (`ends_with`). All else is as for a Trainer.
+    absent comes from `args`), or of Phase; or a recipe's name. The model is one that
+    `load_backbone` made, or its name, or any transformers classifier, or a module that maps
+    pixel_values to logits with `head`: names or patterns of its newly initialised parameters.
+    `groups` are layers given by hand, from input to output: {"stem": ["conv1.*"], …}. With
+    `checkpoint_seconds` a checkpoint is written whenever that many seconds have passed.
+    `sync_batchnorm` takes batch statistics over the images of all processes. A run ends with its
+    best phase, or with its last (`ends_with`). All else is as for a Trainer.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str | Path,
         args: TrainingArguments | None = None,
-        phases: Sequence[PhaseSpec | Phase | dict[str, Any]] = (),
+        phases: Sequence[PhaseSpec | Phase | dict[str, Any]] | str | Path = (),
         *,
         head: Sequence[str] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
-        class_weights: torch.Tensor | None = None,
+        class_weights: torch.Tensor | Sequence[float] | None = None,
         checkpoint_seconds: float | None = None,
         sync_batchnorm: bool = False,
         ends_with: str = "best",
         **kwargs: Any,
     ) -> None:
-        args = own_arguments(args)
+        args = arguments.own_arguments(args)
         check_arguments(args, kwargs)
+        model = given.given_model(model, kwargs.get("train_dataset"))
         check_model(model, args, sync_batchnorm, kwargs.get("compute_loss_func") is not None)
         take_scale(model, kwargs.get("train_dataset"))
         self.backbone = describe(model, head, groups)
-        self.phases = resolved_phases(phases, args, self.backbone)
+        self.phases = arguments.resolved_phases(given.given_phases(phases), args, self.backbone)
+        weights = given.given_weights(class_weights, self.backbone.labels)
+        given.given_steps(args, self.phases, kwargs.get("train_dataset"))
         self.reports: list[PhaseReport] = []
         self.now: PhaseState | None = None
         kwargs["data_collator"] = kwargs.get("data_collator") or collate
@@ -83,32 +86,32 @@ class TransferTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact
         self.remove_callback(PrinterCallback)  # a library does not print
         self.processes = Processes.here(args.ddp_timeout)
-        self.loss = StepLoss(task, class_weights, self.processes, self.compute_loss_func, args)
+        self.loss = StepLoss(task, weights, self.processes, self.compute_loss_func, args)
+        self.loss.of_logits = self.preprocess_logits_for_metrics is None
         self.runner = PhaseRunner(self, sync_batchnorm, checkpoint_seconds, ends_with)
         # Trainer's own FSDP would save shards, shard for an evaluation, and load too late.
         self.is_fsdp_enabled = self.is_fsdp_enabled and not self.sharded
 
     phase = property(lambda self: self.now.phase if self.now else None)  # the one under way
     sharded = property(lambda self: self.runner.sharded)
+    notes = property(lambda self: self.runner.best.notes(self.reports))  # what made it worse
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What to know of the phases: which made it worse, whose loss jumped."""
-        return self.runner.best.notes(self.reports)
-
-    def train(self, resume_from_checkpoint: bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
         """Run every phase in order, each from the best weights of the one before.
 
-        With `resume_from_checkpoint=True` finished phases are read from `args.output_dir`, and an
-        interrupted one goes on from its last checkpoint. Returns the last phase's TrainOutput.
+        With `resume_from_checkpoint=True`, or a path in `args.output_dir`, finished phases are read
+        from there, and an interrupted one continues from its last checkpoint. Returns the output
+        of the last phase.
         Raises UserError for what cannot be trained, before anything is.
         """
-        check_resume(resume_from_checkpoint, self.args.output_dir)
-        return self.runner.run(bool(resume_from_checkpoint), **kwargs)
+        resume = given.given_resume(resume_from_checkpoint, self.args.output_dir)
+        return self.runner.run(resume, **kwargs)
 
     def predict_validation(self) -> PredictionOutput:
         """Return what `predict` gives for the validation images when all phases are done."""
         return self.runner.predict_validation()
+
+    model_inputs = property(lambda self: self._prepare_inputs)
 
     # --- what PhaseRunner asks of Trainer's own parts -------------------------------------------
 
@@ -134,10 +137,6 @@ class TransferTrainer(Trainer):
         self._tr_loss.fill_(kept["loss"])
         self._globalstep_last_logged = int(kept["logged"])
 
-    def model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return what the model takes of a batch."""
-        return self._prepare_inputs(batch)
-
     # --- what Trainer calls ---------------------------------------------------------------------
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
@@ -149,9 +148,9 @@ class TransferTrainer(Trainer):
         """Build the phase's optimizer from named groups, the head's first."""
         model = model or self.model
         if self.now and self.optimizer is None:
-            chosen = self.runner.optimizer or self.get_optimizer_cls_and_kwargs(self.args, model)
-            kind, options = chosen
-            named = {**options, "params": optimizer_groups(model, self.now)}
+            usual = self.get_optimizer_cls_and_kwargs(self.args, model)
+            kind, options = self.runner.optimizer or usual
+            named = {**options, "params": arguments.optimizer_groups(model, self.now)}
             self.optimizer_cls_and_kwargs = (kind, named)
         return super().create_optimizer(model)
 
@@ -207,6 +206,12 @@ class TransferTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         return self.loss.recount(output, kwargs.get("metric_key_prefix", "eval"))
 
+    def log(self, logs: dict[str, float], *args: Any) -> None:
+        """Log, and beside a loss the rate of each group that trains."""
+        if "loss" in logs and self.now and self.optimizer is not None:
+            logs.update(arguments.group_rates(self.now, self.optimizer))
+        super().log(logs, *args)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Return 0: Trainer's estimate is for tokens and walks over all parameters each step."""
         return 0.0
@@ -217,9 +222,7 @@ class TransferTrainer(Trainer):
         Any other model is saved as Trainer does; a checkpoint gets the weights by their own names.
         """
         if self.now and self.now.saving:
-            tensors = sharding.whole(self.model.state_dict(), self.args.should_save)
-            if self.args.should_save:
-                checkpoints.save_tensors(tensors, Path(output_dir) / checkpoints.WEIGHTS)
+            checkpoints.save_whole(self.model, Path(output_dir), self.args.should_save)
         elif isinstance(getattr(self.model, "backbone", None), Backbone):
             if self.args.should_save:
                 save_model(self.model, output_dir or self.args.output_dir)

@@ -585,7 +585,7 @@ def test_what_cannot_be_trained_is_refused_before_training(tmp_path, phase, opti
 def test_no_phases_and_a_checkpoint_path_are_refused(tmp_path):
     with pytest.raises(UserError, match="no phases"):
         trained(tmp_path, [])
-    with pytest.raises(UserError, match="True or False"):
+    with pytest.raises(UserError, match="outside args.output_dir"):
         trainer(tmp_path, [HEAD]).train(resume_from_checkpoint="checkpoint-3")
 
 

@@ -22,11 +22,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import kind_of, mark, to_disk, why_unwritten
 from hf_transfer.base.processes import Processes
 from hf_transfer.results.report import PhaseReport
+from hf_transfer.training.machine import sharding
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +148,16 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write tensors under exactly these names, whatever their memory format or sharing."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, path, metadata={"format": "pt"})
+
+
+def save_whole(model: nn.Module, folder: Path, main: bool) -> None:
+    """Write a model's weights by their own names, gathered where they are sharded, and its
+    configuration, so that `from_pretrained` opens them. All processes call this together."""
+    tensors = sharding.whole(model.state_dict(), main)
+    if main:
+        save_tensors(tensors, folder / WEIGHTS)
+        if isinstance(model, PreTrainedModel):
+            model.config.save_pretrained(str(folder))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

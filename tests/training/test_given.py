@@ -1,0 +1,183 @@
+"""What a user gives a Trainer may have any usual form; what cannot be used is named in a line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import (
+    ALL,
+    COLD,
+    HEAD,
+    NAMES,
+    RESNET,
+    Pixels,
+    arguments,
+    changed,
+    images,
+    network,
+    state,
+    trained,
+    trainer,
+)
+from torch import nn
+from transformers import AutoModelForImageClassification
+
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
+from hf_transfer.recipe.specs import PhaseSpec
+from hf_transfer.training.trainer import TransferTrainer
+
+DATA = {"train_dataset": images(), "eval_dataset": images(6, seed=1)}
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_models_folder_is_loaded_for_the_labels_of_the_training_set(tmp_path, form):
+    save_model(network(), tmp_path / "model")
+    made = TransferTrainer(form(tmp_path / "model"), arguments(tmp_path / "run"), [HEAD], **DATA)
+    assert made.backbone.labels == NAMES
+    made.train()
+
+
+def test_a_models_name_needs_labels_that_have_names(tmp_path):
+    own = Pixels(images(), network())
+    with pytest.raises(UserError, match="timm/resnet10t: the training set does not name its label"):
+        TransferTrainer("timm/resnet10t", arguments(tmp_path), [HEAD], train_dataset=own)
+    with pytest.raises(UserError, match="model is None; pass what load_backbone returns"):
+        TransferTrainer(None, arguments(tmp_path), [HEAD], **DATA)
+    with pytest.raises(UserError, match="model is of type dict"):
+        TransferTrainer({}, arguments(tmp_path), [HEAD], **DATA)
+
+
+@pytest.mark.parametrize("phases", [HEAD, PhaseSpec("head", epochs=1)])
+def test_a_single_phase_stands_for_itself(tmp_path, phases):
+    assert [phase.name for phase in trainer(tmp_path, phases).phases] == ["head"]
+
+
+def test_the_name_or_the_file_of_a_recipe_stands_for_its_phases(tmp_path):
+    named = trainer(tmp_path, "lp_ft").phases
+    assert [phase.name for phase in named][:1] == ["head"]
+    (tmp_path / "own.yaml").write_text("phases: [{train: head, epochs: 1}]\n")
+    assert len(trainer(tmp_path, tmp_path / "own.yaml").phases) == 1
+    with pytest.raises(UserError, match="lp_fd.*lp_ft"):
+        trainer(tmp_path, "lp_fd")
+    with pytest.raises(UserError, match="phases are of type int; pass a list"):
+        trainer(tmp_path, 3)
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array, torch.tensor])
+def test_class_weights_are_taken_from_lists_and_arrays(tmp_path, form):
+    ends = [
+        state(trained(tmp_path, [COLD], class_weights=weights, eval_dataset=None).model)
+        for weights in (form([2.0, 0.5, 1.0]), torch.tensor([2.0, 0.5, 1.0]))
+    ]
+    assert changed(*ends) == set()
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0]])
+def test_class_weights_that_fit_no_labels_are_refused(tmp_path, weights):
+    with pytest.raises(UserError, match="class_weights must be 3 numbers of at least 0"):
+        trainer(tmp_path, [HEAD], class_weights=weights)
+    with pytest.raises(UserError, match="class_weights are of type str"):
+        trainer(tmp_path, [HEAD], class_weights="balanced")
+
+
+def test_a_path_in_the_folder_of_the_run_resumes_it(tmp_path):
+    first = trained(tmp_path / "run", [HEAD], checkpoint_seconds=1000)
+    for path in (tmp_path / "run", str(tmp_path / "run" / "phase-1-head")):
+        again = trainer(tmp_path / "run", [HEAD], checkpoint_seconds=1000)
+        again.train(resume_from_checkpoint=path)
+        assert again.reports == first.reports
+    with pytest.raises(UserError, match="outside args.output_dir"):
+        again.train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="there is no folder"):
+        again.train(resume_from_checkpoint=str(tmp_path / "run" / "phase-9"))
+
+
+def test_an_older_checkpoint_is_not_taken_for_the_newest(tmp_path):
+    own = {"save_strategy": "epoch", "save_total_limit": 5}
+    made = trained(tmp_path, [{**COLD, "epochs": 3}], **own)
+    old, new = tmp_path / "phase-1-all" / "checkpoint-3", tmp_path / "phase-1-all" / "checkpoint-6"
+    with pytest.raises(UserError, match="checkpoint-3 is not the newest of its phase, checkpoint"):
+        made.train(resume_from_checkpoint=old)
+    trainer(tmp_path, [{**COLD, "epochs": 3}], **own).train(resume_from_checkpoint=new)
+
+
+class Several(nn.Module):
+    """Returns its logits as the first of several values."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.top = nn.Conv2d(3, 4, 7, 16), nn.Linear(4, 3)
+
+    def forward(self, pixel_values):
+        features = self.body(pixel_values).mean((2, 3))
+        return self.top(features), features
+
+
+def test_a_module_that_returns_several_values_trains_on_the_first(tmp_path):
+    stored = images(12, size=224)
+    data = {"train_dataset": stored, "eval_dataset": stored, "head": ["top.*"]}
+    done = trained(tmp_path, [HEAD, {**ALL, "features": "live"}], Several(), **data)
+    assert [report.features for report in done.reports] == ["cached", "live"]
+    assert 0 <= done.reports[1].metrics["accuracy"] <= 1
+    assert done.predict(stored).predictions.shape == (12, 3)
+
+
+def test_the_log_of_all_phases_is_one_in_the_end(tmp_path):
+    done = trained(tmp_path, [{**HEAD, "epochs": 2}, {**COLD, "epochs": 1}])
+    steps = [row["step"] for row in done.state.log_history if "loss" in row]
+    assert steps == [3, 6, 9]
+    assert done.state.global_step == 9
+    assert [row["epoch"] for row in done.state.log_history if "loss" in row] == [1, 2, 3]
+    assert {row["phase"] for row in done.state.log_history} == {"head", "all"}
+    assert [row["step"] for row in done.reports[1].history] == [3]
+
+
+def test_the_rate_of_each_group_is_logged(tmp_path):
+    phase = {**COLD, "layer_decay": 0.5, "schedule": "constant"}
+    done = trained(tmp_path, [phase])
+    row = next(row for row in done.reports[0].history if "loss" in row)
+    rates = {rate["label"]: rate["lr"] for rate in done.reports[0].rates}
+    assert len(rates) > 2
+    assert {f"learning_rate/{label}": pytest.approx(lr) for label, lr in rates.items()} == {
+        key: value for key, value in row.items() if key.startswith("learning_rate/")
+    }
+
+
+def test_a_checkpoint_opens_with_from_pretrained(tmp_path):
+    model = network(RESNET)
+    done = trained(tmp_path, [{**COLD, "epochs": 2}], model, save_strategy="epoch")
+    [place] = (tmp_path / "phase-1-all").glob("checkpoint-3")
+    opened = AutoModelForImageClassification.from_pretrained(place).eval()
+    assert opened.config.id2label == dict(enumerate(NAMES))
+    assert set(state(opened)) == set(state(done.model))
+
+
+def test_logits_that_are_preprocessed_need_metrics_of_their_own(tmp_path):
+    own = {"preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1)}
+    with pytest.raises(UserError, match="preprocess_logits_for_metrics needs compute_metrics"):
+        TransferTrainer(network(), arguments(tmp_path), [HEAD], **DATA, **own)
+
+    def right(prediction):
+        return {"right": float((prediction.predictions == prediction.label_ids).mean())}
+
+    made = TransferTrainer(
+        network(), arguments(tmp_path), [HEAD], compute_metrics=right, **DATA, **own
+    )
+    made.train()
+    assert 0 <= made.reports[0].metrics["right"] <= 1
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        stored = Pixels(images(20), network())
+        yield from (stored[i] for i in range(len(stored)))
+
+
+def test_a_stream_trains_for_its_steps_and_needs_them(tmp_path):
+    phase = {key: value for key, value in COLD.items() if key != "epochs"}
+    done = trained(tmp_path, [{**phase, "steps": 4}], train_dataset=Streamed())
+    assert done.reports[0].steps == 4
+    with pytest.raises(UserError, match="phase all: epochs .* steps"):
+        trained(tmp_path, [COLD], train_dataset=Streamed())
