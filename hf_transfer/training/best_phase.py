@@ -47,12 +47,12 @@ class BestPhase:
         self.weights = {}
 
     def notes(self, reports: Sequence[PhaseReport]) -> tuple[str, ...]:
-        """Return what to say of phases whose loss jumped, or that made it worse."""
+        """Return what to say of phases whose loss jumped, and of the one that the model is of; the
+        report itself says which made it worse."""
         found: list[str | None] = []
         for i in range(1, len(reports)):
             first = next((row["loss"] for row in reports[i].history if "loss" in row), None)
             found.append(jump(reports[i - 1], self.phases[i], first))
-            found.append(worse(self.phases, reports[: i + 1], self.task))
         return tuple(note for note in [*found, end(reports, self.index)] if note)
 
 
