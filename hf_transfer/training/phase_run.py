@@ -179,7 +179,7 @@ class PhaseRunner:
         """Train a phase, again from its last good checkpoint where it diverges and may go back."""
         trainer, here, saves = self.trainer, self.processes, self.interruption.saves
         folder = Path(self.args.output_dir) / phase.folder
-        again = phase.spec.on_nan == "rollback" and not phase.spec.solve  # it would be the same
+        again = phase.spec.on_nan == "rollback"
         start = copy.deepcopy(trainer.model.state_dict()) if again else {}
         past = rollback.went_back_to(folder) if resume else ()
         while True:

@@ -12,11 +12,9 @@ from torch import nn
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.progress import EpochLines
-from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.page import report_page
 from hf_transfer.training import exact_head
 from hf_transfer.training.exact_head import FOLDS, STRENGTHS, _folds, solve_head
-from hf_transfer.training.recovery.divergence import DivergedError
 
 SOLVE = {"train": "head", "solve": "lbfgs"}
 
@@ -249,19 +247,6 @@ def test_one_class_is_refused_with_the_phase_before_anything_is_trained(tmp_path
     with pytest.raises(UserError, match="^phase second: solve: lbfgs needs .* two classes"):
         trained(tmp_path, [HEAD, {**SOLVE, "name": "second"}], train_dataset=stored)
     assert not list(tmp_path.rglob("phase-*"))
-
-
-def test_a_solver_that_finds_no_number_is_not_asked_again(tmp_path, monkeypatch):
-    asked = []
-
-    def diverge(*args, **kwargs):
-        asked.append(args)
-        raise DivergedError("no number")
-
-    monkeypatch.setattr(exact_head, "fit_head", diverge)
-    with pytest.raises(DivergedError):
-        trained(tmp_path, [PhaseSpec("head", solve="lbfgs", on_nan="rollback")])
-    assert len(asked) == 1
 
 
 def test_alexnets_form_is_solved_below_its_last_layer(tmp_path):
