@@ -32,8 +32,8 @@ def glibc() -> Any:
 def kept_memory() -> Iterator[None]:
     """Keep what a step frees for the next one, until the block ends; on a CPU, with glibc.
 
-    Large blocks would go back to the system, which gives them anew page by page, each filled with
-    zeros: 17,000 pages in a step of ResNet-10-T (batch 32, 96 px), an eighth to a third of it.
+    Large blocks would go back to the system, which hands them out again page by page, each filled
+    with zeros: 17,000 pages in a step of ResNet-10-T (batch 32, 96 px), an eighth to a third of it.
     """
     library = glibc()
     if library is None:

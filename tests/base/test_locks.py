@@ -89,7 +89,7 @@ def test_one_process_cannot_write_a_folder_twice_at_once(tmp_path):
 def test_a_lock_file_that_nobody_holds_is_taken_whatever_is_in_it(tmp_path, kept):
     (tmp_path / LOCK).write_bytes(kept)
     with only_writer(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):

@@ -53,9 +53,9 @@ def light_order(loader: Any) -> None:
 def settle_sums(wrapped: Any) -> None:
     """Fix the order in which gradients are summed, before the first step that trains.
 
-    DistributedDataParallel lays its buckets out anew after its first backward pass, and from three
-    processes on a sum depends in its last bit on the place in a bucket: the first step after
-    resuming would not be that of the unbroken run. Here that pass is one of no consequence.
+    DistributedDataParallel rearranges its buckets after its first backward pass, and with three or
+    more processes a sum depends in its last bit on the place in a bucket: the first step after
+    resuming would differ from that of the unbroken run. Here that first pass changes nothing.
     """
     wrapped = getattr(wrapped, "_orig_mod", wrapped)
     if not isinstance(wrapped, DistributedDataParallel):

@@ -2,7 +2,7 @@
 
 Between phases the model is whole and plain, the same in all processes: what freezes, proves, saves
 and publishes it knows nothing of shards. While a phase trains, its place is taken by a copy whose
-parameters are sharded anew, so that what trains is fixed when accelerate sees it.
+parameters are sharded again, so that what trains is fixed when accelerate sees it.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def check_shared(folder: Path, found: bool, processes: Processes) -> None:
 
 
 def interrupted(folder: Path, about: Mapping[str, Any], processes: Processes) -> Checkpoint | None:
-    """Return the newest whole checkpoint of a phase, None where it is to begin anew.
+    """Return the newest whole checkpoint of a phase, or None where the phase starts over.
 
     Raises CheckpointError where it is of another run, or of another number of processes.
     """
@@ -94,7 +94,7 @@ def alone(folder: Path, processes: Processes, saves: bool) -> Iterator[None]:
 
 
 def take_up(state: PhaseState, processes: Processes) -> Checkpoint | None:
-    """Return the checkpoint from which a phase goes on, None where it begins anew.
+    """Return the checkpoint that a phase continues from, or None where it starts over.
 
     The best weights so far are back, and the loss since the last log.
     """
