@@ -13,7 +13,8 @@ from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import scan
-from hf_transfer.inputs import extraction, feature_key
+from hf_transfer.inputs import extraction, feature_key, features
+from hf_transfer.inputs.features import Replay
 from hf_transfer.recipe.specs import DataSpec
 
 AUGMENTED = {**HEAD, "epochs": 4, "augment": "light", "views": 2}
@@ -184,7 +185,12 @@ def test_what_float16_cannot_hold_is_refused_once_all_processes_know(tmp_path, m
 def test_what_another_process_cannot_hold_in_float16_ends_all_with_the_same_line(
     tmp_path, monkeypatch
 ):
-    others = iter([0])  # that there is room is agreed on first
-    monkeypatch.setattr(Processes, "most", lambda self, value: next(others, 2))
+    compute = Replay.compute
+
+    def beside_another(replay):
+        compute(replay)
+        monkeypatch.setattr(Processes, "most", lambda self, value: features.TOO_LARGE)
+
+    monkeypatch.setattr(Replay, "compute", beside_another)
     with pytest.raises(extraction.FeaturesError, match=r"^phase head: feature_precision: fp16"):
         keys(tmp_path, {**HEAD, "feature_precision": "fp16"})
