@@ -13,7 +13,7 @@ from hub_server import TOKEN, Repository, serve
 from run_documents import blocks
 
 from hf_transfer import load_backbone, save_model
-from hf_transfer.cli import _parser
+from hf_transfer.cli import parser
 from hf_transfer.recipe.reference import keys_markdown
 
 pytestmark = pytest.mark.xdist_group("documents")  # one reader for all pages
@@ -112,7 +112,7 @@ def test_every_link_to_a_file_leads_to_one(page):
 
 
 def test_every_command_and_recipe_that_a_document_names_exists():
-    known = _parser()._subparsers._group_actions[0].choices
+    known = parser()._subparsers._group_actions[0].choices
     text = "\n".join(page.read_text(encoding="utf-8") for page in [README, *PAGES])
     named = set(re.findall(r"hf-transfer ([a-z]+)\b", text))
     assert named

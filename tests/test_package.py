@@ -79,12 +79,12 @@ def test_the_command_tells_of_the_downloader_in_one_line(first_file, tmp_path):
         assert line.endswith("--no-deps hf-transfer-learning")
 
 
-def test_the_package_is_ten_rooms_each_with_a_sign_at_its_door():
+def test_the_package_is_ten_rooms_and_the_command_line_each_with_a_sign_at_its_door():
     package = ROOT / "hf_transfer"
     rooms = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
-    assert rooms == {*LIGHT, "backbones", "inputs", "training", "serving", "deciding"}
+    assert rooms == {*LIGHT, "backbones", "inputs", "training", "serving", "deciding", "cli"}
     files = {path.name for path in package.glob("*.py")}
-    assert files == {"__init__.py", "__main__.py", "cli.py", "run.py", "plans.py", "progress.py"}
+    assert files == {"__init__.py", "__main__.py", "run.py", "plans.py", "progress.py"}
     for sign in package.rglob("__init__.py"):
         assert ast.get_docstring(ast.parse(sign.read_text())), sign
 

@@ -1,0 +1,67 @@
+"""The command line: each command parses, calls one function and prints.
+
+`main` runs a command; the other files hold the commands by kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import hf_transfer
+from hf_transfer.base import console, threads
+from hf_transfer.base.boundary import TRACEBACK
+from hf_transfer.base.console import Parser
+from hf_transfer.base.version import OVERWRITTEN, __version__
+from hf_transfer.cli import deciding, models, sharing, training
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status, as `finish` says."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    with console.outputs():
+        if not hasattr(hf_transfer, "_WHERE"):  # the package's first file is another's
+            console.warn(f"error: {OVERWRITTEN}")
+            return console.MISTAKE
+        args = parser().parse(words)
+        if args.traceback:
+            os.environ[TRACEBACK] = "1"
+        threads.prepare()
+        console.logs()
+        try:
+            return console.finish(
+                lambda: _run(args), lambda: console.resuming(words) if args.resumable else None
+            )
+        finally:  # after the line is printed, which all that have joined print
+            if processes := sys.modules.get("hf_transfer.base.processes"):  # else none has joined
+                processes.leave()
+
+
+def _run(args: argparse.Namespace) -> int | None:
+    """Run a command; one that loads a model on the free cores, and with quiet libraries."""
+    if not args.loads:
+        return args.command(args)  # type: ignore[no-any-return]
+    from hf_transfer.progress import quiet
+
+    quiet()
+    with threads.fitting():
+        return args.command(args)  # type: ignore[no-any-return]
+
+
+def parser() -> Parser:
+    """Return the parser of all commands."""
+    made = Parser(
+        prog="hf-transfer",
+        description="Transfer learning for image models: plan it, run it, prove it, publish it.",
+        epilog="hf-transfer COMMAND --help describes a command. A RECIPE is the name of a shipped "
+        "recipe (hf-transfer recipes) or the path of a YAML file.",
+    )
+    made.add_argument("--version", action="version", version=__version__)
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for kind in (training, deciding, models, sharing):
+        kind.add(commands)
+    for command in commands.choices.values():
+        command.flag("--traceback", f"show the traceback of an error, as does {TRACEBACK}=1")
+    return made

@@ -1,0 +1,44 @@
+"""What the commands share: how one is added, and the arguments that name a recipe or a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from hf_transfer.base.console import Parser, count
+
+MODEL = "run folder, model folder or Hub repository"
+
+
+def command(
+    commands: Any, name: str, call: Callable[..., Any], words: str, *, loads: bool = False
+) -> Parser:
+    """Add a command that calls `call`; one that `loads` a model runs on the free cores."""
+    description = f"{words[0].upper()}{words[1:]}."
+    made: Parser = commands.add_parser(name, help=words, description=description)
+    made.set_defaults(command=call, parser=made, resumable=False, loads=loads)
+    return made
+
+
+def recipe_arguments(command: Parser) -> None:
+    """Add a recipe and what the command line changes in it."""
+    command.path("recipe", "RECIPE", "shipped recipe, or YAML file")
+    data = "folder of class folders, table (CSV, JSON Lines, Parquet) or data set on the Hub"
+    command.path("--data", "PATH", data)
+    command.path("--backbone", "ID", "timm/NAME, transformers/REPO, torchvision/NAME or a folder")
+    command.argument("--seed", "N", "seed (default: the recipe's)", type=int)
+    setting = "change a key of the recipe, such as phases.0.lr=1e-4"
+    command.argument("--set", "KEY=VALUE", setting, action="append", default=[])
+
+
+def recipe_of(args: argparse.Namespace, allow_code: bool = True) -> Any:
+    """Return the recipe with what the command line changes in it."""
+    from hf_transfer.recipe.load import asked
+
+    return asked(args.recipe, args.data, args.backbone, args.seed, args.set, allow_code)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Return numbers given on the command line with commas between them."""
+    return tuple(count(part.strip()) for part in text.split(","))

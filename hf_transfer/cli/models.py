@@ -1,0 +1,94 @@
+"""Commands that use a finished model: predict, evaluate, embed, export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from hf_transfer.base import console
+from hf_transfer.base.console import count, say
+from hf_transfer.cli.arguments import MODEL, command
+
+
+def add(commands: Any) -> None:
+    """Add the commands that use a finished model."""
+    predict = command(
+        commands, "predict", _predict, "label images with a trained model", loads=True
+    )
+    predict.path("model", "MODEL", MODEL)
+    images = "files, folders or patterns; - reads paths from standard input, one a line"
+    predict.path("images", "IMAGE", images, nargs="+")
+    predict.argument("--top", "N", "number of labels to show (default: 3 classes)", type=count)
+    at_once = "images in a batch (default: 32; 1 answers each path of standard input at once)"
+    predict.argument("--batch-size", "N", at_once, type=count, default=32)
+    forms = ("text", "json", "jsonl", "csv")
+    predict.argument("--format", None, "form of the output (default: text)", choices=forms)
+    predict.flag("--json", "the same as --format json")
+
+    evaluate = command(
+        commands, "evaluate", _evaluate, "score a model on labelled images", loads=True
+    )
+    evaluate.path("model", "MODEL", MODEL)
+    evaluate.path("--data", "PATH", "folder of class folders, or table", required=True)
+    split = "one of the data's splits, or all (default: test if there is one)"
+    evaluate.argument("--split", "NAME", split)
+    evaluate.path("--compare", "MODEL", "second model to compare with, by a paired test")
+    sure = "smallest probability of an answer that counts; of several labels: that is present"
+    evaluate.argument("--threshold", "P", sure, type=float)
+    evaluate.flag("--tta", "average with the mirror image")
+    evaluate.flag("--json", "print JSON instead of text")
+
+    embed = command(
+        commands, "embed", _embed, "turn images into features, or find similar ones", loads=True
+    )
+    embed.path("model", "MODEL", MODEL)
+    embed.path("images", "IMAGE", "files, folders or patterns", nargs="+")
+    embed.path("--out", "FILE", "features to write: .npy or .parquet")
+    embed.path("--near", "IMAGE", "image to find the most similar ones of")
+    embed.argument("--top", "N", "number of similar images (default: 10)", type=count, default=10)
+
+    export = command(
+        commands, "export", _export, "write a model for ONNX Runtime or torch alone", loads=True
+    )
+    export.path("model", "MODEL", MODEL)
+    export.argument("--to", None, "form to write (default: onnx)", choices=("onnx", "torch"))
+    export.path("--out", "FILE", "file (default: the model's name, .onnx or .pt2)")
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from hf_transfer.serving.answers import Answers
+
+    from_input = args.images == ["-"]
+    images = (line.rstrip("\r\n") for line in sys.stdin) if from_input else args.images
+    form = "json" if args.json else args.format or "text"
+    found = Answers(args.model, images, form, args.top, args.batch_size)
+    for line in found:
+        print(line, flush=from_input)
+    return 2 if found.failed else 0
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from hf_transfer.serving.evaluate import evaluate
+    from hf_transfer.serving.evaluate_text import format_evaluation
+
+    options = {key: getattr(args, key) for key in ("split", "compare", "threshold", "tta")}
+    found = evaluate(args.model, args.data, **options)
+    say(json.dumps(found, indent=1) if args.json else format_evaluation(found), not args.json)
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from hf_transfer.serving.embed import embed_to
+
+    found, errors = embed_to(args.model, args.images, args.out, args.near, args.top)
+    say("\n".join(found))
+    for error in errors:
+        console.warn(f"left out: {error}")
+    return 2 if errors else 0
+
+
+def _export(args: argparse.Namespace) -> None:
+    from hf_transfer.serving.export import export_to
+
+    say("\n".join(export_to(args.model, args.to or "onnx", args.out)))

@@ -1,0 +1,44 @@
+"""Commands that show and share what there is: push, demo, cache."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hf_transfer.base.console import say
+from hf_transfer.cli.arguments import MODEL, command
+
+
+def add(commands: Any) -> None:
+    """Add the commands that show and share what there is."""
+    push = command(commands, "push", _push, "upload a run's model and card to the Hub")
+    push.path("run", "RUN", "folder of a finished run")
+    push.argument("repo", "REPO", "repository, as OWNER/NAME")
+    push.flag("--private", "make the repository private")
+
+    demo = command(commands, "demo", _demo, "try a model in the browser", loads=True)
+    demo.path("model", "MODEL", MODEL, nargs="?", default=".")
+    demo.argument("--port", "N", "port (default: the first free one)", type=int)
+
+    cache = command(commands, "cache", _cache, "list or clear cached pixels and features")
+    cache.argument("keys", "KEY", "beginnings of entries (default: all)", nargs="*")
+    cache.flag("--clear", "remove entries that are not in use")
+    cache.flag("--json", "print JSON instead of text")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from hf_transfer.serving.hub import push
+
+    say(push(args.run, args.repo, private=args.private))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from hf_transfer.serving.demo import launch as serve
+
+    serve(args.model, port=args.port, announce=say)
+
+
+def _cache(args: argparse.Namespace) -> None:
+    from hf_transfer.base.cache import cache_report
+
+    say(cache_report(args.keys, clear=args.clear, as_json=args.json), not args.json)

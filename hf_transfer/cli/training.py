@@ -1,0 +1,102 @@
+"""Commands that plan and train: train, plan, recipes, groups."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from hf_transfer.base import launch
+from hf_transfer.base.console import count, say, width
+from hf_transfer.base.errors import UserError
+from hf_transfer.cli.arguments import command, recipe_arguments, recipe_of
+
+
+def add(commands: Any) -> None:
+    """Add the commands that plan and train."""
+    train = command(commands, "train", _train, "train a recipe and write a run folder")
+    recipe_arguments(train)
+    train.path("--out", "DIR", "run folder (default: runs/RECIPE)")
+    train.flag("--resume", "resume the run in --out")
+    train.flag("--allow-code", "run the Python files that the recipe's metrics name")
+
+    plan = command(commands, "plan", _plan, "show what a recipe would train, without training")
+    recipe_arguments(plan)
+    plan.argument("--processes", "N", "number of processes (default: 1)", type=count, default=1)
+
+    recipes = command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
+    recipes.argument("name", "NAME", "recipe to print", nargs="?")
+    recipes.flag("--schema", "print the JSON schema of recipes, for editors")
+
+    groups = command(commands, "groups", _groups, "show the layer groups of a backbone")
+    groups.path("backbone", "BACKBONE", "such as timm/resnet50", nargs="?")
+    grains = ("blocks", "stages")
+    groups.argument("--grain", None, "what makes a group (default: blocks)", choices=grains)
+    groups.flag("--all", "group every known architecture")
+    groups.path("--out", "FILE", "table to write with --all: .csv or .md")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from hf_transfer.plans import plans_text
+    from hf_transfer.results.run_folder import check_folder
+
+    launch.check()
+    recipe = recipe_of(args, args.allow_code)
+    out = Path(args.out or Path("runs") / recipe.name)
+    if recipe.compare is not None:
+        return _quickstart(args, recipe, out)
+    args.resumable = True
+    check_folder(out, recipe, args.resume)
+    if launch.is_main():
+        logging.getLogger("hf_transfer").setLevel(logging.INFO)
+        say(plans_text(recipe, launch.count(), width()))
+    from hf_transfer.progress import EpochLines, TrainingBar, quiet, summary
+    from hf_transfer.run import run
+
+    quiet()
+    report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(say), TrainingBar()])
+    say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
+
+
+def _quickstart(args: argparse.Namespace, recipe: Any, out: Path) -> None:
+    if args.resume:
+        raise UserError(f"recipe {recipe.name} cannot be resumed; remove --resume")
+    if launch.count() > 1:
+        raise UserError(f"recipe {recipe.name} runs in one process; start it without a launcher")
+    say(f"{recipe.name}: {recipe.source.backbone} learns letters, then digits …")
+    from hf_transfer.deciding.quickstart import run_quickstart
+    from hf_transfer.deciding.quickstart_text import format_quickstart
+    from hf_transfer.progress import quiet
+
+    quiet()
+    say(f"{format_quickstart(run_quickstart(recipe, out, say))}\n\nwritten to {out}")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from hf_transfer.plans import plans_text
+
+    say(plans_text(recipe_of(args), args.processes, width()))
+
+
+def _recipes(args: argparse.Namespace) -> None:
+    from hf_transfer.recipe.reference import schema_text
+    from hf_transfer.recipe.shipped import listing, text_of
+
+    if args.schema or args.name:
+        return say(schema_text() if args.schema else text_of(args.name), fold=False)
+    say(listing())
+
+
+def _groups(args: argparse.Namespace) -> int:
+    if args.all:
+        from hf_transfer.backbones.sweep import sweep_to
+
+        return sweep_to(Path(args.out) if args.out else None, say)
+    if args.backbone is None:
+        raise UserError("groups needs a backbone, such as timm/resnet50, or --all")
+    from hf_transfer.planning.groups import groups_text
+    from hf_transfer.plans import groups_of
+
+    say(groups_text(groups_of(args.backbone).grain(args.grain or "blocks"), width()))
+    return 0
