@@ -1,0 +1,81 @@
+"""Folds: which images predict which, so that what is estimated never saw what it is tested on.
+
+Everything that comes from the images belongs inside the fold: heads, their strength, statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hf_transfer.base.errors import UserError
+from hf_transfer.data.scan import Scan
+from hf_transfer.data.splits import iterative, tenths
+
+FOLDS, REPEATS = 5, 3
+
+
+def folds(
+    labels: np.ndarray,
+    count: int = FOLDS,
+    *,
+    repeats: int = REPEATS,
+    groups: np.ndarray | None = None,
+    numbers: bool = False,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the fold of each image in each repeat, int64 (repeats, N), each in 0..count - 1.
+
+    Every class has its share in each fold, as nearly as whole images allow; `labels` are (N,), or
+    (N, L) of 0 and 1, or with `numbers` (N, T). Images of a group (N,) stay together. With fewer
+    groups (or images) than folds there are as many folds as groups. Raises UserError below two.
+    """
+    labels = np.asarray(labels)
+    units = len(labels) if groups is None else len(np.unique(groups))
+    count = min(count, units)
+    if count < 2:
+        what = "one image" if groups is None else "one group"
+        raise UserError(f"cross-validation needs two folds, and there is {what}")
+    codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    return np.stack([_dealt(labels, count, codes, numbers, seed + at) for at in range(repeats)])
+
+
+def _dealt(
+    labels: np.ndarray, count: int, groups: np.ndarray | None, numbers: bool, seed: int
+) -> np.ndarray:
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rows = np.arange(len(labels))
+    if numbers:
+        labels = tenths(rows, labels.reshape(len(labels), -1).tolist())
+    if labels.ndim == 1 and groups is None:
+        fold, start = np.empty(len(labels), np.int64), 0
+        for label in np.unique(labels):
+            mine = order[labels[order] == label]
+            fold[mine] = (np.arange(len(mine)) + start) % count
+            start += len(mine)  # so that folds of few images a class are as large as each other
+        return fold
+    shown: Sequence[Sequence[int]] = (
+        [(label,) for label in labels.tolist()]
+        if labels.ndim == 1
+        else [np.flatnonzero(row).tolist() for row in labels]
+    )
+    shares = {str(fold): 1 / count for fold in range(1, count)}
+    found = np.zeros(len(labels), np.int64)  # what no share takes is in fold 0
+    for name, mine in iterative(rows, shown, order.astype(np.uint64), shares, groups).items():
+        found[mine] = int(name)
+    return found
+
+
+def pairs(fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (rows to fit on, rows to predict) for each fold of one repeat, (N,); none is empty."""
+    for one in np.unique(fold):
+        yield np.flatnonzero(fold != one), np.flatnonzero(fold == one)
+
+
+def groups_of(found: Scan, files: Sequence[str]) -> np.ndarray | None:
+    """Return the group of each file (N,), as `data.group` has it; None where it says nothing."""
+    if found.groups is None:
+        return None
+    place = dict(zip(found.files, found.groups.codes.tolist(), strict=True))
+    return np.array([place[name] for name in files], np.int64)
