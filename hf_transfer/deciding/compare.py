@@ -27,6 +27,7 @@ from hf_transfer.base.files import write_text
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.sources import scan
+from hf_transfer.deciding.compare_page import comparison_page
 from hf_transfer.deciding.compare_text import format_comparison
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import load_recipe
@@ -146,7 +147,8 @@ def compare(
 
     `per_class` are numbers of labelled images of each class, a fifth of which choose epochs; empty:
     all there are. Images that test are set aside first, a fifth of each class unless the data has a
-    test split. With `out` a folder, comparison.json is written there. Raises UserError.
+    test split. With `out` a folder, comparison.json, .txt and .html
+    are written there. Raises UserError.
     """
     started, say = time.monotonic(), on_progress or (lambda _: None)
     changes = [f"data.path={json.dumps(str(data))}", *overrides]
@@ -185,6 +187,7 @@ def compare(
         text = json.dumps(comparison.to_dict(), indent=1)
         write_text(comparison.out / "comparison.json", text + "\n")
         write_text(comparison.out / "comparison.txt", format_comparison(comparison) + "\n")
+        write_text(comparison.out / "comparison.html", comparison_page(comparison))
     return comparison
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
 from hf_transfer.deciding.compare import Row, Trial, compare, rows_of
 from hf_transfer.deciding.compare_text import conclusion, format_comparison
+from hf_transfer.results.ways_chart import LINE, Named, Spot, ways_chart
 
 SMALL = ("pretrained=false", "data.image_size=32", "phases.*.epochs=1")
 
@@ -109,3 +111,31 @@ def test_the_command_compares_and_writes_what_it_prints(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "lp_ft", "--data", str(folder), "--per-class", "2,x"])
     assert "--per-class: x is not a whole number" in capsys.readouterr().err
+
+
+def test_the_page_shows_every_way_in_both_pictures_and_a_table_for_each_number(compared):
+    found, _, out = compared
+    page = (out / "comparison.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("</table>") == 2
+    for row in found.rows:
+        note = f"{row.way}, {row.per_class} images per class: {row.mean:.3f}"
+        assert note in page  # the tooltip of its point
+    assert conclusion([row for row in found.rows if row.per_class == 4]) in page
+    assert "<script" not in page
+    assert "http" not in page
+
+
+def test_names_of_ways_that_are_equally_good_do_not_overlap():
+    ways = [Named(f"way {i}", (Spot(1.0 + i, 0.5, 0.4, 0.6, ""),)) for i in range(6)]
+    heights = [
+        float(y) for y in re.findall(r'y="([\d.]+)" font-size="11"', ways_chart("t", "s", ways))
+    ]
+    assert len(heights) == 6
+    assert np.diff(sorted(heights)).min() > LINE - 0.2
+
+
+def test_a_single_point_without_a_range_is_drawn():
+    chart = ways_chart("t", "s", [Named("one", (Spot(0.1, 0.5, 0.5, 0.5, "note"),))])
+    assert "nan" not in chart
+    assert "<title>note</title>" in chart
