@@ -196,6 +196,11 @@ def phase_notes(phases: Sequence[Phase], groups: LayerGroups) -> tuple[str, ...]
             f"{trains}"
         )
     notes += [_beside(phase) for phase in phases if phase.adapters]
+    notes += [
+        f"phase {phase.name} starts gently from the solved head: {' and '.join(phase.gentle)}"
+        for before, phase in zip(phases, phases[1:], strict=False)
+        if before.spec.solve and phase.gentle
+    ]
     if layout.unused:
         first = f"{layout.unused[0]}{', …' * (len(layout.unused) > 1)}"
         notes.append(f"kept frozen, because the network never uses them: {first}")

@@ -101,6 +101,7 @@ def _how(phase: PhaseReport) -> Iterator[str]:
     """Yield how a phase was run where that is not as usual."""
     if phase.features == "cached":
         yield "on cached features"
+    yield from phase.gentle
     if phase.rollbacks:
         yield f"rolled back {phase.rollbacks} time" + ("" if phase.rollbacks == 1 else "s")
 

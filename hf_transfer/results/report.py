@@ -44,9 +44,10 @@ class PhaseReport:
     features: str = "live"
     checks: JsonDict = field(default_factory=dict)  # {moved, unmoved, still, ranks}
     rollbacks: shape.Count = 0  # how often its loss exploded and it went on at a tenth of its rates
+    gentle: tuple[str, ...] = ()  # how it spared what it started from, in words
 
     def __post_init__(self) -> None:
-        _make_plain(self, tuples=("groups", "history", "rates"))
+        _make_plain(self, tuples=("groups", "history", "rates", "gentle"))
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,14 @@ def jump(before: PhaseReport, phase: Phase, loss: float | None) -> str | None:
     known = [row["loss"] for row in before.history if _number(row.get("loss"))][-1:]
     if not known or not _number(loss) or loss <= JUMP * max(*known, SMALL):
         return None
-    warmup = "" if phase.spec.warmup else ", or add warmup: 0.1"
+    remedies = [] if phase.spec.warmup else ["warmup: 0.1"]
+    remedies += (
+        ["still_norms: true"] if phase.layout.batch_norms and not phase.spec.still_norms else []
+    )
+    more = f", or add {' and '.join(remedies)}" if remedies else ""
     return (
         f"phase {phase.name}: the loss starts at {loss:.3g}, {loss / known[0]:.0f} times the "
-        f"last one of the phase before; lower its rates (lr: {phase.spec.head_lr / 10:g}){warmup}"
+        f"last one of the phase before; lower its rates (lr: {phase.spec.head_lr / 10:g}){more}"
     )
 
 

@@ -63,6 +63,7 @@ def phase_report(
         features="cached" if cached else "live",
         checks=asdict(proof),
         rollbacks=rollbacks,
+        gentle=phase.gentle,
     )
 
 
@@ -71,9 +72,13 @@ def announced(phase: Phase) -> str:
     sizes, rates = phase.layout.sizes, [group.lr for group in param_groups(phase)]
     count, total = sum(sizes[name] for name in phase.parameters), sum(sizes.values())
     how = "solved" if phase.spec.solve else f"rates {min(rates):.3g} to {max(rates):.3g}"
-    return (
-        f"phase {phase.index} {phase.name}: {', '.join(phase.groups)}; "
-        f"{count:,} of {total:,} parameters; {how}"
+    return "; ".join(
+        [
+            f"phase {phase.index} {phase.name}: {', '.join(phase.groups)}",
+            f"{count:,} of {total:,} parameters",
+            how,
+            *phase.gentle,
+        ]
     )
 
 

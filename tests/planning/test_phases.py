@@ -424,3 +424,16 @@ def test_a_phase_after_a_head_that_was_trained_is_as_it_says():
     first = PhaseSpec("head", epochs=1)
     phases = make_phases([first, PhaseSpec("all", epochs=1, lr=1e-4)], network(CNN))
     assert (phases[1].spec.warmup, phases[1].spec.still_norms) == (0.0, False)
+
+
+def test_the_plan_says_how_a_phase_spares_a_head_that_was_solved_for():
+    groups = network(CNN)
+    groups = replace(groups, layout=replace(groups.layout, batch_norms=groups.layout.norms))
+    solved, whole = PhaseSpec("head", solve="lbfgs"), PhaseSpec("all", epochs=1, lr=1e-4)
+    [note] = phase_notes(make_phases([solved, whole], groups), groups)
+    assert note == (
+        "phase all starts gently from the solved head: its rates rise during the first 10% of its "
+        "steps and it keeps the statistics of BatchNorm layers"
+    )
+    first = PhaseSpec("head", epochs=1)
+    assert phase_notes(make_phases([first, whole], groups), groups) == ()

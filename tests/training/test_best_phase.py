@@ -108,9 +108,20 @@ def test_a_loss_that_jumps_at_a_phases_start_is_told_with_what_to_do(tmp_path, c
         done = trained(tmp_path, [{**COLD, "epochs": 1}, RUINS])
     [told] = [note for note in done.notes if "loss starts at" in note]
     assert told.startswith("phase ruins: the loss starts at ")
-    assert "lower its rates (lr: 0.05), or add warmup: 0.1" in told
+    assert "lower its rates (lr: 0.05), or add warmup: 0.1 and still_norms: true" in told
     assert caplog.text.count(told) == 1
 
 
 def test_a_loss_that_rises_a_little_is_not_told(tmp_path):
     assert trained(tmp_path, [HEAD, {**ALL, "lr": 1e-4}], ends_with="last").notes == ()
+
+
+def test_a_phase_after_a_solved_head_starts_gently_and_a_jump_is_told_all_the_same(tmp_path):
+    solved = {"train": "head", "solve": "lbfgs"}
+    done = trained(tmp_path, [solved, {**RUINS, "lr": 5.0, "schedule": "cosine"}])
+    assert done.reports[1].gentle == (
+        "its rates rise during the first 10% of its steps",
+        "it keeps the statistics of BatchNorm layers",
+    )
+    [told] = [note for note in done.notes if "loss starts at" in note]
+    assert told.endswith("lower its rates (lr: 0.5)")
