@@ -10,9 +10,10 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from hf_transfer.data.sources import Scan
 VERSION = 1  # of what a key means
 AT_ONCE = 16  # images that a thread reads before it looks up
 CONTENT = Column((16,), "uint8")  # a digest of a file
+Rows = TypeVar("Rows", bound=Sequence[int])
 
 
 class Reading:
@@ -55,13 +57,18 @@ class Reading:
                     key, [CONTENT], count, self.run, root=root, about=about, first=first
                 )
                 return self._tried_again(kept.whole(0))
+        return self.read_again(range(count))
+
+    def read_again(self, rows: Sequence[int]) -> np.ndarray:
+        """Return a digest of each of these files as it is now, uint8 (N, 16)."""
         found: list[np.ndarray] = []
-        self.run([range(count)], lambda arrays: found.append(arrays[0]))
+        self.run([rows], lambda arrays: found.append(arrays[0]))
         return np.concatenate(found or [np.empty((0, 16), np.uint8)])
 
-    def run(self, spans: Iterable[range], write: Write) -> None:
+    def run(self, spans: Iterable[Sequence[int]], write: Write) -> None:
         """Read these files in threads and write the digests in order."""
-        total = len(self.found.files)
+        spans = list(spans)
+        total = sum(map(len, spans))
         with bars.bar(total, "Reading files") as bar, ThreadPoolExecutor(threads()) as pool:
             for span in spans:
                 for part in pool.map(self._some, parts(span, AT_ONCE)):
@@ -75,7 +82,7 @@ class Reading:
                 contents[row] = self._one(row)
         return contents
 
-    def _some(self, rows: range) -> list[np.ndarray]:
+    def _some(self, rows: Sequence[int]) -> list[np.ndarray]:
         return [self._one(row) for row in rows]
 
     def _one(self, row: int) -> np.ndarray:
@@ -117,9 +124,9 @@ def share(folder: Path) -> float:
     return 0.5 if is_used(folder) else 0.0
 
 
-def parts(rows: range, count: int) -> list[range]:
+def parts(rows: Rows, count: int) -> list[Rows]:
     """Return rows in parts of so many."""
-    return [rows[first : first + count] for first in range(0, len(rows), count)]
+    return [rows[i : i + count] for i in range(0, len(rows), count)]  # type: ignore[misc]
 
 
 def threads() -> int:

@@ -62,11 +62,14 @@ class Seen:
 @dataclass(frozen=True)
 class _Pixels:
     """Images that are decoded as `settings` say; `contents` (N, 16) are their files' digests, and
-    `rows` those of them that are taken."""
+    `rows` those of them that are taken. `is_read` says that the digests are of the files' content
+    as it was just read, and not as it was known."""
 
     settings: ImageSettings
     contents: np.ndarray
     rows: np.ndarray
+    found: Scan
+    is_read: bool
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,10 +79,16 @@ class _Pixels:
         """(N, S', S', C)."""
         return (len(self.rows), *row_shape(self.settings))
 
-    def identity(self) -> bytes:
-        """Return a digest of all that these pixels depend on, the same wherever the files lie."""
+    def identity(self, read_all: bool = False) -> bytes:
+        """Return a digest of all that these pixels depend on, the same wherever the files lie.
+
+        With `read_all` every file is read, unless it was just read to get these pixels.
+        """
         found = hashlib.blake2b(repr(depends_on(self.settings)).encode(), digest_size=16)
-        found.update(self.contents[self.rows].tobytes())
+        contents = self.contents[self.rows]
+        if read_all and not self.is_read:
+            contents = Reading(self.found).read_again(self.rows.tolist())
+        found.update(contents.tobytes())
         return found.digest()
 
 
@@ -102,8 +111,6 @@ class StoredPixels(_Pixels):
 @dataclass(frozen=True)
 class LivePixels(_Pixels):
     """The same, decoded from the files whenever asked: for sets too large to store."""
-
-    found: Scan
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         places = self.rows[rows]
@@ -156,9 +163,9 @@ def open_pixels(
         ) from error
     if stored is not None and len(stored.columns) > len(SEEN):
         seen = work.seen([stored.whole(number) for number in (1, 2, 3)], reading.unread)
-        return StoredPixels(settings, contents, rows, stored), seen
+        return StoredPixels(settings, contents, rows, found, read_all, stored), seen
     columns = _in_memory(work) if stored is None else [stored.whole(n) for n in (0, 1, 2)]
-    return LivePixels(settings, contents, rows, found), work.seen(columns, reading.unread)
+    return LivePixels(settings, contents, rows, found, read_all), work.seen(columns, reading.unread)
 
 
 def _stored(work: _Decoding, root: Path, limit_bytes: int | None) -> StoredRows | None:

@@ -44,12 +44,13 @@ def feature_key(
     return key.hexdigest()
 
 
-def pixels_identity(images: ImageSet) -> bytes:
-    """Return a digest of the pixels that a set shows; of decoded ones by their files' content."""
+def pixels_identity(images: ImageSet, read_all: bool = False) -> bytes:
+    """Return a digest of the pixels that a set shows; of decoded ones by their files' content,
+    which is read again with `read_all`."""
     found = hashlib.blake2b(digest_size=16)
     pixels = images.pixels
     if isinstance(pixels, (StoredPixels, LivePixels)):
-        found.update(pixels.identity())
+        found.update(pixels.identity(read_all))
     else:
         found.update(repr(pixels.shape).encode())
         for first in range(0, len(pixels), ROWS):

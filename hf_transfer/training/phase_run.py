@@ -102,6 +102,7 @@ class PhaseRunner:
                 trainer.train_dataset,
                 trainer.eval_dataset,
                 trainer.loss.class_weights,
+                read_all=resume,
             )
         try:
             with kept_memory():

@@ -79,7 +79,7 @@ def shard(cache: Path, column: int = 0) -> Path:
 
 def live(found) -> LivePixels:
     contents = Reading(found).contents(Path("/nowhere"), read_all=True)
-    return LivePixels(SETTINGS, contents, np.arange(len(found.files)), found)
+    return LivePixels(SETTINGS, contents, np.arange(len(found.files)), found, is_read=True)
 
 
 def test_stored_pixels_are_the_decoded_ones_and_are_decoded_once(photos, cache, decoded):

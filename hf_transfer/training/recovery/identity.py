@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from transformers import TrainingArguments
 
 from hf_transfer.backbones.blueprint import Backbone
@@ -15,6 +17,8 @@ from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs.feature_key import pixels_identity
 from hf_transfer.training import proof
 from hf_transfer.training.labels import COLUMNS, names_of
+
+SAMPLED = 32  # items of a set that is not ours, which may take long to make
 
 
 def made_of(
@@ -24,11 +28,12 @@ def made_of(
     train: Any,
     evaluation: Any,
     class_weights: torch.Tensor | None,
+    read_all: bool = False,
 ) -> dict[str, Any]:
     """Return what a run starts from, by name: weights, seed, precision, images and labels.
 
-    Of an ImageSet the content of every image counts, as it was read from its file; of another set
-    its length, labels and their names. A head that is new may have other values.
+    With `read_all` images are read again from their files, whatever is known of them: what the
+    command line's --resume does. A head that is new may have other values.
     """
     weights = proof.fingerprint(model, backbone.prefix)
     return {
@@ -36,24 +41,54 @@ def made_of(
         "seed": args.seed if args.data_seed is None else [args.seed, args.data_seed],
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "images": len(train) if hasattr(train, "__len__") else None,
-        "training images": content(train),
-        "validation images": content(evaluation),
+        "training images": content(train, read_all),
+        "validation images": content(evaluation, read_all),
         "class_weights": None if class_weights is None else class_weights.tolist(),
     }
 
 
-def content(images: Any) -> Any:
-    """Return a short name of a set's images and labels, as plain values."""
+def content(images: Any, read_all: bool = False) -> Any:
+    """Return a short name of a set's images and labels, as plain values.
+
+    Of an ImageSet, and of torch's Subset and ConcatDataset of them, every image counts; of another
+    set its length, labels and their names, and some items where they do not vary.
+    """
     if isinstance(images, dict):
-        return {name: content(each) for name, each in images.items()}
+        return {name: content(each, read_all) for name, each in images.items()}
     if images is None or not hasattr(images, "__len__"):
         return None if images is None else type(images).__name__
     found = hashlib.blake2b(repr((len(images), names_of(images))).encode(), digest_size=16)
     if isinstance(images, ImageSet):
-        found.update(pixels_identity(images))
+        found.update(pixels_identity(images, read_all))
         found.update(np.ascontiguousarray(images.labels))
+    elif isinstance(images, Subset):
+        found.update(repr([content(images.dataset, read_all), *map(int, images.indices)]).encode())
+    elif isinstance(images, ConcatDataset):
+        found.update(repr([content(each, read_all) for each in images.datasets]).encode())
     else:
         columns = getattr(images, "column_names", None) or ()
         for name in (name for name in COLUMNS if name in columns):
             found.update(repr(list(images[name])).encode())
+        found.update(_items(images))
     return found.hexdigest()
+
+
+def _items(images: Any) -> bytes:
+    """Return a digest of some items of a set, evenly spaced; of none where they vary."""
+    places = range(0, len(images), max(1, len(images) // SAMPLED)) if _by_place(images) else ()
+    one, two = ([_item(images[place]) for place in places] for _ in range(2))
+    return b"".join(one) if one == two else b""
+
+
+def _by_place(images: Any) -> bool:
+    return hasattr(images, "__getitem__") and not isinstance(images, IterableDataset)
+
+
+def _item(item: Any) -> bytes:
+    """Return a digest of the numbers of an item, by their names."""
+    found = hashlib.blake2b(digest_size=16)
+    for key, value in sorted(item.items()) if isinstance(item, Mapping) else ():
+        found.update(f"{key}\0".encode())
+        if isinstance(value, torch.Tensor | np.ndarray | int | float):
+            found.update(np.ascontiguousarray(torch.as_tensor(value).cpu().numpy()))
+    return found.digest()

@@ -3,14 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from small import HEAD, NAMES, arguments, images, network, trainer
+from PIL import Image
+from small import HEAD, NAMES, RESNET, Pixels, arguments, images, network, trainer
+from torch.utils.data import ConcatDataset, Subset
 
+from hf_transfer.backbones.load import load_backbone
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.locks import only_writer
-from hf_transfer.data.image_set import ImageSet
+from hf_transfer.data.image_set import ImageSet, load_data
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.scan import Scan
+from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.training.recovery.checkpoints import CheckpointError
 from hf_transfer.training.recovery.identity import content
 from hf_transfer.training.trainer import TransferTrainer
+
+IMAGE = ImageSettings(size=32)
 
 
 def turned(stored):
@@ -90,3 +98,56 @@ def test_a_folder_that_another_run_writes_to_is_left_to_it(tmp_path):
         made.train()
     made.train(resume_from_checkpoint=True)
     assert [path.name for path in folder.iterdir()] == ["checkpoint-end"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six photos of two classes, on disk."""
+    for i in range(6):
+        place = tmp_path / "photos" / ("red" if i % 2 else "blue") / f"{i}.bmp"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (40 * i, 9, 200)).save(place)
+    return tmp_path / "photos"
+
+
+def photo_trainer(folder, photos):
+    """A Trainer on photos whose files are not read again while their size and times stay."""
+    data = load_data(DataSpec(str(photos), validation=0.3, min_per_class=1), IMAGE)
+    model = load_backbone(RESNET, data.labels, pretrained=False, image_size=32)
+    own = {"train_dataset": data.train, "eval_dataset": data.validation}
+    return trainer(folder, [HEAD], model, checkpoint_seconds=1000, **own)
+
+
+def test_images_replaced_at_equal_size_and_times_are_found_at_a_resume(
+    tmp_path, photos, monkeypatch
+):
+    """What a file system says of a file is made to stay, as in an image of a container."""
+    monkeypatch.setattr(Scan, "identity", lambda self, row: self.files[row])
+    photo_trainer(tmp_path / "run", photos).train()
+    photo_trainer(tmp_path / "run", photos).train(resume_from_checkpoint=True)
+    for i, path in enumerate(photos.rglob("*.bmp")):
+        Image.new("RGB", (32, 32), (40 * i, 99, 0)).save(path)
+    again = photo_trainer(tmp_path / "run", photos)
+    with pytest.raises(CheckpointError, match="training images was"):
+        again.train(resume_from_checkpoint=True)
+
+
+class Varied(Pixels):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "pixel_values": torch.rand(3, 32, 32)}
+
+
+def test_a_set_of_the_users_is_known_by_items_that_do_not_vary():
+    model = network()
+    assert content(Pixels(images(), model)) == content(Pixels(images(), model))
+    assert content(Pixels(images(), model)) != content(Pixels(images(seed=5), model))
+    assert content(Pixels(images(), model)) != content(Pixels(turned(images()), model))
+    assert content(Varied(images(), model)) == content(Varied(images(seed=5), model))
+
+
+def test_parts_of_sets_are_known_by_the_images_in_them():
+    first, other = images(12), images(12, seed=5)
+    assert content(Subset(first, [0, 1])) == content(Subset(images(12), [0, 1]))
+    assert content(Subset(first, [0, 1])) != content(Subset(first, [0, 2]))
+    assert content(Subset(first, [0, 1])) != content(Subset(other, [0, 1]))
+    assert content(ConcatDataset([first, other])) != content(ConcatDataset([first, first]))
