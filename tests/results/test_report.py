@@ -94,6 +94,7 @@ def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
         "features",
         "checks",
         "rollbacks",
+        "gentle",
         "solve",
     }
     assert 0 <= values["metrics"]["accuracy"] <= 1
