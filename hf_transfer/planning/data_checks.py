@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from hf_transfer.base.errors import RecipeError
 from hf_transfer.planning.phase import Phase
@@ -45,34 +46,65 @@ def _undefined(recipe: Recipe, spec: PhaseSettings, counts: Counts) -> Iterator[
 
 def check_batches(phases: Sequence[Phase], images: int, processes: int = 1) -> None:
     """Raise RecipeError, naming each, for phases in which a BatchNorm layer that trains meets a
-    batch of one image at one position: it has no statistics.
-
-    With several processes only `batch_size: 1` makes such a batch: their last one is filled up.
-    """
+    batch of one image at one position: it has no statistics."""
     problems = []
     for phase in phases:
-        size = phase.spec.batch_size
-        is_last = size > 1 and processes == 1 and images % size == 1 and _ends_epochs(phase, images)
-        layer = _batch_norm_of_one_position(phase) if size == 1 or is_last else None
-        if layer is None or phase.spec.solve:
-            continue
-        what = "leaves a last batch" if is_last else "gives batches"
-        other = next((n for n in range(size + 1, 2 * size + 2) if images % n != 1), None)
-        problems.append(
-            f"{_place(phase.spec, phase.index - 1)}batch_size: {size} {what} of one image, of "
-            f"which BatchNorm layer {layer} sees a single position and cannot train; write "
-            + (f"batch_size: {other} or " if other else "")
-            + "still_norms: true"
-        )
+        batches = Batches(images, phase.spec.batch_size, processes)
+        layer = _batch_norm_of_one_position(phase) if batches.single(phase.spec) else None
+        if layer is not None:
+            problems.append(single_image(phase, batches, layer))
     if problems:
         raise RecipeError(problems)
 
 
-def _ends_epochs(phase: Phase, images: int) -> bool:
-    """Whether a phase is long enough to meet the last batch of an epoch."""
-    batches = -(-images // phase.spec.batch_size)
-    length = phase.spec.steps and phase.spec.steps * phase.spec.accumulate
-    return length >= batches if length else (phase.spec.epochs or 0) >= 1
+@dataclass(frozen=True)
+class Batches:
+    """How the images of an epoch are dealt out: `size` to a batch, by each of some processes.
+
+    `drops` leaves out a last batch that is smaller; `together` takes batch statistics over the
+    images of all processes.
+    """
+
+    images: int
+    size: int
+    processes: int = 1
+    drops: bool = False
+    together: bool = False
+
+    def sizes(self) -> set[int]:
+        """Return how many images the batches have over which statistics are taken."""
+        everyone = self.size * self.processes
+        found = {everyone if self.together else self.size} if self.images >= everyone else set()
+        rest = 0 if self.drops else self.images % everyone
+        if rest:
+            found |= {rest} if self.together else {rest % self.size or self.size}
+            found |= set() if self.together else {min(rest, self.size)}
+        return found
+
+    def single(self, spec: PhaseSettings) -> bool:
+        """Return whether a phase meets a batch of one image, if only at the end of an epoch."""
+        if spec.solve or 1 not in self.sizes():
+            return False
+        if self.size == 1:
+            return True
+        number = -(-self.images // (self.size * self.processes))
+        length = spec.steps and spec.steps * spec.accumulate
+        return length >= number if length else (spec.epochs or 0) >= 1
+
+
+def single_image(phase: Phase, batches: Batches, layer: str) -> str:
+    """Return the problem of a phase whose `layer` meets a batch of one image at one position."""
+    size = batches.size
+    what = "gives batches" if size == 1 else f"leaves a last batch of {batches.images} images with"
+    tried = (*range(size + 1, 2 * size + 2), *range(size - 1, 1, -1))
+    other = next((n for n in tried if 1 not in replace(batches, size=n).sizes()), None)
+    place = phase.spec.place or f"phase {phase.name}"
+    return (
+        f"{place}: batch_size: {size} {what}{' of' * (size == 1)} one image, and BatchNorm layer "
+        f"{layer} cannot take statistics of a single value; write "
+        + (f"batch_size: {other} or " if other else "")
+        + "still_norms: true"
+    )
 
 
 def _batch_norm_of_one_position(phase: Phase) -> str | None:

@@ -1,9 +1,14 @@
 """A batch of one image that leaves BatchNorm one value is found before anything trains."""
 
+import re
+
 import pytest
 from small import ALL, COLD, HEAD, RESNET, VIT, images, network, trained, trainer
 
-from hf_transfer.base.errors import UserError
+from hf_transfer.base.errors import RecipeError, UserError
+from hf_transfer.planning.data_checks import check_batches
+from hf_transfer.planning.phases import make_phases
+from hf_transfer.recipe.load import parse_phase
 
 LIVE = {**COLD, "features": "live"}
 
@@ -18,17 +23,24 @@ def refused(folder, phases, count, backbone=RESNET, **options):
 
 def test_a_last_batch_of_one_image_is_refused_with_sizes_that_work(tmp_path):
     said = refused(tmp_path, [HEAD, {**ALL, "batch_size": 8}], 17, checkpoint_seconds=1000)
-    assert said.startswith("phase all: of 17 images in batches of 8 the last has one, and ")
-    assert "one value a channel" in said
-    assert "batch_size: 7" in said
-    assert "still_norms: true" in said
+    assert said.startswith("phase all: batch_size: 8 leaves a last batch of 17 images with one im")
+    assert said.endswith("write batch_size: 9 or still_norms: true")
     assert "\n" not in said
+
+
+def test_it_is_told_as_the_plan_tells_it(tmp_path):
+    phases = make_phases([parse_phase({**LIVE, "batch_size": 8})], network().backbone.groups)
+    said = refused(tmp_path, phases, 17)
+    with pytest.raises(RecipeError) as error:
+        check_batches(phases, 17)
+    layer = r"BatchNorm layer \S+"
+    assert re.sub(layer, "", said) == re.sub(layer, "", str(error.value))
 
 
 def test_batches_of_one_image_are_refused(tmp_path):
     said = refused(tmp_path, [{**LIVE, "batch_size": 1}], 6)
-    assert said.startswith("phase all: each batch has one image, and ")
-    assert "batch_size: 2" in said
+    assert said.startswith("phase all: batch_size: 1 gives batches of one image, and BatchNorm ")
+    assert "write batch_size: 2 or" in said
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from hf_transfer.backbones.access import evaluating
-from hf_transfer.base.errors import UserError
+from hf_transfer.base.errors import RecipeError
+from hf_transfer.planning.data_checks import Batches, single_image
 from hf_transfer.planning.phase import Phase
 from hf_transfer.training.freezing import still_modules
 from hf_transfer.training.seam import Seam
@@ -19,38 +20,29 @@ LAYERS = nn.modules.batchnorm._BatchNorm
 
 
 def check_single_images(trainer: Seam, phases: Sequence[Phase], sync: bool) -> None:
-    """Raise UserError for a phase in which a batch has one image, and a layer that is not frozen
-    would take statistics of a single value: torch refuses that in the middle of the training."""
-    images, here = trainer.train_dataset, trainer.processes
-    drops = trainer.args.dataloader_drop_last
+    """Raise RecipeError, as the plan does, for phases in which a batch has one image, and a layer
+    that is not frozen would take statistics of a single value: torch refuses that in the middle of
+    the training."""
+    images, count = trainer.train_dataset, trainer.processes.count
     if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
         return
-    together = sync and here.count > 1
     found: set[str] | None = None
+    problems = []
     for phase in phases:
-        size = phase.spec.batch_size
-        sizes = set(_batches(len(images), size, here.count, drops, together))
-        if phase.spec.solve or 1 not in sizes:
+        own = trainer.args.dataloader_drop_last, sync and count > 1
+        batches = Batches(len(images), phase.spec.batch_size, count, *own)
+        if not batches.single(phase.spec):
             continue
         found = _single_valued(trainer) if found is None else found
         prefix, spec = trainer.backbone.prefix, phase.spec
         still = still_modules(
             trainer.model, prefix, phase.network, phase.parameters, spec.still_norms
         )
-        layers = sorted(found - set(still))
+        layers = [path for path in sorted(found) if path not in still]
         if layers:
-            raise UserError(_said(phase, layers[0], len(images), here.count, drops, together))
-
-
-def _batches(images: int, size: int, count: int, drops: bool, together: bool) -> Iterator[int]:
-    """Yield how many images the batches of an epoch have, of each kind of them; of all processes
-    `together` where statistics are theirs."""
-    everyone = size * count
-    if images >= everyone:
-        yield everyone if together else size
-    rest = 0 if drops else images % everyone
-    if rest:
-        yield from [rest] if together else [rest % size or size, min(rest, size)]
+            problems.append(single_image(phase, batches, layers[0].removeprefix(prefix)))
+    if problems:
+        raise RecipeError(problems)
 
 
 def _single_valued(trainer: Seam) -> set[str]:
@@ -74,19 +66,3 @@ def _single_valued(trainer: Seam) -> set[str]:
         batch = trainer.model_inputs(trainer.data_collator([images[0]]))
         model(**{key: value for key, value in batch.items() if key != "labels"})
     return found
-
-
-def _said(phase: Phase, layer: str, images: int, count: int, drops: bool, together: bool) -> str:
-    size = phase.spec.batch_size
-    what = "each batch has one image"
-    if size > 1:
-        what = f"of {images} images in batches of {size} the last has one"
-    tried = (each for each in (*range(size - 1, 1, -1), *range(size + 1, size + 99)))
-    other = next(
-        (n for n in tried if 1 not in set(_batches(images, n, count, drops, together))), None
-    )
-    mend = f"write batch_size: {other}, or " if other else ""
-    return (
-        f"phase {phase.name}: {what}, and {layer} (BatchNorm) would have one value a channel to "
-        f"normalise by; {mend}still_norms: true"
-    )
