@@ -9,8 +9,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.nearest import nearest
 
 WIDE = 160  # columns of what is no terminal
-MISTAKE, DEFECT, INTERRUPTED = 2, 1, 130  # exit statuses
+MISTAKE, DEFECT, INTERRUPTED, STOPPED = 2, 1, 130, 143  # exit statuses
 CHOICE = re.compile(r"argument ([^:]*): invalid choice: '(.*?)' \(choose from (.*)\)")
 PROGRAM = "hf-transfer"
 
@@ -205,6 +207,19 @@ def finish(work: Callable[[], int | None], again: Callable[[], str | None]) -> i
     except Exception as error:  # nothing that a user does should lead here
         what = f"{type(error).__name__}: {said(error)}"
         return _failed(error, [f"{what}; this is a defect: set {TRACEBACK}=1 for more"], DEFECT)
+
+
+@contextmanager
+def stopped_in_words() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, with a line that says how to continue."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _failed(error: Exception, lines: Sequence[str], status: int) -> int:

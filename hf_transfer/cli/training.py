@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.base import launch
-from hf_transfer.base.console import count, say, width
+from hf_transfer.base.console import count, say, stopped_in_words, width
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli.arguments import command, recipe_arguments, recipe_of
 
@@ -55,7 +55,8 @@ def _train(args: argparse.Namespace) -> None:
     from hf_transfer.run import run
 
     quiet()
-    report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(say), TrainingBar()])
+    with stopped_in_words():
+        report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(say), TrainingBar()])
     say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
 
 

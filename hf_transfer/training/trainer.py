@@ -229,7 +229,7 @@ class TransferTrainer(Trainer):
         else:
             super().save_model(output_dir, _internal_call)
 
-    push_to_hub = create_model_card = unpublished
+    push_to_hub = create_model_card = init_hf_repo = unpublished
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save what Trainer saves and what it forgets, whole or not at all."""

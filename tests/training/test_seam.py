@@ -37,6 +37,7 @@ def test_every_method_that_is_overridden_is_still_called_upstream():
         "evaluation_loop",
         "floating_point_ops",
         "get_batch_samples",
+        "init_hf_repo",
         "log",
         "push_to_hub",
         "save_model",

@@ -1,14 +1,19 @@
 """What is watched while a phase trains: SIGTERM, Ctrl-C, workers, time."""
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 from children import ended, start
+from PIL import Image
 from small import COLD, HEAD, Pixels, changed, images, network, state, trained, trainer
 from transformers import TrainerCallback
 
+from hf_transfer.base import console
 from hf_transfer.base.errors import UserError
 from hf_transfer.training.recovery import checkpoints
 
@@ -162,3 +167,43 @@ def test_a_phase_of_a_fraction_of_an_epoch_is_resumed_to_its_own_end(tmp_path):
         whole = trained(folder / "whole", [phase])
         assert changed(state(whole.model), state(again.model)) == set()
         assert whole.reports[0].history[-1]["loss"] == again.reports[0].history[-1]["loss"]
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_stopped_prints_the_whole_command_that_resumes_it(tmp_path, number):
+    """As a user sees it: from another process, while it trains, with a blank in the path."""
+    for i in range(12):
+        place = tmp_path / "two photos" / f"{i % 2}" / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * i, 9, 200)).save(place)
+    words = ["train", "full", "--data", "two photos", "--backbone", "timm/test_resnet", "--set"]
+    words += ["pretrained=false", "--set", "data.image_size=32", "--set", "phases.0.epochs=90000"]
+    signals = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = f"{signals}from hf_transfer.cli import main; raise SystemExit(main())"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        for line in child.stdout:
+            if line.startswith("  epoch 1 "):
+                break
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == (143 if number == signal.SIGTERM else 130), said
+    [saved] = [line for line in said.splitlines() if "; saved checkpoint-" in line]
+    assert "runs/full/phase-1-all" in saved
+    last = said.splitlines()[-1]
+    again = last.partition("; to continue: ")[2]
+    assert shlex.split(again) == ["hf-transfer", *words, "--resume"]
+    assert checkpoints.newest(tmp_path / "runs" / "full" / "phase-1-all") is not None
+
+
+def test_sigterm_before_anything_trains_ends_in_words_too():
+    with pytest.raises(SystemExit) as error, console.stopped_in_words():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert error.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
