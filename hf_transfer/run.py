@@ -122,7 +122,7 @@ def run_seed(
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
-    metrics = measuring.measure(trainer, data, extra)
+    metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images)
     if launch.is_main():
         save_model(model, here.model)
     report = RunReport(
@@ -137,6 +137,7 @@ def run_seed(
         seed=recipe.seed,
         warnings=(*facts.warnings_of(trainer.reports), *trainer.notes),
         created=facts.now(),
+        examples=shown,
     )
     report = run_folder.finish(report, out)
     trainer.processes.wait()  # what comes next may read the folder

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.data.image_set import ImageSet
+from hf_transfer.results.examples import examples
 from hf_transfer.results.metrics.classification import classification_metrics
 from hf_transfer.results.metrics.multi_label import multilabel_metrics
 from hf_transfer.results.metrics.regression import regression_metrics
@@ -33,6 +35,21 @@ def sample_logits(n: int, classes: int, seed: int, skill: float = 1.6) -> tuple[
     # Some classes are confused with their neighbour.
     logits[np.arange(n), (labels + 1) % classes] += 0.8 * (labels % 3 == 0)
     return logits, labels
+
+
+def sample_images(n: int, labels: tuple[str, ...], side: int = 40) -> ImageSet:
+    """Return n images, each of one colour, named as those of a folder, labelled in turns."""
+    colours = np.random.default_rng(1).integers(0, 256, (n, 1, 1, 3), dtype=np.uint8)
+    pixels = np.broadcast_to(colours, (n, side, side, 3))
+    files = [f"{labels[i % len(labels)]}/{i}.jpg" for i in range(n)]
+    return ImageSet(pixels, np.arange(n) % len(labels), labels, files)
+
+
+def with_images(report: RunReport, n: int = 100, seed: int = 0) -> RunReport:
+    """Return a report of classes with the images of its first n rows."""
+    logits, _ = sample_logits(n, len(report.labels), seed)
+    shown = examples("classification", logits, sample_images(n, report.labels))
+    return replace(report, examples=shown)
 
 
 def history(epochs: int, start: float, end: float, lr: float, per_epoch: int = 4) -> list[Any]:

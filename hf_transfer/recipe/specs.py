@@ -230,6 +230,12 @@ class Recipe:
         description="more metrics of the `evaluate` library, by name",
         json_schema_extra={"allowed": "a list of metrics"},
     )
+    page_images: Literal["none", "page", "card"] | None = Field(
+        default=None,
+        description="where images are shown: on the report's `page` alone, also on the model's "
+        "`card` and in what is pushed, or nowhere",
+        json_schema_extra={"default": "page; none for DICOM"},
+    )
     seed: Whole = Field(
         default=0,
         ge=0,

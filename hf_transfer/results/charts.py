@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.results.svg import Point, mark, shorten, svg, text, text_width, ticks
@@ -36,7 +36,7 @@ class Band:
 
 def line_chart(title: str, lines: Sequence[Line], bands: Sequence[Band], show: Show) -> str:
     """Return an SVG of curves over epochs with the phases behind them; `show` writes a y value."""
-    width, height, left, right, top, bottom = 440.0, 270.0, 44.0, 10.0, 46.0, 34.0
+    width, height, left, right, top, bottom = 380.0, 260.0, 40.0, 10.0, 46.0, 34.0
     values = [y for line in lines for _, y in line.points]
     low, high = min(values), max(values)
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
@@ -61,7 +61,7 @@ def line_chart(title: str, lines: Sequence[Line], bands: Sequence[Band], show: S
         parts += _curve(line, x_of, y_of, show)
     parts += _legend(lines, width - right)
     parts.append(text(title, 0, 12, "chart-title"))
-    return svg(width, height, parts, title)
+    return svg(width, height, parts, title, natural=1.3 * width)
 
 
 def scatter(title: str, points: Sequence[Point]) -> str:
@@ -99,11 +99,16 @@ def scatter(title: str, points: Sequence[Point]) -> str:
     return svg(width, top + side + bottom, parts, f"{title}: predicted against true", natural=width)
 
 
-def heat_map(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+def heat_map(
+    matrix: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    links: Mapping[tuple[int, int], str] | None = None,
+) -> str:
     """Return an SVG of a confusion matrix: rows true, columns predicted, shaded by share of a row.
 
     Hits and errors differ in colour. Counts are written where they fit, and so are labels: every
-    second, third ... where classes are many. A cell's tooltip says all of it.
+    second, third ... where classes are many. A cell's tooltip says all of it; `links` are the
+    anchors that cells (row, column) lead to.
     """
     count = len(labels)
     size = max(5.0, min(56.0, 620.0 / count))
@@ -131,7 +136,9 @@ def heat_map(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
                 what = "right" if i == j else f"predicted as {labels[j]}"
                 title = f"{labels[i]} {what}: {cell} of {sum(row)}"
                 place = (left + j * size, top + i * size)
-                parts.append(_cell(place, size, cell, cell / sum(row), i == j, title))
+                drawn = _cell(place, size, cell, cell / sum(row), i == j, title)
+                anchor = (links or {}).get((i, j))
+                parts.append(mark("a", drawn, href=f"#{anchor}") if anchor else drawn)
     side = size * count
     parts.append(mark("rect", style="frame", x=left, y=top, width=side, height=side))
     return svg(width, height, parts, "confusion matrix", natural=width)
@@ -221,10 +228,13 @@ def _bands(bands: Sequence[Band], x_of: Scale, top: float, floor: float) -> list
                 ),
                 "",
             )
-            label += text(words, x + 5, top + 12, "thaw")
+            label += text(words, x + 8, top + 12, "thaw")
         parts.append(mark("g", box + label, title=note))
         if i:
             parts.append(mark("line", style="edge", x1=x, x2=x, y1=top - 18, y2=floor))
+        if band.unfreezes:
+            corners = f"{x:.1f},{top + 4:.1f} {x + 6:.1f},{top + 8:.1f} {x:.1f},{top + 12:.1f}"
+            parts.append(mark("polygon", style="unfreeze", title=note, points=corners))
     return parts
 
 

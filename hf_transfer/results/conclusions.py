@@ -19,17 +19,38 @@ KINDS = {
     "regression": "Image regression",
 }
 MOST_IN_TITLE = 6
+NAMED_OF_MANY = 3
+LONGEST_TITLE = 80
 MOST_NAMED = 5
 WORSE = 0.005  # how much of the leading metric a phase must lose before it is worth a word
 
 
 def title(report: RunReport) -> str:
-    """Return what the model is for, from its task, its labels and its data."""
-    kind, labels, data = KINDS[report.task.name], report.labels, data_name(report)
-    if labels and len(labels) <= MOST_IN_TITLE and len(", ".join(labels)) <= 80:
+    """Return what the model is for, from its task, its labels and, on the Hub, its data."""
+    kind, labels = KINDS[report.task.name], report.labels
+    if not labels:
+        return kind
+    if numbers := _all_numbers(labels):
+        return f"{kind}: {numbers}"
+    few = len(labels) <= MOST_IN_TITLE and len(", ".join(labels)) <= LONGEST_TITLE
+    if few:
         return f"{kind}: {', '.join(labels)}"
-    of = f" of {data}" if data else ""
-    return f"{kind}: {len(labels):,} {report.task.nouns}{of}" if labels else f"{kind}{of}"
+    count = f"{len(labels):,} {report.task.nouns}"
+    if repo := report.data.get("repo"):
+        return f"{kind}: {count} of {place_name(repo)}"
+    named = labels[:NAMED_OF_MANY]
+    if len(", ".join(named)) > LONGEST_TITLE:
+        return f"{kind}: {count}"
+    return f"{kind}: {', '.join(named)} and {len(labels) - len(named):,} more {report.task.nouns}"
+
+
+def _all_numbers(labels: tuple[str, ...]) -> str | None:
+    """Return "0 to 9" for labels that are whole numbers one after the other."""
+    if len(labels) < 3 or not all(label.isdecimal() for label in labels):
+        return None
+    numbers = [int(label) for label in labels]
+    each = all(b == a + 1 for a, b in zip(numbers, numbers[1:], strict=False))
+    return f"{labels[0]} to {labels[-1]}" if each else None
 
 
 def data_name(report: RunReport) -> str | None:
@@ -68,6 +89,23 @@ def _of_classes(rows: list[JsonDict]) -> list[tuple[str, str, float]]:
         return [("always giving the same answer or guessing", "accuracy", chance), always]
     most_common = f"always answering '{largest['label']}' (the most common class)"
     return [(most_common, "accuracy", share), ("guessing at random", "accuracy", chance), always]
+
+
+def head_alone(report: RunReport) -> list[tuple[str, str]]:
+    """Return what the head alone reaches on validation, in words, where more trained after it."""
+    first = report.phases[0] if len(report.phases) > 1 else None
+    if first is None or not all(group == "head" for group in first.groups):
+        return []
+    name, value = phase_value(report, first)
+    if value is None:
+        return []
+    what = "the exact head alone" if first.solve else "the head alone"
+    split, _ = report.measured
+    if name != report.leading_metric:
+        what = f"{metric_phrase(name)} of {what}"
+    return [
+        (what + (", on validation" if split != "validation" else ""), show_headline(name, value))
+    ]
 
 
 def to_beat(report: RunReport) -> tuple[str, float] | None:

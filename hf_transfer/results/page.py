@@ -14,8 +14,11 @@ from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.files import write_text
 from hf_transfer.results import conclusions
 from hf_transfer.results.charts import calibration, heat_map, interval, scatter
+from hf_transfer.results.examples import DICOM
+from hf_transfer.results.figures import figure, figure_table
+from hf_transfer.results.page_images import cells, galleries
 from hf_transfer.results.page_phases import curves, phases
-from hf_transfer.results.places import published_report
+from hf_transfer.results.places import without_paths
 from hf_transfer.results.rendering import render, template
 from hf_transfer.results.report import RunReport, aggregate, split_rows
 from hf_transfer.results.words import (
@@ -59,7 +62,7 @@ def write_html(report: RunReport, path: str | Path, seeds: Sequence[RunReport] =
 def report_page(report: RunReport) -> str:
     """Return the HTML of a run."""
     with untrusted("the report as a page", "run the recipe again"):
-        report = published_report(report)
+        report = without_paths(report)
         return render(
             "page.html",
             style=Markup(template("page.css")),  # noqa: S704
@@ -73,7 +76,11 @@ def report_page(report: RunReport) -> str:
             seeds=_seeds(report.seeds),
             phases=phases(report),
             curves=curves(report),
+            split=report.measured[0],
+            galleries=galleries(report),
+            no_images=_no_images(report),
             details=_details(report),
+            figures=_figures(report),
             data=_data(report),
             record=_record(report),
             task=report.task,
@@ -116,12 +123,41 @@ def _result(report: RunReport) -> JsonDict | None:
         "value": "–" if value is None else show_headline(leads, value),
         "interval": [show_headline(leads, end) for end in bounds or ()],
         "n": values.get("n"),
-        "baselines": _baselines(found, leads),
+        "baselines": [*_baselines(found, leads), *conclusions.head_alone(report)],
         "hint": hint,
         "metrics": [
             _metric(values, name, text, found) for name, text in metric_titles(values).items()
         ],
     }
+
+
+def _no_images(report: RunReport) -> str:
+    """Return why the page shows no images, in a sentence; "" where it does or nothing is known."""
+    if report.examples.get("rows") or not report.measured[1]:
+        return ""
+    audit = report.data.get("audit") or {}
+    if report.recipe.get("page_images") == "none":
+        return "The recipe leaves images out of this page (page_images: none)."
+    if any(found["kind"] == DICOM for found in audit.get("findings") or ()):
+        return (
+            "Some images are DICOM files, which may show patients, so this page shows none; "
+            "page_images: page in the recipe does."
+        )
+    return ""
+
+
+def _figures(report: RunReport) -> list[JsonDict]:
+    """Return the report's further charts, each with its numbers as a table."""
+    return [
+        {
+            "title": found["title"],
+            "note": found.get("note", ""),
+            "picture": Markup(drawn),  # noqa: S704
+            "table": figure_table(found),
+        }
+        for found in report.figures
+        if (drawn := figure(found))
+    ]
 
 
 def _baselines(found: Sequence[tuple[str, str, float]], leads: str) -> list[tuple[str, str]]:
@@ -199,7 +235,7 @@ def _details(report: RunReport) -> JsonDict | None:
     targets = values.get("per_target") or ()
     details = {
         "split": split,
-        "matrix": _matrix(values.get("confusion"), report.labels),
+        "matrix": _matrix(report, values.get("confusion")),
         "no_matrix": (values.get("reasons") or {}).get("confusion"),
         "rows": shown,
         "weakest_first": len(rows) > IN_ORDER,
@@ -249,16 +285,29 @@ def _ordered(rows: Sequence[JsonDict]) -> Sequence[JsonDict]:
     return sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0.0, row["label"]))
 
 
-def _matrix(matrix: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> JsonDict | None:
-    """Return the confusion matrix and the pairs most often confused; None for a misfit."""
+def _matrix(report: RunReport, matrix: Sequence[Sequence[int]] | None) -> JsonDict | None:
+    """Return the confusion matrix, the pairs most often confused, and the images that its cells
+    lead to; None for a misfit."""
+    labels = report.labels
     if not matrix or any(len(labels) != len(row) for row in (matrix, *matrix)):
         return None
     wrong = [(-n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
+    shown = cells(report)
+    anchors = {place: cell["anchor"] for place, cell in shown.items()}
     return {
-        "picture": Markup(heat_map(matrix, labels)),  # noqa: S704
+        "picture": Markup(heat_map(matrix, labels, anchors)),  # noqa: S704
         "beside": len(labels) <= IN_ORDER,
+        "pairs": [
+            {**cell, "n": matrix[i][j], "of": sum(matrix[i])} for (i, j), cell in shown.items()
+        ],
         "confused": [
-            {"true": labels[i], "predicted": labels[j], "n": -n, "of": sum(matrix[i])}
+            {
+                "true": labels[i],
+                "predicted": labels[j],
+                "n": -n,
+                "of": sum(matrix[i]),
+                "anchor": anchors.get((i, j), ""),
+            }
             for n, i, j in sorted(wrong)[:MOST_CONFUSIONS]
             if len(labels) > 2
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ IN_A_SENTENCE = re.compile(
 
 
 def published_report(report: RunReport) -> RunReport:
+    """Return what others may read of a report: of paths the last part, and no images, unless the
+    recipe says `page_images: card`."""
+    allowed = report.recipe.get("page_images") == "card"
+    return without_paths(report if allowed else replace(report, examples={}))
+
+
+def without_paths(report: RunReport) -> RunReport:
     """Return the report with the last part only of every path that it holds."""
     values = report.to_dict()
     known = places(values)

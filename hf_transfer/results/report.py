@@ -54,8 +54,11 @@ class PhaseReport:
 class RunReport:
     """Every fact of a finished run, as plain JSON values; an absent fact is None or left out.
 
-    `metrics` are those of the task on validation and, under `test`, on test. Values given
-    are copied and made plain: tuples become lists, numpy scalars numbers, NaN and infinities None.
+    `metrics` are those of the task on validation and, under `test`, on test; `examples` are the
+    images that the page shows, with what the model said of each; `figures` are further charts, each
+    {title, note, x, y, lines: [{name, points: [[x, y] or [x, y, low, high], ...]}], names}, where
+    `names` are those of x = 0, 1, 2 ... Values given are copied and made plain: tuples become
+    lists, numpy scalars numbers, NaN and infinities None.
     """
 
     name: str
@@ -71,10 +74,12 @@ class RunReport:
     created: str | None = None  # ISO 8601, with the offset from UTC
     seeds: Annotated[JsonDict, shaped(shape.SeedsFacts)] = field(default_factory=dict)
     best_phase: str | None = None  # the phase whose weights the model has, where that was chosen
+    examples: Annotated[JsonDict, shaped(shape.ExamplesFacts)] = field(default_factory=dict)
+    figures: Annotated[tuple[JsonDict, ...], shaped(tuple[shape.Figure, ...])] = ()
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        _make_plain(self, tuples=("phases", "warnings"))
+        _make_plain(self, tuples=("phases", "warnings", "figures"))
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ Count = Annotated[int, Field(strict=True, ge=0, le=10**15)]
 Finite = Annotated[float, Field(strict=True, gt=-LARGEST, lt=LARGEST)]
 Number = Finite | None  # None: not measured
 Share = Annotated[float, Field(strict=True, ge=0, le=1)] | None
+Picture = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=100_000)]
 WANTED = {  # pydantic's words for types that JSON calls otherwise
     "tuple_type": "a list",
     "list_type": "a list",
@@ -170,6 +171,57 @@ class DataFacts(TypedDict, total=False):
     targets: dict[str, list[TargetFacts]]
     fingerprint: str | None
     audit: AuditFacts | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class ExampleRow(TypedDict):
+    """One image that is shown: what it is, what the model said, and a small WebP in base 64."""
+
+    file: str
+    truth: str
+    answer: str
+    sure: Share
+    picture: Picture
+
+
+@with_config(ConfigDict(extra="allow"))
+class SuspectRows(TypedDict):
+    """The images that a finding of the audit names, as places in `rows`."""
+
+    kind: str
+    rows: list[Count]
+
+
+@with_config(ConfigDict(extra="allow"))
+class ExamplesFacts(TypedDict, total=False):
+    """The images that are shown; lists of places in `rows`, `cells` as [true, said, places]."""
+
+    rows: list[ExampleRow]
+    mistakes: list[Count]
+    unsure: list[Count]
+    right: list[Count]
+    suspects: list[SuspectRows]
+    cells: list[tuple[Count, Count, list[Count]]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class FigureLine(TypedDict):
+    """One line of a figure; a point is (x, y), or (x, y, low, high) with its interval."""
+
+    name: str
+    points: list[tuple[Finite, Finite] | tuple[Finite, Finite, Finite, Finite]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Figure(TypedDict):
+    """A further chart of the page; `names` are those of x = 0, 1, 2 ..."""
+
+    title: str
+    x: str
+    y: str
+    lines: list[FigureLine]
+    note: NotRequired[str]
+    names: NotRequired[list[str]]
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from hf_transfer.base import launch
 from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import load_metric
 from hf_transfer.results.metrics.by_name import measure as measured
 from hf_transfer.training.proof import fingerprint
@@ -45,18 +47,25 @@ def extra_metrics(names: Sequence[str]) -> tuple[Extra, ...]:
 
 
 def measure(
-    trainer: TransferTrainer, data: ImageData, extra: Sequence[Extra] = ()
-) -> dict[str, Any]:
-    """Return the final metrics on validation, and under `test` on test where there is one.
+    trainer: TransferTrainer,
+    data: ImageData,
+    extra: Sequence[Extra] = (),
+    page_images: str | None = "none",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the final metrics on validation, and under `test` on test where there is one; and the
+    examples of the split that counts, which is test where there is one.
 
-    `extra` metrics are computed from the same logits.
+    `extra` metrics are computed from the same logits. `page_images` is the recipe's.
     """
+    images = data.validation
     logits = trainer.predict_validation().predictions
-    metrics = _measured(logits, data.validation, data.task, extra)
+    metrics = _measured(logits, images, data.task, extra)
     if data.test is not None:
-        logits = trainer.predict(data.test).predictions
-        metrics["test"] = _measured(logits, data.test, data.task, extra)
-    return metrics
+        images, logits = data.test, trainer.predict(data.test).predictions
+        metrics["test"] = _measured(logits, images, data.task, extra)
+    shown = launch.is_main() and shows_images(page_images, data.audit)
+    suspects = [(found.kind, found.files) for found in data.audit.findings]
+    return metrics, examples(data.task, logits, images, suspects) if shown else {}
 
 
 def _measured(logits: Any, images: ImageSet, task: str, extra: Sequence[Extra]) -> dict[str, Any]:

@@ -121,7 +121,12 @@ def test_a_phase_that_lost_almost_nothing_is_no_warning() -> None:
 def test_titles_come_from_the_labels_and_the_data() -> None:
     assert conclusions.title(ONE_CLASS) == "Image classifier: sick, well"
     many = sample_report(tuple(f"kind {i}" for i in range(12)))
-    assert conclusions.title(many) == "Image classifier: 12 classes of flowers"
+    named = "Image classifier: kind 0, kind 1, kind 2 and 9 more classes"
+    assert conclusions.title(many) == named  # and not by the folder's name, which may say anything
+    hub = replace(many, data={**many.data, "repo": "ethz/food101"})
+    assert conclusions.title(hub) == "Image classifier: 12 classes of ethz/food101"
+    digits = sample_report(tuple("0123456789"))
+    assert conclusions.title(digits) == "Image classifier: 0 to 9"
     assert conclusions.title(task_report("regression")) == "Image regression: x<y, z"
     for text in (report_page(many), model_card(many)):
         assert "lp_ft" not in text.split("</h1>")[0].split("# Image")[-1].splitlines()[0]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_report import FLOWERS, sample_report, task_report
+from sample_report import FLOWERS, sample_report, task_report, with_images
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.results.charts import calibration, heat_map, scatter
@@ -44,7 +44,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data")]
-        if tag != "meta":
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -280,6 +280,29 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     assert parsed.addresses == []
     assert parsed.tags.isdisjoint({"script", "link", "img", "iframe", "object", "base"})
     assert not re.search(r"url\(|@import|https?:", page)
+
+
+def test_images_lie_in_the_page_and_links_lead_to_them() -> None:
+    page = report_page(with_images(sample_report(), 200))
+    parsed = Page(page)
+    inside = "data:image/webp;base64,"
+    links = {a for a in parsed.addresses if not a.startswith(inside)}
+    assert all(link.startswith("#") for link in links)
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    assert {link[1:] for link in links} <= anchors
+    assert len(links) > 5
+    assert parsed.tags.isdisjoint({"script", "link", "iframe", "object", "base"})
+    assert "Surest mistakes" in parsed.text
+
+
+def test_the_head_alone_stands_beside_what_fine_tuning_reached() -> None:
+    assert "the head alone 63.0%" in Page(report_page(sample_report())).text
+    assert "the head alone, on validation 63.0%" in Page(report_page(sample_report(test=True))).text
+    report = sample_report()
+    solved = replace(report.phases[0], solve="lbfgs")
+    page = report_page(replace(report, phases=(solved, report.phases[1])))
+    assert "the exact head alone 63.0%" in Page(page).text
+    assert "head alone" not in report_page(replace(report, phases=report.phases[:1]))
 
 
 def test_names_cannot_become_markup() -> None:

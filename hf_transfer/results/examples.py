@@ -1,0 +1,241 @@
+"""Examples: which images a report shows, with what the model said of them and how sure it was."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_transfer.data.audit import Audit
+from hf_transfer.data.findings import public_name
+from hf_transfer.data.image_set import ImageSet
+from hf_transfer.results.metrics.classification import log_softmax
+from hf_transfer.results.words import JsonDict, listed, show_number
+
+SIDE = 128  # pixels; shown somewhat smaller, so that they are sharp on fine screens
+QUALITY = 72  # of WebP
+BUDGET = 2_400_000  # characters of all pictures as often as the page shows them; it has 3 MB
+MISTAKES, UNSURE = 24, 12
+RIGHT, RIGHT_OF_EACH = 36, 3
+CELLS, OF_A_CELL = 200, 8  # pictures of mistakes by pair of classes, and of each pair
+SUSPECTS = 12  # of each kind of finding
+SUSPICIOUS = ("near-duplicate", "wrong-label")  # how kinds of findings begin whose images are shown
+DICOM = "dicom"  # the audit's word for images that may be of patients
+NAMED = 4  # labels of an image that a caption names
+
+Show = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said of N images, in words and numbers.
+
+    `sure` (N,) is the probability behind each answer (NaN of a regression). `wrong` (N,) is how
+    wrong it was, 0 where it was right; `good` (N,) how good a right answer is; `doubt` (N,) how far
+    another answer was. `kinds` (N,) and `answers` (N,) are places of true and given classes.
+    """
+
+    truth: Show
+    answer: Show
+    sure: np.ndarray
+    wrong: np.ndarray
+    good: np.ndarray
+    doubt: np.ndarray
+    kinds: np.ndarray
+    answers: np.ndarray | None = None
+
+
+def examples(
+    task: str, outputs: Any, images: ImageSet, suspects: Sequence[tuple[str, Sequence[str]]] = ()
+) -> JsonDict:
+    """Return the pictures that say most about a model, and what it said of each; {} for none.
+
+    `outputs` (N, C) are logits, or standard numbers of a regression, of `images`. Of `suspects`
+    each is a kind of finding and the files that it names, shown where they are among the images.
+    """
+    if not len(images):
+        return {}
+    found = _ANSWERS[task](np.asarray(outputs, np.float64), images)
+    gallery = _Gallery(images, found)
+    order = np.argsort(-found.wrong, kind="stable")
+    mistakes = [row for row in order.tolist() if found.wrong[row] > 0]
+    result: JsonDict = {"mistakes": gallery.take(mistakes, MISTAKES)}
+    taken = set(mistakes[:MISTAKES])
+    doubtful = [row for row in np.argsort(found.doubt, kind="stable").tolist() if row not in taken]
+    if np.isfinite(found.doubt).all():
+        result["unsure"] = gallery.take(doubtful, UNSURE)
+    result["right"] = gallery.take(_right_ones(found), RIGHT, times=2)
+    result["suspects"] = [
+        {"kind": kind, "rows": rows}
+        for kind, files in suspects
+        if kind.removeprefix("likely-").startswith(SUSPICIOUS)
+        and (rows := gallery.take(_places(files, images), SUSPECTS))
+    ]
+    if found.answers is not None:
+        result["cells"] = list(_cells(found, mistakes, gallery))
+    return {"rows": gallery.rows, **result}
+
+
+def shows_images(page_images: str | None, audit: Audit) -> bool:
+    """Return whether a page shows images: as the recipe says, else unless some are DICOM files."""
+    if page_images is not None:
+        return page_images != "none"
+    return all(found.kind != DICOM for found in audit.findings)
+
+
+class _Gallery:
+    """Pictures as they are taken, within the budget; each is made once."""
+
+    def __init__(self, images: ImageSet, found: Answers) -> None:
+        self.images, self.found, self.left = images, found, BUDGET
+        self.rows: list[JsonDict] = []
+        self._at: dict[int, int] = {}
+
+    def take(self, rows: Iterable[int], most: int, times: int = 1) -> list[int]:
+        """Return the places in `rows` of at most so many of these images, shown so many `times`."""
+        places: list[int] = []
+        for row in rows:
+            if len(places) == most or self.left <= 0:
+                break
+            if row not in self._at:
+                self._at[row] = len(self.rows)
+                self.rows.append(self._told(row))
+            places.append(self._at[row])
+            self.left -= times * len(self.rows[places[-1]]["picture"])
+        return places
+
+    def _told(self, row: int) -> JsonDict:
+        found = self.found
+        return {
+            "file": public_name(self.images.files[row]) if self.images.files else f"image {row}",
+            "truth": found.truth(row),
+            "answer": found.answer(row),
+            "sure": float(found.sure[row]) if np.isfinite(found.sure[row]) else None,
+            "picture": picture(self.images.pixels[row]),
+        }
+
+
+def picture(pixels: np.ndarray) -> str:
+    """Return an image, uint8 (S, S, C), as a small WebP in base 64; of other than 1, 3 or 4
+    channels the first is shown."""
+    channels = pixels.shape[2]
+    if channels not in (3, 4):
+        pixels = pixels[:, :, 0]
+    shown = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    shown.save(content, "WEBP", quality=QUALITY, method=4)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def _right_ones(found: Answers) -> list[int]:
+    """Return the best answers of each kind, a few of each."""
+    by_kind: dict[int, list[int]] = defaultdict(list)
+    for row in np.argsort(-found.good, kind="stable").tolist():
+        if found.wrong[row] <= 0:
+            by_kind[int(found.kinds[row])].append(row)
+    each = max(1, min(RIGHT_OF_EACH, RIGHT // max(1, len(by_kind))))
+    each = each if len(by_kind) > 1 else UNSURE
+    return [row for kind in sorted(by_kind) for row in by_kind[kind][:each]]
+
+
+def _places(files: Sequence[str], images: ImageSet) -> list[int]:
+    place = {public_name(name): row for row, name in enumerate(images.files)}
+    return [place[name] for name in files if name in place]
+
+
+def _cells(found: Answers, mistakes: Sequence[int], gallery: _Gallery) -> Iterable[list[Any]]:
+    """Yield [true class, class said, places in `rows`] of each pair that was confused."""
+    assert found.answers is not None
+    by_cell: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row in mistakes:
+        by_cell[int(found.kinds[row]), int(found.answers[row])].append(row)
+    left = CELLS
+    for (kind, answer), rows in sorted(by_cell.items(), key=lambda item: -len(item[1])):
+        if taken := gallery.take(rows, min(OF_A_CELL, left)):
+            yield [kind, answer, taken]
+            left -= len(taken)
+
+
+# --- tasks -------------------------------------------------------------------------------------
+
+
+def _of_classes(logits: np.ndarray, images: ImageSet) -> Answers:
+    shares = np.exp(log_softmax(logits))
+    said, truth = shares.argmax(axis=1), images.labels
+    ranked = np.sort(shares, axis=1)
+    names = images.names
+    return Answers(
+        truth=lambda row: names[truth[row]],
+        answer=lambda row: names[said[row]],
+        sure=shares.max(axis=1),
+        wrong=np.where(said == truth, 0.0, shares.max(axis=1)),
+        good=shares.max(axis=1),
+        doubt=ranked[:, -1] - ranked[:, -2],
+        kinds=truth,
+        answers=said,
+    )
+
+
+def _of_labels(logits: np.ndarray, images: ImageSet) -> Answers:
+    """Answers of several labels: each image by the label that the model is most wrong about, or
+    where it is right by its least certain one."""
+    shares = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+    truth, names = images.labels.astype(bool), images.names
+    there = shares > 0.5
+    off = np.abs(shares - truth)
+    worst, rows = off.argmax(axis=1), np.arange(len(off))
+    wrong = np.where(off.max(axis=1) > 0.5, off.max(axis=1), 0.0)
+
+    def words(flags: np.ndarray) -> str:
+        return listed([names[i] for i in np.flatnonzero(flags)], NAMED) or "none"
+
+    shown = np.where(truth.any(axis=1), truth.argmax(axis=1), len(names))
+    return Answers(
+        truth=lambda row: words(truth[row]),
+        answer=lambda row: words(there[row]),
+        sure=np.where(there, shares, 1 - shares)[rows, worst],
+        wrong=wrong,
+        good=-off.max(axis=1),
+        doubt=np.abs(shares - 0.5).min(axis=1),
+        kinds=shown,
+    )
+
+
+def _of_numbers(outputs: np.ndarray, images: ImageSet) -> Answers:
+    truth, names, scale = images.labels.astype(np.float64), images.names, images.scale
+    said, right = (
+        values if scale is None else scale.to_units(values) for values in (outputs, truth)
+    )
+    off = np.abs(outputs - truth).mean(axis=1)
+
+    def words(values: np.ndarray) -> str:
+        if len(names) == 1:
+            return show_number(float(values[0]), 4)
+        parts = [
+            f"{name} {show_number(float(v), 3)}" for name, v in zip(names, values, strict=True)
+        ]
+        return listed(parts, NAMED)
+
+    return Answers(
+        truth=lambda row: words(right[row]),
+        answer=lambda row: words(said[row]),
+        sure=np.full(len(off), np.nan),
+        wrong=np.where(off > np.median(off), off, 0.0),
+        good=-off,
+        doubt=np.full(len(off), np.nan),
+        kinds=np.zeros(len(off), np.int64),
+    )
+
+
+_ANSWERS: dict[str, Callable[[np.ndarray, ImageSet], Answers]] = {
+    "classification": _of_classes,
+    "multi_label": _of_labels,
+    "regression": _of_numbers,
+}

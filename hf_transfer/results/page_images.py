@@ -1,0 +1,101 @@
+"""The page's images: what the model got wrong, where it was unsure, and some that it got right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from hf_transfer.results.report import RunReport
+from hf_transfer.results.words import JsonDict
+
+Cell = tuple[int, int]
+
+GALLERIES = {  # of which examples, its title, what to look for there
+    "mistakes": (
+        "Surest mistakes",
+        "Is the label wrong, or did something in the picture mislead the model?",
+    ),
+    "unsure": (
+        "Least certain",
+        "Another answer was nearly as likely. More images like these help.",
+    ),
+    "right": ("Right answers", "The surest ones of each {noun}."),
+}
+OF_NUMBERS = {
+    "mistakes": ("Largest errors", "Is the number wrong, or what the picture shows unusual?"),
+    "right": ("Smallest errors", ""),
+}
+SUSPECTS = {
+    "near-duplicate": (
+        "Near-duplicates",
+        "These look almost alike. Across splits they make the result look better than it is.",
+    ),
+    "wrong-label": ("Likely wrong labels", "The label disagrees with what the other images say."),
+}
+
+
+def galleries(report: RunReport) -> list[JsonDict]:
+    """Return the images that are shown, in rows of a kind: title, note, and each with captions."""
+    found = report.examples
+    numbers = report.task.name == "regression"
+    result = [
+        _gallery(report, title, note.format(noun=report.task.noun), found[kind])
+        for kind, (title, note) in (OF_NUMBERS if numbers else GALLERIES).items()
+        if found.get(kind)
+    ]
+    for suspect in found.get("suspects", ()):
+        kind = suspect["kind"].removeprefix("likely-")
+        title, note = next(
+            (words for start, words in SUSPECTS.items() if kind.startswith(start)),
+            (suspect["kind"], ""),
+        )
+        result.append(_gallery(report, title, note, suspect["rows"]))
+    return [one for one in result if one["images"]]
+
+
+def cells(report: RunReport) -> dict[Cell, JsonDict]:
+    """Return the images of each cell of the confusion matrix that has some, with its anchor; those
+    of the diagonal are the right ones that are shown."""
+    labels, found = report.labels, report.examples
+    rows = found.get("rows", ())
+    places = {label: i for i, label in enumerate(labels)}
+    shown = {(i, j): listed for i, j, listed in found.get("cells", ())}
+    for at in found.get("right", ()) if shown or found.get("mistakes") == [] else ():
+        place = places.get(rows[at]["truth"]) if at < len(rows) else None
+        if place is not None:
+            shown.setdefault((place, place), []).append(at)
+    result = {}
+    for (i, j), listed in sorted(shown.items()):
+        if i < len(labels) and j < len(labels) and listed:
+            what = f"{labels[i]}, predicted right" if i == j else f"{labels[i]} → {labels[j]}"
+            result[i, j] = {"anchor": f"pair-{i}-{j}", **_gallery(report, what, "", listed)}
+    return result
+
+
+def _gallery(report: RunReport, title: str, note: str, places: Sequence[int]) -> JsonDict:
+    rows = report.examples.get("rows", ())
+    images = [_image(report, rows[at]) for at in places if at < len(rows)]
+    return {"title": title, "note": note, "images": images}
+
+
+def _image(report: RunReport, row: JsonDict) -> JsonDict:
+    right, sure = row["truth"] == row["answer"], row["sure"]
+    numbers = report.task.name == "regression"
+    return {
+        # A report's pictures are base 64 and nothing else, as its shape demands.
+        "source": Markup(f"data:image/webp;base64,{row['picture']}"),  # noqa: S704
+        "answer": row["answer"],
+        "sure": "" if sure is None else _share(sure),
+        "right": right and not numbers,
+        "truth": f"true: {row['truth']}" if numbers else f"is {row['truth']}",
+        "file": row["file"],
+        "words": f"{row['file']}: predicted {row['answer']}, true {row['truth']}",
+    }
+
+
+def _share(share: float) -> str:
+    """Return a probability in whole percent, never as 100% or 0% where it is not."""
+    if 0.995 <= share < 1:
+        return ">99%"
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
