@@ -103,11 +103,11 @@ def test_plan_takes_a_name_a_path_or_a_recipe_with_what_changes_in_it(photos: Pa
     from hf_transfer import load_recipe, plan
 
     backbone = "timm/resnet10t"
-    named = plan("lp_ft", data=photos, backbone=backbone, overrides=["phases.0.epochs=7"])
+    named = plan("lp_ft", data=photos, backbone=backbone, overrides=["phases.1.epochs=7"])
     own = tmp_path / "own.yaml"
     own.write_text("phases: [{train: head, epochs: 7}]\n")
     by_path = plan(own, data=str(photos), backbone=backbone, seed=3)
     loaded = plan(load_recipe(own), data=photos, backbone=backbone, processes=2)
-    assert named[0].phases[0].phase.spec.epochs == 7
+    assert named[0].phases[1].epochs == 7
     assert len(by_path) == len(loaded) == 1
     assert by_path[0].counts == loaded[0].counts == named[0].counts

@@ -13,7 +13,7 @@ from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.phase import Phase, span
 from hf_transfer.planning.phase_checks import FOR_FEATURES, phase_notes
 from hf_transfer.planning.rates import ParamGroup, param_groups
-from hf_transfer.planning.steps import check_warmup, images_seen, optimizer_steps
+from hf_transfer.planning.steps import check_warmup, epochs_of, images_seen, optimizer_steps
 from hf_transfer.recipe.specs import Recipe
 
 SMALL_RATE = 1e-3  # of the head's rate: below it a group learns next to nothing
@@ -40,6 +40,7 @@ class PlannedPhase:
     head_lr: float  # rate of the head; where it does not train, the largest
     images: int  # seen in training, augmented ones counted each time
     steps: int
+    epochs: float | None  # of these steps, where the recipe counts in epochs
     live: str | None  # why the frozen part runs in every epoch; None: its features are cached
     reduced_bytes: int  # of gradients that each process gives to the others in a step
     disk_bytes: int  # that the cached features take
@@ -143,6 +144,7 @@ def _planned(
         head_lr=_head_rate(rates, phase.network.head),
         images=seen,
         steps=steps,
+        epochs=epochs_of(spec, train, machine.processes),
         live=live,
         reduced_bytes=0 if machine.processes == 1 or spec.solve else 4 * parameters,
         disk_bytes=stored,

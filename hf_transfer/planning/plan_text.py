@@ -104,7 +104,7 @@ def _phase_row(plan: Plan, planned: PlannedPhase) -> list[str]:
         f"{planned.parameters:,}",
         format_share(planned.parameters / plan.groups.total),
         "" if spec.solve else rates,
-        f"{spec.epochs:g}" if spec.epochs else "" if spec.steps else spec.solve or "",
+        f"{planned.epochs:g}" if planned.epochs else "" if spec.steps else spec.solve or "",
         f"{planned.steps:,}" if planned.steps else "",
         "" if spec.solve else str(batch),
         "live" if planned.live else f"cached, {format_bytes(planned.disk_bytes)}",

@@ -15,15 +15,29 @@ def optimizer_steps(spec: PhaseSpec, images: int, processes: int = 1) -> int:
     `solve`."""
     if spec.steps is not None:
         return spec.steps
-    batches = math.ceil(images / (spec.batch_size * processes))
-    return math.ceil((spec.epochs or 0) * math.ceil(batches / spec.accumulate))
+    each = steps_of_epoch(spec, images, processes)
+    return math.ceil((epochs_of(spec, images, processes) or 0) * each)
+
+
+def steps_of_epoch(spec: PhaseSpec, images: int, processes: int = 1) -> int:
+    """Return the number of optimizer steps in which all training images pass once."""
+    return math.ceil(math.ceil(images / (spec.batch_size * processes)) / spec.accumulate)
+
+
+def epochs_of(spec: PhaseSpec, images: int, processes: int = 1) -> float | None:
+    """Return the length of a phase in epochs, whole ones where `min_steps` asks for more than the
+    recipe's; None where its length is given otherwise."""
+    if spec.epochs is None or not spec.min_steps or not images:
+        return spec.epochs
+    each = steps_of_epoch(spec, images, processes)
+    return spec.epochs if spec.epochs * each >= spec.min_steps else math.ceil(spec.min_steps / each)
 
 
 def images_seen(spec: PhaseSpec, images: int, processes: int = 1) -> int:
     """Return the number of training images that a phase passes, each counted every time."""
     if spec.steps is not None:
         return spec.steps * spec.batch_size * spec.accumulate * processes
-    return round((spec.epochs or 0) * images)
+    return round((epochs_of(spec, images, processes) or 0) * images)
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

@@ -18,9 +18,9 @@ Problem = tuple[tuple[str | int, ...], str]  # where in the recipe, and what is 
 
 # What sets the steps, the rates or the loss: a head that is solved for uses none of them.
 UNSOLVED = (
-    *("epochs", "steps", "lr", "lrs", "layer_decay", "weight_decay", "optimizer", "momentum"),
-    *("schedule", "warmup", "batch_size", "accumulate", "label_smoothing", "mixup", "cutmix"),
-    *("stop", "best", "l2_sp", "max_grad_norm", "on_nan"),
+    *("epochs", "steps", "min_steps", "lr", "lrs", "layer_decay", "weight_decay", "optimizer"),
+    *("momentum", "schedule", "warmup", "batch_size", "accumulate", "label_smoothing", "mixup"),
+    *("cutmix", "stop", "best", "l2_sp", "max_grad_norm", "on_nan"),
 )
 
 
@@ -59,6 +59,8 @@ def _of_length(spec: PhaseSettings) -> Iterator[str]:
         yield "a phase needs epochs or steps, such as epochs: 10"
     if len(lengths) == 2:
         yield "a phase has either epochs or steps, not both; remove one"
+    if spec.min_steps is not None and spec.steps is not None:
+        yield "min_steps is for a length in epochs, and this phase has steps; remove one"
     if spec.solve:
         changed = [f.name for f in dataclasses.fields(spec) if not _is_default(spec, f.name)]
         yield from with_solve(changed)

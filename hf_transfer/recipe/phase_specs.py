@@ -48,6 +48,12 @@ class PhaseSettings:
     steps: Whole | None = Field(
         default=None, ge=1, le=10**9, description="length in optimizer steps"
     )
+    min_steps: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="fewest optimizer steps: with few images there are more epochs than `epochs`",
+    )
     lr: Rate | tuple[Rate, Rate] = Field(
         default=1e-3,
         description="learning rate of the head; of two rates, the first is the lowest group's that "

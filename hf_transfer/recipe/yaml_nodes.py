@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from hf_transfer.recipe.conflicts import UNSOLVED
+
 _SCALARS: tuple[tuple[str, Callable[[str], Any]], ...] = (
     (r"|~|null|Null|NULL", lambda text: None),
     (r"true|True|TRUE", lambda text: True),
@@ -188,7 +190,7 @@ def _set(tree: Node, keys: list[str], new: Node, done: list[str]) -> Node:
     done = [*done, key]
     if isinstance(tree.value, tuple) and not isinstance(tree.value, Pairs):
         count = len(tree.value)
-        chosen = range(count) if key == "*" else [int(key)] if key.isdecimal() else []
+        chosen = _all(tree.value, rest) if key == "*" else [int(key)] if key.isdecimal() else []
         if not chosen or chosen[-1] >= count:
             allowed = f"0 to {count - 1}, or *" if count else "none: the list is empty"
             raise new.wrong(f"there is no {'.'.join(done)}; the numbers are {allowed}")
@@ -204,10 +206,25 @@ def _set(tree: Node, keys: list[str], new: Node, done: list[str]) -> Node:
     if not isinstance(tree.value, Pairs):
         raise new.wrong(f"{'.'.join(done[:-1])} is {tree.shown()} and has no keys to set")
     old = dict(tree.value).get(key, Node(None, new.place, key))
-    items = [(k, child) for k, child in tree.value if k != key]
+    given = key == "epochs" and not rest  # a length of one's own: it replaces the recipe's floor
+    replaced = {key, "min_steps"} if given else {key}
+    items = [(k, child) for k, child in tree.value if k not in replaced]
     at = next((i for i, (k, _) in enumerate(tree.value) if k == key), len(items))
     items.insert(at, (key, _set(old, rest, new, done)))
     return replace(tree, value=Pairs(items))
+
+
+def _all(phases: Sequence[Node], rest: Sequence[str]) -> Sequence[int]:
+    """Return which of a list `*` stands for: all, but for a setting of steps no phase that is
+    solved, unless there are no others."""
+    steps = len(rest) == 1 and rest[0] in UNSOLVED
+    others = [i for i, phase in enumerate(phases) if not (steps and _is_solved(phase))]
+    return others or range(len(phases))
+
+
+def _is_solved(phase: Node) -> bool:
+    solve = dict(phase.value).get("solve") if isinstance(phase.value, Pairs) else None
+    return solve is not None and solve.value is not None
 
 
 def _name(new: Node, child: Node, rest: list[str]) -> str:

@@ -26,6 +26,7 @@ from hf_transfer.base.processes import Processes, peer_seconds
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.rates import param_groups
+from hf_transfer.planning.steps import epochs_of
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.recipe.specs import PhaseSpec, Recipe
 from hf_transfer.training.argument_table import ALWAYS, best_of, check_taken
@@ -138,12 +139,16 @@ def _named(names: type[Name], name: str, place: str) -> Name:
     return names(name)
 
 
-def phase_arguments(args: TrainingArguments, phase: Phase, evaluates: bool) -> TrainingArguments:
-    """Return a copy of the run's arguments with what this phase sets."""
+def phase_arguments(
+    args: TrainingArguments, phase: Phase, images: Any = None, validation: Any = None
+) -> TrainingArguments:
+    """Return a copy of the run's arguments with what this phase sets on its training images."""
     spec, args = phase.spec, copy.copy(args)
     args.output_dir = os.path.join(args.output_dir, phase.folder)
     args.seed = (args.seed + SEED_STEP * (phase.index - 1)) % 2**32  # numpy takes 32 bits
-    args.num_train_epochs = spec.epochs if spec.epochs is not None else 1
+    count, evaluates = len(images) if hasattr(images, "__len__") else 0, validation is not None
+    epochs = epochs_of(spec, count, args.world_size)
+    args.num_train_epochs = epochs if epochs is not None else 1
     args.max_steps = spec.steps if spec.steps is not None else -1
     args.learning_rate = spec.head_lr
     args.lr_scheduler_type = SchedulerType(spec.schedule)

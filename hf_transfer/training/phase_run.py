@@ -207,7 +207,7 @@ class PhaseRunner:
     ) -> PhaseState:
         """Make the network and the Trainer ready for a phase; idempotent."""
         trainer, began = self.trainer, time.monotonic()
-        args = phase_arguments(self.args, phase, trainer.eval_dataset is not None)
+        args = phase_arguments(self.args, phase, trainer.train_dataset, trainer.eval_dataset)
         trainer.begin(args)
         self.unwrap()
         model = trainer.model

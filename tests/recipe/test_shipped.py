@@ -82,6 +82,18 @@ def test_a_recipe_takes_overrides(name, setting):
     assert load_recipe(name, [setting]) != load_recipe(name)
 
 
+def test_a_setting_of_steps_for_all_phases_leaves_out_a_head_that_is_solved():
+    recipe = load_recipe("lp_ft", ["phases.*.batch_size=8"])
+    assert [phase.batch_size for phase in recipe.phases] == [32, 8]
+
+
+def test_epochs_of_ones_own_replace_the_fewest_steps_of_a_recipe():
+    assert load_recipe("lp_ft").phases[1].min_steps == 200
+    assert load_recipe("lp_ft", ["phases.*.epochs=1"]).phases[1].min_steps is None
+    both = load_recipe("lp_ft", ["phases.1.epochs=1", "phases.1.min_steps=7"]).phases[1]
+    assert (both.epochs, both.min_steps) == (1, 7)
+
+
 def test_general_recipes_come_to_phases_on_networks_of_every_kind():
     backbones = ("resnet18", "vit_small_patch16_224", "densenet121", "vgg16", "convnext_tiny")
     general = [name for name in NAMES if not name.startswith(("alexnet", "vgg", "quick"))]

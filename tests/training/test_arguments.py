@@ -64,19 +64,19 @@ def test_a_phase_sets_its_own_arguments_and_leaves_the_runs_alone(tmp_path):
     args, phase = one(
         tmp_path, {"lr": 0.2, "steps": 7, "optimizer": "sgd", "momentum": 0.9, "warmup": 0.25}
     )
-    own = phase_arguments(args, phase, evaluates=True)
+    own = phase_arguments(args, phase, validation=[])
     assert own.output_dir == str(tmp_path / "out" / "phase-1-head")
     assert (own.learning_rate, own.max_steps, own.optim_args) == (0.2, 7, "momentum=0.9")
     assert own.get_warmup_steps(8) == 2
     assert own.eval_strategy == own.logging_strategy == "epoch"
     assert (args.max_steps, args.optim_args, args.eval_strategy) == (-1, None, "no")
-    assert phase_arguments(args, phase, evaluates=False).eval_strategy == "no"
+    assert phase_arguments(args, phase).eval_strategy == "no"
 
 
 def test_evaluation_and_logging_by_steps_are_kept_where_asked_for(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 3}
     args, phase = one(tmp_path, {}, **options)
-    own = phase_arguments(args, phase, evaluates=True)
+    own = phase_arguments(args, phase, validation=[])
     assert (own.eval_strategy, own.logging_strategy) == ("steps", "steps")
 
 
@@ -87,9 +87,9 @@ def test_no_phase_has_the_seed_of_another_or_of_a_repeat(tmp_path):
         args = arguments(tmp_path, seed=seed)
         phases = [{"train": "head", "name": "a"}, {"train": "all"}, {"train": "head", "name": "b"}]
         for phase in resolved_phases(phases, args, backbone):
-            seeds.add(phase_arguments(args, phase, evaluates=False).seed)
+            seeds.add(phase_arguments(args, phase).seed)
     assert len(seeds) == 60
-    assert phase_arguments(arguments(tmp_path, seed=3), phase, False).seed < 2**32
+    assert phase_arguments(arguments(tmp_path, seed=3), phase).seed < 2**32
 
 
 def recipe(**options):
