@@ -38,6 +38,10 @@ def add(commands: Any) -> None:
     sure = "smallest probability of an answer that counts; of several labels: that is present"
     evaluate.argument("--threshold", "P", sure, type=float)
     evaluate.flag("--tta", "average with the mirror image")
+    grouped = "column of the table, or pattern on file names with one group, such as '^(\\d+)_'"
+    evaluate.argument("--group", "NAME", f"score by group of images too: {grouped}")
+    evaluate.path("--out", "DIR", "folder to write evaluation.json and the page report.html to")
+    evaluate.flag("--no-images", "leave images out of the page")
     evaluate.flag("--json", "print JSON instead of text")
 
     embed = command(
@@ -73,9 +77,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     from hf_transfer.serving.evaluate import evaluate
     from hf_transfer.serving.evaluate_text import format_evaluation
 
-    options = {key: getattr(args, key) for key in ("split", "compare", "threshold", "tta")}
+    keys = ("split", "compare", "threshold", "tta", "group", "out")
+    options = {key: getattr(args, key) for key in keys}
+    options["page_images"] = False if args.no_images else None
     found = evaluate(args.model, args.data, **options)
     say(json.dumps(found, indent=1) if args.json else format_evaluation(found), not args.json)
+    if args.out and not args.json:
+        say(f"written to {args.out}: report.html, evaluation.json")
 
 
 def _embed(args: argparse.Namespace) -> int:

@@ -41,9 +41,14 @@ def is_heif(source: bytes) -> bool:
     return source[4:8] == b"ftyp" and source[8:12] in HEIF and b"avif" not in brands
 
 
+def is_dicom(source: bytes) -> bool:
+    """Return whether a file that begins so (132 bytes) is a DICOM file."""
+    return source[128:132] == b"DICM"
+
+
 def begins_like_image(source: bytes) -> bool:
     """Return whether a file that begins so (132 bytes) is an image, perhaps one not read here."""
-    return source.startswith(IMAGES) or source[4:8] == b"ftyp" or source[128:132] == b"DICM"
+    return source.startswith(IMAGES) or source[4:8] == b"ftyp" or is_dicom(source)
 
 
 def named(source: bytes) -> str:

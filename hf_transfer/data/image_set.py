@@ -33,7 +33,8 @@ class ImageSet:
     `files` their names relative to the data (empty for images from memory).
 
     `labels` are int64 (N,): classes; or float32 (N, names): 0 and 1 of several labels, or numbers.
-    With a `scale` the numbers are standard ones, which it brings into the targets' units.
+    With a `scale` the numbers are standard ones, which it brings into the targets' units. `groups`
+    (N,) are numbers of the groups that images belong to, None where there are none.
 
     An item is {"pixels", "labels", "index"}; a list of indices gives one batch of the same, which
     `collate` hands on unchanged. `index` is the place in this set.
@@ -46,11 +47,12 @@ class ImageSet:
         names: Sequence[str],
         files: Sequence[str] = (),
         scale: Scale | None = None,
+        groups: np.ndarray | None = None,
     ) -> None:
         dtype = np.int64 if np.ndim(labels) == 1 else np.float32
         self.pixels, self.labels = pixels, np.asarray(labels, dtype=dtype)
         self.names, self.scale = tuple(names), scale
-        self.files = tuple(files)
+        self.files, self.groups = tuple(files), groups
 
     @classmethod
     def from_arrays(
@@ -117,7 +119,8 @@ class ImageSet:
         pixels = self.pixels
         taken = pixels[rows] if isinstance(pixels, np.ndarray) else pixels.take(rows)
         files = [self.files[row] for row in rows.tolist()] if self.files else ()
-        return ImageSet(taken, self.labels[rows], self.names, files, self.scale)
+        groups = None if self.groups is None else self.groups[rows]
+        return ImageSet(taken, self.labels[rows], self.names, files, self.scale, groups)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -196,7 +199,8 @@ def load_data(
     for split in SPLITS:
         rows = kept[splits.where(split)]
         files = [found.files[row] for row in rows.tolist()]
-        sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files, scale)
+        groups = None if found.groups is None else found.groups.codes[rows]
+        sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files, scale, groups)
     fingerprint = _fingerprint(found, seen, kept)
     trim()
     return ImageData(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import load_backbone
@@ -28,10 +29,16 @@ from hf_transfer.data.digits import DIGITS, Digits, load_digits, write_examples
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.data.letters import LETTERS, contact_sheet, letters_set
 from hf_transfer.deciding.compare import Trained, Trial, Way, trials_of
-from hf_transfer.deciding.quickstart_text import QuickstartResult, Row, format_quickstart
+from hf_transfer.deciding.quickstart_text import (
+    QuickstartResult,
+    Row,
+    figure_of,
+    format_quickstart,
+)
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results import facts, run_folder
+from hf_transfer.results.examples import encoded, examples
 from hf_transfer.results.metrics.classification import classification_metrics
 from hf_transfer.results.report import RunReport
 from hf_transfer.run import prepare
@@ -39,6 +46,7 @@ from hf_transfer.run import prepare
 __all__ = ["QuickstartResult", "format_quickstart", "run_quickstart"]
 
 SAVED = 10  # images per class of the model that is saved, where they are among those compared
+SHEET_PX = 900  # longest side of the letters' picture on the page
 HELD_OUT = 20  # images of each letter, for the accuracy of the source
 SCRATCH, FROZEN, TUNED = "from scratch", "frozen features", "probe, then fine-tune"
 
@@ -59,7 +67,8 @@ def run_quickstart(
     ways, digits = _ways(recipe, model, out / "source"), load_digits(model.backbone.image)
     digits.draw(max(recipe.compare.per_class), recipe.seed)
     run_folder.open_folder(out, recipe, resume=False)
-    contact_sheet(letters.train.pixels, letters.train.labels).save(out / "letters.png")
+    sheet = contact_sheet(letters.train.pixels, letters.train.labels)
+    sheet.save(out / "letters.png")
     with _nothing_to_collect():
         source_accuracy = _train_source(recipe, model, letters)
         save_model(model, out / "source")
@@ -91,7 +100,7 @@ def run_quickstart(
     )
     write_text(out / "comparison.json", json.dumps(result.to_dict(), indent=1) + "\n")
     write_examples(digits, out / "examples")
-    _write_run(recipe, result, digits, kept)
+    _write_run(recipe, result, digits, kept, sheet)
     return result
 
 
@@ -218,8 +227,14 @@ def _nothing_to_collect() -> Iterator[None]:
 # --- what is written ---------------------------------------------------------------------------
 
 
-def _write_run(recipe: Recipe, result: QuickstartResult, digits: Digits, kept: Trained) -> None:
-    """Write the fine-tuned model and its report, as a run does."""
+def _write_run(
+    recipe: Recipe,
+    result: QuickstartResult,
+    digits: Digits,
+    kept: Trained,
+    sheet: Image.Image,
+) -> None:
+    """Write the fine-tuned model and its report with the comparison, as a run does."""
     save_model(kept.model, result.out / "model")
     trained = digits.draw(kept.trial.per_class, kept.trial.seed)
     counts = {"train": trained, "test": digits.test}
@@ -247,5 +262,17 @@ def _write_run(recipe: Recipe, result: QuickstartResult, digits: Digits, kept: T
         environment=facts.environment(),
         seed=recipe.seed,
         created=facts.now(),
+        examples={
+            **examples("classification", kept.logits, digits.test),
+            "sheets": [
+                {
+                    "title": "The letters it learned first",
+                    "note": f"{result.source_images:,} drawn letters, whose labels cost nothing; "
+                    f"it reads {result.source_accuracy:.0%} of new ones.",
+                    "picture": encoded(sheet, SHEET_PX),
+                }
+            ],
+        },
+        figures=(figure_of(result),),
     )
     run_folder.finish(report, result.out)

@@ -41,6 +41,30 @@ class QuickstartResult:
         return {**values, "out": str(self.out), "conclusion": conclusion(self.rows)}
 
 
+def figure_of(result: QuickstartResult) -> dict[str, Any]:
+    """Return the comparison as one of a report's figures: mean and range over the seeds."""
+    ways = {"from scratch": "scratch", "frozen features": "frozen"}
+    lines = [
+        {
+            "name": name,
+            "points": [
+                [row.per_class, statistics.mean(values), min(values), max(values)]
+                for row in result.rows
+                if (values := getattr(row, key))
+            ],
+        }
+        for name, key in {**ways, "probe, then fine-tune": "tuned"}.items()
+    ]
+    return {
+        "title": "With and without transfer",
+        "note": f"{conclusion(result.rows)} Mean and range of {len(result.seeds)} seeds on the "
+        f"same {result.test_images:,} test digits.",
+        "x": "labelled digits per class",
+        "y": "accuracy",
+        "lines": lines,
+    }
+
+
 def format_quickstart(result: QuickstartResult) -> str:
     """Return the printed table, the conclusion and what to try next."""
     seeds = len(result.seeds)

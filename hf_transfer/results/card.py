@@ -141,8 +141,10 @@ def _baselines(report: RunReport) -> str:
 
 def _seeds(report: RunReport) -> JsonDict:
     seeds = report.seeds.get("seeds") or ()
+    groups = report.measured[1].get("groups")
+    over = f"the {groups:,} groups that images belong to" if groups else "images"
     note = (
-        f"This is the run with seed {report.seed}. Intervals are percentile bootstrap over images; "
+        f"This is the run with seed {report.seed}. Intervals are percentile bootstrap over {over}; "
         "they do not include the spread over seeds"
     )
     if len(seeds) < 2:

@@ -11,6 +11,7 @@ from hf_transfer.results.words import (
     metric_phrase,
     metric_title,
     show_headline,
+    split_words,
 )
 
 KINDS = {
@@ -179,7 +180,9 @@ def cautions(report: RunReport) -> list[str]:
         these = f"{len(missed):,} of {len(report.labels):,} {nouns} are"
         if len(missed) == 1:
             these = f"One {noun} is"
-        found.append(f"{these} never predicted on {split}: {listed(missed, MOST_NAMED)}.")
+        found.append(
+            f"{these} never predicted on {split_words(split)}: {listed(missed, MOST_NAMED)}."
+        )
     stated = [f"{w[:1].upper()}{w[1:].rstrip('.')}." for w in report.warnings]
     return list(dict.fromkeys([*(one for one in found if one), *stated]))
 

@@ -127,8 +127,14 @@ def picture(pixels: np.ndarray) -> str:
     channels = pixels.shape[2]
     if channels not in (3, 4):
         pixels = pixels[:, :, 0]
-    shown = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
-    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    shown = Image.fromarray(np.ascontiguousarray(pixels))
+    return encoded(shown, SIDE)
+
+
+def encoded(image: Image.Image, most: int) -> str:
+    """Return a picture as WebP in base 64, with sides of at most so many pixels."""
+    shown = image.convert("RGB")
+    shown.thumbnail((most, most), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     shown.save(content, "WEBP", quality=QUALITY, method=4)
     return base64.b64encode(content.getvalue()).decode()

@@ -16,13 +16,14 @@ from hf_transfer.results import conclusions
 from hf_transfer.results.charts import calibration, heat_map, interval, scatter
 from hf_transfer.results.examples import DICOM
 from hf_transfer.results.figures import figure, figure_table
-from hf_transfer.results.page_images import cells, galleries
+from hf_transfer.results.page_images import cells, galleries, sheets
 from hf_transfer.results.page_phases import curves, phases
 from hf_transfer.results.places import without_paths
 from hf_transfer.results.rendering import render, template
 from hf_transfer.results.report import RunReport, aggregate, split_rows
 from hf_transfer.results.words import (
     IN_UNITS,
+    LABELLED,
     METRIC_TITLES,
     JsonDict,
     metric_phrase,
@@ -31,6 +32,7 @@ from hf_transfer.results.words import (
     range_words,
     show_headline,
     show_metric,
+    split_words,
 )
 
 MOST_TARGETS_DRAWN = 12
@@ -78,9 +80,13 @@ def report_page(report: RunReport) -> str:
             curves=curves(report),
             split=report.measured[0],
             galleries=galleries(report),
+            sheets=sheets(report),
             no_images=_no_images(report),
             details=_details(report),
             figures=_figures(report),
+            unmatched=report.data.get("unmatched") or (),
+            said=report.metrics.get("said") or (),
+            trained=bool(report.phases) or not report.metrics.get(LABELLED),
             data=_data(report),
             record=_record(report),
             task=report.task,
@@ -89,12 +95,13 @@ def report_page(report: RunReport) -> str:
 
 def _facts(report: RunReport) -> list[str]:
     size, data = report.backbone.get("image_size"), conclusions.data_name(report)
+    trained = not report.metrics.get(LABELLED)
     facts = (
         report.backbone.get("id"),
-        f"trained on {data}" if data else None,
-        f"recipe {report.name}",
+        f"{'trained' if trained else 'scored'} on {data}" if data else None,
+        f"recipe {report.name}" if trained else None,
         f"{size} px" if size else None,
-        f"seed {report.seed}" + (", the median" if report.seeds else ""),
+        f"seed {report.seed}" + (", the median" if report.seeds else "") if trained else None,
         report.created and report.created.replace("T", " ")[:16],
     )
     return [fact for fact in facts if fact]
@@ -118,11 +125,12 @@ def _result(report: RunReport) -> JsonDict | None:
         )
     found = conclusions.baselines(report, split)
     return {
-        "split": split,
+        "split": split_words(split),
         "title": metric_title(leads),
         "value": "–" if value is None else show_headline(leads, value),
         "interval": [show_headline(leads, end) for end in bounds or ()],
         "n": values.get("n"),
+        "groups": values.get("groups"),
         "baselines": [*_baselines(found, leads), *conclusions.head_alone(report)],
         "hint": hint,
         "metrics": [
@@ -235,6 +243,8 @@ def _details(report: RunReport) -> JsonDict | None:
     targets = values.get("per_target") or ()
     details = {
         "split": split,
+        "on": split_words(split),
+        "groups": _groups(report, values),
         "matrix": _matrix(report, values.get("confusion")),
         "no_matrix": (values.get("reasons") or {}).get("confusion"),
         "rows": shown,
@@ -253,6 +263,21 @@ def _details(report: RunReport) -> JsonDict | None:
         "not_drawn": max(0, len(targets) - MOST_TARGETS_DRAWN),
     }
     return details if rows or targets or details["matrix"] else None
+
+
+def _groups(report: RunReport, values: JsonDict) -> list[JsonDict]:
+    """Return the leading metric by group, the weakest first."""
+    leads = report.task.headline
+    rows = sorted(values.get("per_group") or (), key=lambda row: (row["value"] or 0.0, -row["n"]))
+    return [
+        {
+            "group": row["group"],
+            "n": row["n"],
+            "value": "–" if row["value"] is None else show_headline(leads, row["value"]),
+            "interval": " to ".join(show_headline(leads, e) for e in row.get("interval") or ()),
+        }
+        for row in rows[:MOST_ROWS]
+    ]
 
 
 def _calibration(values: JsonDict) -> JsonDict | None:

@@ -54,6 +54,14 @@ def galleries(report: RunReport) -> list[JsonDict]:
     return [one for one in result if one["images"]]
 
 
+def sheets(report: RunReport) -> list[JsonDict]:
+    """Return the pictures of many images: title, note and source."""
+    return [
+        {"title": one["title"], "note": one["note"], "source": _source(one["picture"])}
+        for one in report.examples.get("sheets", ())
+    ]
+
+
 def cells(report: RunReport) -> dict[Cell, JsonDict]:
     """Return the images of each cell of the confusion matrix that has some, with its anchor; those
     of the diagonal are the right ones that are shown."""
@@ -83,8 +91,7 @@ def _image(report: RunReport, row: JsonDict) -> JsonDict:
     right, sure = row["truth"] == row["answer"], row["sure"]
     numbers = report.task.name == "regression"
     return {
-        # A report's pictures are base 64 and nothing else, as its shape demands.
-        "source": Markup(f"data:image/webp;base64,{row['picture']}"),  # noqa: S704
+        "source": _source(row["picture"]),
         "answer": row["answer"],
         "sure": "" if sure is None else _share(sure),
         "right": right and not numbers,
@@ -92,6 +99,11 @@ def _image(report: RunReport, row: JsonDict) -> JsonDict:
         "file": row["file"],
         "words": f"{row['file']}: predicted {row['answer']}, true {row['truth']}",
     }
+
+
+def _source(picture: str) -> Markup:
+    """Return a picture's address; it is base 64 and nothing else, as a report's shape demands."""
+    return Markup(f"data:image/webp;base64,{picture}")  # noqa: S704
 
 
 def _share(share: float) -> str:

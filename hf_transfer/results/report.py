@@ -18,7 +18,7 @@ from hf_transfer.base.files import read_limited, write_text
 from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
 from hf_transfer.results import report_shape as shape
 from hf_transfer.results.report_shape import shaped
-from hf_transfer.results.words import JsonDict, is_number
+from hf_transfer.results.words import COUNTS, LABELLED, JsonDict, is_number
 
 VERSION = 1
 UNEVEN = 1.5  # largest class to smallest, from which balanced accuracy leads
@@ -93,8 +93,12 @@ class RunReport:
 
     @property
     def splits(self) -> dict[str, JsonDict]:
-        """The metrics of each split that was measured; the one that counts, test, comes first."""
+        """The metrics of each split that was measured; the one that counts, test, comes first.
+
+        Those of a finished model on other images are "labelled".
+        """
         found = {"test": self.metrics.get("test") or {}, "validation": self.metrics}
+        found[LABELLED] = self.metrics.get(LABELLED) or {}
         return {split: values for split, values in found.items() if self.task.headline in values}
 
     @property
@@ -201,7 +205,7 @@ def _spread(rows: Sequence[JsonDict]) -> JsonDict:
     for name in rows[0]:
         values: list[Any] = [row.get(name) for row in rows]
         numbers = [value for value in values if is_number(value)]
-        if len(numbers) == len(rows) and name != "n":
+        if len(numbers) == len(rows) and name not in COUNTS:
             mean = math.fsum(numbers) / len(numbers)
             result[name] = {
                 "mean": mean,

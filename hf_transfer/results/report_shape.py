@@ -77,10 +77,21 @@ class CalibrationRow(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class GroupRow(TypedDict):
+    """One group of images, such as a patient's, in `per_group`."""
+
+    group: str
+    n: Count
+    value: Number
+    interval: NotRequired[tuple[Finite, Finite]]
+
+
+@with_config(ConfigDict(extra="allow"))
 class SplitMetrics(TypedDict, total=False):
     """The metrics on one split; those of a recipe's own stand beside ours."""
 
     n: Count
+    groups: Count
     accuracy: Share
     balanced_accuracy: Share
     map: Share
@@ -99,15 +110,18 @@ class SplitMetrics(TypedDict, total=False):
     per_class: list[ClassRow]
     per_label: list[LabelRow]
     per_target: list[TargetRow]
+    per_group: list[GroupRow]
     confusion: list[list[Count]]
     calibration: list[CalibrationRow]
 
 
 @with_config(ConfigDict(extra="allow"))
 class Metrics(SplitMetrics, total=False):
-    """The metrics on validation, and under `test` those on test."""
+    """The metrics on validation, under `test` those on test, and under `labelled` those of a
+    finished model on other images."""
 
     test: SplitMetrics
+    labelled: SplitMetrics
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -160,6 +174,15 @@ class TargetFacts(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class Unmatched(TypedDict):
+    """A label that only the data or only the model has, and what became of its images."""
+
+    label: str
+    where: str
+    done: str
+
+
+@with_config(ConfigDict(extra="allow"))
 class DataFacts(TypedDict, total=False):
     """The images: where they came from, how many there are, and what they show."""
 
@@ -171,6 +194,7 @@ class DataFacts(TypedDict, total=False):
     targets: dict[str, list[TargetFacts]]
     fingerprint: str | None
     audit: AuditFacts | None
+    unmatched: list[Unmatched]
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -193,6 +217,15 @@ class SuspectRows(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class Sheet(TypedDict):
+    """A picture of many images."""
+
+    title: str
+    note: str
+    picture: Picture
+
+
+@with_config(ConfigDict(extra="allow"))
 class ExamplesFacts(TypedDict, total=False):
     """The images that are shown; lists of places in `rows`, `cells` as [true, said, places]."""
 
@@ -201,6 +234,7 @@ class ExamplesFacts(TypedDict, total=False):
     unsure: list[Count]
     right: list[Count]
     suspects: list[SuspectRows]
+    sheets: list[Sheet]
     cells: list[tuple[Count, Count, list[Count]]]
 
 

@@ -25,6 +25,8 @@ METRIC_TITLES = {
     "ece": "Calibration error (ECE, 15 bins)",
     "nll": "Negative log-likelihood (nats)",
 }
+LABELLED = "labelled"  # in a split's place: images that a finished model was scored on
+COUNTS = ("n", "groups")  # of images, and of groups that intervals are over
 IN_UNITS = ("mae", "rmse")  # of the target
 PERCENTAGES = ("accuracy", "balanced_accuracy")
 LARGEST = 1e60  # beyond it a number in a report is no measurement
@@ -37,7 +39,9 @@ def metric_titles(values: JsonDict) -> dict[str, str]:
     """
     mixed = IN_UNITS if len(values.get("per_target") or ()) > 1 else ()
     ours = {name: t for name, t in METRIC_TITLES.items() if name in values and name not in mixed}
-    others = {k: k for k, v in values.items() if k not in (*METRIC_TITLES, "n") and is_number(v)}
+    others = {
+        k: k for k, v in values.items() if k not in (*METRIC_TITLES, *COUNTS) and is_number(v)
+    }
     return ours | others
 
 
@@ -110,6 +114,11 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def split_words(split: str) -> str:
+    """Return on which images something was measured: a split's name, or "these images"."""
+    return "these images" if split == LABELLED else split
 
 
 def range_words(counts: Sequence[int]) -> str:

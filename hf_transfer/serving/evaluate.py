@@ -6,7 +6,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from hf_transfer.base.errors import DataError, UserError
 from hf_transfer.data.sources import SPLITS, Scan, list_source
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
-from hf_transfer.serving.paired import accuracy_interval, compared
+from hf_transfer.serving.evaluate_page import write_evaluation
+from hf_transfer.serving.paired import accuracy_interval, by_group, compared
 from hf_transfer.serving.pictures import Failed, batches
 from hf_transfer.serving.predict import outputs, ready
 
@@ -49,6 +50,9 @@ def evaluate(
     split: str | None = None,
     threshold: float | None = None,
     tta: bool = False,
+    group: str | None = None,
+    out: str | Path | None = None,
+    page_images: bool | None = None,
     batch_size: int = 32,
 ) -> dict[str, Any]:
     """Return how well a model does on labelled images, as plain JSON values.
@@ -60,13 +64,18 @@ def evaluate(
     with n and a 95% interval, and each class. `tta` averages each image's answer with its mirror
     image's. `threshold` counts, of classes, answers of at least that probability only; of several
     labels it is the probability from which one counts as present. `compare` is another model: what
-    it does on the same images, with a paired test. Raises UserError.
+    it does on the same images, with a paired test. `group` is a column of the table, or a pattern
+    on the files' names with one group: metrics come for each group, and intervals draw whole ones.
+    `out` is a folder to write evaluation.json and the page report.html to, with images unless
+    `page_images` is False (None: unless some are DICOM files). Raises UserError.
     """
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")
     model = model if isinstance(model, PreTrainedModel) else ready(model)
     backbone = model.backbone
-    found, chosen = _chosen(data, backbone.task, backbone.labels, split)
+    spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
+    spec = spec if group is None else replace(spec, group=group)
+    found, chosen = _chosen(spec, backbone.task, backbone.labels, split)
     matched = _matched(found, backbone.labels)
     scored, failed = _scored(model, found, batch_size, tta, "evaluate")
     logits = scored.logits
@@ -78,14 +87,12 @@ def evaluate(
         "unreadable": failed,
         "tta": tta,
     }
-    if threshold is not None and backbone.task == "classification":
-        result["confident"] = _confident(scored, threshold)
-    elif threshold is not None and backbone.task == "multi_label":
-        logits = logits - np.log(threshold / (1 - threshold))
-        result["threshold"] = threshold
-    elif threshold is not None:
-        raise UserError("a regression has no probabilities; leave --threshold out")
-    metrics = measure(backbone.task, logits, scored.truth, scored.names)
+    if threshold is not None:
+        logits = _from_threshold(result, scored, threshold)
+    groups = None if found.groups is None else [found.groups[row] for row in scored.rows]
+    metrics = measure(backbone.task, logits, scored.truth, scored.names, groups=groups)
+    if groups is not None:
+        metrics["per_group"] = by_group(backbone.task, logits, scored.truth, groups)
     for row in metrics.get("per_class", ()):
         if row["recall"] is not None:
             row["recall_interval"] = accuracy_interval(round(row["recall"] * row["n"]), row["n"])
@@ -97,7 +104,9 @@ def evaluate(
                 f"the models answer different questions: {backbone.task} and {other.backbone.task}"
             )
         theirs, _ = _scored(other, found, batch_size, tta, "compare")
-        result["comparison"] = compared(backbone.task, scored, theirs)
+        result["comparison"] = compared(backbone.task, scored, theirs, groups)
+    if out is not None:
+        write_evaluation(result, model, found, scored, out, page_images)
     return result
 
 
@@ -105,10 +114,9 @@ def evaluate(
 
 
 def _chosen(
-    data: str | Path | DataSpec, task: str, labels: tuple[str, ...], split: str | None
+    spec: DataSpec, task: str, labels: tuple[str, ...], split: str | None
 ) -> tuple[Scan, str]:
     """Return the labelled images to score, and the name of their split."""
-    spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
     found = _listed(spec, task, labels)
     there = [name for name in SPLITS if name in found.images]
     if split is None:
@@ -129,7 +137,7 @@ def _listed(spec: DataSpec, task: str, labels: tuple[str, ...]) -> Scan:
         if task == "classification" or spec.label_columns:
             raise
         try:
-            columns = DataSpec(path=spec.path, image_column=spec.image_column, label_columns=labels)
+            columns = replace(spec, label_columns=labels)
             return list_source(columns, task)
         except DataError:
             pass
@@ -252,6 +260,17 @@ def _averaged(model: PreTrainedModel, pixels: torch.Tensor, tta: bool) -> torch.
         return torch.stack([one.double().sigmoid() for one in each]).mean(dim=0).logit(eps=1e-12)
     shares = torch.stack([one.double().log_softmax(-1) for one in each])
     return torch.logsumexp(shares, dim=0)
+
+
+def _from_threshold(result: dict[str, Any], scored: Scored, threshold: float) -> Any:
+    """Return the outputs to measure where answers count from a probability on, and note it."""
+    if result["task"] == "regression":
+        raise UserError("a regression has no probabilities; leave --threshold out")
+    if result["task"] == "classification":
+        result["confident"] = _confident(scored, threshold)
+        return scored.logits
+    result["threshold"] = threshold
+    return scored.logits - np.log(threshold / (1 - threshold))
 
 
 def _confident(scored: Scored, threshold: float) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.words import metric_title, metric_titles, show_metric
 
+MOST_GROUPS = 20
 MOST_CLASSES = 50  # that are listed; of more the weakest
 JsonDict = dict[str, Any]
 
@@ -13,7 +15,8 @@ JsonDict = dict[str, Any]
 def format_evaluation(found: JsonDict) -> str:
     """Return what `evaluate` found as lines: labels without a partner, metrics, classes."""
     metrics = found["metrics"]
-    lines = [f"{found['data']}: {metrics['n']:,} images ({_split(found['split'])})"]
+    groups = f" in {metrics['groups']:,} groups" if "groups" in metrics else ""
+    lines = [f"{found['data']}: {metrics['n']:,} images{groups} ({_split(found['split'])})"]
     lines += _labels(found["labels"])
     for failed in found["unreadable"]:
         lines.append(f"left out: {failed['error']}")
@@ -28,10 +31,11 @@ def format_evaluation(found: JsonDict) -> str:
             told = f"{show_metric(name, value):>7}{_interval(name, bounds)}"
         lines.append(f"{title:<{width}}  {told}")
     if sure := found.get("confident"):
-        lines += ["", _confident(sure)]
+        lines += ["", told_of_confidence(sure)]
     lines += _classes(metrics)
+    lines += _groups(metrics, found["task"])
     if compared := found.get("comparison"):
-        lines += ["", *_compared(compared)]
+        lines += ["", *told_of_comparison(compared)]
     return "\n".join(lines)
 
 
@@ -40,16 +44,16 @@ def _split(split: str) -> str:
 
 
 def _labels(labels: JsonDict) -> list[str]:
-    lines = []
-    for row in labels["only_in_data"]:
-        near = f"; nearest of the model's: {row['nearest']}" if row["nearest"] else ""
-        lines.append(
-            f"label {row['label']!r} is not one of the model's: {row['images']:,} images are not "
-            f"counted{near}"
-        )
-    if labels["only_in_model"]:
-        lines.append(f"the data has no image of {', '.join(labels['only_in_model'])}")
-    return lines
+    """Return a table of the labels that only the data or only the model has."""
+    rows = [
+        [row["label"], "the data", f"{row['images']:,} not counted", row["nearest"] or ""]
+        for row in labels["only_in_data"]
+    ]
+    rows += [[label, "the model", "none to count", ""] for label in labels["only_in_model"]]
+    if not rows:
+        return []
+    head = ["Label without a partner", "Only in", "Images", "Nearest"]
+    return ["", *_table(head, rows, left=True)]
 
 
 def _interval(name: str, bounds: list[float] | None) -> str:
@@ -59,7 +63,8 @@ def _interval(name: str, bounds: list[float] | None) -> str:
     return f"  95% interval {low} to {high}"
 
 
-def _confident(sure: JsonDict) -> str:
+def told_of_confidence(sure: JsonDict) -> str:
+    """Return how many answers are sure enough, and how many of them are right, in a sentence."""
     share = f"{sure['n']:,} of {sure['of']:,} answers have a probability of {sure['threshold']:g}"
     if not sure["n"]:
         return f"{share} or more."
@@ -90,21 +95,40 @@ def _classes(metrics: JsonDict) -> list[str]:
     return ["", *note, *_table(["Class", "n", "Recall", "Precision", "F1"], rows)] if rows else []
 
 
+def _groups(metrics: JsonDict, task: str) -> list[str]:
+    """Return a table of the groups of images, the weakest first."""
+    found = sorted(metrics.get("per_group") or (), key=lambda row: (row["value"] or 0, -row["n"]))
+    title, few = metric_title(TASKS[task].headline), found[:MOST_GROUPS]
+    note = [f"The {MOST_GROUPS} weakest of {len(found):,} groups:"] if len(found) > len(few) else []
+    rows = [
+        [row["group"], f"{row['n']:,}", _cell(row["value"]), _span(row.get("interval"))]
+        for row in few
+    ]
+    return ["", *note, *_table(["Group", "n", title, "95% interval"], rows)] if rows else []
+
+
+def _span(bounds: list[float] | None) -> str:
+    return f"{bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else ""
+
+
 def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def _table(head: list[str], rows: list[list[str]], left: bool = False) -> list[str]:
+    """Return a table as lines; the first column, or with `left` all, begin at the left."""
+    side = "<" if left else ">"
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = []
     for row in [head, *rows]:
         cells = [f"{row[0]:<{widths[0]}}"]
-        cells += [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells += [f"{cell:{side}{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return lines
 
 
-def _compared(found: JsonDict) -> list[str]:
+def told_of_comparison(found: JsonDict) -> list[str]:
+    """Return what a comparison found, as lines."""
     metric = found["metric"]
     title, n = metric_title(metric), found["n"]
     ours, theirs, apart = (found[key] for key in ("ours", "theirs", "difference"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,16 +26,40 @@ class Outputs(Protocol):
     names: tuple[str, ...]
 
 
-def compared(task: str, ours: Outputs, theirs: Outputs) -> dict[str, Any]:
+def by_group(
+    task: str, outputs: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], groups: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Return {group, n, value} of each group of rows, `value` the task's headline metric; of
+    classes with its 95% interval."""
+    names = np.array([str(group) for group in groups])
+    rows = []
+    for name in sorted(set(names.tolist())):
+        mine = np.flatnonzero(names == name)
+        if task == "classification":
+            right = int((outputs[mine].argmax(axis=1) == truth[mine]).sum())
+            value: float | None = right / len(mine)
+            bounds = {"interval": accuracy_interval(right, len(mine))}
+        else:
+            found = measure(task, outputs[mine], truth[mine], bootstrap=0, tables=False)
+            value, bounds = found[TASKS[task].headline], {}
+        rows.append({"group": name, "n": len(mine), "value": value, **bounds})
+    return rows
+
+
+def compared(
+    task: str, ours: Outputs, theirs: Outputs, groups: Sequence[Any] | None = None
+) -> dict[str, Any]:
     """Return both models' headline metric on the images that both can score, the difference
-    (ours minus theirs) with its 95% interval by the paired bootstrap and, of classes, McNemar's
-    exact test (McNemar 1947; the binomial form). Raises UserError where they share no image."""
+    (ours minus theirs) with its 95% interval by the paired bootstrap, of whole `groups` where
+    given (one for each of our rows), and, of classes, McNemar's exact test (McNemar 1947; the
+    binomial form). Raises UserError where they share no image."""
     _, one, other = np.intersect1d(ours.rows, theirs.rows, return_indices=True)
     if not len(one):
         raise UserError("the two models know different labels: there is no image to compare on")
+    drawn_by = None if groups is None else [groups[row] for row in one]
     if task == "classification":
         first = _right(ours, one)
-        return _of_classes(first, _right(theirs, other))
+        return _of_classes(first, _right(theirs, other), drawn_by)
     if ours.names != theirs.names:
         both = [name for name in ours.names if name in theirs.names]
         if not both:
@@ -55,7 +80,7 @@ def compared(task: str, ours: Outputs, theirs: Outputs) -> dict[str, Any]:
         return {"difference": pairs[:, 0] - pairs[:, 1]}
 
     first, second = headline(slice(None))
-    bounds, _ = intervals(len(truth), RESAMPLES // 4, 0, differences)
+    bounds, _ = intervals(len(truth), RESAMPLES // 4, 0, differences, groups=drawn_by)
     return {
         "metric": metric,
         "n": len(truth),
@@ -79,14 +104,20 @@ def _right(scored: Outputs, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return scored.logits[rows].argmax(axis=1) == scored.truth[rows]
 
 
-def _of_classes(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> dict[str, Any]:
+def _of_classes(
+    ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any], groups: Sequence[Any] | None
+) -> dict[str, Any]:
     from scipy.stats import binomtest
 
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     differing = only_ours + only_theirs
     gains = ours.astype(np.float64) - theirs
     bounds, _ = intervals(
-        len(gains), RESAMPLES, 0, lambda drawn: {"difference": gains[drawn].mean(axis=1)}
+        len(gains),
+        RESAMPLES,
+        0,
+        lambda drawn: {"difference": gains[drawn].mean(axis=1)},
+        groups=groups,
     )
     return {
         "metric": "accuracy",

@@ -69,7 +69,9 @@ def measure(
 
 
 def _measured(logits: Any, images: ImageSet, task: str, extra: Sequence[Extra]) -> dict[str, Any]:
-    metrics = measured(task, logits, images.labels, images.names, images.scale)
+    metrics = measured(
+        task, logits, images.labels, images.names, images.scale, groups=images.groups
+    )
     for metric in extra:
         metrics |= metric(logits, images.labels)
     return metrics

@@ -23,7 +23,17 @@ from hf_transfer.results.metrics.regression import regression_metrics
 MODULE = Path(__file__).with_name("evaluate_module.py")
 OURS = ("accuracy", "top5", "macro_f1", "balanced_accuracy", "auroc", "ece", "nll")
 # What a foreign metric may not overwrite in a report's metrics.
-RESERVED = {*OURS, "n", "reasons", "intervals", "per_class", "confusion", "calibration", "test"}
+RESERVED = {
+    *OURS,
+    "n",
+    "groups",
+    "reasons",
+    "intervals",
+    "per_class",
+    "confusion",
+    "calibration",
+    "test",
+}
 
 Measure = Callable[[ArrayLike, ArrayLike], dict[str, Any]]
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
@@ -41,11 +51,17 @@ def measure(
     scale: Scale | None = None,
     bootstrap: int = 1000,
     tables: bool = True,
+    groups: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the metrics of a task; standardised numbers are first put back in units by `scale`."""
+    """Return the metrics of a task; standardised numbers are first put back in units by `scale`.
+
+    With `groups`, one for each row, intervals are over groups, and `groups` counts them.
+    """
     if scale is not None:
         outputs, labels = scale.to_units(outputs), scale.to_units(labels)
-    return MEASURES[task](outputs, labels, names, bootstrap=bootstrap, tables=tables)
+    options: dict[str, Any] = {"bootstrap": bootstrap, "tables": tables, "groups": groups}
+    found = MEASURES[task](outputs, labels, names, **options)
+    return found if groups is None else {**found, "groups": len(set(groups))}
 
 
 class EpochMetrics:

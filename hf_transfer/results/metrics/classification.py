@@ -41,12 +41,14 @@ def classification_metrics(
     bootstrap: int = 1000,
     seed: int = 0,
     tables: bool = True,
+    groups: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of logits (N, C) against labels (N,), as plain JSON values.
 
     Scalars are in 0..1 but `nll` (nats, mean); what is undefined is None, with the cause under
     `reasons`. `intervals` holds 95% percentile bootstrap intervals from `bootstrap` resamples of
-    rows (0: none); `ece` has none, since resampling biases it upwards. Ties go to the first class.
+    rows, or of `groups` (0: none); `ece` has none, since resampling biases it upwards. Ties go to
+    the first class.
     `tables` are `per_class`, `calibration` and, of up to MOST_CONFUSED classes, the matrix
     `confusion`.
     Raises UserError for logits that are not finite, ValueError for shapes that do not fit.
@@ -64,7 +66,7 @@ def classification_metrics(
     result["ece"] = _calibration_error(facts)
     result["nll"] = float(facts.nll.mean())
     result["reasons"] = {"auroc": reason} if reason else {}
-    result["intervals"], reason = _intervals(facts, bootstrap, seed, auroc is not None)
+    result["intervals"], reason = _intervals(facts, bootstrap, seed, auroc is not None, groups)
     if reason:
         result["reasons"]["auroc interval"] = reason
     if tables:
@@ -275,7 +277,7 @@ def _class_auroc(rows: _Rows, label: int, weights: Floats) -> Floats:
 
 
 def _intervals(
-    rows: _Rows, resamples: int, seed: int, auroc: bool
+    rows: _Rows, resamples: int, seed: int, auroc: bool, groups: Sequence[Any] | None
 ) -> tuple[dict[str, list[float]], str | None]:
     """Bootstrap intervals, and why there is none for a defined AUROC, where there is none."""
     reason = None
@@ -291,14 +293,14 @@ def _intervals(
             found["auroc"] = _resampled_auroc(rows, drawn)
         return found
 
-    found, undefined = intervals(rows.n, resamples, seed, measure, cells=len(rows.kinds))
+    found, undefined = intervals(rows.n, resamples, seed, measure, len(rows.kinds), groups)
     if undefined:
         reason = "a class has so few images that many resamples hold none of it"
     return found, reason
 
 
 def _resampled_auroc(rows: _Rows, drawn: Ints) -> Floats:
-    weights = weights_of(drawn)
+    weights = weights_of(drawn, rows.n)
     areas = [_class_auroc(rows, label, weights) for label in range(rows.classes)]
     result: Floats = np.mean(areas, axis=0)
     return result

@@ -22,14 +22,15 @@ def multilabel_metrics(
     bootstrap: int = 1000,
     seed: int = 0,
     tables: bool = True,
+    groups: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of logits (N, L) against labels (N, L) of 0 and 1, as plain JSON values.
 
     A label counts as predicted where its logit is above 0, its probability above one half. `map`
     and `auroc` are means over the labels for which they are defined, `macro_f1` over those there or
     predicted; `all_right` is the share of images with every label right. What is undefined is
-    None, with the cause under `reasons`. `intervals` are 95% percentile bootstrap (0: none);
-    `tables` adds `per_label`.
+    None, with the cause under `reasons`. `intervals` are 95% percentile bootstrap of rows, or of
+    `groups` (0: none); `tables` adds `per_label`.
     """
     scores, truth = _checked(logits, labels)
     n, count = scores.shape
@@ -53,7 +54,12 @@ def multilabel_metrics(
             result["reasons"][name] = "no label is positive or predicted"
     ranked = bootstrap * n * count <= AUROC_BUDGET
     result["intervals"], undefined = intervals(
-        n, bootstrap, seed, lambda drawn: rows.measured(weights_of(drawn), ranked), cells=count // 4
+        n,
+        bootstrap,
+        seed,
+        lambda drawn: rows.measured(weights_of(drawn, n), ranked),
+        cells=count // 4,
+        groups=groups,
     )
     reason = "labels are so rare that many resamples hold none of them"
     result["reasons"] |= {f"{k} interval": reason for k in undefined if result[k] is not None}

@@ -22,13 +22,14 @@ def regression_metrics(
     bootstrap: int = 1000,
     seed: int = 0,
     tables: bool = True,
+    groups: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Return R2, MAE and RMSE (units of the target) of two arrays (N,) or (N, T), as JSON values.
 
     Of several targets each is the mean over them; `per_target`, of `tables`, has them one by one,
     with up to POINTS pairs [true, predicted] of rows evenly spaced. R2 is None, with the cause
     under `reasons`, where a target is the same in every row. `intervals` are 95% percentile
-    bootstrap (0: none).
+    bootstrap of rows, or of `groups` (0: none).
     """
     values = finite(predictions).astype(np.float64, copy=False)
     truth = np.asarray(targets, dtype=np.float64)
@@ -45,7 +46,7 @@ def regression_metrics(
         found = _measured(values, truth, drawn)
         return {name: each.mean(axis=1) for name, each in found.items()}
 
-    bounds, undefined = intervals(len(truth), bootstrap, seed, measure, cells=truth.size)
+    bounds, undefined = intervals(len(truth), bootstrap, seed, measure, truth.size, groups)
     reasons = {"r2": _same(constant, len(names))} if constant else {}
     if "r2" in undefined and not constant:
         reasons["r2 interval"] = "there are so few images that in many resamples all are the same"

@@ -3,8 +3,9 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 
-from hf_transfer.results.metrics import multi_label, resampling
+from hf_transfer.results.metrics import by_name, multi_label, resampling
 from hf_transfer.results.metrics.classification import classification_metrics
 from hf_transfer.results.metrics.regression import regression_metrics
 from hf_transfer.results.metrics.resampling import intervals, weights_of
@@ -37,7 +38,7 @@ def test_chunks_do_not_change_the_draws(monkeypatch):
 
 def test_weights_count_the_draws():
     drawn = np.array([[0, 0, 2], [1, 1, 1]])
-    assert weights_of(drawn).tolist() == [[2, 0, 1], [0, 3, 0]]
+    assert weights_of(drawn, 3).tolist() == [[2, 0, 1], [0, 3, 0]]
 
 
 def peak_of(work):
@@ -72,3 +73,41 @@ def test_measuring_holds_no_copy_of_the_logits():
     truth = np.arange(1000) * 7
     taken = peak_of(lambda: classification_metrics(scores, truth, tables=False))
     assert taken < 32 < scores.nbytes / 2**20, f"{taken:.0f} MB"
+
+
+def test_intervals_over_groups_are_those_of_groups_drawn_whole():
+    """Images of a group that are all alike count as one: the interval is that of the groups."""
+    right = np.random.default_rng(0).random(30) < 0.7
+
+    def bounds(values, groups=None):
+        found, _ = intervals(
+            len(values), 2000, 0, lambda drawn: {"x": values[drawn].mean(axis=1)}, groups=groups
+        )
+        return found["x"]
+
+    many, groups = np.repeat(right, 5), np.repeat([f"patient {i}" for i in range(30)], 5)
+    whole, narrow = bounds(many, groups), bounds(many)
+    assert whole == pytest.approx(bounds(right), abs=0.03)
+    assert whole[1] - whole[0] > 1.8 * (narrow[1] - narrow[0])
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label", "regression"])
+def test_every_task_has_intervals_over_groups_of_any_size(task):
+    random = np.random.default_rng(1)
+    outputs = random.normal(size=(60, 3))
+    labels = {
+        "classification": random.integers(0, 3, 60),
+        "multi_label": random.integers(0, 2, (60, 3)),
+        "regression": outputs + random.normal(size=(60, 3)),
+    }[task]
+    groups = random.integers(0, 20, 60)
+    found = by_name.measure(task, outputs, labels, ("a", "b", "c"), groups=groups, bootstrap=200)
+    alone = by_name.measure(task, outputs, labels, ("a", "b", "c"), bootstrap=200)
+    assert found["groups"] == len(set(groups))
+    assert found["intervals"].keys() == alone["intervals"].keys()
+    assert found["intervals"] != alone["intervals"]
+    each = by_name.measure(
+        task, outputs, labels, ("a", "b", "c"), groups=np.arange(60), bootstrap=200
+    )
+    for name, (low, high) in each["intervals"].items():
+        assert (low, high) == pytest.approx(alone["intervals"][name], abs=0.12)
