@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hf_transfer.run import train
     from hf_transfer.serving.embed import embed
     from hf_transfer.serving.evaluate import evaluate
+    from hf_transfer.serving.explain import explain
     from hf_transfer.serving.export import export
     from hf_transfer.serving.load import load
     from hf_transfer.serving.predict import predict
@@ -40,6 +41,7 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "explain",
     "export",
     "load",
     "load_backbone",
@@ -66,6 +68,7 @@ _WHERE = {
     "compare": "deciding.compare",
     "embed": "serving.embed",
     "evaluate": "serving.evaluate",
+    "explain": "serving.explain",
     "export": "serving.export",
     "load": "serving.load",
     "load_backbone": "backbones.load",

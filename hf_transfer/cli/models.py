@@ -1,4 +1,4 @@
-"""Commands that use a finished model: predict, evaluate, embed, export."""
+"""Commands that use a finished model: predict, evaluate, embed, explain, export."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ def add(commands: Any) -> None:
     embed.path("--near", "IMAGE", "image to find the most similar ones of")
     embed.argument("--top", "N", "number of similar images (default: 10)", type=count, default=10)
 
+    explain = command(
+        commands, "explain", _explain, "show where in images a model sees a label", loads=True
+    )
+    explain.path("model", "MODEL", MODEL)
+    explain.path("images", "IMAGE", "files, folders or patterns", nargs="+")
+    label = "label to explain, also several times (default: the likeliest of each image)"
+    explain.argument("--label", "NAME", label, action="append")
+    written = "folder for the heat maps, as PNG (default: heat-maps)"
+    explain.path("--out", "DIR", written, default="heat-maps")
+    explain.argument("--batch-size", "N", "images in a batch (default: 16)", type=count, default=16)
+
     export = command(
         commands, "export", _export, "write a model for ONNX Runtime or torch alone", loads=True
     )
@@ -90,6 +101,16 @@ def _embed(args: argparse.Namespace) -> int:
     from hf_transfer.serving.embed import embed_to
 
     found, errors = embed_to(args.model, args.images, args.out, args.near, args.top)
+    say("\n".join(found))
+    for error in errors:
+        console.warn(f"left out: {error}")
+    return 2 if errors else 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from hf_transfer.serving.explain import explain_to
+
+    found, errors = explain_to(args.model, args.images, args.out, args.label, args.batch_size)
     say("\n".join(found))
     for error in errors:
         console.warn(f"left out: {error}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.serving import evaluate as evaluating
 from hf_transfer.serving.embed import Embeddings, embed
+from hf_transfer.serving.explain import BATCH, Explanation, explain
 from hf_transfer.serving.export import export
 from hf_transfer.serving.predict import Prediction, predict, ready
 
@@ -48,6 +50,12 @@ class Model:
     def embed(self, images: Any, *, batch_size: int = 32) -> Embeddings:
         """Return the features of each image, as `hf_transfer.embed` does."""
         return embed(self.network, images, batch_size=batch_size)
+
+    def explain(
+        self, images: Any, *, label: str | Sequence[str] | None = None, batch_size: int = BATCH
+    ) -> list[Explanation]:
+        """Return where in each image the model sees a label, as `hf_transfer.explain` does."""
+        return explain(self.network, images, label=label, batch_size=batch_size)
 
     def export(self, out: str | Path, *, to: str = "onnx") -> dict[str, Any]:
         """Write one file for another runtime, as `hf_transfer.export` does."""

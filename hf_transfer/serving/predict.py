@@ -105,11 +105,15 @@ def _answers(model: PreTrainedModel, batch: Batch, top: int | None) -> Iterator[
     rows = iter(outputs(model, batch.pixels))
     for name, error in zip(batch.names, batch.errors, strict=True):
         yield (
-            Prediction(name, error=error) if error else _told(model.backbone, name, next(rows), top)
+            Prediction(name, error=error)
+            if error
+            else prediction_of(model.backbone, name, next(rows), top)
         )
 
 
-def _told(backbone: Backbone, name: str, output: torch.Tensor, top: int | None) -> Prediction:
+def prediction_of(
+    backbone: Backbone, name: str, output: torch.Tensor, top: int | None = None
+) -> Prediction:
     """Return what the outputs (C,) of one image mean for the model's task."""
     if not output.isfinite().all():
         why = "the model's answer is not a number; its weights or its config.json are damaged"
