@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_transfer.serving.export import export
     from hf_transfer.serving.load import load
     from hf_transfer.serving.predict import predict
+    from hf_transfer.space.app import demo
     from hf_transfer.training.layerwise import LayerwiseTrainer
     from hf_transfer.training.trainer import TransferTrainer
 
@@ -39,6 +40,7 @@ __all__ = [
     "TransferTrainer",
     "UserError",
     "compare",
+    "demo",
     "embed",
     "evaluate",
     "explain",
@@ -66,6 +68,7 @@ _WHERE = {
     "TransferTrainer": "training.trainer",
     "UserError": "base.errors",
     "compare": "deciding.compare",
+    "demo": "space.app",
     "embed": "serving.embed",
     "evaluate": "serving.evaluate",
     "explain": "serving.explain",

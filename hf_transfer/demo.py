@@ -1,5 +1,28 @@
 """Where the demo was in 0.1.0: Spaces that were published then import it from here."""
 
-from hf_transfer.serving.demo import build_demo, launch
+from __future__ import annotations
 
-__all__ = ["build_demo", "launch"]
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_transfer.space.app import demo
+
+if TYPE_CHECKING:
+    import gradio
+
+__all__ = ["launch"]
+
+
+def launch(
+    model: str | Path,
+    port: int | None = None,
+    *,
+    host: str | None = None,
+    examples: str | Path | None = None,
+    announce: Callable[[str], object] | None = None,
+    wait: bool = True,
+) -> gradio.Blocks:
+    """Serve the page of one model, with the images in the folder `examples`, as `demo` does."""
+    shown = sorted(Path(examples).iterdir()) if examples else ()
+    return demo(model, port=port, host=host, examples=shown, announce=announce, wait=wait)

@@ -26,11 +26,10 @@ from hf_transfer.planning.data_checks import check_metrics
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import Recipe
-from hf_transfer.recipe.tasks import labels_of
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import RunReport
-from hf_transfer.training import measuring, watching
+from hf_transfer.training import measuring
 from hf_transfer.training.arguments import joined, training_arguments
 from hf_transfer.training.machine import precision
 from hf_transfer.training.recovery import failures
@@ -67,23 +66,16 @@ def train(
 
 
 def run(
-    recipe: Recipe,
-    out: Path,
-    *,
-    resume: bool = False,
-    callbacks: Sequence[TrainerCallback] = (),
-    target: Recipe | None = None,
+    recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()
 ) -> RunReport:
     """Train a recipe into the folder `out` and return its report; once per seed.
 
-    With `resume`, finished phases and seeds are read back and an interrupted one goes on. A pretext
-    is watched on the labelled images of its `target`, the recipe that goes on from it, and none of
-    that one's validation and test images trains it. Several processes are still joined afterwards:
-    who begins them calls processes.leave.
+    With `resume`, finished phases and seeds are read back and an interrupted one goes on. Several
+    processes are still joined afterwards: who begins them calls processes.leave.
     """
     with run_folder.opened(out, recipe, resume), fitting(run_folder.threads(out)), failures.told():
         if recipe.seeds == 1:
-            return run_seed(recipe, out, resume, callbacks, target)
+            return run_seed(recipe, out, resume, callbacks)
         reports = []
         for seed in range(recipe.seed, recipe.seed + recipe.seeds):
             one = dataclasses.replace(recipe, seed=seed, seeds=1)
@@ -93,11 +85,7 @@ def run(
 
 
 def run_seed(
-    recipe: Recipe,
-    out: Path,
-    resume: bool,
-    callbacks: Sequence[TrainerCallback],
-    target: Recipe | None = None,
+    recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
 ) -> RunReport:
     """Train a recipe with its seed and write the run's folder; the report is written last."""
     here = run_folder.RunFolder(out)
@@ -106,11 +94,10 @@ def run_seed(
     started = time.monotonic()
     extra = measuring.extra_metrics(recipe.metrics)
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
-    source = facts.source_facts(RunReport.load(here.source.path)) if recipe.source else {}
     listed = list_source(recipe.data, recipe.task)
     model = load_backbone(
         backbone_id,
-        labels_of(recipe.task, listed.labels),
+        listed.labels,
         task=recipe.task,
         pretrained=recipe.pretrained,
         weights=recipe.weights,
@@ -121,7 +108,6 @@ def run_seed(
         keep_head=recipe.head.keep,
         seed=recipe.seed,
     )
-    without, labelled = watching.target_of(recipe, target, model, resume)
     data = load_data(
         recipe.data,
         model.backbone.image,
@@ -129,10 +115,7 @@ def run_seed(
         task=recipe.task,
         listed=listed,
         read_all=resume,
-        without=without,
     )
-    watch = watching.watched(model, data, labelled)
-    extra = (*extra, *watch)
     check_metrics(recipe, data.counts)
     run_folder.keep_inputs(out, measuring.inputs(model, data), torch.get_num_threads())
     trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
@@ -140,7 +123,6 @@ def run_seed(
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
     metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images)
-    metrics, told = watching.concluded(metrics, watch)
     if launch.is_main():
         save_model(model, here.model)
     report = RunReport(
@@ -153,10 +135,9 @@ def run_seed(
         seconds={"wall": time.monotonic() - started, "training": trained},
         environment={**facts.environment(), **speed},
         seed=recipe.seed,
-        warnings=(*facts.warnings_of(trainer.reports, source), *trainer.notes, *told),
+        warnings=(*facts.warnings_of(trainer.reports), *trainer.notes),
         created=facts.now(),
         examples=shown,
-        source=source,
     )
     report = run_folder.finish(report, out)
     trainer.processes.wait()  # what comes next may read the folder
@@ -203,5 +184,5 @@ def train_source(
         processes.wait()
         data = dataclasses.replace(first.data, path=str(here.letters))
         first = dataclasses.replace(first, data=data)
-    run(first, here.source.path, resume=resume, callbacks=callbacks, target=recipe)
+    run(first, here.source.path, resume=resume, callbacks=callbacks)
     return str(here.source.model)

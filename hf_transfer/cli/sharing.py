@@ -16,8 +16,11 @@ def add(commands: Any) -> None:
     push.argument("repo", "REPO", "repository, as OWNER/NAME")
     push.flag("--private", "make the repository private")
 
-    demo = command(commands, "demo", _demo, "try a model in the browser", loads=True)
-    demo.path("model", "MODEL", MODEL, nargs="?", default=".")
+    words = "try models in the browser, and train your own"
+    demo = command(commands, "demo", _demo, words, loads=True)
+    demo.path("models", "MODEL", f"{MODEL}; several are shown side by side", nargs="*")
+    own = "network to train, besides those in the Hub's cache; may be given several times"
+    demo.argument("--backbone", "ID", own, action="append", default=[])
     demo.argument("--port", "N", "port (default: the first free one)", type=int)
 
     cache = command(commands, "cache", _cache, "list or clear cached pixels and features")
@@ -33,9 +36,9 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from hf_transfer.serving.demo import launch as serve
+    from hf_transfer.space.app import demo
 
-    serve(args.model, port=args.port, announce=say)
+    demo(*args.models, port=args.port, backbones=args.backbone, announce=say)
 
 
 def _cache(args: argparse.Namespace) -> None:

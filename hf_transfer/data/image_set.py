@@ -13,7 +13,6 @@ import numpy as np
 
 from hf_transfer.base.machine import trim
 from hf_transfer.data.audit import Audit, audit
-from hf_transfer.data.held_out import HeldOut
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import LivePixels, Seen, StoredPixels, open_pixels
 from hf_transfer.data.scale import Scale
@@ -176,21 +175,17 @@ def load_data(
     *,
     read_all: bool = False,
     listed: Scan | None = None,
-    without: HeldOut | None = None,
 ) -> ImageData:
     """Return a recipe's data: found, split, decoded (or read from the store), audited.
 
     Decoded pixels are kept under `cache_dir` (by default in the cache) unless they take more than
     `limit_bytes`. With `read_all` the content of every file is read again, as a resumed run needs
-    to prove that its images are the same. `listed` is what `list_source` has found. Images that
-    show a picture of `without` are left out, and a finding says so.
+    to prove that its images are the same. `listed` is what `list_source` has found.
     Raises DataError, one line.
     """
     found = scan(_with_spare(spec), seed, task, listed)
     pixels, seen = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)
     about, kept = audit(found, seen, settings, spec)
-    if without is not None:
-        about, kept = without.leave_out(found, seen, about, kept)
     kept = kept[limited(found.take(kept), spec, seed)]
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
@@ -219,15 +214,6 @@ def load_data(
         task=task,
         scale=scale,
     )
-
-
-def held_out(
-    spec: DataSpec, settings: ImageSettings, seed: int = 0, task: str = "classification"
-) -> HeldOut:
-    """Return the pictures in validation and test of a recipe's data, as `load_data` splits it."""
-    found = scan(_with_spare(spec), seed, task)
-    _, seen = open_pixels(found, settings)
-    return HeldOut.of(found, seen)
 
 
 def _labels(found: Scan) -> np.ndarray:

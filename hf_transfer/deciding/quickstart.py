@@ -36,6 +36,7 @@ from hf_transfer.deciding.quickstart_text import (
     format_quickstart,
 )
 from hf_transfer.planning.phases import make_phases
+from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.examples import encoded, examples
@@ -126,6 +127,17 @@ def _check(recipe: Recipe) -> None:
 
 
 # --- the source --------------------------------------------------------------------------------
+
+
+@fitting()
+def train_letters(out: Path, images: int) -> float:
+    """Train the quickstart's backbone on so many drawn letters and save it in `out`; return its
+    accuracy on new ones, in 0..1."""
+    recipe = load_recipe("quickstart", [f"source.letters.images={images}"])
+    model, letters = _source(recipe)
+    accuracy = _train_source(recipe, model, letters)
+    save_model(model, out)
+    return accuracy
 
 
 def _source(recipe: Recipe) -> tuple[PreTrainedModel, ImageData]:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from hf_transfer.base.nearest import nearest
 from hf_transfer.recipe import stopping
-from hf_transfer.recipe.tasks import CLASSIFICATION, PROBES, REGRESSION, TASKS
+from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION, TASKS
 
 if TYPE_CHECKING:
     from hf_transfer.recipe.phase_specs import PhaseSettings
-    from hf_transfer.recipe.specs import DataSpec, Recipe, SourceSpec
+    from hf_transfer.recipe.specs import DataSpec, Recipe
 
 Problem = tuple[tuple[str | int, ...], str]  # where in the recipe, and what is wrong there
 
@@ -108,16 +108,6 @@ def in_data(data: DataSpec) -> Iterator[str]:
         )
 
 
-def in_source(source: SourceSpec) -> Iterator[str]:
-    """Yield what contradicts itself in the section of a source task."""
-    if source.pretext is not None and source.letters is not None:
-        yield "a pretext learns from the images of data; remove letters"
-    elif source.pretext is not None and source.data is None:
-        yield f"pretext: {source.pretext} needs images; add data: {{path: FOLDER}}"
-    elif (source.data is None) == (source.letters is None):
-        yield "source needs one of data and letters, as what to learn first"
-
-
 def in_recipe(recipe: Recipe) -> Iterator[Problem]:
     """Yield what sections of a recipe contradict each other, or do not go with its task."""
     yield from _of_weights(recipe)
@@ -127,9 +117,7 @@ def in_recipe(recipe: Recipe) -> Iterator[Problem]:
             yield ("phases", i), text
     if recipe.source is not None:
         for i, spec in enumerate(recipe.source.phases):
-            task = recipe.source.pretext or CLASSIFICATION.name
-            extra = () if recipe.source.pretext else recipe.metrics
-            for text in _phase_problems(spec, extra, task):
+            for text in _phase_problems(spec, recipe.metrics, CLASSIFICATION.name):
                 yield ("source", "phases", i), text
 
 
@@ -154,13 +142,7 @@ def _with_task(recipe: Recipe) -> Iterator[Problem]:
     task, data = TASKS[recipe.task], recipe.data
     if recipe.loss == "balanced" and task is REGRESSION:
         yield ("loss",), "loss: balanced weighs labels, and a regression has none; remove it"
-    elif task.is_pretext and recipe.loss != task.loss:
-        yield ("loss",), f"task: {task.name} has a loss of its own; remove loss"
-    elif (
-        recipe.loss == "pretext"
-        and not task.is_pretext
-        or (recipe.loss == "squared_error") != (task is REGRESSION)
-    ):
+    elif (recipe.loss == "squared_error") != (task is REGRESSION):
         yield ("loss",), f"the loss of task: {task.name} is {task.loss}; write that or remove loss"
     if task is CLASSIFICATION:
         if data.label_columns:
@@ -186,17 +168,10 @@ def phase_conflicts(spec: PhaseSettings, task: str) -> Iterator[str]:
     """Yield what is wrong with the settings of a phase for a task."""
     if spec.solve and task != CLASSIFICATION.name:
         yield f"solve: lbfgs is for task: classification, not {task}; write epochs: 10 instead"
-    if task == REGRESSION.name or TASKS[task].is_pretext:
+    if task == REGRESSION.name:
         for key in ("label_smoothing", "mixup", "cutmix"):
             if getattr(spec, key):
-                yield f"{key} is for labels, and a {TASKS[task].kind} has none; remove it"
-    if TASKS[task].is_pretext and spec.features == "cached":
-        yield f"features: cached is for images that stay as they are, not for {task}; remove it"
-    if TASKS[task].varies and not spec.is_augmented:
-        yield (
-            f"{task} compares variations of an image, and this phase has none; add augment: "
-            "standard, or {crop: [0.2, 1], flip: true, color: 0.4}"
-        )
+                yield f"{key} is for labels, and a regression has none; remove it"
 
 
 def _phase_problems(spec: PhaseSettings, extra: tuple[str, ...], task: str) -> Iterator[str]:
@@ -207,7 +182,7 @@ def _phase_problems(spec: PhaseSettings, extra: tuple[str, ...], task: str) -> I
     for once they are loaded.
     """
     yield from phase_conflicts(spec, task)
-    known = TASKS[task].metrics + (tuple(PROBES.values()) if TASKS[task].is_pretext else ())
+    known = TASKS[task].metrics
     for key, metric in judged_by(spec):
         if extra:
             why = stopping.unclear(metric)

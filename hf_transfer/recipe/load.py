@@ -23,10 +23,8 @@ from hf_transfer.recipe.specs import (
     Augment,
     DataSpec,
     GradualSpec,
-    HeadSpec,
     PhaseSpec,
     Recipe,
-    SourceSpec,
 )
 from hf_transfer.recipe.yaml_nodes import Mistakes, Node
 
@@ -210,34 +208,21 @@ def source_recipe(recipe: Recipe) -> Recipe:
     source = recipe.source
     if source is None:
         raise UserError(f"recipe {recipe.name} has no source")
-    other = recipe.task != "classification"
     return dataclasses.replace(
         recipe,
         name=f"{recipe.name}, source",
-        task=source.pretext or "classification",
-        loss="pretext" if source.pretext else "cross_entropy" if other else recipe.loss,
-        metrics=() if other or source.pretext else recipe.metrics,
+        task="classification",
+        loss="cross_entropy" if recipe.task != "classification" else recipe.loss,
+        metrics=recipe.metrics if recipe.task == "classification" else (),
         backbone=source.backbone,
-        pretrained=source.start == "pretrained",
+        pretrained=False,
         weights=None,
-        head=HeadSpec() if source.pretext else recipe.head,
-        data=_seen_alike(source, recipe.data),
+        data=source.data or DataSpec(image_size=recipe.data.image_size),
         phases=source.phases,
         source=None,
         compare=None,
         seeds=1,
     )
-
-
-def _seen_alike(source: SourceSpec, target: DataSpec) -> DataSpec:
-    """Return a source's data; letters, and images without labels whose form it leaves open, in the
-    size, channels and form of the target's."""
-    if source.data is not None and source.pretext is None:
-        return source.data
-    data = source.data or DataSpec()
-    keys = ("image_size", "channels", "fit")
-    given = {key: getattr(data, key) or getattr(target, key) for key in keys}
-    return dataclasses.replace(data, **given)
 
 
 def _plain(value: Any) -> Any:

@@ -33,9 +33,6 @@ __all__ = [
 ]
 
 
-PretextName = Literal["rotation", "contrastive", "redundancy"]
-
-
 def _kind(value: Any) -> str:
     gradual = isinstance(value, GradualSpec) or (isinstance(value, dict) and "gradual" in value)
     return "GradualSpec" if gradual else "PhaseSpec"
@@ -161,29 +158,19 @@ class LettersSpec:
 
 @spec
 class SourceSpec:
-    """A task on which the backbone is trained first: images without labels (a pretext), a labelled
-    folder, or drawn letters."""
+    """A task on which the backbone is trained first: a labelled folder, or drawn letters."""
 
-    backbone: Text = Field(description="network that is trained first")
+    backbone: Text = Field(description="network that is trained first, from random weights")
     phases: Phases = Field(description="phases of its training")
     data: DataSpec | None = Field(
         default=None, description="images to learn first; or give `letters`"
     )
     letters: LettersSpec | None = Field(default=None, description="drawn letters to learn first")
-    pretext: PretextName | None = Field(
-        default=None,
-        description="task whose labels cost nothing, learned from the images of `data`, whose "
-        "labels are ignored",
-    )
-    start: Literal["random", "pretrained"] = Field(
-        default="random", description="weights that it starts from"
-    )
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        problems: list[conflicts.Problem] = [((), text) for text in conflicts.in_source(self)]
-        if problems:
-            raise Conflict(problems)
+        if (self.data is None) == (self.letters is None):
+            raise Conflict([((), "source needs one of data and letters, as what to learn first")])
         return self
 
 
@@ -212,10 +199,9 @@ class Recipe:
         json_schema_extra={"allowed": "a name without / and \\"},
     )
     phases: Phases = Field(description="what is trained, one phase after the other")
-    task: Literal["classification", "multi_label", "regression"] | PretextName = Field(
+    task: Literal["classification", "multi_label", "regression"] = Field(
         default="classification",
-        description="what the model says of an image: one class, labels, numbers; or a pretext, "
-        "which learns features from images without labels",
+        description="what the model says of an image: one class, labels, numbers",
     )
     backbone: Text | None = Field(
         default=None,
@@ -234,12 +220,10 @@ class Recipe:
     data: DataSpec = Field(
         default=DataSpec(), description="where the images are, and how they are split"
     )
-    loss: Literal["cross_entropy", "balanced", "squared_error", "pretext"] = Field(
+    loss: Literal["cross_entropy", "balanced", "squared_error"] = Field(
         default_factory=_loss,
         description="loss; `balanced` weighs classes by how rare they are",
-        json_schema_extra={
-            "default": "cross_entropy; squared_error for a regression; pretext for a pretext"
-        },
+        json_schema_extra={"default": "cross_entropy; squared_error for a regression"},
     )
     metrics: tuple[Text, ...] = Field(
         default=(),

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_transfer.training import pretext_loss
 from hf_transfer.training.machine import sharding
 
 
@@ -56,9 +55,6 @@ LOSSES = {
     "classification": cross_entropy_sum,
     "multi_label": binary_cross_entropy_sum,
     "regression": squared_error_sum,
-    "rotation": cross_entropy_sum,
-    "contrastive": pretext_loss.contrastive_sum,
-    "redundancy": pretext_loss.redundancy_sum,
 }
 
 

@@ -1,18 +1,17 @@
-"""The Space: shows the model that the variable MODEL, or the first argument, names."""
+"""The Space: shows the models that the variable MODEL, or the arguments, name, and trains."""
 
 import os
 import sys
 from pathlib import Path
 
-from hf_transfer.base.errors import UserError
-from hf_transfer.serving.demo import launch
+from hf_transfer import UserError, demo
 
 if __name__ == "__main__":
-    model = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("MODEL")
-    if not model:
-        sys.exit("error: no model; set the variable MODEL to OWNER/NAME, or give a run folder")
-    examples = Path(__file__).parent / "examples"
+    models = sys.argv[1:] or os.environ.get("MODEL", "").split()
+    backbones = os.environ.get("BACKBONES", "").split()
+    folder = Path(__file__).parent / "examples"
+    examples = sorted(folder.iterdir()) if folder.is_dir() else ()
     try:
-        launch(model, examples=examples if examples.is_dir() else None, announce=print)
+        demo(*models, backbones=backbones, examples=examples, announce=print)
     except UserError as error:
         sys.exit(f"error: {error}")

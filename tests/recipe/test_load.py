@@ -230,19 +230,7 @@ BAD = {
     HEAD + "seeds: 0\n": (2, "seeds must be a whole number from 1 to 1,000, got 0"),
     HEAD + "seed: true\n": (2, "got True"),
     HEAD + "pretrained: yes\n": (2, "pretrained must be true or false, got 'yes'"),
-    HEAD + "loss: hinge\n": (2, "balanced, squared_error or pretext, got 'hinge'"),
-    HEAD + "loss: pretext\n": (2, "the loss of task: classification is cross_entropy"),
-    HEAD + "task: rotation\nloss: balanced\n": (3, "task: rotation has a loss of its own"),
-    "phases: [{train: all, epochs: 1}]\ntask: contrastive\n": (1, "add augment: standard"),
-    "phases: [{train: head, epochs: 1, features: cached}]\ntask: rotation\n": (
-        1, "features: cached is for images that stay as they are"),
-    HEAD + "source:\n  pretext: rotation\n  backbone: x\n  phases: [{train: all, epochs: 1}]\n": (
-        2, "pretext: rotation needs images; add data: {path: FOLDER}"),
-    HEAD + "source: {pretext: rotation, letters: {}, backbone: x, "
-    "phases: [{train: all, steps: 1}]}\n": (
-        2, "a pretext learns from the images of data; remove letters"),
-    HEAD + "source: {pretext: jigsaw, backbone: x, phases: [{train: all, steps: 1}]}\n": (
-        2, "pretext must be rotation, contrastive"),
+    HEAD + "loss: hinge\n": (2, "cross_entropy, balanced or squared_error, got 'hinge'"),
     HEAD + "task: detection\n": (2, "task must be classification, multi_label or regression"),
     HEAD + "loss: squared_error\n": (2, "the loss of task: classification is cross_entropy"),
     HEAD + "task: regression\nloss: balanced\n": (3, "balanced weighs labels, and a regression"),

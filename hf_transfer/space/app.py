@@ -1,0 +1,128 @@
+"""The page, served until it is stopped: `hf-transfer demo` and the Space are this."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_transfer.base.boundary import said
+from hf_transfer.base.errors import UserError
+from hf_transfer.space.limits import Limits
+
+if TYPE_CHECKING:
+    import gradio
+
+    from hf_transfer.space.site import Site
+
+logger = logging.getLogger(__name__)
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial")
+MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+
+
+def demo(
+    *models: str | Path,
+    port: int | None = None,
+    host: str | None = None,
+    backbones: Sequence[str] = (),
+    examples: Sequence[str | Path] = (),
+    announce: Callable[[str], object] | None = None,
+    wait: bool = True,
+    limits: Limits | None = None,
+) -> gradio.Blocks:
+    """Serve the page until Ctrl-C, or return it at once without `wait`; `.close()` ends it.
+
+    `models` are run folders, model folders or Hub repositories, shown side by side; without any
+    the page offers the example and training. `backbones` are networks that visitors may train,
+    besides those in the Hub's cache; `examples` are images to click on. `announce` is called with
+    the address. Without a port it is the first free one from 7860 on; `host` is this machine
+    alone, or GRADIO_SERVER_NAME. Raises UserError, also for a port in use.
+    """
+    gr = _gradio()
+    from hf_transfer.space.page import build_page
+    from hf_transfer.space.site import Site
+
+    site = Site(models, backbones, limits, examples)
+    restore = _uploads_to(site.visitors.root / "uploads")
+    try:
+        page = build_page(site)
+        page.queue(default_concurrency_limit=4, max_size=site.limits.visitors)
+        site.jobs.warm_up()
+        if not models:
+            site.learn_letters()
+        page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            max_file_size=site.limits.upload_bytes,
+            css=_asset("style.css"),
+            theme=gr.themes.Default(
+                font=list(FONTS), font_mono=list(MONO), primary_hue="blue", neutral_hue="slate"
+            ),
+            footer_links=["api"],
+        )
+    except BaseException as error:
+        restore()
+        site.close()
+        if not isinstance(error, OSError):
+            raise
+        if port is None:
+            raise UserError(f"the demo cannot be served: {said(error)}") from error
+        raise UserError(f"port {port} is not free; choose another, or leave it out") from error
+    _close_with(page, site, restore)
+    logger.info("serving %d models at %s", len(models), page.local_url)
+    if announce:
+        announce(page.local_url)
+    if wait:
+        page.block_thread()
+    return page
+
+
+def _uploads_to(folder: Path) -> Callable[[], None]:
+    """Let uploads lie in the server's own folder while it serves; return what ends that."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop("GRADIO_TEMP_DIR", None)
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = before
+
+    return restore
+
+
+def _close_with(page: gradio.Blocks, site: Site, restore: Callable[[], None]) -> None:
+    """Close the site when the page closes, or the program ends."""
+    close = page.close
+
+    def closed(verbose: bool = True) -> None:
+        close(verbose=verbose)
+        atexit.unregister(site.close)
+        restore()
+        site.close()
+
+    page.close = closed
+    page.site = site
+    atexit.register(site.close)
+
+
+def _asset(name: str) -> str:
+    return resources.files("hf_transfer.space").joinpath(name).read_text(encoding="utf-8")
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "the demo needs gradio; install it with: pip install 'hf-transfer-learning[demo]'"
+        ) from error
+    return gradio

@@ -1,0 +1,129 @@
+"""Zip files of folders: looked through before anything is unpacked, and never unpacked to paths."""
+
+from __future__ import annotations
+
+import re
+import stat
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.errors import UserError
+from hf_transfer.data.folders import IMAGE_SUFFIXES, shown
+from hf_transfer.data.split_names import split_of
+from hf_transfer.space.limits import Limits, Refused, megabytes
+
+END = struct.Struct("<4s4H2LH")  # of a zip file: signature, disks, entries, size, offset, comment
+DIRECTORY_BYTES = 4 * 2**20
+ARCHIVES = {
+    b"Rar!": "a RAR archive",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive",
+}
+
+
+def opened(path: Path, limits: Limits) -> zipfile.ZipFile:
+    """Return an archive whose directory is small enough to be read. Raises Refused."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise Refused("This is no regular file.")
+    if path.stat().st_size > limits.upload_bytes:
+        raise Refused(f"The page reads zip files of up to {megabytes(limits.upload_bytes)}.")
+    with path.open("rb") as file:
+        begin = file.read(300)
+        file.seek(max(0, path.stat().st_size - 2**16 - END.size))
+        tail = file.read()
+    kind = next((what for magic, what in ARCHIVES.items() if begin.startswith(magic)), None)
+    if kind or begin[257:262] == b"ustar":
+        raise Refused(f"This is {kind or 'a tar archive'}. Pack the folders as a zip file.")
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < END.size:
+        raise Refused("This is no zip file, or it is not whole. Pack the folders again.")
+    _, _, _, _, count, size, _, _ = END.unpack_from(tail, at)
+    if count > limits.entries or size > DIRECTORY_BYTES:
+        raise Refused(f"The page reads zip files of up to {limits.entries:,} entries.")
+    try:
+        with untrusted("the zip file"):
+            return zipfile.ZipFile(path)
+    except UserError as error:
+        raise Refused("This zip file is damaged. Pack the folders again.") from error
+
+
+def entries(archive: zipfile.ZipFile, limits: Limits) -> list[zipfile.ZipInfo]:
+    """Return the files of an archive. Raises Refused for one that is out to do harm."""
+    infos = [info for info in archive.infolist() if not info.is_dir()]
+    seen: set[str] = set()
+    for info in archive.infolist():
+        name = info.orig_filename.replace("\\", "/")
+        parts = name.rstrip("/").split("/")
+        if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
+            raise Refused("This zip file holds a path that leads out of its own folder.")
+        mode = info.external_attr >> 16
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise Refused("This zip file holds a link or a device. Pack the images themselves.")
+        if info.flag_bits & 0x1:
+            raise Refused("This zip file has a password. Pack the folders without one.")
+        if name in seen:
+            raise Refused("This zip file holds two files of the same name.")
+        seen.add(name)
+    if sum(info.file_size for info in infos) > limits.total_bytes:
+        raise Refused(
+            f"This zip file unpacks to more than {megabytes(limits.total_bytes)}, the most that "
+            "this page reads."
+        )
+    return infos
+
+
+def class_folders(
+    infos: list[zipfile.ZipInfo], class_name: Callable[[str], str]
+) -> list[tuple[zipfile.ZipInfo, str, str]]:
+    """Return the files in class folders with class and split. Raises Refused where there are none.
+
+    Folders that hold all the others are passed over; train, validation and test are splits.
+    """
+    found = []
+    for info in infos:
+        parts = info.filename.replace("\\", "/").split("/")
+        if all(map(shown, parts)):
+            found.append((info, parts[:-1]))
+    folders = [tuple(parts) for _, parts in found if parts]
+    if not folders:
+        raise Refused("This zip file holds no folders. Put each image in a folder with its class.")
+    depth = 0
+    while len({parts[: depth + 1] for parts in folders}) == 1 and all(
+        len(parts) > depth + 1 for parts in folders
+    ):
+        depth += 1
+    rows = []
+    for info, parts in found:
+        inner = parts[depth:]
+        if not inner:
+            continue
+        split = split_of(inner[0]) if len(inner) > 1 else None
+        rows.append((info, class_name(inner[1] if split else inner[0]), split or ""))
+    splits = {split for _, _, split in rows}
+    if len(splits) > 1 and ("" in splits or "train" not in splits):
+        rows = [(info, label, "") for info, label, _ in rows]
+    return rows if len(splits) > 1 else [(info, label, "") for info, label, _ in rows]
+
+
+def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits) -> bytes | str:
+    """Return a file's content, or why there is none; never more is read than the limit."""
+    name = info.filename
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix and suffix not in {*IMAGE_SUFFIXES, ".svg", ".svgz"}:
+        return "not an image"
+    if info.file_size > limits.image_bytes:
+        return f"larger than {megabytes(limits.image_bytes)}"
+    try:
+        with untrusted(name), archive.open(info) as file:
+            content = file.read(limits.image_bytes + 1)
+    except UserError:
+        return "damaged in the zip file"
+    if len(content) > limits.image_bytes:
+        return f"larger than {megabytes(limits.image_bytes)}"
+    return content

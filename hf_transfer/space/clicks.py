@@ -1,0 +1,180 @@
+"""What happens when a visitor clicks in Train your own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hf_transfer.data.audit import audit
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.pixels import open_pixels
+from hf_transfer.data.sources import scan
+from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.space import training
+from hf_transfer.space.draft import new_draft
+from hf_transfer.space.drawn import classes_view, findings_view, note
+from hf_transfer.space.drawn_made import made_view
+from hf_transfer.space.drawn_plan import plan_view
+from hf_transfer.space.jobs import Job
+from hf_transfer.space.limits import Refused
+from hf_transfer.space.site import Site, told
+from hf_transfer.space.tab_try import SIDE_BY_SIDE, no_model_view
+from hf_transfer.space.visitors import Visitor
+
+LETTERS_PX = 32  # the size that the built-in network knows
+LISTS = 6  # parts of the page that show which models there are
+
+
+class Clicks:
+    """The handlers of one site."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def visitor(self, request: gr.Request) -> Visitor:
+        """Return who clicked. Raises Refused."""
+        return self.site.visitors.of(request.session_hash)
+
+    def add_zip(self, path: str | None, request: gr.Request) -> Any:
+        """Take the images of a zip file."""
+        visitor = self.visitor(request)
+        if not path:
+            return gr.skip(), *self._changed(visitor, "")
+        try:
+            words = visitor.pictures.add_zip(Path(path))
+        finally:
+            Path(path).unlink(missing_ok=True)
+        return gr.update(value=None), *self._changed(visitor, words)
+
+    def add_files(self, label: str, paths: list[str] | str | None, request: gr.Request) -> Any:
+        """Take the images of one class."""
+        visitor = self.visitor(request)
+        places = [Path(one) for one in ([paths] if isinstance(paths, str) else paths or [])]
+        if not places:
+            return [gr.skip()] * 6
+        try:
+            words = visitor.pictures.add(label, [(place.name, place) for place in places])
+        finally:
+            for place in places:
+                place.unlink(missing_ok=True)
+        return gr.update(value=None), *self._changed(visitor, words)
+
+    def drop(self, event: gr.EventData, request: gr.Request) -> Any:
+        """Remove a class."""
+        visitor = self.visitor(request)
+        label = str(getattr(event, "label", ""))
+        if label in visitor.pictures.labels:
+            visitor.pictures.drop(label)
+        return self._changed(visitor, f"Class {label} removed.")
+
+    def start_over(self, request: gr.Request) -> Any:
+        """Remove all images."""
+        visitor = self.visitor(request)
+        visitor.pictures.clear()
+        return self._changed(visitor, "All images removed.")
+
+    def audited(self, request: gr.Request) -> str:
+        """Show what is odd about the images."""
+        return findings_view(findings_of(self.visitor(request)))
+
+    def planned(self, network: str, start: str, size: int, request: gr.Request) -> str:
+        """Make a plan."""
+        visitor = self.visitor(request)
+        if len(visitor.pictures.labels) < 2:
+            raise Refused("Add images of at least two classes first, or run the example.")
+        backbone = self.site.backbone(network or "")
+        px = LETTERS_PX if backbone == str(self.site.letters) else size or None
+        data = visitor.pictures.folder
+        visitor.draft = new_draft(data, backbone, start, px, self.site.limits)
+        return plan_view(visitor.draft)
+
+    def change_plan(self, event: gr.EventData, request: gr.Request) -> str:
+        """Change the plan as was clicked."""
+        visitor = self.visitor(request)
+        if visitor.draft is None:
+            raise Refused("Make a plan first.")
+        names = ("act", "phase", "stage", "value")
+        visitor.draft.change({name: str(getattr(event, name, "") or "") for name in names})
+        return plan_view(visitor.draft)
+
+    async def train(self, request: gr.Request) -> AsyncIterator[Any]:
+        """Train the plan."""
+        async for update in self._run(request, training.start_plan_of):
+            yield update
+
+    async def run_example(self, request: gr.Request) -> AsyncIterator[Any]:
+        """Train the example."""
+        async for update in self._run(request, training.start_example):
+            yield update
+
+    async def _run(
+        self, request: gr.Request, begin: Callable[[Site, Visitor], Job]
+    ) -> AsyncIterator[Any]:
+        def start() -> tuple[Visitor, Job]:
+            visitor = self.visitor(request)
+            return visitor, begin(self.site, visitor)
+
+        visitor, job = await asyncio.to_thread(told(start))
+        yield classes_view(visitor.pictures), training.job_view(self.site, job), *_same()
+        async for view, news in training.follow(self.site, visitor, job):
+            yield gr.skip(), view, *(model_updates(self.site, visitor) if news else _same())
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop the training."""
+        visitor = self.visitor(request)
+        if visitor.job is None or visitor.job.is_over:
+            raise Refused("Nothing is being trained.")
+        visitor.job.stop()
+
+    def _changed(self, visitor: Visitor, words: str) -> tuple[Any, ...]:
+        """Return what shows a visitor's images after a change: the old plan is void."""
+        visitor.draft = None
+        shown = classes_view(visitor.pictures)
+        return note(words), shown, "", plan_view(None)
+
+
+def _same() -> list[Any]:
+    return [gr.skip()] * LISTS
+
+
+def model_updates(site: Site, visitor: Visitor) -> list[Any]:
+    """Return what changes on the page when a visitor's models have changed: the models of Try, the
+    model of How it was made with its view, the model to take away, the hint without any, and the
+    button that leads to Try."""
+    known = site.models_of(visitor)
+    titles, own = list(known), list(visitor.models)
+    newest = own[-1] if own else (titles[0] if titles else None)
+    chosen = (own[::-1][:SIDE_BY_SIDE][::-1] + list(site.models))[:SIDE_BY_SIDE]
+    return [
+        gr.update(choices=titles, value=chosen, visible=len(titles) > 1),
+        gr.update(choices=titles, value=newest),
+        made_view(known[newest]) if newest else gr.skip(),
+        gr.update(choices=own, value=own[-1] if own else None),
+        no_model_view(titles),
+        gr.update(visible=bool(titles)),
+    ]
+
+
+def findings_of(visitor: Visitor) -> list[tuple[str, str, int, list[tuple[str, str]]]]:
+    """Return what the audit finds in a visitor's images, each with pictures. Raises UserError."""
+    pictures = visitor.pictures
+    if not pictures.kept:
+        raise Refused("Add images first.")
+    spec, settings = DataSpec(path=str(pictures.folder), max_bad=1.0), ImageSettings(64)
+    found = scan(spec)
+    _, seen = open_pixels(found, settings, visitor.folder / "looked-at")
+    report, _ = audit(found, seen, settings, spec)
+    known = {str(one.file.relative_to(pictures.folder)): one for one in pictures.kept}
+    return [
+        (
+            one.kind,
+            one.done,
+            one.count,
+            [(known[name].thumb, known[name].name) for name in one.files if name in known],
+        )
+        for one in report.findings
+    ]

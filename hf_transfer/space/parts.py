@@ -1,0 +1,49 @@
+"""Parts of the page that all tabs are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+CLICKS = """
+element.addEventListener('click', event => {
+  const one = event.target.closest('button[data-act]');
+  if (!one) return;
+  element.dataset.key = one.dataset.key || '';
+  trigger('ask', {...one.dataset});
+});
+element.addEventListener('change', event => {
+  const one = event.target.closest('input[data-act], select[data-act]');
+  if (!one) return;
+  element.dataset.key = one.dataset.key || '';
+  trigger('ask', {...one.dataset, value: one.value});
+});
+watch('value', () => {
+  const key = element.dataset.key;
+  if (!key) return;
+  const one = [...element.querySelectorAll('[data-key]')].find(el => el.dataset.key === key);
+  if (one) one.focus({preventScroll: true});
+});
+"""
+# Events that programs do not call, and that show no overlay over what they change.
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+
+
+def html(value: str = "", name: str | None = None, clicks: bool = False) -> gr.HTML:
+    """Return a piece of HTML in our own style; with `clicks` its buttons and fields with data-act
+    raise the event `ask`, which carries their data- attributes and their value."""
+    return gr.HTML(
+        value, elem_id=name, js_on_load=CLICKS if clicks else None, apply_default_css=False
+    )
+
+
+def heading(words: str) -> gr.HTML:
+    """Return the heading of a step."""
+    return html(f'<h2 class="hft-step">{words}</h2>')
+
+
+def button(words: str, **options: Any) -> gr.Button:
+    """Return a button as wide as its words."""
+    return gr.Button(words, **{"scale": 0, "min_width": 12 * len(words) + 48, **options})

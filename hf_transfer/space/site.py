@@ -1,0 +1,120 @@
+"""One server: its limits, visitors, trainings and models, and what all tabs need of them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.errors import UserError
+from hf_transfer.space import examples
+from hf_transfer.space.jobs import Job, Jobs
+from hf_transfer.space.limits import Limits, Refused
+from hf_transfer.space.models import Networks, Shown, shown_model
+from hf_transfer.space.networks import LETTERS, chosen, networks_here
+from hf_transfer.space.visitors import Visitor, Visitors
+
+Made = TypeVar("Made")
+
+
+class Site:
+    """What one server knows; `models` are those that every visitor sees, by title."""
+
+    def __init__(
+        self,
+        models: Sequence[str | Path] = (),
+        backbones: Sequence[str] = (),
+        limits: Limits | None = None,
+        shown: Sequence[str | Path] = (),
+    ) -> None:
+        self.limits = limits or Limits()
+        self.networks = Networks()
+        self.models: dict[str, Shown] = {}
+        for one in models:
+            model = shown_model(one)
+            model.title = free_title(model.title, self.models)
+            self.networks.of(model)  # a model that cannot be loaded is told now
+            self.models[model.title] = model
+        self.visitors = Visitors(self.limits)
+        self.here = {LETTERS: LETTERS, **networks_here(backbones)}
+        self.jobs = Jobs(self.limits, self.visitors.root / "trainings.log")
+        self.jobs.every = self._sweep
+        self.letters = self.visitors.root / "letters"
+        self._learning: Job | None = None
+        self.examples = list(map(Path, shown)) or examples.unseen_digits(
+            self.visitors.root / "digits"
+        )
+
+    @property
+    def offline(self) -> bool:
+        """Whether nothing is fetched from the Hub."""
+        from huggingface_hub import constants
+
+        return bool(constants.HF_HUB_OFFLINE)
+
+    def learn_letters(self) -> None:
+        """Begin to train the built-in network, once; trainings that need it come after it."""
+        if self._learning is None or self._learning.state in ("failed", "stopped"):
+            asked = {"letters": str(self.letters), "images": examples.LETTERS}
+            folder = self.visitors.root / "learning-letters"
+            self._learning = self.jobs.submit(Job(asked, folder, leased=False))
+
+    def backbone(self, text: str) -> str:
+        """Return the backbone id of a visitor's choice. Raises Refused."""
+        found = chosen(text, self.here, self.offline)
+        if found != LETTERS:
+            return found
+        self.learn_letters()
+        if self._learning is None or self._learning.state != "done":
+            raise Refused(
+                "The built-in network is learning its letters, which takes about a minute. Try "
+                "again then, or run the example, which waits for it."
+            )
+        return str(self.letters)
+
+    def models_of(self, visitor: Visitor) -> dict[str, Shown]:
+        """Return the models that a visitor sees: the server's, and their own."""
+        return {**self.models, **visitor.models}
+
+    def close(self) -> None:
+        """End all trainings and remove everything."""
+        self.jobs.close()
+        self.visitors.close()
+
+    def _sweep(self) -> None:
+        self.visitors.sweep()
+        self.networks.forget_missing()
+
+
+def free_title(title: str, taken: dict[str, Any]) -> str:
+    """Return a title that is not taken: "Fine-tuned", "Fine-tuned 2", ..."""
+    found, count = title, 1
+    while found in taken:
+        count += 1
+        found = f"{title} {count}"
+    return found
+
+
+def told(call: Callable[..., Made]) -> Callable[..., Made]:
+    """Show what a visitor can mend as a message on the page, without this machine's paths."""
+    import gradio as gr
+
+    @functools.wraps(call)
+    def shown(*args: Any, **kwargs: Any) -> Made:
+        try:
+            with untrusted("what was sent"):
+                return call(*args, **kwargs)
+        except gr.Error:
+            raise
+        except UserError as error:
+            raise gr.Error(str(error), duration=20, print_exception=False) from error
+
+    return shown
+
+
+def on_a_space() -> bool:
+    """Whether this runs as a Space that lets visitors log in."""
+    return bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID"))

@@ -1,0 +1,76 @@
+"""The tab How it was made: one run at a time, with a confusion matrix that opens its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from hf_transfer.space.drawn import figures, note, panel
+from hf_transfer.space.drawn_made import made_view
+from hf_transfer.space.limits import Refused
+from hf_transfer.space.parts import HIDDEN, html
+from hf_transfer.space.site import Site, told
+from hf_transfer.space.uploads import thumbnail
+
+MOST = 24  # images of a cell
+
+
+@dataclass
+class MadeTab:
+    """The parts of the tab that others change."""
+
+    model: gr.Dropdown
+    view: gr.HTML
+    cell: gr.HTML
+
+
+def build_made(site: Site) -> MadeTab:
+    """Put the tab on the page."""
+    titles = list(site.models)
+    first = site.models[titles[0]] if titles else None
+    model = gr.Dropdown(
+        choices=titles, value=titles[0] if titles else None, label="Model", elem_id="made-model"
+    )
+    view = html(made_view(first), "made-view", clicks=True)
+    cell = html(name="made-cell")
+
+    @told
+    def show(title: str | None, request: gr.Request) -> tuple[str, str]:
+        known = site.models_of(site.visitors.of(request.session_hash))
+        return made_view(known.get(title or "")), ""
+
+    @told
+    def open_cell(title: str | None, event: gr.EventData, request: gr.Request) -> str:
+        known = site.models_of(site.visitors.of(request.session_hash))
+        found = known.get(title or "")
+        if found is None or found.report is None:
+            raise Refused("This model is no longer here. Train it again.")
+        labels = found.report.labels
+        at = [str(getattr(event, name, "")) for name in ("true", "said")]
+        if not all(one.isdecimal() and int(one) < len(labels) for one in at):
+            raise Refused("There is no such cell.")
+        true, said = (labels[int(one)] for one in at)
+        return cell_view(site, found, true, said)
+
+    model.change(show, model, [view, cell], **HIDDEN)
+    view.ask(open_cell, model, cell, **HIDDEN)
+    return MadeTab(model, view, cell)
+
+
+def cell_view(site: Site, model: Any, true: str, said: str) -> str:
+    """Return the validation images of a class that got an answer, the surest first."""
+    rows = [row for row in model.answers if (row.true, row.said) == (true, said)]
+    title = f"{true}, answered {said}" if true != said else f"{true}, answered right"
+    if not rows:
+        return panel(note("The images of this cell are not on this machine."), title)
+    cells = []
+    for row in sorted(rows, key=lambda row: -row.share)[:MOST]:
+        try:
+            address = thumbnail(row.file, site.limits, 120)
+        except (Refused, OSError):
+            continue
+        cells.append((address, f"{row.share:.0%} sure", row.file.name.partition("-")[2]))
+    more = note(f"{len(rows) - MOST:,} more are not shown.") if len(rows) > MOST else ""
+    return panel(f"{figures(cells)}{more}", title)

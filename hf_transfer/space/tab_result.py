@@ -1,0 +1,81 @@
+"""What a visitor takes away: model folder, recipe and report; or a push with their own login."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from hf_transfer.space import training
+from hf_transfer.space.drawn import note
+from hf_transfer.space.limits import Refused
+from hf_transfer.space.parts import QUIET, button, heading, html
+from hf_transfer.space.site import Site, on_a_space, told
+
+
+@dataclass
+class Result:
+    """The parts that others change."""
+
+    model: gr.Dropdown
+
+
+def build_result(site: Site) -> Result:
+    """Put the part of the tab on the page."""
+    heading("4. Take it away")
+    html(
+        '<p class="hft hft-soft">Your images and models are yours alone, and vanish '
+        f"{site.limits.kept} after your last click, or when you close this page.</p>"
+    )
+    with gr.Row():
+        model = gr.Dropdown(choices=[], label="Model", elem_id="take-model", min_width=220)
+    with gr.Row():
+        pack = button("Prepare the downloads", elem_id="take-pack")
+        folder = gr.DownloadButton("Model folder (zip)", visible=False, min_width=150)
+        recipe = gr.DownloadButton("Recipe", visible=False, min_width=110)
+        report = gr.DownloadButton("Report", visible=False, min_width=110)
+
+    @told
+    def packed(title: str | None, request: gr.Request) -> list[Any]:
+        visitor = site.visitors.of(request.session_hash)
+        found = visitor.models.get(title or "")
+        if found is None:
+            raise Refused("Train a model first.")
+        return [gr.update(value=str(one), visible=True) for one in training.packed(visitor, found)]
+
+    pack.click(packed, model, [folder, recipe, report], **QUIET)
+    if on_a_space():
+        _push(site, model)
+    return Result(model)
+
+
+def _push(site: Site, model: gr.Dropdown) -> None:
+    """Offer to push with the visitor's own login; their token is used once, and kept nowhere."""
+    with gr.Row():
+        gr.LoginButton(min_width=180, scale=0)
+        name = gr.Textbox(label="Repository", placeholder="your-name/model", min_width=220)
+        private = gr.Checkbox(label="Private", value=True)
+        go = button("Push to the Hub")
+    said = html()
+
+    @told
+    def push(
+        title: str | None,
+        repo: str,
+        private: bool,
+        request: gr.Request,
+        token: gr.OAuthToken | None,
+    ) -> str:
+        from hf_transfer.serving.hub import push as push_to_hub
+
+        visitor = site.visitors.of(request.session_hash)
+        found = visitor.models.get(title or "")
+        if found is None or found.run is None:
+            raise Refused("Train a model first.")
+        if token is None:
+            raise Refused("Log in first, with the button beside.")
+        address = push_to_hub(found.run, repo.strip(), private=private, token=token.token)
+        return note(f"Pushed: {address}")
+
+    go.click(push, [model, name, private], said, api_visibility="private")

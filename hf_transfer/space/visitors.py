@@ -1,0 +1,134 @@
+"""Who is here: each visitor's images, models and training, apart from all others.
+
+A visitor is known by the session that the browser opened; the folder has a name that nobody can
+guess. What is not used for an hour goes, and so does everything when its visitor leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_transfer.base.files import kind_of, mark
+from hf_transfer.base.locks import Hold, alone
+from hf_transfer.space.limits import Limits, Refused
+from hf_transfer.space.uploads import Pictures
+
+if TYPE_CHECKING:
+    from hf_transfer.space.draft import Draft
+    from hf_transfer.space.jobs import Job
+    from hf_transfer.space.models import Shown
+
+logger = logging.getLogger(__name__)
+KIND = "space"  # what the mark of a server's folder says
+PREFIX = "hf-transfer-space-"
+
+
+@dataclass
+class Visitor:
+    """One visitor: pictures, models by title, the plan that is being made and the training."""
+
+    folder: Path
+    pictures: Pictures
+    models: dict[str, Shown] = field(default_factory=dict)
+    draft: Draft | None = None
+    job: Job | None = None
+    findings: object = None  # what the audit of the pictures said
+    used: float = field(default_factory=time.monotonic)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class Visitors:
+    """All visitors by session; `root` is the server's folder, private to its user."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        remove_left_behind()
+        self.root = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
+        self._hold = Hold(self.root)  # before its mark, without which nobody removes it
+        mark(self.root, KIND)
+        self._known: dict[str, Visitor] = {}
+        self._lock = threading.Lock()
+
+    def of(self, session: str | None) -> Visitor:
+        """Return the visitor of a session; a new one where it is not known. Raises Refused."""
+        if not session:
+            raise Refused("This page needs a session. Load it again.")
+        with self._lock:
+            visitor = self._known.get(session)
+            if visitor is None:
+                if len(self._known) >= self.limits.visitors:
+                    raise Refused(
+                        f"{self.limits.visitors} visitors are here, the most that this page "
+                        "serves at once. Try again in a few minutes."
+                    )
+                folder = self.root / secrets.token_urlsafe(24)
+                folder.mkdir(mode=0o700)
+                visitor = Visitor(folder, Pictures(folder / "pictures", self.limits))
+                self._known[session] = visitor
+            visitor.used = time.monotonic()
+            return visitor
+
+    def __iter__(self) -> Iterator[Visitor]:
+        with self._lock:
+            return iter(list(self._known.values()))
+
+    def leave(self, session: str | None) -> None:
+        """Forget a visitor: stop the training, remove images and models."""
+        with self._lock:
+            visitor = self._known.pop(session or "", None)
+        if visitor is not None:
+            forget(visitor)
+
+    def sweep(self) -> None:
+        """Forget the visitors of whom nothing was heard for as long as things are kept."""
+        now = time.monotonic()
+        with self._lock:
+            old = [
+                session
+                for session, visitor in self._known.items()
+                if now - visitor.used > self.limits.kept_seconds
+            ]
+        for session in old:
+            self.leave(session)
+
+    def close(self) -> None:
+        """Forget all visitors and remove the server's folder."""
+        with self._lock:
+            sessions = list(self._known)
+        for session in sessions:
+            self.leave(session)
+        self._hold.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def forget(visitor: Visitor) -> None:
+    """Stop a visitor's training and remove all that is theirs."""
+    if visitor.job is not None:
+        visitor.job.stop("its visitor left")
+    visitor.models.clear()
+    visitor.draft = None
+    shutil.rmtree(visitor.folder, ignore_errors=True)
+
+
+def remove_left_behind() -> None:
+    """Remove the folders of servers that ended without doing so; those in use are left alone."""
+    for place in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            ours = place.lstat().st_uid == os.getuid() if hasattr(os, "getuid") else True
+            if place.is_symlink() or not ours or kind_of(place) != KIND:
+                continue
+            with alone(place) as unused:
+                if unused:
+                    logger.info("removing %s, which a server left behind", place)
+                    shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,152 @@
+"""The process that trains for one visitor: reads what is asked, calls `run`, and tells of it.
+
+Started as `python -m hf_transfer.space.worker`; it imports, waits for a folder on standard input,
+and ends when standard input does: no training outlives the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from hf_transfer.base.boundary import printable, redacted, said
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
+from hf_transfer.data.sources import scan
+from hf_transfer.deciding.quickstart import train_letters
+from hf_transfer.progress import quiet
+from hf_transfer.recipe.load import parse_recipe
+from hf_transfer.recipe.specs import Recipe
+from hf_transfer.run import run
+from hf_transfer.serving.embed import embed
+from hf_transfer.serving.predict import iter_predictions, ready
+
+NICER = 5  # than the server, which answers the others meanwhile
+STEP_SECONDS = 0.3  # between two lines about steps
+
+
+class Told:
+    """The file that the server reads; one event a line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "events.jsonl"
+
+    def __call__(self, kind: str, **facts: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **facts}) + "\n")
+
+
+class Progress(TrainerCallback):
+    """Tell of phases, steps, losses and measurements."""
+
+    def __init__(self, told: Told, way: str) -> None:
+        self.told, self.way, self.last = told, way, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tell that a phase begins."""
+        name = Path(args.output_dir).name
+        self.told("phase", way=self.way, phase=name, steps=state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tell the step, a few times a second."""
+        now = time.monotonic()
+        if now - self.last > STEP_SECONDS or state.global_step == state.max_steps:
+            self.last = now
+            self.told("step", way=self.way, step=state.global_step, epoch=state.epoch or 0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Tell the loss."""
+        if "loss" in logs:
+            self.told("loss", way=self.way, epoch=state.epoch or 0.0, value=float(logs["loss"]))
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> None:
+        """Tell the accuracy on validation."""
+        if (value := metrics.get("eval_accuracy")) is not None and state.epoch is not None:
+            self.told("accuracy", way=self.way, epoch=state.epoch, value=float(value))
+
+
+def main() -> None:
+    """Wait for one training, do it, and end."""
+    quiet()
+    line = sys.stdin.readline().strip()
+    if not line:
+        return
+    threading.Thread(target=_end_with_server, daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(NICER)
+    folder = Path(line)
+    told = Told(folder)
+    try:
+        _work(folder, told)
+    except UserError as error:
+        told("failed", why=_words(str(error), folder))
+    except Exception as error:  # of any class: the visitor reads a line, the log has the rest
+        told("failed", why=_words(said(error), folder))
+        raise
+
+
+def _end_with_server() -> None:
+    while sys.stdin.readline():
+        pass
+    os._exit(1)
+
+
+def _words(text: str, folder: Path) -> str:
+    """Return a message without this machine's paths, tokens and control characters."""
+    return printable(redacted(text)).replace(f"{folder.parent}/", "").replace(str(folder), "")
+
+
+def _work(folder: Path, told: Told) -> None:
+    asked = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    os.environ["HF_TRANSFER_CACHE"] = str(folder / "cache")  # nobody else's, and gone with it
+    if asked.get("letters"):
+        told("done", accuracy=train_letters(Path(asked["letters"]), asked["images"]))
+        return
+    for name, text in asked["ways"].items():
+        recipe = parse_recipe(text, f"{name}.yaml")
+        told("way", way=name)
+        out = folder / name
+        report = run(recipe, out, callbacks=[Progress(told, name)])
+        told("finishing", way=name)
+        write_text(out / "shown.json", json.dumps(_shown(recipe, out)))
+        told("model", way=name, accuracy=report.metrics.get("accuracy"))
+    told("done")
+
+
+def _shown(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Return what the model says of each validation image, and keep the features of those that it
+    was trained on, for finding similar ones."""
+    found = scan(recipe.data, recipe.seed, recipe.task)
+    network = ready(out)
+    by_split = {split: found.splits.where(split).tolist() for split in ("train", "validation")}
+    rows = []
+    validation = by_split["validation"]
+    paths = [found.root / found.files[row] for row in validation]
+    answers = iter_predictions(network, paths, top=1) if paths else iter(())
+    for row, answer in zip(validation, answers, strict=True):
+        if answer.labels:
+            (label, share) = answer.labels[0]
+            true = found.labels[found.targets[row]]
+            rows.append([found.files[row], true, label, share])
+    train = [found.root / found.files[row] for row in by_split["train"]]
+    with contextlib.suppress(UserError):
+        features = embed(network, train)
+        np.save(out / "features.npy", features.features)
+        names = [str(Path(file).relative_to(found.root)) for file in features.files]
+        write_text(out / "features.json", json.dumps(names))
+    return {"root": str(found.root), "labels": list(found.labels), "validation": rows}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""A page that is served, and a browser that looks at it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny_model import picture, tiny_run
+
+SPACE = Path(__file__).resolve().parents[2] / "spaces" / "demo"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+)
+PATIENCE = 60.0  # seconds, on a machine that is busy with something else
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Path:
+    """A run's folder with a report."""
+    return tiny_run(tmp_path_factory.mktemp("space") / "flowers-lp_ft")
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory) -> Path:
+    """An image that the page offers to click on."""
+    path = tmp_path_factory.mktemp("examples") / "seven.png"
+    picture(7, 200, 120).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """Serve the Space's own app; a function from MODEL to the page's address."""
+    apps = []
+
+    def start(*models: Path | str, **more: str) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        env = {**os.environ, "GRADIO_SERVER_PORT": str(port), **more}
+        env["MODEL"] = " ".join(map(str, models))
+        log = tmp_path_factory.mktemp("log") / "app.log"
+        address = f"http://127.0.0.1:{port}/"
+        with log.open("wb") as out:
+            command = [sys.executable, str(SPACE / "app.py")]
+            app = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+        apps.append(app)
+        wait_for(address, app, log)
+        return address
+
+    yield start
+    for app in apps:
+        app.terminate()
+        try:
+            app.wait(20)
+        except subprocess.TimeoutExpired:
+            app.kill()
+            app.wait(10)
+
+
+def wait_for(address: str, app: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 2 * PATIENCE
+    while time.monotonic() < until:
+        assert app.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"nothing answers at {address}: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=list(FLAGS), timeout=60_000)
+        yield browser
+        browser.close()

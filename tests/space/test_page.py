@@ -1,0 +1,301 @@
+"""Try as a person meets it: a real browser sends an image and reads the answer."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from sample_report import FLOWERS, task_report
+from tiny_model import picture
+
+from hf_transfer.backbones.load import load_backbone, load_model
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
+from hf_transfer.serving.predict import predict
+from hf_transfer.space.limits import Limits, Refused
+from hf_transfer.space.uploads import refusal
+
+pytestmark = pytest.mark.alone
+
+gradio = pytest.importorskip("gradio")
+
+SPACE = Path(__file__).resolve().parents[2] / "spaces" / "demo"
+LAUNCH = "import sys; from hf_transfer import demo; demo(sys.argv[1], port=int(sys.argv[2]))"
+UPLOAD = "#try-images input[type=file]"
+BARS = "#try-answer .hft-bars li"
+PATIENCE = 60_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def server(run, serve, tmp_path_factory) -> str:
+    return serve(run)
+
+
+@pytest.fixture
+def page(browser, server):
+    """The open page, ready for an upload; `page.asked` are the addresses that it asked for."""
+    page = browser.new_page(viewport={"width": 1100, "height": 800})
+    page.set_default_timeout(PATIENCE)
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(server)
+    page.wait_for_selector(UPLOAD, state="attached")
+    yield page
+    page.close()
+
+
+def answer(page) -> list[tuple[str, str]]:
+    """Wait for an answer and return its labels with their probabilities, as they are ranked."""
+    page.wait_for_selector(BARS)
+    return [
+        (bar.locator(".hft-name").inner_text(), bar.locator(".hft-share").inner_text())
+        for bar in page.locator(BARS).all()
+    ]
+
+
+def assert_predicted(shown: list[tuple[str, str]], run: Path, file: Path) -> None:
+    (expected,) = predict(load_model(run), file)
+    assert shown == [(label, f"{share:.1%}") for label, share in expected.labels]
+
+
+@pytest.mark.slow
+def test_an_uploaded_image_is_answered_as_predict_answers(page, run, tmp_path):
+    file = tmp_path / "sideways.jpg"
+    exif = picture(3).getexif()
+    exif[0x0112] = 6  # turned by a quarter, as telephones write it
+    picture(3).save(file, exif=exif, quality=95)
+    page.set_input_files(UPLOAD, file)
+    assert_predicted(answer(page), run, file)
+    (expected,) = predict(load_model(run), file, top=1)
+    top = page.locator("#try-answer .hft-top").inner_text().split("\n")
+    assert [word.strip() for word in top if word.strip()] == [
+        expected.labels[0][0],
+        f"{expected.labels[0][1]:.0%}",
+    ]
+
+
+@pytest.mark.slow
+def test_the_page_names_the_model_and_its_measured_accuracy(page):
+    assert page.title() == page.locator("h1").inner_text() == "flowers-lp_ft"
+    text = page.inner_text("body")
+    assert f"Distinguishes 5 classes: {', '.join(FLOWERS)}." in text
+    assert "Accuracy 0.640 on n = 500 validation images, 95% interval 0.600 to 0.680." in text
+    assert "Backbone timm/resnet10t.c3_in1k, recipe lp_ft, seed 0." in text
+
+
+@pytest.mark.slow
+def test_what_is_no_image_is_said_in_words_and_the_next_image_is_answered(page, run, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image at all")
+    page.set_input_files(UPLOAD, bad)
+    told = page.wait_for_selector("#try-answer [role=alert]").inner_text()
+    assert "This image cannot be read" in told
+    assert "/" not in told
+    good = tmp_path / "good.png"
+    picture(4).save(good)
+    page.locator("#try-images").get_by_label("Clear").first.click()
+    page.set_input_files(UPLOAD, good)
+    assert_predicted(answer(page), run, good)
+
+
+@pytest.mark.slow
+def test_several_images_become_a_table_to_download(page, run, tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        picture(i).save(file)
+    (tmp_path / "=bad.png").write_bytes(b"no image")
+    page.set_input_files(UPLOAD, [*files, tmp_path / "=bad.png"])
+    page.wait_for_selector("#try-answer table")
+    assert page.locator("#try-answer tbody tr").count() == 4
+    with page.expect_download() as download:
+        page.click("#try-csv")
+    rows = Path(download.value.path()).read_text().splitlines()
+    assert rows[0] == "image,model,label,probability,error"
+    (expected,) = predict(load_model(run), files[0], top=1)
+    label, share = expected.labels[0]
+    assert rows[1] == f"0.png,flowers-lp_ft,{label},{share:.6g},"
+    assert any(row.startswith("'=bad.png,") for row in rows)  # no formula for a spreadsheet
+
+
+@pytest.mark.slow
+def test_an_example_is_answered_on_a_click(page):
+    page.click(".hft-example")
+    assert len(answer(page)) == 5
+
+
+@pytest.mark.slow
+def test_the_page_asks_no_one_but_its_server(page, server):
+    page.click(".hft-example")
+    answer(page)
+    elsewhere = [url for url in page.asked if not url.startswith((server, "data:", "blob:"))]
+    assert page.asked
+    assert elsewhere == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 390, 430, 600])
+def test_at_the_width_of_a_phone_image_and_answer_are_wide_one_below_the_other(width, page):
+    page.set_viewport_size({"width": width, "height": 850})
+    page.click(".hft-example")
+    answer(page)
+    image, told = (page.locator(at).bounding_box() for at in ("#try-images", "#try-answer"))
+    assert image["width"] > 0.85 * width
+    assert told["width"] > 0.75 * width
+    assert told["y"] > image["y"] + image["height"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.slow
+def test_how_it_was_made_shows_the_run(page):
+    page.get_by_role("tab", name="How it was made").click()
+    view = page.locator("#made-view")
+    view.wait_for()
+    text = view.inner_text()
+    assert all(words in text for words in ("What trained when", "1. head", "2. all", "0.640"))
+    assert view.locator("svg").count() >= 2
+    assert view.locator("button.hft-count").count() > 5
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_a_model_of_another_task_answers_with_all_its_labels_or_its_numbers(task, tmp_path):
+    from hf_transfer.space.answering import answers, asked_of, one_view
+    from hf_transfer.space.drawn_made import labels_of, told_of
+    from hf_transfer.space.models import Networks, shown_model
+
+    names = tuple("abcdefg")
+    model = load_backbone("timm/test_resnet", names, pretrained=False, image_size=32, task=task)
+    save_model(model, tmp_path / "model")
+    task_report(task, names=names).save(tmp_path / "report.json")
+    picture(1).save(tmp_path / "one.png")
+
+    class Site:
+        networks, limits = Networks(), Limits()
+
+    shown = shown_model(tmp_path)
+    asked = asked_of([tmp_path / "one.png"], Site)
+    ((row,),) = answers(asked, [shown], Site)
+    (expected,) = predict(tmp_path, tmp_path / "one.png")
+    assert (row.labels, row.values) == (expected.labels, expected.values)
+    view = one_view(asked[0], [shown], [row], Site)
+    assert all(f">{name}<" in view for name in names)
+    words = labels_of(names, task) + told_of(shown)
+    assert {"multi_label": "Mean average precision", "regression": "R²"}[task] in words
+    assert "classes" not in words
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pixels", "bomb", "none"])
+def test_an_upload_that_is_no_small_image_is_refused_with_a_sentence(kind, tmp_path):
+    path = tmp_path / "upload.png"
+    limits = Limits(image_bytes=2**20)
+    if kind == "bytes":
+        picture(1).save(path)
+        with path.open("r+b") as file:
+            file.truncate(1_500_000_000)
+    elif kind == "none":
+        path.write_bytes(b"no image")
+    else:
+        Image.new("L", (61_000, 1000) if kind == "pixels" else (200_000, 1000)).save(path)
+    expected = {
+        "bytes": "This file is larger than 1 MB, the most that this page reads.",
+        "none": None,  # decoding says it
+    }.get(kind, "This image has more than 60 million pixels, the most")
+    said = refusal(path, limits)
+    assert said is None if expected is None else said.startswith(expected)
+
+
+def test_more_images_at_once_than_the_page_answers_are_refused(tmp_path):
+    from hf_transfer.space.answering import asked_of
+
+    class Site:
+        limits = Limits(tried=3)
+
+    with pytest.raises(Refused, match="answers 3 images at once, and these are 4"):
+        asked_of(["a.png"] * 4, Site)
+
+
+@pytest.mark.slow
+def test_the_server_itself_reads_no_more_of_an_upload_than_the_limit(server, tmp_path):
+    import httpx
+
+    path = tmp_path / "big.png"
+    with path.open("wb") as file:
+        file.truncate(Limits().upload_bytes + 5_000_000)
+    with path.open("rb") as file:
+        found = httpx.post(f"{server}gradio_api/upload", files={"files": file}, timeout=60)
+    assert found.status_code == 413
+    assert "exceeded maximum allowed size" in found.text
+
+
+@pytest.mark.parametrize("odd", ["{", "[1]", "metrics", "backbone", "data"])
+def test_a_report_of_odd_values_takes_nothing_from_the_page(odd, run, tmp_path):
+    from hf_transfer.space.drawn_made import made_view, told_of
+    from hf_transfer.space.models import shown_model
+
+    shutil.copytree(run / "model", tmp_path / "model")
+    report = json.loads((run / "report.json").read_text())
+    changed = {"metrics": [1], "backbone": 3, "data": None}.get(odd)
+    text = odd if odd in ("{", "[1]") else json.dumps({**report, odd: changed})
+    (tmp_path / "report.json").write_text(text)
+    shown = shown_model(tmp_path / "model")
+    assert "Accuracy: not measured" in told_of(shown)
+    assert "not measured" in made_view(shown)
+
+
+def test_labels_from_outside_are_text_and_never_markup(tmp_path):
+    from hf_transfer.serving.predict import Prediction
+    from hf_transfer.space.drawn import answer_card, answer_table, note
+
+    evil = '<img src=x onerror="alert(1)">${alert(1)}'
+    row = Prediction("a.png", labels=((evil, 0.9),))
+    for view in (
+        answer_card(evil, evil, row),
+        answer_table([evil], [(evil, "", [evil])]),
+        note(evil),
+    ):
+        assert "<img src=x" not in view
+        assert 'onerror="alert' not in view
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_named(run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-c", LAUNCH, str(run), port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert f"UserError: port {port} is not free; choose another" in done.stderr
+
+
+def test_a_model_that_is_not_there_is_named():
+    command = [sys.executable, str(SPACE / "app.py")]
+    env = {**os.environ, "MODEL": "./nothing-here"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "nothing-here" in done.stderr
+
+
+def test_a_missing_gradio_is_named(run, monkeypatch):
+    from hf_transfer.space.app import demo
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match=r"pip install 'hf-transfer-learning\[demo\]'"):
+        demo(run)
+
+
+def test_the_front_matter_is_what_the_hub_expects():
+    front = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert front["sdk"] == "gradio"
+    assert front["hf_oauth"] is True
+    assert (SPACE / front["app_file"]).is_file()
+    assert len(front["short_description"]) <= 60
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {front["colorFrom"], front["colorTo"]} <= colors
+    assert (SPACE / "requirements.txt").read_text() == "hf-transfer-learning[demo]\n"
