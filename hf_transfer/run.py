@@ -104,6 +104,8 @@ def run_seed(
         image_size=recipe.data.image_size,
         channels=recipe.data.channels,
         fit=recipe.data.fit,
+        window=recipe.data.window,
+        frame=recipe.data.frame,
         replace_layers=recipe.head.replace,
         keep_head=recipe.head.keep,
         seed=recipe.seed,

@@ -30,11 +30,12 @@ from hf_transfer.backbones.layouts import (
 )
 from hf_transfer.backbones.new_head import start_small
 from hf_transfer.backbones.origins import Origin, locate
+from hf_transfer.backbones.preprocessing import saved_dicom
 from hf_transfer.backbones.regression_units import plain_scale
 from hf_transfer.backbones.saving import save_model, wrap
 from hf_transfer.backbones.weights import transfer
 from hf_transfer.base.download import BackboneError
-from hf_transfer.data.image_settings import fitted
+from hf_transfer.data.image_settings import fitted, with_dicom
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.layout import Layout
 from hf_transfer.recipe.tasks import TASKS
@@ -62,6 +63,8 @@ def load_backbone(
     image_size: int | None = None,
     channels: int | None = None,
     fit: str | None = None,
+    window: Sequence[float] | None = None,
+    frame: int | None = None,
     replace_layers: int = 1,
     keep_head: bool = False,
     seed: int = 0,
@@ -74,9 +77,11 @@ def load_backbone(
     library's own. `forward(pixel_values (B, C, H, W), labels (B,))` has `.loss` and `.logits`.
     `task` is classification, multi_label or regression; None: the kept head's, or classification.
     `fit` is how pictures become squares, crop, squash or pad; None: as for the checkpoint.
+    `window` (centre, width) and `frame` say how DICOM files are read, and are saved with the model.
     """
     blueprint = draw(locate(str(backbone_id)), image_size, channels)
-    blueprint = replace(blueprint, image=fitted(blueprint.image, fit))
+    image = with_dicom(fitted(blueprint.image, fit), *saved_dicom(blueprint.origin.folder))
+    blueprint = replace(blueprint, image=with_dicom(image, window, frame))
     if fit == "pad" and blueprint.origin.source != "timm":
         raise BackboneError(
             f"data.fit: pad needs a backbone of timm's, and {backbone_id} is not: the image "

@@ -5,10 +5,14 @@ Each processor has its own way to say the same few things; all become one ImageS
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.download import BackboneError
+from hf_transfer.base.files import read_limited
 from hf_transfer.data.image_settings import ImageSettings
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -16,6 +20,7 @@ OTHERS = ("ImageGPT", "Perceiver", "Siglip2")  # colours by number; cut, then re
 REVERSED = ("PPLCNet",)  # gives BGR without saying so
 WARPED = 384  # px from which ConvNext's processor squashes instead of cutting out the middle
 BYTE = 255
+DICOM = "hf_transfer_dicom"  # the key of preprocessor_config.json that says how DICOM is read
 
 
 def read_processor(processor: Any, place: str) -> ImageSettings:
@@ -115,7 +120,24 @@ def processor_config(image: ImageSettings, timm: bool = False) -> dict[str, Any]
         "image_mean": list(image.mean),
         "image_std": list(image.std),
     }
+    if image.window or image.frame:  # no other library reads DICOM files
+        config[DICOM] = {"window": image.window and list(image.window), "frame": image.frame}
     return config
+
+
+def saved_dicom(folder: Path | None) -> tuple[tuple[float, float] | None, int | None]:
+    """Return the window and the frame that a saved model reads DICOM files with, None without.
+
+    Raises BackboneError for values that are none.
+    """
+    path = folder and folder / "preprocessor_config.json"
+    if not path or not path.is_file():
+        return None, None
+    with untrusted(str(path), "mend it, or train again", BackboneError):
+        found = json.loads(read_limited(path)).get(DICOM) or {}
+        window, frame = found.get("window"), found.get("frame")
+        centre_width = None if window is None else (float(window[0]), float(window[1]))
+        return centre_width, None if frame is None else int(frame)
 
 
 def with_input(

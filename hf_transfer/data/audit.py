@@ -33,6 +33,8 @@ LEFT_OUT = {
 TOLD = ("not-an-image", "unreadable", "too-large")  # kinds whose reasons differ
 REASONS = 3  # of each kind that a message lists
 HANDLED = {
+    "dicom": "read as DICOM: rescaled, and its window becomes 0..255",
+    "burnt-in-text": "text is burnt into the picture, the file says; it may name a person",
     "animated": "its first frame is used",
     "16-bit": "scaled to 8 bits: 0..65535 becomes 0..255",
     "dark-16-bit": "uses less than an eighth of 16 bits: looks dark; rescale 10- or 12-bit scans",

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 KINDS = (  # where, how a file begins, what it is, what to do
-    (128, b"DICM", "a DICOM file", "convert it to PNG, for example with pydicom"),
     (0, b"%PDF", "a PDF document", "save its pages as PNG"),
     (0, b"<svg", "an SVG drawing", "save it as PNG"),
     (0, b"8BPS", "a Photoshop file", "save it as PNG"),

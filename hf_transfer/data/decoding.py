@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +24,12 @@ from hf_transfer.data.array_images import MAGIC, read_array, read_pages, to_8_bi
 from hf_transfer.data.contents import (
     bytes_of_mode,
     bytes_to_decode,
+    is_dicom,
     is_heif,
     named,
     without_text,
 )
+from hf_transfer.data.dicom import BYTES_A_PIXEL, Window, read_dicom, size_of
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.squares import fill_of, square
 
@@ -42,6 +46,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 ROWS_AT_ONCE = 256  # of 16-bit pixels that are scaled together
 
 Source = str | Path | bytes | Image.Image
+Dicom = tuple[Window | None, int | None]  # how DICOM files are read: window and frame
 Made = TypeVar("Made")
 
 
@@ -64,12 +69,19 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def load_image(source: Source, channels: int = 3) -> Image.Image:
+def load_image(
+    source: Source,
+    channels: int = 3,
+    *,
+    window: tuple[float, float] | None = None,
+    frame: int | None = None,
+) -> Image.Image:
     """Return a picture, upright, in mode "L", "RGB" or "RGBA": what training sees, at full size.
 
     These are the pixels that `transformers.image_utils.load_image` and `Image.convert` give, so
     transparency is dropped, too. Only gray pixels of more than 8 bits differ: 0..65535, and
     floating-point 0..1, are scaled to 0..255, where the others clip them to white or leave black.
+    Of a DICOM file `window` is (centre, width), by default the file's, and `frame` one of several.
     Raises ImageError, one line that says why there are no pixels.
     """
     if channels not in MODES:
@@ -84,7 +96,7 @@ def load_image(source: Source, channels: int = 3) -> Image.Image:
 
     with warnings.catch_warnings():  # Pillow warns about what is handled
         warnings.simplefilter("ignore")
-        return _read(source, "image", channels, whole)
+        return _read(source, "image", channels, whole, (window, frame))
 
 
 def decode(source: Source, settings: ImageSettings) -> np.ndarray:
@@ -112,7 +124,8 @@ def decode_noted(
             return _of_bands(opened, settings)
         return _picture(opened, settings, name, reduced)
 
-    return _read(source, name, settings.channels, decoded)
+    dicom = settings.window, settings.frame
+    return _read(source, name, settings.channels, decoded, dicom)
 
 
 def depends_on(settings: ImageSettings) -> tuple[Any, ...]:
@@ -120,14 +133,31 @@ def depends_on(settings: ImageSettings) -> tuple[Any, ...]:
     versions = (VERSION, PIL.__version__, PIL.features.version("jpg"))
     how = (settings.size, settings.stored, settings.channels, settings.interpolation)
     fill = settings.mean if settings.crop_mode == "border" else ()
-    return *versions, *how, settings.crop_mode, settings.crop_offset, *fill
+    more = [*fill, *_readers()]
+    if settings.window or settings.frame:
+        more.append(("dicom", settings.window, settings.frame))
+    return *versions, *how, settings.crop_mode, settings.crop_offset, *more
+
+
+@functools.cache
+def _readers() -> tuple[str, ...]:
+    """Return the packages here that read more formats, with versions: pixels depend on them."""
+    found = []
+    for name in ("pydicom", "pillow-heif"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return tuple(found)
 
 
 # --- files -----------------------------------------------------------------------------------
 
 
 def _read(
-    source: Source, name: str, channels: int, use: Callable[[Image.Image | np.ndarray, str], Made]
+    source: Source,
+    name: str,
+    channels: int,
+    use: Callable[[Image.Image | np.ndarray, str], Made],
+    dicom: Dicom,
 ) -> Made:
     """Return what `use` makes of an opened picture, or of an array (H, W, channels) and its name.
 
@@ -135,16 +165,16 @@ def _read(
     """
     if isinstance(source, (str, Path)):
         with _refusals(str(source)), reading.opened(Path(source).expanduser()) as data:
-            return _read(data, str(source), channels, use)
+            return _read(data, str(source), channels, use, dicom)
     with _refusals(name):
         if isinstance(source, Image.Image):
             return use(source, name)
         try:
-            return _from_bytes(source, name, channels, use)
+            return _from_bytes(source, name, channels, use, dicom)
         except ValueError as error:  # Pillow's limit on a PNG's texts, which are not used
             if "MAX_TEXT" not in str(error):
                 raise
-            return _from_bytes(without_text(source), name, channels, use)
+            return _from_bytes(without_text(source), name, channels, use, dicom)
 
 
 def _from_bytes(
@@ -152,6 +182,7 @@ def _from_bytes(
     name: str,
     channels: int,
     use: Callable[[Image.Image | np.ndarray, str], Made],
+    dicom: Dicom,
 ) -> Made:
     if not source:
         raise ImageError(f"{name}: the file is empty", "zero-byte")
@@ -160,6 +191,8 @@ def _from_bytes(
             values = read_array(source, channels)
             _check_size(values.shape[1], values.shape[0], name)
             return use(values, name)
+    if is_dicom(source):
+        return _from_dicom(source, name, use, dicom)
     formats = [*FORMATS, "HEIF"] if is_heif(source) and _reads_heif() else FORMATS
     try:
         opened = Image.open(BytesIO(source), formats=formats)
@@ -168,6 +201,22 @@ def _from_bytes(
         raise ImageError(f"{name}: {named(source)}", kind) from error
     with opened as image:
         return use(image, name)
+
+
+def _from_dicom(
+    source: bytes, name: str, use: Callable[[Image.Image | np.ndarray, str], Made], dicom: Dicom
+) -> Made:
+    """Return what `use` makes of a DICOM file. Raises ImageError, with nothing of the file."""
+    try:
+        width, height = size_of(source)
+        _check_size(width, height, name)
+        with reading.PIXELS.hold(BYTES_A_PIXEL * width * height):
+            image = read_dicom(source, *dicom)
+    except ImageError:
+        raise
+    except UserError as error:
+        raise ImageError(f"{name}: {error}") from error.__cause__
+    return use(image, name)
 
 
 def _reads_heif() -> bool:
@@ -280,7 +329,7 @@ def _notes(image: Image.Image) -> list[str]:
         "cmyk": image.mode == "CMYK",
         "enormous": image.width * image.height > ENORMOUS,
     }
-    return [word for word, holds in found.items() if holds]
+    return [*image.info.get("notes", ()), *(word for word, holds in found.items() if holds)]
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
+from hf_transfer.data.dicom_files import GROUP
 from hf_transfer.data.findings import Finding, finding
 from hf_transfer.data.scan import Scan
 from hf_transfer.recipe.specs import DataSpec
@@ -77,8 +78,10 @@ def together(found: Scan, spec: DataSpec) -> list[Finding]:
         )
         findings.append(finding("group-in-two-splits", across, done))
     alone = [name for name, group in zip(found.files, found.groups, strict=True) if name == group]
-    if alone and "(" in (spec.group or ""):
-        done = "each kept as a group of its own: data.group does not match these names"
+    by_tag = (spec.group or "").startswith(GROUP)
+    if alone and (by_tag or "(" in (spec.group or "")):
+        why = "these files lack the tag" if by_tag else "data.group does not match these names"
+        done = f"each kept as a group of its own: {why}"
         findings.append(finding("no-group", alone, done))
     return findings
 

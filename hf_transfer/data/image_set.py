@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_transfer.base.machine import trim
 from hf_transfer.data.audit import Audit, audit
-from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.image_settings import ImageSettings, with_dicom
 from hf_transfer.data.pixels import LivePixels, Seen, StoredPixels, open_pixels
 from hf_transfer.data.scale import Scale
 from hf_transfer.data.sources import SPLITS, Scan, limited, scan
@@ -183,6 +183,7 @@ def load_data(
     to prove that its images are the same. `listed` is what `list_source` has found.
     Raises DataError, one line.
     """
+    settings = with_dicom(settings, spec.window, spec.frame)
     found = scan(_with_spare(spec), seed, task, listed)
     pixels, seen = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)
     about, kept = audit(found, seen, settings, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,7 +30,8 @@ class ImageSettings:
     sides to the square, as most processors of transformers' vision transformers do; "border"
     resizes the longest side and fills up with the mean colour. Where half a pixel is left over,
     `crop_offset` "nearest" moves the cut to the nearest even place, as torchvision and timm do, and
-    "down" rounds it down, as transformers' processors do.
+    "down" rounds it down, as transformers' processors do. Of DICOM files `window` is (centre,
+    width), None the file's own, and `frame` the one of several that is taken, from 1 on.
     """
 
     size: int
@@ -40,6 +42,8 @@ class ImageSettings:
     crop_pct: float = 1.0
     crop_mode: Literal["center", "squash", "border"] = "center"
     crop_offset: Literal["nearest", "down"] = "nearest"
+    window: tuple[float, float] | None = None
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -78,6 +82,16 @@ def fitted(settings: ImageSettings, fit: str | None) -> ImageSettings:
     if fit == "crop":
         return replace(settings, crop_mode="center")
     return replace(settings, crop_mode="squash" if fit == "squash" else "border", crop_pct=1.0)
+
+
+def with_dicom(
+    settings: ImageSettings, window: Sequence[float] | None, frame: int | None
+) -> ImageSettings:
+    """Return settings with the window and the frame that DICOM files are read with; None leaves
+    what there is."""
+    if window is not None:
+        settings = replace(settings, window=(float(window[0]), float(window[1])))
+    return settings if frame is None else replace(settings, frame=frame)
 
 
 def share_lost(settings: ImageSettings, sizes: np.ndarray) -> float:

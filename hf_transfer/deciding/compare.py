@@ -305,6 +305,8 @@ class _Starts:
             "image_size": recipe.data.image_size,
             "channels": recipe.data.channels,
             "fit": recipe.data.fit,
+            "window": recipe.data.window,
+            "frame": recipe.data.frame,
             "replace_layers": recipe.head.replace,
             "keep_head": recipe.head.keep,
             "seed": self.seed,

@@ -106,6 +106,8 @@ def in_data(data: DataSpec) -> Iterator[str]:
             f"validation {data.validation:g} and test {data.test:g} leave nothing to train on; "
             "their sum must be below 1"
         )
+    if data.window is not None and data.window[1] < 1:
+        yield f"window {list(data.window)}: its second number, the width, must be at least 1"
 
 
 def in_recipe(recipe: Recipe) -> Iterator[Problem]:

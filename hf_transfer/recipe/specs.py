@@ -116,7 +116,16 @@ class DataSpec:
     group: Text | None = Field(
         default=None,
         description="images that stay together in splits, as those of a patient or video: a column "
-        "of the table, or a pattern on the files' names with one group, such as `^(\\d+)_`",
+        "of the table, a pattern on the files' names with one group, such as `^(\\d+)_`, or a tag "
+        "of DICOM files, such as `dicom:PatientID`",
+    )
+    window: tuple[Number, Number] | None = Field(
+        default=None,
+        description="window of DICOM files, [centre, width]; else each file's own",
+        json_schema_extra={"allowed": "a list of two numbers, [centre, width]"},
+    )
+    frame: Whole | None = Field(
+        default=None, ge=1, le=10**6, description="frame of DICOM files that have several, from 1"
     )
 
     @model_validator(mode="after")

@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from dicoms import dicom, ramp
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessor
 
+from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.preprocessing import (
     processor_config,
     read_processor,
     takes_bgr,
     with_input,
 )
+from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.download import BackboneError
 from hf_transfer.base.errors import UserError
-from hf_transfer.data.decoding import decode
+from hf_transfer.data.decoding import decode, load_image
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import to_model_input
 
@@ -112,3 +115,27 @@ def test_a_processor_that_resizes_to_no_size_is_refused_in_one_line():
         read_processor(transformers.PerceiverImageProcessor(), "alice/net")
     assert "alice/net" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/squeezenet1_1"])
+def test_a_saved_model_reads_dicom_files_as_it_was_trained(name, tmp_path):
+    path = dicom(tmp_path / "a.dcm", ramp(64, most=3000), WindowCenter=1500, WindowWidth=3000)
+    options = {"pretrained": False, "image_size": 64}
+    model = load_backbone(name, ("a", "b"), window=(300, 200), frame=1, **options)
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert (again.backbone.image.window, again.backbone.image.frame) == ((300.0, 200.0), 1)
+    pixels = decode(path, again.backbone.image)
+    image = load_image(path, window=(300, 200))
+    assert np.array_equal(pixels, decode(image, again.backbone.image))
+    assert not np.array_equal(pixels, decode(load_image(path), again.backbone.image))
+    AutoImageProcessor.from_pretrained(tmp_path / "model")  # others read the rest of it
+    further = load_backbone(str(tmp_path / "model"), ("c", "d"))
+    assert further.backbone.image.window == (300.0, 200.0)
+    plain = load_backbone(name, ("a", "b"), **options)
+    save_model(plain, tmp_path / "plain")
+    assert "dicom" not in (tmp_path / "plain" / "preprocessor_config.json").read_text()
+    settings = tmp_path / "model" / "preprocessor_config.json"
+    settings.write_text(settings.read_text().replace("200.0", '"wide"'))
+    with pytest.raises(BackboneError, match=r"cannot read .*preprocessor_config.json"):
+        load_model(tmp_path / "model")

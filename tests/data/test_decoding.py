@@ -384,7 +384,7 @@ def test_settings_that_make_no_sense_are_refused():
             "unreadable",
             "a HEIC picture; to read it: pip install",
         ),
-        (b"\0" * 128 + b"DICM" + b"\0" * 99, "not-an-image", "a DICOM file; convert it to PNG"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 99, "unreadable", "a DICOM file without a picture"),
         (b"%PDF-1.7 ...", "not-an-image", "a PDF document"),
         (b'<?xml version="1.0"?>\n<svg xmlns="...">', "not-an-image", "an SVG drawing"),
         (b"<!DOCTYPE html><html>", "not-an-image", "a web page"),
