@@ -167,10 +167,18 @@ SOURCED = replace(
     weights=None,
     source=SourceSpec("timm/b", (PhaseSpec("all", epochs=1.0),), letters=LettersSpec(3, 99)),
 )
+OTHERS = ("label_columns", "channels", "fit", "group", "window", "frame")
 NUMBERS = replace(
     EVERYTHING,
     task="regression",
-    data=DataSpec(label_columns=("x", "1e-3"), channels=2, fit="pad", group=r"^(\d+)_"),
+    data=DataSpec(
+        label_columns=("x", "1e-3"),
+        channels=2,
+        fit="pad",
+        group=r"^(\d+)_",
+        window=(40.0, 400.0),
+        frame=2,
+    ),
     phases=(PhaseSpec("all", epochs=1.0, best="r2"),),
     loss="squared_error",
     metrics=(),
@@ -191,8 +199,8 @@ def test_every_setting_of_a_phase_and_of_data_differs_from_its_default_somewhere
     plain = DataSpec()
     names = [field.name for field in fields(DataSpec)]
     kept = [name for name in names if getattr(EVERYTHING.data, name) == getattr(plain, name)]
-    assert kept == ["label_columns", "channels", "fit", "group"]  # which NUMBERS has
-    assert NUMBERS.data.label_columns
+    assert kept == [*OTHERS]  # which NUMBERS has
+    assert all(getattr(NUMBERS.data, name) for name in OTHERS)
 
 
 def test_what_is_default_is_not_written():
