@@ -101,7 +101,7 @@ def statistics_of(
     if not found or not len(places):
         return {}
     parts = np.array_split(places, -(-len(places) // STATISTICS_BATCH))
-    batches = ({"pixel_values": _input(model, images, part)} for part in parts)
+    batches = ({"pixel_values": input_of(model, images, part)} for part in parts)
     with kept_statistics(model):
         reestimate(model, batches)
         return {name: _statistics(layer) for name, layer in found.items()}
@@ -190,7 +190,7 @@ class _Pass:
             for span in spans:
                 for first in range(span.start, span.stop, size):
                     rows = np.arange(first, min(first + size, span.stop))
-                    found = arriving(self.model, _input(self.model, self.images, rows))
+                    found = arriving(self.model, input_of(self.model, self.images, rows))
                     write([found[name].cpu().numpy() for name in self.groups])
                     progress.update(len(rows))
 
@@ -205,7 +205,8 @@ def at_once(model: PreTrainedModel) -> int:
     return max(1, min(most, pixels // area))
 
 
-def _input(model: PreTrainedModel, images: ImageSet, rows: Sequence[int] | np.ndarray) -> Tensor:
+def input_of(model: PreTrainedModel, images: ImageSet, rows: Sequence[int] | np.ndarray) -> Tensor:
+    """Return these images as the network takes them, where it is."""
     pixels = images.__getitems__(list(rows))["pixels"].to(model.device)
     return to_model_input(pixels, model.backbone.image).to(model.dtype)
 
@@ -213,7 +214,7 @@ def _input(model: PreTrainedModel, images: ImageSet, rows: Sequence[int] | np.nd
 def _columns(model: PreTrainedModel, images: ImageSet) -> dict[str, Column]:
     """Return the array of each group at which features arrive, by a look at two images."""
     rows = [0, len(images) - 1]  # two: the side of the images in a tensor is seen by its length
-    found = arriving(model, _input(model, images, rows))
+    found = arriving(model, input_of(model, images, rows))
     head = model.backbone.groups.names[-1]
     if head not in found:
         raise UserError(
@@ -231,7 +232,7 @@ def arriving(model: PreTrainedModel, values: Tensor) -> dict[str, Tensor]:
     def note(group: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             if group not in caught:
-                caught[group] = _pooled_input(args, kwargs, len(values))
+                caught[group] = pooled_input(args, kwargs, len(values))
 
         return hook
 
@@ -251,7 +252,7 @@ def _modules_of(model: PreTrainedModel, paths: Sequence[str]) -> list[nn.Module]
     return list(dict.fromkeys(module for top in tops for module in top.modules()))
 
 
-def _pooled_input(args: Any, kwargs: Any, rows: int) -> Tensor:
+def pooled_input(args: Any, kwargs: Any, rows: int) -> Tensor:
     """Return what a module takes first, pooled; a list, as DenseNet's layers take, is joined."""
     first = next(iter((*args, *kwargs.values())), None)
     listed = isinstance(first, (list, tuple))
@@ -265,7 +266,7 @@ def _pooled_input(args: Any, kwargs: Any, rows: int) -> Tensor:
 def pooled(x: Tensor) -> Tensor:
     """Return float32 (B, D) of vectors (B, D), tokens (B, N, D), or places: (B, D, H, W), or
     (B, H, W, D) where only this makes a square of them."""
-    x = x.detach().float()
+    x = x.float()
     if x.ndim == 4:
         last = x.shape[1] == x.shape[2] != x.shape[3]
         return x.mean(dim=(1, 2) if last else (2, 3))

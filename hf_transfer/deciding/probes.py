@@ -1,0 +1,258 @@
+"""Closed-form probes: how well features tell the labels, each image judged by others' labels.
+
+A probe is ridge regression on pooled features (to one-hot classes, to labels of 0 and 1, or to
+numbers), solved in the space of the images: one kernel serves every strength and every subset.
+Means, deviations and strength come from the images that a fold fits on, never from those it tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from hf_transfer.deciding.folds import pairs
+
+Floats = np.ndarray
+STRENGTHS = 10.0 ** np.arange(-3, 3.1, 0.5)  # penalties, by the mean diagonal of the kernel
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Told:
+    """What probes tell: `answers` (repeats, N, T), the targets' estimates for images left out."""
+
+    answers: Floats
+    strength: float  # the penalty that most folds choose
+
+
+def targets_of(labels: Floats, classes: int) -> Floats:
+    """Return what a probe is fitted to, (N, T): one-hot classes of (N,), else the labels as they
+    are."""
+    return np.eye(classes)[labels] if labels.ndim == 1 else np.asarray(labels, np.float64)
+
+
+def probe(features: Sequence[Floats], targets: Floats, folds: Floats) -> Told:
+    """Return what ridge regression on features, (N, D) each, tells of images left out.
+
+    Several features count alike, whatever their width. `folds` are (repeats, N). For each fold the
+    strength is the one that did best on the other folds.
+    """
+    with threadpool_limits(1, "blas"):
+        return _told([np.asarray(x, np.float32) for x in features], targets, folds)
+
+
+def _told(features: Sequence[Floats], targets: Floats, folds: Floats) -> Told:
+    answers, chosen = np.zeros((len(folds), *targets.shape)), []
+    for repeat, fold in enumerate(folds):
+        every = np.zeros((len(STRENGTHS), *targets.shape))
+        for inside, outside in pairs(fold):
+            kernel, cross = kernels(features, inside, outside)
+            every[:, outside] = ridge(kernel, cross, targets[inside])
+        lost = ((every - targets) ** 2).mean(-1)  # (strengths, N)
+        for others, mine in pairs(fold):
+            best = int(lost[:, others].mean(1).argmin())
+            answers[repeat, mine] = every[best, mine]
+            chosen.append(best)
+    return Told(answers, float(STRENGTHS[np.bincount(chosen).argmax()]))
+
+
+def kernels(features: Sequence[Floats], inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
+    """Return the products of images to fit on with themselves (M, M), and of those to tell with
+    them (K, M): of standardised features, each divided by its width."""
+    kernel, cross = np.zeros((len(inside),) * 2), np.zeros((len(outside), len(inside)))
+    for x in features:
+        middle, scale = x[inside].mean(0), x[inside].std(0)
+        scale = np.where(scale < 1e-6 * max(1.0, float(np.abs(middle).max())), np.inf, scale)
+        near, far = (x[inside] - middle) / scale, (x[outside] - middle) / scale
+        kernel += near @ near.T / x.shape[1]
+        cross += far @ near.T / x.shape[1]
+    return kernel, cross
+
+
+def ridge(kernel: Floats, cross: Floats, targets: Floats) -> Floats:
+    """Return (strengths, K, T): the answers of ridge regression with each strength."""
+    mean = targets.mean(0)
+    values, vectors = np.linalg.eigh(kernel)
+    inner = vectors.T @ (targets - mean)
+    turned = cross @ vectors
+    penalties = STRENGTHS * max(float(np.trace(kernel)) / len(kernel), 1e-12)
+    return np.stack([mean + (turned / (values.clip(0) + penalty)) @ inner for penalty in penalties])
+
+
+# --- second opinions -------------------------------------------------------------------------
+
+
+def nearest_labels(features: Floats, labels: Floats, fold: Floats, classes: int) -> Floats:
+    """Return the class of each image, (N,), by the vote of the nearest images of other folds.
+
+    Nearest by the cosine of standardised features; nearer ones break ties.
+    """
+    found = np.zeros(len(labels), np.int64)
+    for inside, outside in pairs(fold):
+        middle, scale = features[inside].mean(0), features[inside].std(0) + 1e-6
+        rows = (features - middle) / scale
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+        similar = rows[outside] @ rows[inside].T
+        near = np.argsort(-similar, axis=1)[:, :NEIGHBOURS]
+        votes = np.zeros((len(outside), classes))
+        for place in range(near.shape[1]):
+            weight = 1 + np.take_along_axis(similar, near[:, place, None], 1)[:, 0] / 100
+            votes[np.arange(len(outside)), labels[inside][near[:, place]]] += weight
+        found[outside] = votes.argmax(1)
+    return found
+
+
+def log_evidence(features: Floats, targets: Floats, rounds: int = 20) -> float:
+    """Return LogME: the mean log evidence of an image under Bayesian linear regression, for the
+    targets (N, T); higher is better. Source: You et al. 2021, arXiv:2102.11005, algorithm 1.
+    """
+    x = np.asarray(features, np.float64)
+    count, width = x.shape
+    with threadpool_limits(1, "blas"):
+        left, sizes, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    power = sizes**2
+    found = []
+    for target in (targets - targets.mean(0)).T:
+        shadow = (left.T @ target) ** 2
+        rest = max(float(target @ target - shadow.sum()), 0.0)
+        alpha = beta = 1.0
+        for _ in range(rounds):
+            gamma = float((beta * power / (alpha + beta * power)).sum())
+            size = float((beta**2 * power * shadow / (alpha + beta * power) ** 2).sum())
+            error = float((shadow * (alpha / (alpha + beta * power)) ** 2).sum()) + rest
+            alpha = gamma / max(size, 1e-12)
+            beta = (count - gamma) / max(error, 1e-12)
+        size = float((beta**2 * power * shadow / (alpha + beta * power) ** 2).sum())
+        error = float((shadow * (alpha / (alpha + beta * power)) ** 2).sum()) + rest
+        evidence = (
+            width * np.log(alpha) + count * np.log(beta) - count * np.log(2 * np.pi)
+            - beta * error - alpha * size - np.log(alpha + beta * power).sum()
+            - max(0, width - len(power)) * np.log(alpha)
+        ) / 2  # fmt: skip
+        found.append(evidence / count)
+    return float(np.mean(found))
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def scores(answers: Floats, labels: Floats) -> Floats:
+    """Return what an image adds to the score, (N,): the share of repeats in which it is told right
+    (of several labels the share of labels, too; of numbers 1 less the squared error in standard
+    deviations)."""
+    if labels.ndim == 1:
+        return (answers.argmax(-1) == labels).mean(0)
+    if set(np.unique(labels)) <= {0.0, 1.0}:
+        return ((answers > 0.5) == (labels > 0.5)).mean((0, 2))
+    spread = labels.var(0).clip(1e-12)
+    return 1 - ((answers - labels) ** 2 / spread).mean((0, 2))
+
+
+def interval(values: Floats, groups: Floats | None = None) -> tuple[float, float]:
+    """Return the 95% interval of the mean of values (N,), by the normal approximation; images of a
+    group (N,) count as one draw. Of shares it is Wilson's, so that it stays within 0 and 1."""
+    mean, count = float(values.mean()), float(len(values))
+    if groups is not None:
+        _, codes = np.unique(groups, return_inverse=True)
+        sums = np.bincount(codes, values - mean)
+        error = np.sqrt((sums**2).sum()) / count
+        spread = mean * (1 - mean)
+        inside = values.min() >= 0 and values.max() <= 1 and spread > 0 and error > 0
+        count = min(count, spread / error**2) if inside else float(len(sums))
+    if values.min() < 0 or values.max() > 1:
+        error = float(values.std()) / np.sqrt(max(count, 1.0))
+        return mean - 1.96 * error, mean + 1.96 * error
+    z = 1.96
+    middle = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
+    return float(middle - half), float(middle + half)
+
+
+def behind(best: Floats, other: Floats, groups: Floats | None = None) -> tuple[float, float]:
+    """Return how much more `best` (N,) scores than `other` on the same images, and the standard
+    error of that; images of a group (N,) count as one draw."""
+    apart = best - other
+    mean = float(apart.mean())
+    codes = np.arange(len(apart)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums = np.bincount(codes, apart - mean)
+    return mean, float(np.sqrt((sums**2).sum()) / len(apart))
+
+
+# --- more images -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve: images fitted on and the score, and what twice as many would give."""
+
+    images: tuple[int, ...]
+    values: tuple[float, ...]
+    twice: tuple[float, float, float] | None = None  # the score, and its 95% interval
+
+
+SHARES = (0.25, 0.5, 1.0)  # of the images of a fold that a point of the curve is fitted on
+
+
+def learning_curve(
+    features: Floats, labels: Floats, targets: Floats, folds: Floats, seed: int = 0
+) -> Curve:
+    """Return the score on left-out images by the number of images fitted on, and at twice of all.
+
+    The error is taken to fall as a power of the images (Hestness et al. 2017, arXiv:1712.00409);
+    the interval is of the power, over draws of the images that are told.
+    """
+    rng = np.random.default_rng(seed)
+    told = {share: np.zeros(len(labels)) for share in SHARES}
+    counts: dict[float, list[int]] = {share: [] for share in SHARES}
+    with threadpool_limits(1, "blas"):
+        for fold in folds:
+            for inside, outside in pairs(fold):
+                for share, some in _shares(inside, labels, rng):
+                    kernel, cross = kernels([features], some, outside)
+                    answer = ridge(kernel, cross, targets[some])[_usual(len(some))]
+                    told[share][outside] += scores(answer[None], labels[outside]) / len(folds)
+                    counts[share].append(len(some))
+    points = tuple(round(np.mean(counts[share])) for share in SHARES)
+    values = tuple(float(told[share].mean()) for share in SHARES)
+    rows = np.stack([told[share] for share in SHARES])
+    return Curve(points, values, _extrapolated(points, rows, rng))
+
+
+def _usual(images: int) -> int:
+    """Return the place of a strength that does for any share of the images: fewer need more."""
+    return int(np.abs(np.log10(STRENGTHS) + 1.5 - 0.5 * np.log10(100 / max(images, 1))).argmin())
+
+
+def _shares(
+    inside: Floats, labels: Floats, rng: np.random.Generator
+) -> Iterator[tuple[float, Floats]]:
+    """Yield nested shares of the rows; of classes each its share, at least one image."""
+    order = rng.permutation(inside)
+    if labels.ndim > 1:
+        for share in SHARES:
+            yield share, order[: max(2, round(share * len(order)))]
+        return
+    own = [order[labels[order] == label] for label in np.unique(labels[order])]
+    for share in SHARES:
+        yield share, np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in own])
+
+
+def _extrapolated(
+    images: Sequence[int], rows: Floats, rng: np.random.Generator, draws: int = 400
+) -> tuple[float, float, float] | None:
+    """Return the score at twice the images and its interval; None where errors do not fall."""
+    if len(set(images)) < len(images):
+        return None
+    wide, log = rows.shape[1], np.log(np.array(images, float))
+    weights = np.concatenate(
+        [np.full((1, wide), 1 / wide), rng.multinomial(wide, np.full(wide, 1 / wide), draws) / wide]
+    )
+    errors = np.log((1 - weights @ rows.T).clip(1e-3))  # (draws + 1, shares)
+    centred = log - log.mean()
+    slopes = np.minimum(errors @ centred / (centred @ centred), 0.0)
+    ahead = 1 - np.exp(errors[:, -1] + slopes * np.log(2))
+    low, high = np.quantile(ahead[1:], (0.025, 0.975))
+    return float(ahead[0]), float(min(low, ahead[0])), float(max(high, ahead[0]))
