@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_transfer.data.decoding import load_image
     from hf_transfer.data.image_set import ImageSet, load_data
     from hf_transfer.data.sources import scan
+    from hf_transfer.deciding.advise import advise
     from hf_transfer.deciding.compare import compare
     from hf_transfer.plans import plan
     from hf_transfer.recipe.load import load_recipe
@@ -39,6 +40,7 @@ __all__ = [
     "RunReport",
     "TransferTrainer",
     "UserError",
+    "advise",
     "compare",
     "demo",
     "embed",
@@ -67,6 +69,7 @@ _WHERE = {
     "RunReport": "results.report",
     "TransferTrainer": "training.trainer",
     "UserError": "base.errors",
+    "advise": "deciding.advise",
     "compare": "deciding.compare",
     "demo": "space.app",
     "embed": "serving.embed",

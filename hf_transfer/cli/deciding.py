@@ -1,16 +1,27 @@
-"""Commands that help to decide: compare."""
+"""Commands that help to decide: advise, compare."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from hf_transfer.base.console import count, say
+from hf_transfer.base.console import count, say, width
 from hf_transfer.cli.arguments import command, counts
 
 
 def add(commands: Any) -> None:
     """Add the commands that help to decide."""
+    advise = command(commands, "advise", _advise, "say what to freeze and what to unfreeze")
+    data = "folder of class folders, table (CSV, JSON Lines, Parquet) or data set on the Hub"
+    advise.path("--data", "PATH", data, required=True)
+    names = "timm/NAME, transformers/REPO, torchvision/NAME or folders; several are ranked"
+    advise.path("--backbone", "ID", names, nargs="+", required=True)
+    advise.argument("--budget", "TIME", "time to take, such as 10m; else what it takes")
+    advise.argument("--seed", "N", "seed of the images drawn (default: 0)", type=int, default=0)
+    setting = "change a key of the recipe, such as data.image_size=96"
+    advise.argument("--set", "KEY=VALUE", setting, action="append", default=[])
+    advise.path("--out", "DIR", "folder to write recipe.yaml, advice.html and advice.json to")
+
     compare = command(commands, "compare", _compare, "compare recipes on the same images")
     compare.path("recipes", "RECIPE", "recipes (default: from scratch to full)", nargs="*")
     compare.path("--data", "PATH", "folder of class folders, or table", required=True)
@@ -40,3 +51,23 @@ def _compare(args: argparse.Namespace) -> None:
         on_progress=say,
     )
     say(f"\n{format_comparison(found)}")
+
+
+def _advise(args: argparse.Namespace) -> None:
+    from hf_transfer.deciding.advise import advise
+    from hf_transfer.deciding.advise_text import format_advice
+    from hf_transfer.progress import quiet
+
+    quiet()
+    found = advise(
+        args.data,
+        backbone=args.backbone,
+        budget=args.budget,
+        overrides=args.set,
+        seed=args.seed,
+        out=args.out,
+        on_progress=say,
+    )
+    say(f"\n{format_advice(found, width())}")
+    if found.out:
+        say(f"\nwritten to {found.out}: recipe.yaml, advice.html, advice.json")

@@ -1,7 +1,7 @@
 """Closed-form probes: how well features tell the labels, each image judged by others' labels.
 
 A probe is ridge regression on pooled features (to one-hot classes, to labels of 0 and 1, or to
-numbers), solved in the space of the images: one kernel serves every strength and every subset.
+numbers); one decomposition serves every strength.
 Means, deviations and strength come from the images that a fold fits on, never from those it tells.
 """
 
@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from hf_transfer.deciding.folds import pairs
 
 Floats = np.ndarray
-STRENGTHS = 10.0 ** np.arange(-3, 3.1, 0.5)  # penalties, by the mean diagonal of the kernel
+STRENGTHS = 10.0 ** np.arange(-3, 3.1, 0.5)  # penalties, by the mean square of an image
 NEIGHBOURS = 5
 
 
@@ -40,46 +40,58 @@ def probe(features: Sequence[Floats], targets: Floats, folds: Floats) -> Told:
     Several features count alike, whatever their width. `folds` are (repeats, N). For each fold the
     strength is the one that did best on the other folds.
     """
-    with threadpool_limits(1, "blas"):
-        return _told([np.asarray(x, np.float32) for x in features], targets, folds)
-
-
-def _told(features: Sequence[Floats], targets: Floats, folds: Floats) -> Told:
     answers, chosen = np.zeros((len(folds), *targets.shape)), []
-    for repeat, fold in enumerate(folds):
-        every = np.zeros((len(STRENGTHS), *targets.shape))
-        for inside, outside in pairs(fold):
-            kernel, cross = kernels(features, inside, outside)
-            every[:, outside] = ridge(kernel, cross, targets[inside])
-        lost = ((every - targets) ** 2).mean(-1)  # (strengths, N)
-        for others, mine in pairs(fold):
-            best = int(lost[:, others].mean(1).argmin())
-            answers[repeat, mine] = every[best, mine]
-            chosen.append(best)
+    with threadpool_limits(1, "blas"):
+        for repeat, fold in enumerate(folds):
+            every = np.zeros((len(STRENGTHS), *targets.shape))
+            for inside, outside in pairs(fold):
+                every[:, outside] = ridge(*standardised(features, inside, outside), targets[inside])
+            answers[repeat], best = honest(every, targets, fold)
+            chosen += best
     return Told(answers, float(STRENGTHS[np.bincount(chosen).argmax()]))
 
 
-def kernels(features: Sequence[Floats], inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
-    """Return the products of images to fit on with themselves (M, M), and of those to tell with
-    them (K, M): of standardised features, each divided by its width."""
-    kernel, cross = np.zeros((len(inside),) * 2), np.zeros((len(outside), len(inside)))
+def honest(every: Floats, targets: Floats, fold: Floats) -> tuple[Floats, list[int]]:
+    """Return answers (N, T) out of (strengths, N, T): for each fold of the strength that did best
+    on the other folds; and which those were."""
+    lost = ((every - targets) ** 2).mean(-1)  # (strengths, N)
+    answers, chosen = np.zeros(targets.shape), []
+    for others, mine in pairs(fold):
+        best = int(lost[:, others].mean(1).argmin())
+        answers[mine] = every[best, mine]
+        chosen.append(best)
+    return answers, chosen
+
+
+def standardised(
+    features: Sequence[Floats], inside: Floats, outside: Floats
+) -> tuple[Floats, Floats]:
+    """Return images to fit on (M, D) and to tell (K, D): all features side by side, standardised by
+    those to fit on, and each divided by the root of its width."""
+    near, far = [], []
     for x in features:
         middle, scale = x[inside].mean(0), x[inside].std(0)
         scale = np.where(scale < 1e-6 * max(1.0, float(np.abs(middle).max())), np.inf, scale)
-        near, far = (x[inside] - middle) / scale, (x[outside] - middle) / scale
-        kernel += near @ near.T / x.shape[1]
-        cross += far @ near.T / x.shape[1]
-    return kernel, cross
+        scale = scale * np.sqrt(np.float32(x.shape[1]))
+        near.append(((x[inside] - middle) / scale).astype(np.float32))
+        far.append(((x[outside] - middle) / scale).astype(np.float32))
+    return np.concatenate(near, axis=1), np.concatenate(far, axis=1)
 
 
-def ridge(kernel: Floats, cross: Floats, targets: Floats) -> Floats:
-    """Return (strengths, K, T): the answers of ridge regression with each strength."""
-    mean = targets.mean(0)
-    values, vectors = np.linalg.eigh(kernel)
-    inner = vectors.T @ (targets - mean)
-    turned = cross @ vectors
-    penalties = STRENGTHS * max(float(np.trace(kernel)) / len(kernel), 1e-12)
-    return np.stack([mean + (turned / (values.clip(0) + penalty)) @ inner for penalty in penalties])
+def ridge(near: Floats, far: Floats, targets: Floats) -> Floats:
+    """Return (strengths, K, T): the answers to rows `far` (K, D) of ridge regression on `near`
+    (M, D), with each strength; solved in whichever of M and D is smaller."""
+    mean, count = targets.mean(0), len(near)
+    if near.shape[1] <= count:
+        values, vectors = np.linalg.eigh(near.T @ near)
+        inner = vectors.T @ (near.T @ (targets - mean))
+        turned = far @ vectors
+    else:
+        values, vectors = np.linalg.eigh(near @ near.T)
+        inner = vectors.T @ (targets - mean)
+        turned = (far @ near.T) @ vectors
+    whole = max(float((near**2).sum()) / count, 1e-12)
+    return np.stack([mean + (turned / (values.clip(0) + p)) @ inner for p in STRENGTHS * whole])
 
 
 # --- second opinions -------------------------------------------------------------------------
@@ -168,7 +180,7 @@ def interval(values: Floats, groups: Floats | None = None) -> tuple[float, float
     z = 1.96
     middle = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
-    return float(middle - half), float(middle + half)
+    return min(float(middle - half), mean), max(float(middle + half), mean)
 
 
 def behind(best: Floats, other: Floats, groups: Floats | None = None) -> tuple[float, float]:
@@ -205,39 +217,33 @@ def learning_curve(
     the interval is of the power, over draws of the images that are told.
     """
     rng = np.random.default_rng(seed)
-    told = {share: np.zeros(len(labels)) for share in SHARES}
-    counts: dict[float, list[int]] = {share: [] for share in SHARES}
+    told = np.zeros((len(SHARES), len(labels)))
+    counts: list[list[int]] = [[] for _ in SHARES]
     with threadpool_limits(1, "blas"):
         for fold in folds:
+            every = np.zeros((len(SHARES), len(STRENGTHS), *targets.shape))
             for inside, outside in pairs(fold):
-                for share, some in _shares(inside, labels, rng):
-                    kernel, cross = kernels([features], some, outside)
-                    answer = ridge(kernel, cross, targets[some])[_usual(len(some))]
-                    told[share][outside] += scores(answer[None], labels[outside]) / len(folds)
-                    counts[share].append(len(some))
-    points = tuple(round(np.mean(counts[share])) for share in SHARES)
-    values = tuple(float(told[share].mean()) for share in SHARES)
-    rows = np.stack([told[share] for share in SHARES])
-    return Curve(points, values, _extrapolated(points, rows, rng))
+                for at, some in enumerate(_shares(inside, labels, rng)):
+                    near, far = standardised([features], some, outside)
+                    every[at][:, outside] = ridge(near, far, targets[some])
+                    counts[at].append(len(some))
+            for at, answers in enumerate(every):
+                told[at] += scores(honest(answers, targets, fold)[0][None], labels) / len(folds)
+    points = tuple(round(float(np.mean(count))) for count in counts)
+    values = tuple(float(row.mean()) for row in told)
+    return Curve(points, values, _extrapolated(points, told, rng))
 
 
-def _usual(images: int) -> int:
-    """Return the place of a strength that does for any share of the images: fewer need more."""
-    return int(np.abs(np.log10(STRENGTHS) + 1.5 - 0.5 * np.log10(100 / max(images, 1))).argmin())
-
-
-def _shares(
-    inside: Floats, labels: Floats, rng: np.random.Generator
-) -> Iterator[tuple[float, Floats]]:
+def _shares(inside: Floats, labels: Floats, rng: np.random.Generator) -> Iterator[Floats]:
     """Yield nested shares of the rows; of classes each its share, at least one image."""
     order = rng.permutation(inside)
     if labels.ndim > 1:
         for share in SHARES:
-            yield share, order[: max(2, round(share * len(order)))]
+            yield order[: max(2, round(share * len(order)))]
         return
     own = [order[labels[order] == label] for label in np.unique(labels[order])]
     for share in SHARES:
-        yield share, np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in own])
+        yield np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in own])
 
 
 def _extrapolated(

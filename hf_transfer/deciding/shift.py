@@ -35,6 +35,7 @@ class Watch:
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers(model)
         self.sums: dict[str, list[Tensor]] = {}
+        self.images = 0  # that came to the first layer
         self.stack = ExitStack()
 
     def __enter__(self) -> Watch:
@@ -46,7 +47,11 @@ class Watch:
         self.stack.close()
 
     def _hook(self, name: str) -> Any:
+        first = next(iter(self.layers))
+
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if name == first:
+                self.images += len(args[0])
             values = args[0].detach().float().transpose(0, 1).flatten(1)
             count = torch.tensor(float(values.shape[1]), dtype=torch.float64)
             mean = values.mean(1).double().cpu()

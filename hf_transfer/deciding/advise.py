@@ -1,0 +1,354 @@
+"""Advice: what to freeze and what to unfreeze for a user's images, from about two passes over them.
+
+Nothing is trained. Whatever is estimated from images is judged by others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
+from hf_transfer.base.threads import fitting
+from hf_transfer.data.findings import Finding
+from hf_transfer.data.image_set import ImageData, ImageSet, load_data
+from hf_transfer.data.image_settings import fitted
+from hf_transfer.data.pixels import open_pixels
+from hf_transfer.data.sources import Scan, list_source, scan
+from hf_transfer.deciding.boundaries import arriving, at_once, input_of
+from hf_transfer.deciding.depth import Choice, choose
+from hf_transfer.deciding.evidence import ANEW, WHOLE, Change, Evidence, evidence_of, labelled
+from hf_transfer.deciding.folds import groups_of
+from hf_transfer.deciding.label_noise import label_findings
+from hf_transfer.deciding.probes import behind
+from hf_transfer.plans import plans_of
+from hf_transfer.recipe.load import asked, dump_recipe
+from hf_transfer.recipe.specs import Recipe
+
+BASE = "lp_ft"  # the recipe whose settings the advised one takes over
+MOST, PER_CLASS = 1500, 20  # images looked at, or so many of each class where that is more
+PASSES = 2.5  # over the images at most, of each backbone
+PASS_SHARE = 0.6  # of the budget; the rest is for what is computed from the features
+WHOLE_SHARE, MOST_WHOLE = 0.25, 300  # images that say whether cropping loses
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BackboneAdvice:
+    """What a backbone's features tell of these images, and the depth to train it to.
+
+    `behind` is how much less its head scores than the best backbone's on the same images, with the
+    standard error; None for the best.
+    """
+
+    id: str
+    image_px: int
+    parameters: int
+    evidence: Evidence
+    choice: Choice
+    behind: tuple[float, float] | None = None
+
+    @property
+    def expected(self) -> float:
+        """The score that the probe of the advised depth has on images that it never saw."""
+        return self.choice.depth.value
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do with these images, why, and the recipe that does it; `backbones` best first."""
+
+    data: str
+    labels: tuple[str, ...]
+    counts: dict[str, int]  # labelled images of each class
+    images: int  # looked at
+    of: int  # labelled
+    groups: int | None  # patients, videos or the like; None: images stand for themselves
+    backbones: tuple[BackboneAdvice, ...]
+    findings: tuple[Finding, ...]
+    recipe: Recipe
+    cost_seconds: float | None  # of training the recipe here
+    notes: tuple[str, ...]
+    seconds: float
+    out: Path | None = None
+
+    @property
+    def best(self) -> BackboneAdvice:
+        """The backbone that is advised."""
+        return self.backbones[0]
+
+    @property
+    def majority(self) -> float:
+        """The share of the largest class: what an answer without looking would score."""
+        return max(self.counts.values()) / max(1, sum(self.counts.values()))
+
+    @property
+    def smallest(self) -> int:
+        """Images of the smallest class."""
+        return min(self.counts.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the advice as plain JSON values."""
+        plain = dataclasses.asdict(self)
+        for key in ("out", "recipe"):
+            del plain[key]
+        plain["recipe"] = dump_recipe(self.recipe)
+        plain["majority"] = self.majority
+        for backbone in plain["backbones"]:
+            del backbone["evidence"]["right"]
+            for one in backbone["evidence"]["suspects"]:
+                del one["row"]
+        return plain
+
+
+@fitting()
+def advise(
+    data: str | Path,
+    *,
+    backbone: str | Path | Sequence[str | Path],
+    budget: str | float | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    out: str | Path | None = None,
+    on_progress: Say | None = None,
+) -> Advice:
+    """Return what to freeze and what to unfreeze for a user's images; nothing is trained.
+
+    `backbone` is one or several to rank on the same images; `budget` seconds or a text such as
+    "10m", by which fewer images are looked at. With `out` a folder, recipe.yaml, advice.json and
+    advice.html are written there. `overrides` are settings of a recipe, such as
+    "data.image_size=96". Raises UserError.
+    """
+    began, say = time.monotonic(), on_progress or (lambda _: None)
+    names = [backbone] if isinstance(backbone, (str, Path)) else list(backbone)
+    if not names:
+        raise UserError("advise needs a backbone, such as timm/resnet50.a1_in1k")
+    seconds = seconds_of(budget)
+    _check_task(overrides)
+    wanted = asked(BASE, data, str(names[0]), seed, overrides)
+    listed = list_source(wanted.data, wanted.task)
+    looks = _Looks(wanted, listed, seed, None if seconds is None else seconds / len(names))
+    found = []
+    for name in dict.fromkeys(map(str, names)):
+        say(f"{name}: looking at the images …")
+        found.append(looks.at(name))
+    ranked = _ranked(found, looks.groups)
+    best = ranked[0]
+    recipe = recipe_of(wanted, best)
+    suspects = best.evidence.suspects
+    findings = (
+        *looks.audited,
+        *label_findings(suspects, looks.images.files, looks.images.names),
+    )
+    advice = Advice(
+        data=str(data),
+        labels=looks.images.names,
+        counts=looks.counts,
+        images=len(looks.images),
+        of=looks.labelled,
+        groups=None if looks.groups is None else len(np.unique(looks.groups)),
+        backbones=tuple(ranked),
+        findings=findings,
+        recipe=recipe,
+        cost_seconds=list(plans_of(recipe))[-1].seconds,
+        notes=tuple(looks.notes),
+        seconds=time.monotonic() - began,
+        out=Path(out).expanduser() if out else None,
+    )
+    if advice.out:
+        _write(advice, advice.out)
+    return advice
+
+
+def _check_task(overrides: Sequence[str]) -> None:
+    given = [text.partition("=")[2].strip() for text in overrides if text.startswith("task=")]
+    if given and given[-1] != "classification":
+        raise UserError(
+            f"advise is for one class an image, not task: {given[-1]}; start with a recipe for "
+            "that task (hf-transfer recipes)"
+        )
+
+
+def seconds_of(budget: str | float | None) -> float | None:
+    """Return a budget in seconds; a text is a number with s, m or h (minutes without a unit)."""
+    if budget is None or isinstance(budget, (int, float)):
+        found = budget
+    else:
+        text = budget.strip().lower()
+        number = text[:-1] if text[-1:] in UNITS else text
+        try:
+            found = float(number) * UNITS[text[-1:] if text[-1:] in UNITS else "m"]
+        except ValueError:
+            raise UserError(f"budget {budget!r} is no time; write one such as 10m or 90s") from None
+    if found is not None and not 0 < found < float("inf"):
+        raise UserError(f"budget {budget!r} is no time; write one such as 10m or 90s")
+    return found
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+class _Looks:
+    """The images that all backbones are looked at with: drawn once, the same for each."""
+
+    def __init__(self, recipe: Recipe, listed: Scan, seed: int, seconds: float | None) -> None:
+        self.recipe, self.listed, self.seed, self.seconds = recipe, listed, seed, seconds
+        self.found = scan(recipe.data, seed, recipe.task, listed)
+        self.files: tuple[str, ...] | None = None  # of the images looked at, once they are drawn
+        self.groups: np.ndarray | None = None
+        self.notes: list[str] = []
+
+    def at(self, name: str) -> BackboneAdvice:
+        """Return what a backbone's features tell of the images."""
+        recipe = self.recipe
+        model = self._model(name, recipe.data.fit)
+        data = load_data(
+            recipe.data, model.backbone.image, self.seed, task=recipe.task, listed=self.listed
+        )
+        images = self._drawn(model, data)
+        evidence = evidence_of(model, images, self.groups, whole=self._whole(model), seed=self.seed)
+        return BackboneAdvice(
+            id=name,
+            image_px=model.backbone.image.size,
+            parameters=model.backbone.groups.total,
+            evidence=evidence,
+            choice=choose(evidence.depths, min(self.counts.values()), evidence.early),
+        )
+
+    def _model(self, name: str, fit: str | None) -> PreTrainedModel:
+        model = load_backbone(
+            name,
+            self.listed.labels,
+            weights=self.recipe.weights,
+            image_size=self.recipe.data.image_size,
+            channels=self.recipe.data.channels,
+            fit=fit,
+            seed=self.seed,
+        )
+        model.eval()
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
+        return model
+
+    def _drawn(self, model: PreTrainedModel, data: ImageData) -> ImageSet:
+        """Return the images to look at: drawn for the first backbone, the same for the others."""
+        pool = labelled(data.train, data.validation)
+        if self.files is None:
+            self.labelled = len(pool)
+            self.counts = dict(zip(pool.names, pool.class_counts, strict=True))
+            self.audited = data.audit.findings
+            self.cropped = any(finding.kind == "cropped" for finding in self.audited)
+            rows = self._rows(model, pool)
+            self.images = pool.subset(rows)
+            self.files = self.images.files
+            self.groups = groups_of(self.found, self.files)
+            return self.images
+        place = {name: row for row, name in enumerate(pool.files)}
+        return pool.subset([place[name] for name in self.files])
+
+    def _rows(self, model: PreTrainedModel, pool: ImageSet) -> np.ndarray:
+        """Return which images are looked at: of every class its share, within limit and budget."""
+        most = max(MOST, PER_CLASS * len(pool.names))
+        if len(pool) > most:
+            self.notes.append(f"looked at {most:,} of {len(pool):,} images: more say little more")
+        if self.seconds is not None:
+            in_time = int(PASS_SHARE * self.seconds / PASSES / _seconds_an_image(model, pool))
+            in_time = max(in_time, 2 * len(pool.names))
+            if in_time < min(most, len(pool)):
+                most = in_time
+                self.notes = [
+                    f"the budget allows {most:,} of {len(pool):,} images: estimates are wider"
+                ]
+        order = np.random.default_rng(self.seed).permutation(len(pool))
+        if len(pool) <= most:
+            return np.arange(len(pool))
+        rank = np.empty(len(pool))
+        for label in np.unique(pool.labels):
+            mine = order[pool.labels[order] == label]
+            rank[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+        return np.sort(np.argsort(rank, kind="stable")[:most])
+
+    def _whole(self, model: PreTrainedModel) -> tuple[np.ndarray, ImageSet] | None:
+        """Return some of the images seen whole, where much of them is cropped away."""
+        if self.recipe.data.fit is not None or not self.cropped:
+            return None
+        count = len(self.images)
+        order = np.random.default_rng(self.seed).permutation(count)
+        rows = np.sort(order[: min(MOST_WHOLE, max(9, int(WHOLE_SHARE * count)))])
+        own = self.images.subset(rows)
+        place = {name: row for row, name in enumerate(self.found.files)}
+        few = self.found.take(np.array([place[name] for name in own.files]))
+        pixels, _ = open_pixels(few, fitted(model.backbone.image, "squash"))
+        return rows, ImageSet(pixels, own.labels, own.names, own.files)
+
+
+def _seconds_an_image(model: PreTrainedModel, images: ImageSet) -> float:
+    """Return the time of one image's forward pass on this machine, by a batch."""
+    rows = np.arange(min(len(images), max(1, at_once(model) // 2)))
+    arriving(model, input_of(model, images, rows[:2]))  # the first pass takes longer
+    began = time.perf_counter()
+    arriving(model, input_of(model, images, rows))
+    return (time.perf_counter() - began) / len(rows)
+
+
+def _ranked(found: Sequence[BackboneAdvice], groups: np.ndarray | None) -> list[BackboneAdvice]:
+    """Return the backbones, best first, each held against the best on the same images."""
+    order = sorted(found, key=lambda one: -one.expected)
+    best = order[0].evidence.right
+    return [
+        order[0],
+        *(
+            dataclasses.replace(one, behind=behind(best, one.evidence.right, groups))
+            for one in order[1:]
+        ),
+    ]
+
+
+# --- the recipe ------------------------------------------------------------------------------
+
+
+def recipe_of(wanted: Recipe, best: BackboneAdvice) -> Recipe:
+    """Return the recipe that does what is advised: the exact head first, then the advised depth at
+    small rates."""
+    head, rest = wanted.phases[0], wanted.phases[1:]
+    helps = {change.what for change in best.evidence.changes if clear(change)}
+    if ANEW in helps:
+        head = dataclasses.replace(head, reestimate_norms=True)
+    data = wanted.data
+    if WHOLE in helps:
+        data = dataclasses.replace(data, fit="squash")
+    train = best.choice.depth.train
+    phases = [head]
+    if train != ("head",):
+        phases += [dataclasses.replace(phase, train=train) for phase in rest]
+    return dataclasses.replace(
+        wanted, name="advised", backbone=best.id, data=data, phases=tuple(phases)
+    )
+
+
+def clear(change: Change) -> bool:
+    """Return whether a change gains more than chance would, by two standard errors."""
+    return change.gain > 2 * change.error
+
+
+def _write(advice: Advice, folder: Path) -> None:
+    from hf_transfer.deciding.advise_page import advice_page
+    from hf_transfer.deciding.advise_text import format_advice, recipe_text
+
+    write_text(folder / "recipe.yaml", recipe_text(advice))
+    write_text(folder / "advice.json", json.dumps(advice.to_dict(), indent=1) + "\n")
+    write_text(folder / "advice.txt", format_advice(advice) + "\n")
+    write_text(folder / "advice.html", advice_page(advice))

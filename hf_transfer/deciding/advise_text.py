@@ -1,0 +1,261 @@
+"""Advice in words: the answer, why, what to expect, and the tables behind it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from hf_transfer.base.console import WIDE
+from hf_transfer.data.findings import public_name
+from hf_transfer.deciding.depth import FEW
+from hf_transfer.deciding.evidence import ANEW, Change
+from hf_transfer.planning.text_table import table, wrapped
+from hf_transfer.recipe.load import dump_recipe
+from hf_transfer.results.words import listed, show_rate, show_seconds
+
+if TYPE_CHECKING:
+    from hf_transfer.deciding.advise import Advice, BackboneAdvice
+    from hf_transfer.recipe.specs import Recipe
+
+IMBALANCE = 3.0  # largest class to smallest, from which it is told
+NEARNESS = {
+    "near": "near to what the backbone was trained on",
+    "shifted": "shifted from what the backbone was trained on",
+    "far": "far from what the backbone was trained on",
+}
+
+
+def answer(advice: Advice) -> str:
+    """Return in a sentence what to freeze and what to unfreeze."""
+    depth = advice.best.choice.depth
+    if not depth.stages:
+        return "Keep the whole backbone frozen: solve for the head, and stop there."
+    if depth.train == ("all",):
+        return "Solve for the head first, then unfreeze everything at small rates."
+    return (
+        f"Solve for the head first, then unfreeze the {depth.top} (from {depth.first} on) at "
+        "small rates; keep all layers before that frozen."
+    )
+
+
+def sentences(advice: Advice) -> list[tuple[str, str]]:
+    """Return (heading, sentence) for all that is to be known, the most important first."""
+    best = advice.best
+    found = [("why", f"{_capital(best.choice.why)}. {_sure(advice)}")]
+    found.append(("expect", expected(advice)))
+    found.append(("rates", _rates(advice)))
+    if advice.cost_seconds is not None:
+        found.append(("cost", f"About {show_seconds(advice.cost_seconds)} of training here."))
+    found.append(("images", _images(advice)))
+    found.append(("distance", nearness(best)))
+    found.append(("more images", more_images(best)))
+    found += [(change.what, _change(change)) for change in best.evidence.changes]
+    return [*found, *(("note", f"{_capital(note)}.") for note in advice.notes)]
+
+
+def expected(advice: Advice) -> str:
+    """Return what accuracy to expect on new images."""
+    depth, head = advice.best.choice.depth, advice.best.evidence.depths[0]
+    low, high = depth.interval
+    kept = f" of {advice.groups:,} groups" if advice.groups is not None else ""
+    text = (
+        f"An accuracy of about {depth.value:.0%} on new images (95% interval {low:.0%} to "
+        f"{high:.0%}), by probes on {advice.images:,} images{kept} that did not see what they "
+        f"judge. The largest class alone is {advice.majority:.0%}"
+    )
+    if depth.stages:
+        gain, error = depth.gain
+        return f"{text}, the head alone {head.value:.0%} ({gain:+.1%}, standard error {error:.1%})."
+    return f"{text}."
+
+
+def nearness(backbone: BackboneAdvice) -> str:
+    """Return how far the images are from the backbone's own, and how that was measured."""
+    evidence = backbone.evidence
+    text = f"The images are {NEARNESS[evidence.nearness]}"
+    if evidence.distance is None:
+        return f"{text}, judged by probes alone: the backbone has no BatchNorm statistics."
+    found = evidence.distance
+    text += (
+        f": its BatchNorm layers get values at a Hellinger distance of {found.all:.2f} from those "
+        f"in training (0 to 1; first layers {found.first:.2f}, last {found.last:.2f})."
+    )
+    if evidence.early:
+        text += " Gradients are largest in the early layers: they should move, too."
+    return text
+
+
+def more_images(backbone: BackboneAdvice) -> str:
+    """Return whether more images would help, by the learning curve of the head."""
+    curve = backbone.evidence.curve
+    if curve.twice is None:
+        return "There are too few images to tell whether more would help."
+    now = curve.values[-1]
+    ahead, low, high = curve.twice
+    helps = "Yes" if low > now else "Probably" if ahead - now > 0.01 else "Hardly"
+    points = ", ".join(
+        f"{value:.0%} with {count:,}"
+        for count, value in zip(curve.images, curve.values, strict=True)
+    )
+    return (
+        f"{helps}: twice as many would bring the head to about {ahead:.0%} ({low:.0%} to "
+        f"{high:.0%}); so far {points}."
+    )
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def _sure(advice: Advice) -> str:
+    choice = advice.best.choice
+    if advice.smallest < FEW:
+        return "The depth was not chosen by these images."
+    words = {
+        "sure": "The images leave little doubt.",
+        "fairly sure": "The images make this likely, not certain.",
+        "open": "The images cannot tell; this is the careful choice.",
+    }
+    return words[choice.sure]
+
+
+def _rates(advice: Advice) -> str:
+    phases = advice.recipe.phases
+    if len(phases) < 2:
+        return "None: the head is solved for exactly."
+    phase = phases[-1]
+    decay = getattr(phase, "layer_decay", None)
+    text = f"{show_rate(phase.lr if isinstance(phase.lr, float) else None)} for the head"
+    text += f", times {decay:g} for each group below it" if decay else ""
+    still = "; normalisation statistics stay as they are" if phase.still_norms else ""
+    return f"{text}; rising at first{still}."
+
+
+def _images(advice: Advice) -> str:
+    counts = advice.counts
+    most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    total = f"{sum(counts.values()):,} labelled images of {len(counts):,} classes"
+    if counts[most] == counts[least]:
+        return f"{total}, {counts[least]:,} of each."
+    text = f"{total}, from {counts[least]:,} ({least}) to {counts[most]:,} ({most})"
+    if counts[most] >= IMBALANCE * counts[least]:
+        text += "; classes are uneven: `loss: balanced` weighs them alike"
+    return f"{text}."
+
+
+def _change(change: Change) -> str:
+    verb = "would change" if change.what == ANEW else "changes"
+    text = (
+        f"{_capital(change.what)} {verb} the score of the head by {change.gain:+.1%} on "
+        f"{change.images:,} images (standard error {change.error:.1%})"
+    )
+    if change.gain > 2 * change.error:
+        return f"{text}: the recipe uses {'them' if change.what == ANEW else 'it'}."
+    return f"{text}: not clearly better, so the recipe does not."
+
+
+# --- print -----------------------------------------------------------------------------------
+
+
+def format_advice(advice: Advice, width: int = WIDE) -> str:
+    """Return the advice as text, folded to `width` columns."""
+    parts = [wrapped(answer(advice), width)]
+    side = max(len(heading) for heading, _ in sentences(advice)) + 2
+    lines = []
+    for heading, sentence in sentences(advice):
+        lines += wrapped(f"{heading:{side}}{sentence}", width, side)
+    parts.append(lines)
+    if len(advice.backbones) > 1:
+        parts.append(table(backbone_rows(advice), width))
+    parts.append(table(depth_rows(advice.best), width))
+    parts.append(table(probe_rows(advice.best), width))
+    findings = [f"{one.kind}: {one.count:,}; {one.done}" for one in advice.findings]
+    parts.append([line for one in findings for line in wrapped(one, width, 2)])
+    passes = advice.best.evidence.passes
+    end = (
+        f"{passes:.1f} passes over {advice.images:,} images, {show_seconds(advice.seconds)} in all"
+    )
+    parts.append([f"{end}; nothing was trained."])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def backbone_rows(advice: Advice) -> list[list[str]]:
+    """Return the backbones as a table, best first; the first row is the headings."""
+    rows = [
+        ["backbone", ">px", ">parameters", ">expect", ">head alone", "behind the best", "train"]
+    ]
+    for one in advice.backbones:
+        behind = "" if one.behind is None else f"{one.behind[0]:.1%} ± {1.96 * one.behind[1]:.1%}"
+        rows.append(
+            [
+                shown(one.id),
+                str(one.image_px),
+                f"{one.parameters:,}",
+                f"{one.expected:.1%}",
+                f"{one.evidence.depths[0].value:.1%}",
+                behind,
+                one.choice.depth.words,
+            ]
+        )
+    return rows
+
+
+def depth_rows(backbone: BackboneAdvice) -> list[list[str]]:
+    """Return the depths that were compared as a table."""
+    rows = [["unfreeze", "from", ">probe", "95% interval", ">gain", ">standard error"]]
+    for depth in backbone.evidence.depths:
+        low, high = depth.interval
+        gain, error = (f"{x:+.1%}" if i == 0 else f"{x:.1%}" for i, x in enumerate(depth.gain))
+        chosen = " ←" if depth == backbone.choice.depth else ""
+        rows.append(
+            [
+                f"{depth.words}{chosen}",
+                depth.first,
+                f"{depth.value:.1%}",
+                f"{low:.0%} to {high:.0%}",
+                gain if depth.stages else "",
+                error if depth.stages else "",
+            ]
+        )
+    return rows
+
+
+def probe_rows(backbone: BackboneAdvice) -> list[list[str]]:
+    """Return what each depth's features tell by themselves as a table."""
+    rows = [["features at", ">probe", "95% interval", ">nearest", ">LogME", ">gradient"]]
+    gradients = backbone.evidence.gradients
+    for one in backbone.evidence.probes:
+        low, high = one.interval
+        gradient = gradients.get(one.group)
+        rows.append(
+            [
+                one.group,
+                f"{one.value:.1%}",
+                f"{low:.0%} to {high:.0%}",
+                f"{one.neighbours:.1%}",
+                f"{one.evidence:.2f}",
+                "" if gradient is None else f"{gradient:.3g}",
+            ]
+        )
+    return rows
+
+
+def shown(backbone: str) -> str:
+    """Return a backbone's name; of a folder on this machine without the folders above it."""
+    return public_name(backbone) if os.path.isabs(backbone) else backbone
+
+
+def recipe_text(advice: Advice, recipe: Recipe | None = None) -> str:
+    """Return the recipe as a file, with what it is for in its first lines."""
+    low, high = advice.best.choice.depth.interval
+    expect = f"{advice.best.expected:.2f} ({low:.2f} to {high:.2f})"
+    lines = [
+        "# recipe.yaml: written by hf-transfer advise",
+        f"# for: {listed(advice.labels, 5)}; {advice.images:,} images looked at",
+        "# run: hf-transfer train recipe.yaml",
+        f"# expect: accuracy {expect}, by probes out of fold",
+    ]
+    return (
+        "\n".join(" ".join(line.split()) for line in lines)
+        + f"\n{dump_recipe(recipe or advice.recipe)}"
+    )

@@ -1,0 +1,289 @@
+"""What two passes over labelled images tell of one backbone, before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from hf_transfer.data.image_set import ImageSet
+from hf_transfer.deciding.boundaries import Boundaries, boundary_features, statistics_of
+from hf_transfer.deciding.depth import Depth, depths_of
+from hf_transfer.deciding.folds import folds
+from hf_transfer.deciding.heads import fit_heads, honest, out_of_fold
+from hf_transfer.deciding.label_noise import Suspect, suspects
+from hf_transfer.deciding.probes import (
+    Curve,
+    behind,
+    interval,
+    learning_curve,
+    log_evidence,
+    nearest_labels,
+    probe,
+    ridge,
+    scores,
+    standardised,
+    targets_of,
+)
+from hf_transfer.deciding.shift import Distance, Watch, distance_of, gradient_norms
+from hf_transfer.training.norm_statistics import layers
+
+MOST_PROBED = 16  # groups whose features are probed; of more those that begin a stage
+REPEATS_BELOW = 400  # images, below which folds are dealt twice
+ANEW, WHOLE = "re-estimated statistics", "the whole image"  # changes that may help
+ANEW_SHARE, MOST_ANEW = 0.5, 400  # images that say whether re-estimated statistics help
+GRADIENTS = 0.05  # share of the images whose gradients are taken
+FEWEST, MOST_GRADIENTS = 4, 64
+WATCHED = 128  # images that say how far they are from the backbone's own
+HEAD_STRENGTHS = tuple(10.0 ** np.arange(-4, 1))  # of the exact heads, which find wrong labels
+FAR, SHIFTED = 0.12, 0.08  # distances from which images are far from the backbone's own, or shifted
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe on the features that arrive at a group: its score, and two second opinions."""
+
+    group: str
+    value: float
+    interval: tuple[float, float]
+    neighbours: float  # share of images whose nearest ones have their label
+    evidence: float  # LogME
+
+
+@dataclass(frozen=True)
+class Change:
+    """What another way to look at the images gains, on the same images, with its standard error."""
+
+    what: str
+    images: int
+    gain: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a backbone's features tell; nothing of it was trained on what it is judged by."""
+
+    probes: tuple[Probe, ...]
+    depths: tuple[Depth, ...]
+    distance: Distance | None
+    nearness: str  # near, shifted or far
+    changes: tuple[Change, ...]
+    gradients: dict[str, float]  # relative norms by group
+    curve: Curve
+    suspects: tuple[Suspect, ...]
+    right: np.ndarray  # (N,) the score of each image by the probe on what the head reads
+    passes: float  # over the images, forward passes; a gradient counts as three
+    seconds: float
+
+    @property
+    def head(self) -> Probe:
+        """The probe on what the head reads."""
+        return self.probes[-1]
+
+    @property
+    def early(self) -> bool:
+        """Whether images look different from the first layers on, so that these should move."""
+        seen = self.distance is not None and self.distance.first >= SHIFTED
+        seen = seen and self.nearness != "near"
+        values = list(self.gradients.values())
+        third = max(1, len(values) // 3)
+        return seen and sum(values[:third]) / third > sum(values[third:]) / max(
+            1, len(values) - third
+        )
+
+
+def evidence_of(
+    model: PreTrainedModel,
+    images: ImageSet,
+    groups: np.ndarray | None = None,
+    *,
+    whole: tuple[np.ndarray, ImageSet] | None = None,
+    seed: int = 0,
+) -> Evidence:
+    """Return what labelled images tell of a backbone; `groups` (N,) are kept together in folds.
+
+    `whole` are some of the images, by their places, seen whole where `images` are cropped.
+    """
+    began = time.monotonic()
+    with Watch(model) as watch:
+        found = boundary_features(model, images)
+    distance, passes = watch.distance(), 1.0
+    if watch.layers and watch.images < len(images):  # the features were there already
+        some = images.subset(_drawn(len(images), min(WATCHED, len(images)), seed))
+        distance, passes = distance_of(model, some), len(some) / len(images)
+    labels, classes = images.labels, len(images.names)
+    targets = targets_of(labels, classes)
+    repeats = 2 if len(labels) < REPEATS_BELOW else 1
+    dealt = folds(labels, repeats=repeats, groups=groups, seed=seed)
+    probes, values = _probes(model, found, labels, targets, dealt, groups)
+    depths = depths_of(model.backbone.groups, found, labels, targets, dealt, groups)
+    changes, more = _changes(model, images, found, targets, groups, whole, seed)
+    gradients, some = _gradients(model, images, found, dealt[0])
+    logits = out_of_fold(found.head, labels, classes, dealt[0], HEAD_STRENGTHS)
+    second = nearest_labels(found.head, labels, dealt[0], classes)
+    return Evidence(
+        probes=probes,
+        depths=depths,
+        distance=distance,
+        nearness=_nearness(distance, values),
+        changes=changes,
+        gradients=gradients,
+        curve=learning_curve(found.head, labels, targets, dealt, seed),
+        suspects=suspects(_chances(honest(logits, labels, dealt[0])), labels, second),
+        right=next(reversed(values.values())),
+        passes=passes + more + some,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _probes(
+    model: PreTrainedModel,
+    found: Boundaries,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    dealt: np.ndarray,
+    groups: np.ndarray | None,
+) -> tuple[tuple[Probe, ...], dict[str, np.ndarray]]:
+    """Return the probes by depth, and the score of each image by each."""
+    probes, values = [], {}
+    for name in probed(model, found):
+        features = found.features[name]
+        own = values[name] = scores(probe([features], targets, dealt).answers, labels)
+        near = nearest_labels(features, labels, dealt[0], targets.shape[1])
+        probes.append(
+            Probe(
+                name,
+                float(own.mean()),
+                interval(own, groups),
+                float((near == labels).mean()),
+                log_evidence(features, targets),
+            )
+        )
+    return tuple(probes), values
+
+
+def probed(model: PreTrainedModel, found: Boundaries) -> list[str]:
+    """Return the groups whose features are probed: all, or where there are many the first of each
+    stage, thinned to MOST_PROBED; the head is always among them."""
+    names = list(found.groups)
+    if len(names) > MOST_PROBED:
+        stage = {group.name: group.stage for group in model.backbone.groups.groups}
+        starts = [n for at, n in enumerate(names) if not at or stage[n] != stage[names[at - 1]]]
+        names = [*starts, names[-1]] if starts[-1] != names[-1] else starts
+    if len(names) > MOST_PROBED:
+        places = np.unique(np.linspace(0, len(names) - 1, MOST_PROBED).astype(int))
+        names = [names[place] for place in places]
+    return names
+
+
+def _nearness(distance: Distance | None, values: Mapping[str, np.ndarray]) -> str:
+    """Return how far the images are from the backbone's own, in a word.
+
+    Shifted: BatchNorm layers get other values than in training. Far: they do, and lower layers tell
+    the classes apart as well as the last one does, which is made for other pictures. Without
+    BatchNorm the second sign alone counts, where it is clear.
+    """
+    scored = list(values.values())
+    lead = [behind(one, scored[-1]) for one in scored[:-1]]
+    gain, error = max(lead, default=(-1.0, 0.0))
+    if distance is None:
+        return "far" if gain > 2 * error else "near"
+    if distance.all >= FAR and gain > 0:
+        return "far"
+    return "shifted" if distance.all >= SHIFTED else "near"
+
+
+def _changes(
+    model: PreTrainedModel,
+    images: ImageSet,
+    found: Boundaries,
+    targets: np.ndarray,
+    groups: np.ndarray | None,
+    whole: tuple[np.ndarray, ImageSet] | None,
+    seed: int,
+) -> tuple[tuple[Change, ...], float]:
+    """Return what re-estimated statistics and whole images would gain, and the passes that took.
+
+    A third of some images judges; statistics and probes are of the others.
+    """
+    changes, count = [], len(images)
+    passes = 0.0
+    if layers(model):
+        some = _drawn(count, min(MOST_ANEW, max(9, int(ANEW_SHARE * count))), seed)
+        fold = _one_fold(images.labels[some], groups, some, seed)
+        own = images.subset(some)
+        statistics = statistics_of(model, own, np.flatnonzero(fold != 0))
+        anew = boundary_features(model, own, statistics=statistics, keep=False).head
+        changes.append(_change(ANEW, found.head[some], anew, own.labels, targets[some], fold))
+        passes += (len(some) + int((fold != 0).sum())) / count
+    if whole is not None:
+        some, own = whole
+        fold = _one_fold(own.labels, groups, some, seed)
+        seen = boundary_features(model, own, keep=False).head
+        changes.append(_change(WHOLE, found.head[some], seen, own.labels, targets[some], fold))
+        passes += len(own) / count
+    return tuple(changes), passes
+
+
+def _one_fold(
+    labels: np.ndarray, groups: np.ndarray | None, rows: np.ndarray, seed: int
+) -> np.ndarray:
+    own = None if groups is None else groups[rows]
+    return folds(labels, 3, repeats=1, groups=own, seed=seed)[0]
+
+
+def _change(
+    what: str,
+    before: np.ndarray,
+    after: np.ndarray,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    fold: np.ndarray,
+) -> Change:
+    """Return what the second features gain on the images of fold 0, which nothing was fitted on."""
+    inside, outside = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
+    told = []
+    for features in (before, after):
+        answers = ridge(*standardised([features], inside, outside), targets[inside])
+        told.append(scores(answers.mean(0)[None], labels[outside]))  # of all strengths together
+    gain, error = behind(told[1], told[0])
+    return Change(what, len(outside), gain, error)
+
+
+def _gradients(
+    model: PreTrainedModel, images: ImageSet, found: Boundaries, fold: np.ndarray
+) -> tuple[dict[str, float], float]:
+    """Return relative gradient norms by group on images that the head was not fitted on, and the
+    passes that took."""
+    inside, outside = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
+    count = min(MOST_GRADIENTS, max(FEWEST, int(GRADIENTS * len(images))), len(outside))
+    if len(np.unique(images.labels[inside])) < 2:
+        return {}, 0.0
+    head = fit_heads(
+        found.head[inside], images.labels[inside], len(images.names), HEAD_STRENGTHS[:1]
+    )[0]
+    places = np.linspace(0, len(outside) - 1, count).astype(int)
+    norms = gradient_norms(model, images, outside[places], head)
+    return norms, 3 * count / len(images)
+
+
+def _chances(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _drawn(count: int, some: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).permutation(count)[:some])
+
+
+def labelled(train: ImageSet, validation: ImageSet) -> ImageSet:
+    """Return the images of both, which lie in the same store: folds of them judge."""
+    rows = np.concatenate([train.pixels.rows, validation.pixels.rows])
+    pixels = dataclasses.replace(train.pixels, rows=rows)
+    labels = np.concatenate([train.labels, validation.labels])
+    return ImageSet(pixels, labels, train.names, (*train.files, *validation.files), train.scale)

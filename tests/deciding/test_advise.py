@@ -1,0 +1,154 @@
+"""Advice on drawn images: it trains nothing, reads a few passes, and writes a recipe that runs."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_folders import stir
+
+import hf_transfer
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
+from hf_transfer.deciding import advise as module
+from hf_transfer.deciding.advise import advise, seconds_of
+from hf_transfer.deciding.advise_text import format_advice
+from hf_transfer.plans import plan
+
+SIZE = ("data.image_size=32",)
+
+
+def draw(folder, per_class=14, seed=0):
+    """Write a folder of three classes that differ in colour, under noise."""
+    rng = np.random.default_rng(seed)
+    for place, name in enumerate(("blue", "green", "red")):
+        (folder / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 200, (48, 64, 3))
+            pixels[..., 2 - place] += 55
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("advise") / "colours")
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    """Return folders of two small backbones, one with BatchNorm and one without."""
+    found = []
+    for name in ("test_resnet", "test_vit"):
+        folder = tmp_path_factory.mktemp("backbones") / name
+        save_model(stir(load_backbone(f"timm/{name}", ("a", "b"), pretrained=False)), folder)
+        found.append(str(folder))
+    return found
+
+
+@pytest.fixture(scope="module")
+def advice(data, backbones, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "advice"
+    return advise(data, backbone=backbones, overrides=SIZE, out=out)
+
+
+def test_the_recipe_it_writes_is_one_that_plan_accepts(advice):
+    (found,) = plan(advice.out / "recipe.yaml")
+    assert found.recipe == hf_transfer.load_recipe(advice.out / "recipe.yaml")
+    assert found.recipe.phases == advice.recipe.phases
+    assert found.recipe.phases[0].solve == "lbfgs"
+
+
+def test_it_looks_at_the_images_two_and_a_half_times_at_most(data, backbones, monkeypatch):
+    seen = []
+    original = module.input_of
+    for where in ("boundaries", "shift", "advise"):
+        monkeypatch.setattr(
+            f"hf_transfer.deciding.{where}.input_of",
+            lambda model, images, rows: (seen.append(len(rows)), original(model, images, rows))[1],
+        )
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(data.parent / "fresh"))
+    found = advise(data, backbone=backbones[0], overrides=SIZE)
+    assert found.best.evidence.passes <= 2.5
+    assert sum(seen) <= 2.5 * found.images + 2
+    assert found.images == found.of == 42
+
+
+def test_backbones_are_ranked_on_the_same_images(advice, backbones):
+    assert {one.id for one in advice.backbones} == set(backbones)
+    first, second = advice.backbones
+    assert first.expected >= second.expected
+    assert first.behind is None
+    assert second.behind is not None
+
+
+def test_networks_without_batch_normalisation_say_so(advice):
+    (vit,) = [one for one in advice.backbones if "test_vit" in one.id]
+    assert vit.evidence.distance is None
+    assert vit.evidence.nearness in ("near", "far")
+    assert not [c for c in vit.evidence.changes if "statistics" in c.what]
+
+
+def test_the_page_holds_the_picture_and_needs_nothing_else(advice):
+    page = (advice.out / "advice.html").read_text()
+    assert "<svg" in page
+    assert "accuracy of probes against depth" in page
+    for word in ("<script", "http://", "https://", str(advice.out.parent.parent)):
+        assert word not in page
+
+
+def test_the_facts_are_plain_json(advice):
+    plain = json.loads((advice.out / "advice.json").read_text())
+    assert plain["counts"] == {"blue": 14, "green": 14, "red": 14}
+    assert plain["backbones"][0]["choice"]["why"] == advice.best.choice.why
+
+
+def test_the_text_answers_first_and_says_what_to_expect(advice):
+    text = format_advice(advice, 100)
+    assert text.splitlines()[0].startswith(("Solve for the head", "Keep the whole backbone"))
+    assert "on new images" in text
+    assert "nothing was trained" in text
+    assert max(map(len, text.splitlines())) <= 160
+
+
+def test_under_ten_images_of_a_class_it_chooses_nothing(tmp_path, backbones):
+    found = advise(draw(tmp_path / "few", 5), backbone=backbones[0], overrides=SIZE)
+    assert found.best.choice.depth.train == ("head",)
+    assert "too few to choose" in found.best.choice.why
+    assert "was not chosen by these images" in format_advice(found)
+
+
+def test_groups_of_images_stay_together_and_are_counted(tmp_path, backbones):
+    folder = draw(tmp_path / "patients")
+    for path in sorted(folder.rglob("*.png")):
+        path.rename(path.with_name(f"{path.parent.name}{int(path.stem) // 2}_{path.stem}.png"))
+    found = advise(folder, backbone=backbones[0], overrides=[*SIZE, r"data.group='^(\w+)_'"])
+    assert found.groups == 21
+    assert "of 21 groups" in format_advice(found)
+
+
+def test_a_budget_limits_the_images_and_says_so(data, backbones, monkeypatch):
+    monkeypatch.setattr(module, "_seconds_an_image", lambda model, images: 1.0)
+    found = advise(data, backbone=backbones[0], overrides=SIZE, budget="2m")
+    assert found.images == 28
+    assert found.notes == ("the budget allows 28 of 42 images: estimates are wider",)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10m", 600), ("90s", 90), ("1h", 3600), ("5", 300), (7.5, 7.5), (None, None)],
+)
+def test_budgets_are_times(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "-1m", "0", "", "m", float("inf"), "nan"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(UserError, match="is no time"):
+        seconds_of(text)
+
+
+def test_other_tasks_are_refused_in_a_line(data, backbones):
+    with pytest.raises(UserError, match="one class an image"):
+        advise(data, backbone=backbones[0], overrides=["task=multi_label"])
