@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hf_transfer.base.nearest import nearest
 from hf_transfer.recipe import stopping
-from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION, TASKS
+from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION, TASKS, Task
 
 if TYPE_CHECKING:
     from hf_transfer.recipe.phase_specs import PhaseSettings
@@ -20,8 +20,9 @@ Problem = tuple[tuple[str | int, ...], str]  # where in the recipe, and what is 
 UNSOLVED = (
     *("epochs", "steps", "min_steps", "lr", "lrs", "layer_decay", "weight_decay", "optimizer"),
     *("momentum", "schedule", "warmup", "batch_size", "accumulate", "label_smoothing", "mixup"),
-    *("cutmix", "stop", "best", "l2_sp", "max_grad_norm", "on_nan"),
+    *("cutmix", "stop", "best", "l2_sp", "max_grad_norm", "on_nan", "sampler"),
 )
+SKEWED = ("balanced", "focal", "logit_adjusted")  # losses for uneven classes
 
 
 def in_phase(spec: PhaseSettings) -> Iterator[str]:
@@ -115,7 +116,7 @@ def in_recipe(recipe: Recipe) -> Iterator[Problem]:
     yield from _of_weights(recipe)
     yield from _with_task(recipe)
     for i, spec in enumerate(recipe.phases):
-        for text in _phase_problems(spec, recipe.metrics, recipe.task):
+        for text in _phase_problems(spec, recipe.metrics, recipe.task, recipe.loss):
             yield ("phases", i), text
     if recipe.source is not None:
         for i, spec in enumerate(recipe.source.phases):
@@ -142,10 +143,7 @@ def _of_weights(recipe: Recipe) -> Iterator[Problem]:
 def _with_task(recipe: Recipe) -> Iterator[Problem]:
     """Yield the settings of a recipe that do not go with its task."""
     task, data = TASKS[recipe.task], recipe.data
-    if recipe.loss == "balanced" and task is REGRESSION:
-        yield ("loss",), "loss: balanced weighs labels, and a regression has none; remove it"
-    elif (recipe.loss == "squared_error") != (task is REGRESSION):
-        yield ("loss",), f"the loss of task: {task.name} is {task.loss}; write that or remove loss"
+    yield from _of_loss(recipe, task)
     if task is CLASSIFICATION:
         if data.label_columns:
             yield (
@@ -166,8 +164,29 @@ def _with_task(recipe: Recipe) -> Iterator[Problem]:
         yield ("compare",), "compare is for task: classification; remove one of them"
 
 
-def phase_conflicts(spec: PhaseSettings, task: str) -> Iterator[str]:
-    """Yield what is wrong with the settings of a phase for a task."""
+def _of_loss(recipe: Recipe, task: Task) -> Iterator[Problem]:
+    """Yield what of the loss does not go with the task, or with its class weights."""
+    if recipe.loss in SKEWED and task is REGRESSION:
+        yield ("loss",), f"loss: {recipe.loss} is for labels, and a regression has none; remove it"
+    elif recipe.loss == "logit_adjusted" and task is not CLASSIFICATION:
+        yield ("loss",), "loss: logit_adjusted is for task: classification; write balanced or focal"
+    elif (recipe.loss == "squared_error") != (task is REGRESSION):
+        yield ("loss",), f"the loss of task: {task.name} is {task.loss}; write that or remove loss"
+    if recipe.class_weights and task is REGRESSION:
+        yield ("class_weights",), "class_weights are for labels, and a regression has none"
+    if recipe.class_weights and recipe.loss in ("balanced", "logit_adjusted"):
+        yield (
+            ("class_weights",),
+            f"class_weights cannot be combined with loss: {recipe.loss}; remove one of them",
+        )
+
+
+def phase_conflicts(spec: PhaseSettings, task: str, loss: str = "cross_entropy") -> Iterator[str]:
+    """Yield what is wrong with the settings of a phase for a task and a loss."""
+    if spec.sampler == "balanced" and task != CLASSIFICATION.name:
+        yield f"sampler: balanced is for task: classification, not {task}; remove it"
+    if spec.solve and loss == "focal":
+        yield "solve: lbfgs minimises cross-entropy; remove loss: focal, or write epochs: 10"
     if spec.solve and task != CLASSIFICATION.name:
         yield f"solve: lbfgs is for task: classification, not {task}; write epochs: 10 instead"
     if task == REGRESSION.name:
@@ -176,14 +195,16 @@ def phase_conflicts(spec: PhaseSettings, task: str) -> Iterator[str]:
                 yield f"{key} is for labels, and a regression has none; remove it"
 
 
-def _phase_problems(spec: PhaseSettings, extra: tuple[str, ...], task: str) -> Iterator[str]:
+def _phase_problems(
+    spec: PhaseSettings, extra: tuple[str, ...], task: str, loss: str = "cross_entropy"
+) -> Iterator[str]:
     """Yield what of a phase does not go with the task: settings, and the metrics that it stops at
     or keeps the best of.
 
     With the recipe's own `metrics` any name that says what is better may come up, and is looked
     for once they are loaded.
     """
-    yield from phase_conflicts(spec, task)
+    yield from phase_conflicts(spec, task, loss)
     known = TASKS[task].metrics
     for key, metric in judged_by(spec):
         if extra:

@@ -28,6 +28,7 @@ from hf_transfer.recipe.specs import (
 )
 from hf_transfer.recipe.yaml_nodes import Mistakes, Node
 
+MAPPINGS = ("lrs", "class_weights")  # keys whose pairs are a mapping in a file
 LARGEST_BYTES = 1_000_000  # of a recipe's file
 Phase = TypeVar("Phase", PhaseSpec, GradualSpec, PhaseSpec | GradualSpec)
 
@@ -213,6 +214,7 @@ def source_recipe(recipe: Recipe) -> Recipe:
         name=f"{recipe.name}, source",
         task="classification",
         loss="cross_entropy" if recipe.task != "classification" else recipe.loss,
+        class_weights=(),  # of other labels
         metrics=recipe.metrics if recipe.task == "classification" else (),
         backbone=source.backbone,
         pretrained=False,
@@ -233,7 +235,7 @@ def _plain(value: Any) -> Any:
             return named
     if dataclasses.is_dataclass(value):
         return {
-            name: dict(item) if name == "lrs" else _plain(item)
+            name: dict(item) if name in MAPPINGS and item != "sqrt" else _plain(item)
             for name, item in _changed(value).items()
         }
     if isinstance(value, tuple | list):

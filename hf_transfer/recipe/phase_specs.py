@@ -30,7 +30,8 @@ GRADUAL = re.compile(r"(\d+) ?(stage|block|%)s?")
 RATE_PAIR = "the rate of the first group and that of the last"
 
 
-def _pairs(value: Any) -> Any:
+def pairs(value: Any) -> Any:
+    """Return a mapping as pairs, which a frozen spec can hold; anything else as it is."""
     return tuple(value.items()) if isinstance(value, Mapping) else value
 
 
@@ -68,7 +69,7 @@ class PhaseSettings:
     )
     lrs: Annotated[
         tuple[tuple[Text, Rate], ...],
-        BeforeValidator(_pairs, json_schema_input_type=dict[str, Rate]),
+        BeforeValidator(pairs, json_schema_input_type=dict[str, Rate]),
     ] = Field(
         default=(),
         description="rates by selector; the first selector that matches a parameter sets its rate",
@@ -103,6 +104,10 @@ class PhaseSettings:
     )
     accumulate: Whole = Field(
         default=1, ge=1, le=1_000_000, description="batches in one optimizer step"
+    )
+    sampler: Literal["shuffled", "balanced"] = Field(
+        default="shuffled",
+        description="order of the images in an epoch; `balanced`: as many of each class",
     )
     augment: AugmentByName = Field(
         default=AUGMENTS["none"],

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 from typing_extensions import Self
 
 from hf_transfer.recipe import conflicts
 from hf_transfer.recipe.phase_parts import AUGMENTS, Augment, Stop
-from hf_transfer.recipe.phase_specs import GradualSpec, PhaseSettings, PhaseSpec
+from hf_transfer.recipe.phase_specs import GradualSpec, PhaseSettings, PhaseSpec, pairs
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.recipe.values import Conflict, Number, Share, Switch, Text, Whole, spec
 
@@ -42,6 +42,10 @@ AnyPhase = Annotated[
     Annotated[GradualSpec, Tag("GradualSpec")] | Annotated[PhaseSpec, Tag("PhaseSpec")],
     Discriminator(_kind),
     Field(json_schema_extra={"allowed": "a mapping such as {train: head, epochs: 10}"}),
+]
+ByLabel = Annotated[
+    Literal["sqrt"] | tuple[tuple[Text, Annotated[Number, Field(ge=0, le=1e6)]], ...],
+    BeforeValidator(pairs, json_schema_input_type=Literal["sqrt"] | dict[str, Number]),
 ]
 Phases = Annotated[
     tuple[AnyPhase, ...],
@@ -229,10 +233,18 @@ class Recipe:
     data: DataSpec = Field(
         default=DataSpec(), description="where the images are, and how they are split"
     )
-    loss: Literal["cross_entropy", "balanced", "squared_error"] = Field(
+    loss: Literal["cross_entropy", "balanced", "focal", "logit_adjusted", "squared_error"] = Field(
         default_factory=_loss,
-        description="loss; `balanced` weighs classes by how rare they are",
+        description="loss; for uneven classes: `balanced` weighs them by how rare they are, "
+        "`focal` counts what is easy little, `logit_adjusted` learns answers as if all were as "
+        "frequent",
         json_schema_extra={"default": "cross_entropy; squared_error for a regression"},
+    )
+    class_weights: ByLabel = Field(
+        default=(),
+        description="weights of classes in the loss: a number by label, or `sqrt` of the balanced "
+        "ones",
+        json_schema_extra={"allowed": "sqrt or a mapping such as {daisy: 2, rose: 0.5}"},
     )
     metrics: tuple[Text, ...] = Field(
         default=(),

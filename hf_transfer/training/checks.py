@@ -73,7 +73,8 @@ def check_run(trainer: Seam) -> None:
     train, evaluation = trainer.train_dataset, trainer.eval_dataset
     labels, own = trainer.backbone.labels, trainer.loss.function is not None
     metrics = metric_names(trainer.compute_metrics)
-    check_phases(trainer.phases, train, evaluation, metrics, own, trainer.loss.task)
+    loss = "focal" if trainer.loss.objective.focal else "cross_entropy"
+    check_phases(trainer.phases, train, evaluation, metrics, own, trainer.loss.task, loss)
     check_labels(train, "the training set", labels)
     check_labels(evaluation, "the validation set", labels)
     check_items(train, evaluation, trainer.data_collator, trainer.backbone.image)
@@ -88,6 +89,7 @@ def check_phases(
     metrics: Collection[str] | None,
     own_loss: bool,
     task: str = "classification",
+    loss: str = "cross_entropy",
 ) -> None:
     """Raise UserError with everything that would fail or have no effect, before any training.
 
@@ -102,7 +104,7 @@ def check_phases(
         f"phase {phase.name}: {problem}"
         for phase in phases
         for problem in (
-            *phase_conflicts(phase.spec, task),
+            *phase_conflicts(phase.spec, task, loss),
             *_head_problems(phase),
             *_data_problems(phase.spec, train, own_loss),
             *_metric_problems(phase.spec, evaluation, metrics),

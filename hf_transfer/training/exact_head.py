@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from hf_transfer.backbones.access import bare_names, logits_of
 from hf_transfer.inputs.features import Replay
 from hf_transfer.planning.phase import Phase
 from hf_transfer.training import checks
+from hf_transfer.training.loss import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -53,25 +54,30 @@ def fit_head(
     phase: Phase,
     replay: Replay,
     *,
-    class_weights: torch.Tensor | None = None,
+    objective: Objective | None = None,
     seed: int = 0,
 ) -> Solution:
     """Write the exact head into the model and return it.
 
-    `replay` has taken the model's forward. Raises UserError, and changes nothing, where the logits
-    are not the head's own.
+    `replay` has taken the model's forward. Class weights and the classes' shares of the
+    `objective` count; its focal form is not one that is solved for. Raises UserError, and changes
+    nothing, where the logits are not the head's own.
     """
     named = bare_names(model, prefix)
     weight, bias = sorted((named[name] for name in phase.parameters), key=lambda p: -p.ndim)
     features, labels, images = replay.training_rows()
+    objective = objective or Objective("classification")
     solution = solve_head(
         features,
         labels,
         len(bias),
         images=images,
-        class_weights=None if class_weights is None else class_weights.cpu().numpy(),
+        class_weights=None if objective.weights is None else objective.weights.numpy(),
         seed=seed,
     )
+    if objective.log_prior is not None:  # with it the solution is that of the plain loss
+        found = solution.bias - objective.log_prior.double().numpy()
+        solution = replace(solution, bias=found)
     before = weight.detach().clone(), bias.detach().clone()
     with torch.no_grad():
         weight.copy_(torch.from_numpy(solution.weight).reshape(weight.shape))

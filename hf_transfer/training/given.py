@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainingArguments
 
@@ -67,23 +66,6 @@ def given_steps(args: TrainingArguments, phases: Sequence[Phase], images: Any) -
                 "write steps"
             )
         args.max_steps = phase.spec.steps
-
-
-def given_weights(weights: Any, labels: Sequence[str]) -> torch.Tensor | None:
-    """Return class weights (C,) as a tensor of float32; from a list or an array, too."""
-    if weights is None:
-        return None
-    try:
-        found = torch.as_tensor(weights, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"class_weights are {_kind(weights)}; pass one number a class") from error
-    count = len(labels) or found.numel()
-    if found.shape != (count,) or not bool((found.isfinite() & (found >= 0)).all()):
-        raise UserError(
-            f"class_weights must be {count} numbers of at least 0, one for each label in the "
-            f"model's order, got {str(weights)[:60]}"
-        )
-    return found
 
 
 def given_resume(resume: Any, out: str) -> bool:

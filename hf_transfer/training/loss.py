@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from hf_transfer.training.machine import sharding
+
+GAMMA = 2.0  # of the focal loss, the paper's choice
 
 
 def cross_entropy_sum(
@@ -49,6 +52,44 @@ def squared_error_sum(
     return F.mse_loss(logits, target.to(logits).reshape(logits.shape), reduction="sum")
 
 
+def focal_sum(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    class_weights: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Return the cross-entropy of each image times (1 - p)^2, p being what the model gives the
+    right class: what is easy counts little. Arguments as for `cross_entropy_sum`.
+
+    Source: focal loss, arXiv:1708.02002, equation 4, without alpha; here class weights are that.
+    """
+    logits = logits.float()
+    classes = logits.shape[1]
+    if not target.is_floating_point():
+        target = F.one_hot(target, classes).to(logits)
+    target = target * (1 - smoothing) + smoothing / classes
+    chances = F.log_softmax(logits, dim=1)
+    lost = -target * (1 - chances.exp()) ** GAMMA * chances
+    return (lost if class_weights is None else lost * class_weights.to(lost)).sum()
+
+
+def binary_focal_sum(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    presence_weights: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Return the same for several labels; arguments as for `binary_cross_entropy_sum`.
+
+    A target between 0 and 1 counts by its distance from p, which is 1 - p where the target is 1.
+    """
+    weights = None if presence_weights is None else presence_weights.to(logits)
+    target = target.to(logits) * (1 - smoothing) + smoothing / 2
+    far = (target - logits.sigmoid()).abs() ** GAMMA
+    lost = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="none")
+    return (far * lost).sum()
+
+
 # All sums are over the entries of a batch's labels, and divided by their number: so batches of any
 # size, accumulated or in several processes, add up to the mean over all.
 LOSSES = {
@@ -56,6 +97,37 @@ LOSSES = {
     "multi_label": binary_cross_entropy_sum,
     "regression": squared_error_sum,
 }
+FOCAL = {"classification": focal_sum, "multi_label": binary_focal_sum}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a task, and what makes up for uneven classes.
+
+    `weights` (C,) are those of classes, or of the presence of labels. `log_prior` (C,) are the
+    logarithms of the classes' shares of the training images: they are added to the logits while a
+    loss is computed, so that the logits themselves answer as if all classes were as frequent.
+    Source: logit adjustment, arXiv:2007.07314, equation 10 with tau = 1.
+    """
+
+    task: str
+    weights: torch.Tensor | None = None
+    focal: bool = False
+    log_prior: torch.Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the task's own loss and nothing more."""
+        return self.weights is None and not self.focal and self.log_prior is None
+
+    def total(
+        self, logits: torch.Tensor, target: torch.Tensor, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """Return the sum of the loss over a batch."""
+        if self.log_prior is not None:
+            logits = logits + self.log_prior.to(logits)
+        losses = FOCAL if self.focal else LOSSES
+        return losses[self.task](logits, target, self.weights, smoothing)
 
 
 def distance_from_start(

@@ -9,6 +9,7 @@ import torch
 
 from hf_transfer.base import launch
 from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import load_metric
 from hf_transfer.results.metrics.by_name import measure as measured
@@ -28,17 +29,10 @@ def inputs(model: torch.nn.Module, data: ImageData) -> dict[str, Any]:
     }
 
 
-def class_weights(images: ImageSet) -> torch.Tensor:
-    """Return (C,) weights that make every class count the same: total / (classes x count).
-
-    Of several labels (L,): how much a label's presence weighs, so that it counts as much as its
-    absence: images without it / images with it.
-    """
-    if images.labels.ndim == 2:
-        there = torch.from_numpy(images.labels).sum(0).clamp(min=1)
-        return (len(images) - there).clamp(min=1) / there
-    counts = torch.tensor(images.class_counts, dtype=torch.float32).clamp(min=1)
-    return counts.sum() / (len(counts) * counts)
+def class_weights(recipe: Recipe) -> str | dict[str, float] | None:
+    """Return the class weights of a recipe as a Trainer takes them."""
+    given = recipe.class_weights
+    return given if isinstance(given, str) else dict(given) or None
 
 
 def extra_metrics(names: Sequence[str]) -> tuple[Extra, ...]:

@@ -101,7 +101,7 @@ class PhaseRunner:
                 self.args,
                 trainer.train_dataset,
                 trainer.eval_dataset,
-                trainer.loss.class_weights,
+                trainer.loss.objective,
                 read_all=resume,
             )
         try:
@@ -294,7 +294,7 @@ class PhaseRunner:
             state.backbone.prefix,
             state.phase,
             state.replay,
-            class_weights=trainer.loss.class_weights,
+            objective=trainer.loss.objective,
             seed=state.args.seed,
         )
         self.processes.take_first(p for p in trainer.model.parameters() if p.requires_grad)

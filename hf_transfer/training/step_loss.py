@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_transfer.backbones import access
 from hf_transfer.base.processes import Processes
-from hf_transfer.training import loss as objective
+from hf_transfer.training.loss import Objective, distance_from_start
 from hf_transfer.training.machine import image_weights
 from hf_transfer.training.phase_state import PhaseState
 
@@ -23,8 +23,7 @@ from hf_transfer.training.phase_state import PhaseState
 class StepLoss:
     """What is minimised."""
 
-    task: str
-    class_weights: torch.Tensor | None
+    objective: Objective
     processes: Processes
     function: Callable[..., Any] | None  # the user's own
     args: TrainingArguments
@@ -53,7 +52,7 @@ class StepLoss:
             state.share = share
         soft = inputs.pop("soft_labels", None)
         smoothing = spec.label_smoothing if spec else 0.0
-        plain = soft is None and not smoothing and self.class_weights is None
+        plain = soft is None and not smoothing and self.objective.is_plain
         plain = plain and isinstance(model, PreTrainedModel) and self.task == "classification"
         if plain or self.function:
             loss, outputs = trainers()
@@ -77,15 +76,20 @@ class StepLoss:
         smoothing: float,
         items: torch.Tensor | int | None,
     ) -> torch.Tensor:
-        loss = objective.LOSSES[self.task](logits, target, self.class_weights, smoothing)
+        loss = self.objective.total(logits, target, smoothing)
         if items is not None and self.args.average_tokens_across_devices:
             loss = loss * self.processes.count  # DDP divides by it again
         return loss / (labels.numel() if items is None else items)
 
+    @property
+    def task(self) -> str:
+        """The task that this is the loss of."""
+        return self.objective.task
+
     def _pull(self, model: nn.Module, state: PhaseState) -> torch.Tensor | float:
         backbone = state.backbone
         named = access.bare_names(model, backbone.prefix)
-        far = objective.distance_from_start(named, self.start, backbone.layout.head)
+        far = distance_from_start(named, self.start, backbone.layout.head)
         return state.phase.spec.l2_sp * far
 
     def remember_start(self, model: nn.Module, prefix: str) -> None:
@@ -105,6 +109,6 @@ class StepLoss:
         if self.recounts and key in output.metrics and isinstance(logits, np.ndarray):
             labels = torch.from_numpy(output.label_ids)
             logits = torch.from_numpy(logits).float()
-            total = objective.LOSSES[self.task](logits, labels, self.class_weights)
+            total = self.objective.total(logits, labels)
             output.metrics[key] = total.item() / labels.numel()
         return output

@@ -9,6 +9,7 @@ need of Trainer's private parts. The order of work is `PhaseRunner`'s (phase_run
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from hf_transfer.planning.steps import warmup_steps
 from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import PhaseReport
-from hf_transfer.training import arguments, given
+from hf_transfer.training import arguments, given, skew
 from hf_transfer.training.argument_table import check_arguments
 from hf_transfer.training.checks import check_model, unpublished
 from hf_transfer.training.labels import check_labels
@@ -43,14 +44,14 @@ from hf_transfer.training.step_loss import StepLoss
 class TransferTrainer(Trainer):
     """A Trainer whose `train()` runs phases: what trains, at which rates, for how long.
 
-    `phases` is a sequence of PhaseSpec, of mappings with the keys of a recipe's phase (what is
-    absent comes from `args`), or of Phase; or a recipe's name. The model is one that
-    `load_backbone` made, or its name, or any transformers classifier, or a module that maps
-    pixel_values to logits with `head`: names or patterns of its newly initialised parameters.
-    `groups` are layers given by hand, from input to output: {"stem": ["conv1.*"], …}. With
-    `checkpoint_seconds` a checkpoint is written whenever that many seconds have passed.
-    `sync_batchnorm` takes batch statistics over the images of all processes. A run ends with its
-    best phase, or with its last (`ends_with`). All else is as for a Trainer.
+    `phases` are PhaseSpecs, Phases, or mappings with the keys of a recipe's phase (what is absent
+    comes from `args`); or a recipe's name. The model is one that `load_backbone` made, or its name,
+    or any transformers classifier, or a module that maps pixel_values to logits with `head`: names
+    or patterns of its newly initialised parameters. `groups` are layers given by hand, from input
+    to output: {"stem": ["conv1.*"], …}. `loss` and `class_weights` are those of a recipe, or one
+    weight a class. With `checkpoint_seconds` a checkpoint is written whenever that many seconds
+    have passed. `sync_batchnorm` takes batch statistics over the images of all processes. A run
+    ends with its best phase, or with its last (`ends_with`). All else is as for a Trainer.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class TransferTrainer(Trainer):
         *,
         head: Sequence[str] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
-        class_weights: torch.Tensor | Sequence[float] | None = None,
+        class_weights: torch.Tensor | Sequence[float] | Mapping[str, float] | str | None = None,
+        loss: str = "cross_entropy",
         checkpoint_seconds: float | None = None,
         sync_batchnorm: bool = False,
         ends_with: str = "best",
@@ -69,24 +71,25 @@ class TransferTrainer(Trainer):
     ) -> None:
         args = arguments.own_arguments(args)
         check_arguments(args, kwargs)
-        model = given.given_model(model, kwargs.get("train_dataset"))
-        check_model(model, args, sync_batchnorm, kwargs.get("compute_loss_func") is not None)
-        take_scale(model, kwargs.get("train_dataset"))
+        images, own = kwargs.get("train_dataset"), kwargs.get("compute_loss_func") is not None
+        model = given.given_model(model, images)
+        check_model(model, args, sync_batchnorm, own)
+        take_scale(model, images)
         self.backbone = describe(model, head, groups)
         self.phases = arguments.resolved_phases(given.given_phases(phases), args, self.backbone)
-        weights = given.given_weights(class_weights, self.backbone.labels)
-        given.given_steps(args, self.phases, kwargs.get("train_dataset"))
+        task, labels = self.backbone.task, self.backbone.labels
+        minimised = skew.objective(loss, class_weights, task, labels, images, own)
+        given.given_steps(args, self.phases, images)
         self.reports: list[PhaseReport] = []
         self.now: PhaseState | None = None
         kwargs["data_collator"] = kwargs.get("data_collator") or collate
-        task, scale = self.backbone.task, self.backbone.scale
-        kwargs.setdefault("compute_metrics", EpochMetrics(task=task, scale=scale))
+        kwargs.setdefault("compute_metrics", EpochMetrics(task=task, scale=self.backbone.scale))
         super().__init__(model=model, args=args, **kwargs)
         self.label_smoother = None  # smoothing is a phase's, and for training only
         self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact
         self.remove_callback(PrinterCallback)  # a library does not print
         self.processes = Processes.here(args.ddp_timeout)
-        self.loss = StepLoss(task, weights, self.processes, self.compute_loss_func, args)
+        self.loss = StepLoss(minimised, self.processes, self.compute_loss_func, args)
         self.loss.of_logits = self.preprocess_logits_for_metrics is None
         self.runner = PhaseRunner(self, sync_batchnorm, checkpoint_seconds, ends_with)
         # Trainer's own FSDP would save shards, shard for an evaluation, and load too late.
@@ -97,12 +100,12 @@ class TransferTrainer(Trainer):
     notes = property(lambda self: self.runner.best.notes(self.reports))  # what made it worse
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
-        """Run every phase in order, each from the best weights of the one before.
+        """Run every phase in order, each from the best weights of the one before, and return the
+        last one's output.
 
         With `resume_from_checkpoint=True`, or a path in `args.output_dir`, finished phases are read
-        from there, and an interrupted one continues from its last checkpoint. Returns the output
-        of the last phase.
-        Raises UserError for what cannot be trained, before anything is.
+        from there, and an interrupted one continues from its last checkpoint. Raises UserError for
+        what cannot be trained, before anything is.
         """
         resume = given.given_resume(resume_from_checkpoint, self.args.output_dir)
         return self.runner.run(resume, **kwargs)
@@ -143,6 +146,10 @@ class TransferTrainer(Trainer):
         """Return a loader of a set whose labels are the model's."""
         check_labels(dataset, f"the set for {description.lower()}", self.backbone.labels)
         return super()._get_dataloader(dataset, description, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Return the order of an epoch, by the phase's `sampler`."""
+        return skew.order(self.now, train_dataset, super()._get_train_sampler(train_dataset))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the phase's optimizer from named groups, the head's first."""
@@ -188,15 +195,9 @@ class TransferTrainer(Trainer):
         own, state = super().compute_loss, self.now if self.model.training else None
         if state:
             state.hold_still()
-        loss, outputs = self.loss(
-            self.model,
-            model,
-            inputs,
-            num_items_in_batch,
-            self.current_gradient_accumulation_steps if state else 1,
-            state,
-            lambda: own(model, inputs, True, num_items_in_batch),
-        )
+        items, steps = num_items_in_batch, self.current_gradient_accumulation_steps if state else 1
+        trainers = partial(own, model, inputs, True, items)
+        loss, outputs = self.loss(self.model, model, inputs, items, steps, state, trainers)
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -217,10 +218,8 @@ class TransferTrainer(Trainer):
         return 0.0
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the folder that is published, for a model that `load_backbone` made.
-
-        Any other model is saved as Trainer does; a checkpoint gets the weights by their own names.
-        """
+        """Write the folder that is published, of a model of `load_backbone`; else as Trainer does.
+        A checkpoint gets the weights by their own names."""
         if self.now and self.now.saving:
             checkpoints.save_whole(self.model, Path(output_dir), self.args.should_save)
         elif isinstance(getattr(self.model, "backbone", None), Backbone):

@@ -136,7 +136,7 @@ EVERYTHING = Recipe(
         PhaseSpec("all", epochs=1.0, label_smoothing=0.1, mixup=0.2, cutmix=1.0),
         PhaseSpec("all", epochs=1.0, stop=Stop("accuracy", 2, 1e-4), best="macro_f1", l2_sp=0.01),
         PhaseSpec("all", epochs=1.0, max_grad_norm=0.0, features="live", still_norms=True),
-        PhaseSpec("lora(r=4)", epochs=1.0, keep_adapters=True),
+        PhaseSpec("lora(r=4)", epochs=1.0, keep_adapters=True, sampler="balanced"),
         PhaseSpec("all", epochs=1.0, reestimate_norms=True),
         PhaseSpec("all", epochs=1.0, reestimate_norms=512, on_nan="rollback"),
         PhaseSpec(
@@ -184,9 +184,15 @@ NUMBERS = replace(
     metrics=(),
     compare=None,
 )
+SKEWED = replace(
+    EVERYTHING,
+    phases=EVERYTHING.phases[:2],
+    loss="focal",
+    class_weights=(("null", 2.0), ("1e-3", 0.5)),
+)
 
 
-@pytest.mark.parametrize("recipe", [EVERYTHING, SOURCED, NUMBERS])
+@pytest.mark.parametrize("recipe", [EVERYTHING, SOURCED, NUMBERS, SKEWED])
 def test_a_recipe_that_is_written_and_read_is_the_same(recipe):
     assert parse_recipe(dump_recipe(recipe), "other.yaml") == recipe
 
@@ -238,10 +244,13 @@ BAD = {
     HEAD + "seeds: 0\n": (2, "seeds must be a whole number from 1 to 1,000, got 0"),
     HEAD + "seed: true\n": (2, "got True"),
     HEAD + "pretrained: yes\n": (2, "pretrained must be true or false, got 'yes'"),
-    HEAD + "loss: hinge\n": (2, "cross_entropy, balanced or squared_error, got 'hinge'"),
+    HEAD + "loss: hinge\n": (2, "logit_adjusted or squared_error, got 'hinge'"),
+    HEAD + "loss: balanced\nclass_weights: sqrt\n": (3, "cannot be combined with loss: balanced"),
+    HEAD + "task: multi_label\nloss: logit_adjusted\n": (3, "write balanced or focal"),
+    "loss: focal\nphases: [{train: head, solve: lbfgs}]\n": (2, "lbfgs minimises cross-entropy"),
     HEAD + "task: detection\n": (2, "task must be classification, multi_label or regression"),
     HEAD + "loss: squared_error\n": (2, "the loss of task: classification is cross_entropy"),
-    HEAD + "task: regression\nloss: balanced\n": (3, "balanced weighs labels, and a regression"),
+    HEAD + "task: regression\nloss: balanced\n": (3, "balanced is for labels, and a regression"),
     HEAD + "data: {label_columns: [a]}\n": (2, "for task: multi_label or regression"),
     HEAD + "task: regression\ndata: {train_per_class: 3}\n": (3, "combined with task: regr"),
     HEAD + "task: multi_label\ncompare: {per_class: [2]}\n": (3, "compare is for task: class"),
@@ -474,12 +483,12 @@ def test_a_spec_made_in_python_is_checked_as_one_in_a_file_is():
     assert DataSpec(Path("photos")).path == "photos"
     assert PhaseSpec(["head", "norms"], epochs=1).train == ("head", "norms")
     with pytest.raises(RecipeError) as caught:
-        PhaseSpec("head", epochs=-1, lr=10**500, name=3, speed=3)
+        PhaseSpec("head", epochs=-1, lr=10**500, name=3, velocity=3)
     assert [text.partition(" and ")[0].partition(",")[0] for text in caught.value.problems] == [
         "PhaseSpec: name must be a text",
         "PhaseSpec: epochs must be a number above 0",
         "PhaseSpec: lr must be a number above 0",
-        "PhaseSpec: unknown argument 'speed'; the keys are name",
+        "PhaseSpec: unknown argument 'velocity'; the keys are name",
     ]
     with pytest.raises(RecipeError, match="^PhaseSpec: a phase needs epochs or steps"):
         PhaseSpec("head")

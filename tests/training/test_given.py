@@ -78,8 +78,8 @@ def test_class_weights_are_taken_from_lists_and_arrays(tmp_path, form):
 def test_class_weights_that_fit_no_labels_are_refused(tmp_path, weights):
     with pytest.raises(UserError, match="class_weights must be 3 numbers of at least 0"):
         trainer(tmp_path, [HEAD], class_weights=weights)
-    with pytest.raises(UserError, match="class_weights are of type str"):
-        trainer(tmp_path, [HEAD], class_weights="balanced")
+    with pytest.raises(UserError, match="class_weights are of type set"):
+        trainer(tmp_path, [HEAD], class_weights={"cat"})
 
 
 def test_a_path_in_the_folder_of_the_run_resumes_it(tmp_path):

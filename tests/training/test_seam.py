@@ -25,6 +25,7 @@ def test_every_method_that_is_overridden_is_still_called_upstream():
     }
     assert own == {
         "_get_dataloader",
+        "_get_train_sampler",
         "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_prepare_inputs",

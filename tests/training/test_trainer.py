@@ -433,6 +433,7 @@ SETTINGS = {
     "warmup": 0.5,
     "batch_size": 6,
     "accumulate": 3,
+    "sampler": "balanced",
     "augment": "light",
     "label_smoothing": 0.2,
     "mixup": 0.5,

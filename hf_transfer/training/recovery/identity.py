@@ -17,6 +17,7 @@ from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs.feature_key import pixels_identity
 from hf_transfer.training import proof
 from hf_transfer.training.labels import COLUMNS, names_of
+from hf_transfer.training.loss import Objective
 
 SAMPLED = 32  # items of a set that is not ours, which may take long to make
 
@@ -27,7 +28,7 @@ def made_of(
     args: TrainingArguments,
     train: Any,
     evaluation: Any,
-    class_weights: torch.Tensor | None,
+    objective: Objective,
     read_all: bool = False,
 ) -> dict[str, Any]:
     """Return what a run starts from, by name: weights, seed, precision, images and labels.
@@ -43,8 +44,13 @@ def made_of(
         "images": len(train) if hasattr(train, "__len__") else None,
         "training images": content(train, read_all),
         "validation images": content(evaluation, read_all),
-        "class_weights": None if class_weights is None else class_weights.tolist(),
+        "class_weights": _numbers(objective.weights),
+        "loss": {"focal": objective.focal, "log_prior": _numbers(objective.log_prior)},
     }
+
+
+def _numbers(values: torch.Tensor | None) -> list[float] | None:
+    return None if values is None else values.tolist()
 
 
 def content(images: Any, read_all: bool = False) -> Any:
