@@ -19,6 +19,12 @@ from hf_transfer.planning.plan_text import format_plan
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import CompareSpec, HeadSpec, LettersSpec, Recipe
+from hf_transfer.recipe.tasks import PROBED, labels_of
+
+LEFT_OUT = (
+    "the validation and test images of {data} are left out of these, by content; after each epoch "
+    "a linear probe of its labelled images says what the features are worth"
+)
 
 
 def plan(
@@ -26,6 +32,7 @@ def plan(
     *,
     data: str | Path | None = None,
     backbone: str | Path | None = None,
+    unlabelled: str | Path | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     processes: int = 1,
@@ -35,7 +42,7 @@ def plan(
     `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
     "phases.0.lr=1e-4". A recipe with a source task has two plans. Raises UserError.
     """
-    wanted = asked(recipe, data, backbone, seed, overrides, allow_code=True)  # none is run here
+    wanted = asked(recipe, data, backbone, seed, overrides, True, unlabelled)  # no code is run here
     return tuple(plans_of(wanted, processes))
 
 
@@ -53,7 +60,10 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
             first = _on(first, "drawn letters")
             yield _plan(first, first, _letters(source.letters), speed, processes)
         else:
-            yield _plan_on_data(first, first, speed, processes)
+            probed = _labelled(recipe) if source.pretext else 0
+            planned = _plan_on_data(first, first, speed, processes, probed)
+            note = LEFT_OUT.format(data=recipe.data.path) if source.pretext else None
+            yield dataclasses.replace(planned, notes=(*planned.notes, *([note] if note else ())))
         # The recipe's own network is known, its weights are still to be trained.
         drawn = dataclasses.replace(
             recipe,
@@ -74,9 +84,17 @@ def plans_text(recipe: Recipe, processes: int, width: int) -> str:
     return "\n\n".join(format_plan(plan, width) for plan in plans_of(recipe, processes))
 
 
-def _plan_on_data(recipe: Recipe, drawn: Recipe, speed: float, processes: int) -> Plan:
+def _plan_on_data(
+    recipe: Recipe, drawn: Recipe, speed: float, processes: int, probed: int = 0
+) -> Plan:
     found = scan(recipe.data, recipe.seed, recipe.task)
-    return _plan(recipe, drawn, found.counts, speed, processes, found.images)
+    return _plan(recipe, drawn, found.counts, speed, processes, found.images, probed)
+
+
+def _labelled(recipe: Recipe) -> int:
+    """Return how many labelled images a pretext is probed with."""
+    images = scan(recipe.data, recipe.seed, recipe.task).images
+    return sum(min(images.get(split, 0), PROBED) for split in ("train", "validation"))
 
 
 def _plan(
@@ -86,16 +104,18 @@ def _plan(
     speed: float,
     processes: int,
     images: Mapping[str, int] | None = None,
+    probed: int = 0,
 ) -> Plan:
     """Return a plan of `recipe` on the network that `drawn` names."""
-    layout = _layout(drawn, len({label for classes in counts.values() for label in classes}))
+    labels = tuple(dict.fromkeys(label for classes in counts.values() for label in classes))
+    layout = _layout(drawn, len(labels_of(drawn.task, labels)))
     layout = dataclasses.replace(layout, random=not (recipe.pretrained or recipe.source))
     groups = group_layers(layout)
     if recipe.data.image_size:
         groups = groups.at(recipe.data.image_size)
     phases = make_phases(recipe.phases, groups)
     machine = Machine(speed, processes, launch.shards(), room())
-    return make_plan(recipe, groups, phases, counts, machine, images)
+    return make_plan(recipe, groups, phases, counts, machine, images, probed)
 
 
 def groups_of(backbone_id: str, labels: int = 1000) -> LayerGroups:

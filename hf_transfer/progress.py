@@ -13,12 +13,20 @@ from transformers import TrainerCallback
 
 from hf_transfer.base import bars
 from hf_transfer.base.boundary import printable
-from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.recipe.tasks import PROBES, TASKS
 from hf_transfer.results import conclusions
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.words import metric_phrase, metric_titles, show_metric, show_seconds
 
-SECOND = {"classification": "macro_f1", "multi_label": "macro_f1", "regression": "mae"}
+SECOND = {
+    "classification": "macro_f1",
+    "multi_label": "macro_f1",
+    "regression": "mae",
+    "pretext": "rank",
+}
+
+
+WATCHED = (*PROBES.values(), "rank")  # of the features, while a pretext trains
 
 
 class EpochLines(TrainerCallback):
@@ -43,7 +51,7 @@ class EpochLines(TrainerCallback):
             done = f"solved in {state.global_step} steps, regularisation {self.solved:.3g}"
         words = [f"  {done}", f"loss {self.loss:.4f}"]
         words.append(f"validation loss {metrics['eval_loss']:.4f}")
-        for name in (task.headline for task in TASKS.values()):
+        for name in dict.fromkeys((*(task.headline for task in TASKS.values()), *WATCHED)):
             if f"eval_{name}" in metrics:
                 words.append(f"{name} {metrics[f'eval_{name}']:.4f}")
         with tqdm.external_write_mode():  # no line through a bar
@@ -130,7 +138,7 @@ def _measured(report: RunReport, split: str) -> str:
     ends = " to ".join(show_metric(leads, end) for end in bounds or ())
     interval = f"95% interval {ends}, " if bounds else ""
     text = f"{split} {metric_phrase(leads)} {show_metric(leads, value)} ({interval}n = {n})"
-    for second in ("accuracy", SECOND[report.task.name]):
+    for second in ("accuracy", SECOND[report.task.kind]):
         other = values.get(second) if second in metric_titles(values) else None
         if other is not None and second != leads:
             text += f", {metric_phrase(second)} {show_metric(second, other)}"

@@ -26,10 +26,11 @@ from hf_transfer.planning.data_checks import check_metrics
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import Recipe
+from hf_transfer.recipe.tasks import labels_of
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import RunReport
-from hf_transfer.training import measuring
+from hf_transfer.training import measuring, watching
 from hf_transfer.training.arguments import joined, training_arguments
 from hf_transfer.training.machine import precision
 from hf_transfer.training.recovery import failures
@@ -43,6 +44,7 @@ def train(
     *,
     data: str | Path | None = None,
     backbone: str | Path | None = None,
+    unlabelled: str | Path | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
@@ -53,10 +55,11 @@ def train(
     """Train a recipe and return its report; the run is in the folder `out` (runs/RECIPE).
 
     `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
-    "phases.0.lr=1e-4". With `resume` an interrupted run continues. Metrics that are Python files
-    run only with `allow_code`. Raises UserError.
+    "phases.0.lr=1e-4". A recipe with a pretext first learns from the images below `unlabelled`.
+    With `resume` an interrupted run continues. Metrics that are Python files run only with
+    `allow_code`. Raises UserError.
     """
-    wanted = asked(recipe, data, backbone, seed, overrides, allow_code)
+    wanted = asked(recipe, data, backbone, seed, overrides, allow_code, unlabelled)
     if wanted.compare is not None:
         raise UserError(
             f"recipe {wanted.name} is a comparison; run it with hf-transfer train {wanted.name}"
@@ -66,16 +69,23 @@ def train(
 
 
 def run(
-    recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    target: Recipe | None = None,
 ) -> RunReport:
     """Train a recipe into the folder `out` and return its report; once per seed.
 
-    With `resume`, finished phases and seeds are read back and an interrupted one goes on. Several
-    processes are still joined afterwards: who begins them calls processes.leave.
+    With `resume`, finished phases and seeds are read back and an interrupted one goes on. A pretext
+    is watched on the labelled images of its `target`, the recipe that goes on from it, and none of
+    that one's validation and test images trains it. Several processes are still joined afterwards:
+    who begins them calls processes.leave.
     """
     with run_folder.opened(out, recipe, resume), fitting(run_folder.threads(out)), failures.told():
         if recipe.seeds == 1:
-            return run_seed(recipe, out, resume, callbacks)
+            return run_seed(recipe, out, resume, callbacks, target)
         reports = []
         for seed in range(recipe.seed, recipe.seed + recipe.seeds):
             one = dataclasses.replace(recipe, seed=seed, seeds=1)
@@ -85,7 +95,11 @@ def run(
 
 
 def run_seed(
-    recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    callbacks: Sequence[TrainerCallback],
+    target: Recipe | None = None,
 ) -> RunReport:
     """Train a recipe with its seed and write the run's folder; the report is written last."""
     here = run_folder.RunFolder(out)
@@ -94,10 +108,11 @@ def run_seed(
     started = time.monotonic()
     extra = measuring.extra_metrics(recipe.metrics)
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
+    source = facts.source_facts(RunReport.load(here.source.path)) if recipe.source else {}
     listed = list_source(recipe.data, recipe.task)
     model = load_backbone(
         backbone_id,
-        listed.labels,
+        labels_of(recipe.task, listed.labels),
         task=recipe.task,
         pretrained=recipe.pretrained,
         weights=recipe.weights,
@@ -110,6 +125,7 @@ def run_seed(
         keep_head=recipe.head.keep,
         seed=recipe.seed,
     )
+    without, labelled = watching.target_of(recipe, target, model, resume)
     data = load_data(
         recipe.data,
         model.backbone.image,
@@ -117,7 +133,10 @@ def run_seed(
         task=recipe.task,
         listed=listed,
         read_all=resume,
+        without=without,
     )
+    watch = watching.watched(model, data, labelled)
+    extra = (*extra, *watch)
     check_metrics(recipe, data.counts)
     run_folder.keep_inputs(out, measuring.inputs(model, data), torch.get_num_threads())
     trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
@@ -125,6 +144,7 @@ def run_seed(
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
     metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images)
+    metrics, told = watching.concluded(metrics, watch)
     if launch.is_main():
         save_model(model, here.model)
     report = RunReport(
@@ -137,9 +157,10 @@ def run_seed(
         seconds={"wall": time.monotonic() - started, "training": trained},
         environment={**facts.environment(), **speed},
         seed=recipe.seed,
-        warnings=(*facts.warnings_of(trainer.reports), *trainer.notes),
+        warnings=(*facts.warnings_of(trainer.reports, source), *trainer.notes, *told),
         created=facts.now(),
         examples=shown,
+        source=source,
     )
     report = run_folder.finish(report, out)
     trainer.processes.wait()  # what comes next may read the folder
@@ -187,5 +208,5 @@ def train_source(
         processes.wait()
         data = dataclasses.replace(first.data, path=str(here.letters))
         first = dataclasses.replace(first, data=data)
-    run(first, here.source.path, resume=resume, callbacks=callbacks)
+    run(first, here.source.path, resume=resume, callbacks=callbacks, target=recipe)
     return str(here.source.model)

@@ -28,7 +28,7 @@ from hf_transfer.backbones.layouts import (
     planned_layout,
     refitted_layers,
 )
-from hf_transfer.backbones.new_head import start_small
+from hf_transfer.backbones.new_head import start_apart, start_small
 from hf_transfer.backbones.origins import Origin, locate
 from hf_transfer.backbones.preprocessing import saved_dicom
 from hf_transfer.backbones.regression_units import plain_scale
@@ -75,7 +75,7 @@ def load_backbone(
     The last `replace_layers` layers are newly initialised, a function of `seed`; with `keep_head`,
     or without labels, the checkpoint's head stays. `weights` is a file to read instead of the
     library's own. `forward(pixel_values (B, C, H, W), labels (B,))` has `.loss` and `.logits`.
-    `task` is classification, multi_label or regression; None: the kept head's, or classification.
+    `task` is one of `recipe.tasks`; None: the kept head's, or classification.
     `fit` is how pictures become squares, crop, squash or pad; None: as for the checkpoint.
     `window` (centre, width) and `frame` say how DICOM files are read, and are saved with the model.
     """
@@ -103,6 +103,8 @@ def load_backbone(
             layout = replace(layout, random=True)
         else:
             network, layout = _pretrained(blueprint, donor, names, keep, replace_layers)
+        if TASKS[task].views > 1 and not keep:
+            start_apart(network, classifier_of(blueprint, len(names)), len(names))
         model, prefix = wrap(blueprint, network, names, task)
     model.backbone = Backbone(
         id=str(backbone_id),

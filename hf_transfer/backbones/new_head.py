@@ -17,6 +17,22 @@ BIAS = 10 * SPREAD  # above zero, and the same for every label
 
 
 @torch.no_grad()
+def start_apart(network: nn.Module, classifier: Collection[str], labels: int) -> None:
+    """Draw a classifier's parameters so that its outputs differ from image to image as the features
+    do: for pretexts that compare outputs, of which `start_small` would make one point.
+
+    Draws from torch's generator.
+    """
+    named = dict(network.named_parameters())
+    for name in classifier:
+        parameter = named[name]
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=1 / math.sqrt(parameter.numel() / labels))
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+@torch.no_grad()
 def start_small(network: nn.Module, classifier: Collection[str], labels: int) -> None:
     """Draw a new classifier's parameters so small that the first loss is that of a guess: ln C.
 

@@ -26,6 +26,8 @@ def recipe_arguments(command: Parser) -> None:
     command.path("recipe", "RECIPE", "shipped recipe, or YAML file")
     data = "folder of class folders, table (CSV, JSON Lines, Parquet) or data set on the Hub"
     command.path("--data", "PATH", data)
+    images = "folder of images without labels, for a recipe that learns from them first"
+    command.path("--unlabelled", "FOLDER", images)
     command.path("--backbone", "ID", "timm/NAME, transformers/REPO, torchvision/NAME or a folder")
     command.argument("--seed", "N", "seed (default: the recipe's)", type=int)
     setting = "change a key of the recipe, such as phases.0.lr=1e-4"
@@ -36,7 +38,9 @@ def recipe_of(args: argparse.Namespace, allow_code: bool = True) -> Any:
     """Return the recipe with what the command line changes in it."""
     from hf_transfer.recipe.load import asked
 
-    return asked(args.recipe, args.data, args.backbone, args.seed, args.set, allow_code)
+    return asked(
+        args.recipe, args.data, args.backbone, args.seed, args.set, allow_code, args.unlabelled
+    )
 
 
 def counts(text: str) -> tuple[int, ...]:

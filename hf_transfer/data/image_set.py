@@ -13,11 +13,14 @@ import numpy as np
 
 from hf_transfer.base.machine import trim
 from hf_transfer.data.audit import Audit, audit
+from hf_transfer.data.held_out import HeldOut
 from hf_transfer.data.image_settings import ImageSettings, with_dicom
 from hf_transfer.data.pixels import LivePixels, Seen, StoredPixels, open_pixels
 from hf_transfer.data.scale import Scale
 from hf_transfer.data.sources import SPLITS, Scan, limited, scan
+from hf_transfer.data.unlabelled import neighbours
 from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.recipe.tasks import TASKS
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +123,7 @@ class ImageSet:
         taken = pixels[rows] if isinstance(pixels, np.ndarray) else pixels.take(rows)
         files = [self.files[row] for row in rows.tolist()] if self.files else ()
         groups = None if self.groups is None else self.groups[rows]
-        return ImageSet(taken, self.labels[rows], self.names, files, self.scale, groups)
+        return type(self)(taken, self.labels[rows], self.names, files, self.scale, groups)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -129,6 +132,26 @@ class ImageSet:
             told = self.labels != 0 if self.scale is None else np.ones_like(self.labels)
             return tuple(told.sum(axis=0).astype(int).tolist())
         return tuple(np.bincount(self.labels, minlength=len(self.names)).tolist())
+
+
+class FrameSet(ImageSet):
+    """Frames of videos in the order of time, a folder each: an item also has "next", the pixels of
+    the frame after it; the last one of a folder has the frame before it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.next = neighbours(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one frame, with the pixels of its neighbour."""
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return one batch of frames, with the pixels of their neighbours."""
+        import torch
+
+        found = super().__getitems__(indices)
+        return {**found, "next": torch.from_numpy(self.pixels[self.next[found["index"].numpy()]])}
 
 
 @dataclass(frozen=True)
@@ -175,18 +198,22 @@ def load_data(
     *,
     read_all: bool = False,
     listed: Scan | None = None,
+    without: HeldOut | None = None,
 ) -> ImageData:
     """Return a recipe's data: found, split, decoded (or read from the store), audited.
 
     Decoded pixels are kept under `cache_dir` (by default in the cache) unless they take more than
     `limit_bytes`. With `read_all` the content of every file is read again, as a resumed run needs
-    to prove that its images are the same. `listed` is what `list_source` has found.
+    to prove that its images are the same. `listed` is what `list_source` has found. Images that
+    show a picture of `without` are left out, and a finding says so.
     Raises DataError, one line.
     """
     settings = with_dicom(settings, spec.window, spec.frame)
     found = scan(_with_spare(spec), seed, task, listed)
     pixels, seen = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)
     about, kept = audit(found, seen, settings, spec)
+    if without is not None:
+        about, kept = without.leave_out(found, seen, about, kept)
     kept = kept[limited(found.take(kept), spec, seed)]
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
@@ -201,7 +228,10 @@ def load_data(
         rows = kept[splits.where(split)]
         files = [found.files[row] for row in rows.tolist()]
         groups = None if found.groups is None else found.groups.codes[rows]
-        sets[split] = ImageSet(pixels.take(rows), targets[rows], found.labels, files, scale, groups)
+        kind = FrameSet if TASKS[task].video else ImageSet
+        sets[split] = kind(pixels.take(rows), targets[rows], found.labels, files, scale, groups)
+    if TASKS[task].known:
+        sets["validation"] = sets["train"].subset(np.arange(len(sets["validation"])))
     fingerprint = _fingerprint(found, seen, kept)
     trim()
     return ImageData(
@@ -215,6 +245,15 @@ def load_data(
         task=task,
         scale=scale,
     )
+
+
+def held_out(
+    spec: DataSpec, settings: ImageSettings, seed: int = 0, task: str = "classification"
+) -> HeldOut:
+    """Return the pictures in validation and test of a recipe's data, as `load_data` splits it."""
+    found = scan(_with_spare(spec), seed, task)
+    _, seen = open_pixels(found, with_dicom(settings, spec.window, spec.frame))
+    return HeldOut.of(found, seen)
 
 
 def _labels(found: Scan) -> np.ndarray:

@@ -41,7 +41,9 @@ from hf_transfer.data.tables import (
     read_tables,
 )
 from hf_transfer.data.targets import Target, is_text
+from hf_transfer.data.unlabelled import list_unlabelled
 from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.recipe.tasks import TASKS
 
 __all__ = ["SPLITS", "DataError", "Scan", "limited", "list_source", "scan"]
 
@@ -67,11 +69,15 @@ def list_source(spec: DataSpec, task: str = "classification") -> Scan:
 
     The only place where a source is listed: what comes after is made of this. Raises DataError.
     """
+    if not spec.path and TASKS[task].is_pretext:
+        raise DataError("no images without labels: name a folder with --unlabelled or data.path")
     if not spec.path:
         raise DataError("no data: name a folder of class folders with --data or data.path")
     with untrusted(f"data {str(spec.path)!r}", kind=DataError):
         path = Path(spec.path).expanduser()
         try:
+            if TASKS[task].is_pretext:
+                return list_unlabelled(path, spec, TASKS[task])
             found = _read(path, spec, task)
         except OSError as error:
             raise DataError(f"{error.filename or path}: {error.strerror or error}") from error

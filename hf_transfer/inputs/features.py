@@ -30,9 +30,10 @@ from hf_transfer.inputs.feature_key import feature_key
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.inputs.passage import CutError, digest
 from hf_transfer.inputs.replay import Player
-from hf_transfer.planning.frozen_prefix import top_macs, view_count, why_live
+from hf_transfer.planning.frozen_prefix import PRETEXT, top_macs, view_count, why_live
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.specs import Augment
+from hf_transfer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ def _cut(
 ) -> Cut | str:
     """Return where a phase's network is cut, or why its frozen prefix runs live."""
     images = len(train) if hasattr(train, "__len__") else None
-    reason = why_live(phase, images, sharded)
+    pretext = TASKS[backbone.task].is_pretext
+    reason = PRETEXT if pretext else why_live(phase, images, sharded)
     if reason:
         return reason
     if not isinstance(train, ImageSet):

@@ -57,6 +57,7 @@ class Work:
     validation: int
     seen: int  # training images that pass in all epochs
     live: bool  # whether the frozen prefix runs in every epoch, not once for all
+    views: int = 1  # pictures that are made of a training image each time
 
     def operations(self, per_output: float = 0.0) -> float:
         """Return the multiplications and additions of the phase.
@@ -66,7 +67,7 @@ class Work:
         forward, backward = self._pass(per_output)
         prefix = 0.0 if self.live else self._prefix(per_output)
         rounds = math.ceil(self.seen / self.train) if self.train else 0
-        found = self.seen * (forward + backward) + rounds * self.validation * forward
+        found = self.views * self.seen * (forward + backward) + rounds * self.validation * forward
         found += (self.train * view_count(self.phase) + self.validation) * prefix
         return found + self._reestimated() * (forward + prefix)
 
@@ -78,7 +79,7 @@ class Work:
 
     def memory_bytes(self, precision: str) -> int:
         """Return the memory that weights, training and a batch's activations take, roughly."""
-        at_once = min(self.phase.spec.batch_size, max(self.train, 1))
+        at_once = self.views * min(self.phase.spec.batch_size, max(self.train, 1))
         activations = at_once * self._kept_numbers() * BYTES[precision]
         return weight_bytes(self.phase) + int(activations)
 

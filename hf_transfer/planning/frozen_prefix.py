@@ -15,6 +15,7 @@ from hf_transfer.recipe.specs import PhaseSpec
 # second are computed, and 2 GB a second read, on two cores of a CPU.
 WORTH = 10
 SHARDED = "the parameters are sharded (FSDP)"
+PRETEXT = "a pretext makes other pictures of its images in every epoch"
 
 
 def why_live(phase: Phase, images: int | None = None, sharded: bool = False) -> str | None:

@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from hf_transfer.base.cache import Room
 from hf_transfer.planning.cost import Work
 from hf_transfer.planning.data_checks import Counts, check_batches, check_metrics
-from hf_transfer.planning.frozen_prefix import check_kept, insists, stored_bytes, why_live
+from hf_transfer.planning.frozen_prefix import (
+    PRETEXT,
+    check_kept,
+    insists,
+    stored_bytes,
+    why_live,
+)
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.phase import Phase, span
 from hf_transfer.planning.phase_checks import FOR_FEATURES, phase_notes
 from hf_transfer.planning.rates import ParamGroup, param_groups
 from hf_transfer.planning.steps import check_warmup, epochs_of, images_seen, optimizer_steps
 from hf_transfer.recipe.specs import Recipe
+from hf_transfer.recipe.tasks import TASKS
 
 SMALL_RATE = 1e-3  # of the head's rate: below it a group learns next to nothing
 
@@ -92,13 +99,14 @@ def make_plan(
     counts: Counts,
     machine: Machine = Machine(),
     images: Mapping[str, int] | None = None,
+    probed: int = 0,
 ) -> Plan:
     """Return the plan of a recipe; nothing is loaded or changed.
 
     `groups` and `phases` are at the size of the recipe's images. `counts` holds the images of each
     class by split ("train", "validation", "test"), `images` those of each split where one may count
-    for several labels or for none. Raises RecipeError as the checks named
-    so.
+    for several labels or for none, `probed` those whose features probe a pretext after each epoch.
+    Raises RecipeError as the checks named so.
     """
     images = images or {split: sum(classes.values()) for split, classes in counts.items()}
     train = images.get("train", 0)
@@ -108,7 +116,7 @@ def make_plan(
         check_batches(phases, train, machine.processes)
     halved = recipe.precision != "fp32"
     check_kept(phases, images, machine.room, sharded=machine.sharded, halved=halved)
-    planned = tuple(_planned(phase, images, recipe.precision, machine) for phase in phases)
+    planned = tuple(_planned(phase, images, recipe, machine, probed) for phase in phases)
     return Plan(
         recipe=recipe,
         groups=groups,
@@ -126,14 +134,16 @@ def make_plan(
 
 
 def _planned(
-    phase: Phase, images: Mapping[str, int], precision: str, machine: Machine
+    phase: Phase, images: Mapping[str, int], recipe: Recipe, machine: Machine, probed: int
 ) -> PlannedPhase:
     spec, sizes = phase.spec, phase.layout.sizes
     train, validation = images.get("train", 0), images.get("validation", 0)
-    live, stored = _features(phase, images, machine)
+    task = TASKS[recipe.task]
+    live, stored = (PRETEXT, 0) if task.is_pretext else _features(phase, images, machine)
     steps = optimizer_steps(spec, train, machine.processes)
     seen = images_seen(spec, train, machine.processes)
-    work = Work(phase, train, validation, seen, live=live is not None)
+    judged = validation * task.views + probed
+    work = Work(phase, train, judged, seen, live=live is not None, views=task.views)
     parameters = sum(sizes[name] for name in phase.parameters)
     rates = param_groups(phase)
     return PlannedPhase(
@@ -148,7 +158,7 @@ def _planned(
         live=live,
         reduced_bytes=0 if machine.processes == 1 or spec.solve else 4 * parameters,
         disk_bytes=stored,
-        memory_bytes=work.memory_bytes(precision),
+        memory_bytes=work.memory_bytes(recipe.precision),
         operations=work.operations(),
         seconds=work.seconds(machine.speed, steps) if machine.speed else None,
     )

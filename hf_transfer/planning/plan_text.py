@@ -14,6 +14,7 @@ from hf_transfer.planning.quantities import (
     format_share,
 )
 from hf_transfer.planning.text_table import table, wrapped
+from hf_transfer.recipe.tasks import TASKS
 
 ROWS, COLUMNS = 20, 7  # of the table of rates; what is more is left out in the middle
 LABELS = 12  # that are named; of more, the first ones
@@ -53,14 +54,15 @@ def _headings(plan: Plan) -> list[str]:
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
     phases = f"{len(plan.phases)} phase{'s' * (len(plan.phases) > 1)}{seeds}"
     counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
+    pretext = TASKS[recipe.task].is_pretext
+    what = "without labels, " if pretext else f"{plan.labels} {_nouns(plan)}, "
     lines = [
         f"{recipe.name}: {recipe.task}, {phases}",
         f"backbone  {name}, {weights}: {groups.total:,} parameters in {len(groups.groups)} groups; "
         f"{_head(plan)}",
-        f"data      {recipe.data.path or '(none)'}: {plan.labels} {_nouns(plan)}, {counts} images "
-        f"at {plan.image_px} px",
+        f"data      {recipe.data.path or '(none)'}: {what}{counts} images at {plan.image_px} px",
     ]
-    return [*lines, *_labels(plan)]
+    return lines if pretext else [*lines, *_labels(plan)]
 
 
 def _head(plan: Plan) -> str:
@@ -72,6 +74,8 @@ def _head(plan: Plan) -> str:
 
 
 def _nouns(plan: Plan) -> str:
+    if TASKS[plan.recipe.task].is_pretext:
+        return "outputs of the pretext"
     return "targets" if plan.recipe.task == "regression" else "labels"
 
 

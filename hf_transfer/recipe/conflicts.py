@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from hf_transfer.base.nearest import nearest
 from hf_transfer.recipe import stopping
-from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION, TASKS, Task
+from hf_transfer.recipe.tasks import CLASSIFICATION, PROBES, REGRESSION, TASKS, Task
 
 if TYPE_CHECKING:
     from hf_transfer.recipe.phase_specs import PhaseSettings
-    from hf_transfer.recipe.specs import DataSpec, Recipe
+    from hf_transfer.recipe.specs import DataSpec, Recipe, SourceSpec
 
 Problem = tuple[tuple[str | int, ...], str]  # where in the recipe, and what is wrong there
 
@@ -111,6 +111,16 @@ def in_data(data: DataSpec) -> Iterator[str]:
         yield f"window {list(data.window)}: its second number, the width, must be at least 1"
 
 
+def in_source(source: SourceSpec) -> Iterator[str]:
+    """Yield what contradicts itself in the section of a source task."""
+    if source.pretext is not None and source.letters is not None:
+        yield "a pretext learns from the images of data; remove letters"
+    elif source.pretext is not None and source.data is None:
+        yield f"pretext: {source.pretext} needs images; add data: {{path: FOLDER}}"
+    elif (source.data is None) == (source.letters is None):
+        yield "source needs one of data and letters, as what to learn first"
+
+
 def in_recipe(recipe: Recipe) -> Iterator[Problem]:
     """Yield what sections of a recipe contradict each other, or do not go with its task."""
     yield from _of_weights(recipe)
@@ -120,7 +130,9 @@ def in_recipe(recipe: Recipe) -> Iterator[Problem]:
             yield ("phases", i), text
     if recipe.source is not None:
         for i, spec in enumerate(recipe.source.phases):
-            for text in _phase_problems(spec, recipe.metrics, CLASSIFICATION.name):
+            task = recipe.source.pretext or CLASSIFICATION.name
+            extra = () if recipe.source.pretext else recipe.metrics
+            for text in _phase_problems(spec, extra, task):
                 yield ("source", "phases", i), text
 
 
@@ -166,6 +178,13 @@ def _with_task(recipe: Recipe) -> Iterator[Problem]:
 
 def _of_loss(recipe: Recipe, task: Task) -> Iterator[Problem]:
     """Yield what of the loss does not go with the task, or with its class weights."""
+    if task.is_pretext or recipe.loss == "pretext":
+        if recipe.loss != task.loss:
+            own = "a loss of its own" if task.is_pretext else f"the loss {task.loss}"
+            yield ("loss",), f"task: {task.name} has {own}; remove loss: {recipe.loss}"
+        if recipe.class_weights:
+            yield ("class_weights",), "class_weights are for labels; remove them"
+        return
     if recipe.loss in SKEWED and task is REGRESSION:
         yield ("loss",), f"loss: {recipe.loss} is for labels, and a regression has none; remove it"
     elif recipe.loss == "logit_adjusted" and task is not CLASSIFICATION:
@@ -189,10 +208,19 @@ def phase_conflicts(spec: PhaseSettings, task: str, loss: str = "cross_entropy")
         yield "solve: lbfgs minimises cross-entropy; remove loss: focal, or write epochs: 10"
     if spec.solve and task != CLASSIFICATION.name:
         yield f"solve: lbfgs is for task: classification, not {task}; write epochs: 10 instead"
-    if task == REGRESSION.name:
+    if task == REGRESSION.name or TASKS[task].is_pretext:
         for key in ("label_smoothing", "mixup", "cutmix"):
             if getattr(spec, key):
-                yield f"{key} is for labels, and a regression has none; remove it"
+                yield f"{key} is for labels, and a {TASKS[task].kind} has none; remove it"
+    if TASKS[task].is_pretext and spec.features == "cached":
+        yield f"features: cached is for images that stay as they are, not for {task}; remove it"
+    if TASKS[task].moves and spec.is_augmented:
+        yield f"{task} moves its pictures itself; remove augment"
+    if TASKS[task].varies and not spec.is_augmented:
+        yield (
+            f"{task} compares variations of an image, and this phase has none; add augment: "
+            "standard, or {crop: [0.2, 1], flip: true, color: 0.4}"
+        )
 
 
 def _phase_problems(
@@ -205,7 +233,7 @@ def _phase_problems(
     for once they are loaded.
     """
     yield from phase_conflicts(spec, task, loss)
-    known = TASKS[task].metrics
+    known = TASKS[task].metrics + (tuple(PROBES.values()) if TASKS[task].is_pretext else ())
     for key, metric in judged_by(spec):
         if extra:
             why = stopping.unclear(metric)

@@ -23,8 +23,10 @@ from hf_transfer.recipe.specs import (
     Augment,
     DataSpec,
     GradualSpec,
+    HeadSpec,
     PhaseSpec,
     Recipe,
+    SourceSpec,
 )
 from hf_transfer.recipe.yaml_nodes import Mistakes, Node
 
@@ -76,13 +78,19 @@ def asked(
     seed: int | None = None,
     overrides: Sequence[str] = (),
     allow_code: bool = False,
+    unlabelled: str | Path | None = None,
 ) -> Recipe:
     """Return a recipe with what a call changes in it; `overrides` and `allow_code` as for
     `load_recipe`.
 
     Raises UserError as `load_recipe` does.
     """
-    changes = {"data.path": data, "backbone": backbone, "seed": seed}
+    changes = {
+        "data.path": data,
+        "source.data.path": unlabelled,
+        "backbone": backbone,
+        "seed": seed,
+    }
     given = [f"{key}={_as_yaml(value)}" for key, value in changes.items() if value is not None]
     if isinstance(recipe, Recipe):
         recipe_text = dump_recipe(recipe)
@@ -129,7 +137,7 @@ def parse_recipe(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe
         tree = yaml_nodes.parse(text, place)
         for setting in overrides:
             try:
-                tree = yaml_nodes.override(tree, setting)
+                tree = yaml_nodes.override(tree, _of_source(setting, tree))
             except Mistakes as mistakes:
                 problems += mistakes.problems
         recipe = _read(Recipe, tree, problems, name=Path(place).stem)
@@ -138,6 +146,13 @@ def parse_recipe(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe
     if problems:
         raise RecipeError([text for _, text in sorted(problems, key=lambda problem: problem[0])])
     return _placed(recipe, tree)
+
+
+def _of_source(setting: str, tree: Node) -> str:
+    """Return a setting; that of a backbone for the source, in a recipe that trains one first."""
+    first = dict(tree.value).get("source") if isinstance(tree.value, yaml_nodes.Pairs) else None
+    named = setting.startswith("backbone=") and first is not None and first.value is not None
+    return f"source.{setting}" if named else setting
 
 
 def parse_phase(phase: Mapping[str, Any], place: str = "phase") -> PhaseSpec | GradualSpec:
@@ -209,22 +224,35 @@ def source_recipe(recipe: Recipe) -> Recipe:
     source = recipe.source
     if source is None:
         raise UserError(f"recipe {recipe.name} has no source")
+    other = recipe.task != "classification"
     return dataclasses.replace(
         recipe,
         name=f"{recipe.name}, source",
-        task="classification",
-        loss="cross_entropy" if recipe.task != "classification" else recipe.loss,
+        task=source.pretext or "classification",
+        loss="pretext" if source.pretext else "cross_entropy" if other else recipe.loss,
         class_weights=(),  # of other labels
-        metrics=recipe.metrics if recipe.task == "classification" else (),
+        metrics=() if other or source.pretext else recipe.metrics,
         backbone=source.backbone,
-        pretrained=False,
+        pretrained=source.start == "pretrained",
         weights=None,
-        data=source.data or DataSpec(image_size=recipe.data.image_size),
+        head=HeadSpec() if source.pretext else recipe.head,
+        data=_seen_alike(source, recipe.data),
         phases=source.phases,
         source=None,
         compare=None,
         seeds=1,
     )
+
+
+def _seen_alike(source: SourceSpec, target: DataSpec) -> DataSpec:
+    """Return a source's data; letters, and images without labels whose form it leaves open, in the
+    size, channels and form of the target's."""
+    if source.data is not None and source.pretext is None:
+        return source.data
+    data = source.data or DataSpec()
+    keys = ("image_size", "channels", "fit", "window", "frame")
+    given = {key: getattr(data, key) or getattr(target, key) for key in keys}
+    return dataclasses.replace(data, **given)
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+PretextName = Literal["rotation", "contrastive", "redundancy", "exemplar", "slow", "motion"]
+
+
 def _kind(value: Any) -> str:
     gradual = isinstance(value, GradualSpec) or (isinstance(value, dict) and "gradual" in value)
     return "GradualSpec" if gradual else "PhaseSpec"
@@ -171,19 +174,29 @@ class LettersSpec:
 
 @spec
 class SourceSpec:
-    """A task on which the backbone is trained first: a labelled folder, or drawn letters."""
+    """A task on which the backbone is trained first: images without labels (a pretext), a labelled
+    folder, or drawn letters."""
 
-    backbone: Text = Field(description="network that is trained first, from random weights")
+    backbone: Text = Field(description="network that is trained first")
     phases: Phases = Field(description="phases of its training")
     data: DataSpec | None = Field(
         default=None, description="images to learn first; or give `letters`"
     )
     letters: LettersSpec | None = Field(default=None, description="drawn letters to learn first")
+    pretext: PretextName | None = Field(
+        default=None,
+        description="task whose labels cost nothing, learned from the images of `data`, whose "
+        "labels are ignored",
+    )
+    start: Literal["random", "pretrained"] = Field(
+        default="random", description="weights that it starts from"
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if (self.data is None) == (self.letters is None):
-            raise Conflict([((), "source needs one of data and letters, as what to learn first")])
+        problems: list[conflicts.Problem] = [((), text) for text in conflicts.in_source(self)]
+        if problems:
+            raise Conflict(problems)
         return self
 
 
@@ -212,9 +225,10 @@ class Recipe:
         json_schema_extra={"allowed": "a name without / and \\"},
     )
     phases: Phases = Field(description="what is trained, one phase after the other")
-    task: Literal["classification", "multi_label", "regression"] = Field(
+    task: Literal["classification", "multi_label", "regression"] | PretextName = Field(
         default="classification",
-        description="what the model says of an image: one class, labels, numbers",
+        description="what the model says of an image: one class, labels, numbers; or a pretext, "
+        "which learns features from images without labels",
     )
     backbone: Text | None = Field(
         default=None,
@@ -233,12 +247,16 @@ class Recipe:
     data: DataSpec = Field(
         default=DataSpec(), description="where the images are, and how they are split"
     )
-    loss: Literal["cross_entropy", "balanced", "focal", "logit_adjusted", "squared_error"] = Field(
+    loss: Literal[
+        "cross_entropy", "balanced", "focal", "logit_adjusted", "squared_error", "pretext"
+    ] = Field(
         default_factory=_loss,
         description="loss; for uneven classes: `balanced` weighs them by how rare they are, "
         "`focal` counts what is easy little, `logit_adjusted` learns answers as if all were as "
         "frequent",
-        json_schema_extra={"default": "cross_entropy; squared_error for a regression"},
+        json_schema_extra={
+            "default": "cross_entropy; squared_error for a regression; pretext for a pretext"
+        },
     )
     class_weights: ByLabel = Field(
         default=(),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+SHIFTS = 5  # steps of `motion` to the left or right, and up or down
 THRESHOLD = 0.5  # probability from which a label of several counts as there
 
 
@@ -20,6 +22,22 @@ class Task:
     nouns: str
     title: str  # of the task, for people and for the Hub
     hub_type: str  # the Hub's word for it
+    outputs: int = 0  # of a pretext's head; other tasks have as many as the data has labels
+    views: int = 1  # pictures that a pretext makes of each image it is measured on
+    varies: bool = False  # whether a pretext is about variations of an image, so needs `augment`
+    moves: bool = False  # whether it varies images itself, so takes no `augment`
+    known: bool = False  # whether it is measured on images that it trained on, varied otherwise
+    video: bool = False  # whether the images of a folder are frames in the order of their names
+
+    @property
+    def is_pretext(self) -> bool:
+        """Whether its targets come from the images themselves, without labels."""
+        return self.outputs > 0
+
+    @property
+    def kind(self) -> str:
+        """Its name; of all pretexts `pretext`."""
+        return "pretext" if self.is_pretext else self.name
 
 
 CLASSIFICATION = Task(
@@ -55,7 +73,44 @@ REGRESSION = Task(
     title="Image regression",
     hub_type="other",  # the Hub has no word for numbers read off images
 )
-TASKS = {task.name: task for task in (CLASSIFICATION, MULTI_LABEL, REGRESSION)}
+
+
+def _pretext(name: str, title: str, outputs: int, **more: Any) -> Task:
+    return Task(
+        name=name,
+        problem_type=None,
+        loss="pretext",
+        metrics=("loss", "accuracy"),
+        headline="accuracy",
+        noun="image",
+        nouns="images",
+        title=title,
+        hub_type="image-feature-extraction",
+        outputs=outputs,
+        **more,
+    )
+
+
+# Tasks whose targets cost nothing; `inputs.pretexts` makes them, `training.pretext_loss` has the
+# papers. The heads are dropped when the target's own task begins.
+ROTATION = _pretext("rotation", "Learning from rotations", 4)
+CONTRASTIVE = _pretext("contrastive", "Contrastive learning", 128, views=2, varies=True)
+REDUNDANCY = _pretext("redundancy", "Redundancy reduction", 128, views=2, varies=True)
+EXEMPLAR = _pretext("exemplar", "Telling images apart", 64, views=2, varies=True, known=True)
+SLOW = _pretext("slow", "Learning what changes slowly", 128, views=2, video=True)
+MOTION = _pretext("motion", "Learning from motion", 4 * SHIFTS, views=2, moves=True)
+PRETEXTS = {task.name: task for task in (ROTATION, CONTRASTIVE, REDUNDANCY, EXEMPLAR, SLOW, MOTION)}
+TASKS = {task.name: task for task in (CLASSIFICATION, MULTI_LABEL, REGRESSION)} | PRETEXTS
+
+
+PROBED = 2000  # labelled images of each split that probe a pretext, at most
+PROBES = {task.name: f"probe_{task.headline}" for task in (CLASSIFICATION, MULTI_LABEL, REGRESSION)}
+
+
+def labels_of(task: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what the outputs of a task's head are called: the data's labels, or numbers."""
+    outputs = TASKS[task].outputs
+    return tuple(map(str, range(outputs))) if outputs else labels
 
 
 def task_of(problem_type: str | None) -> str:

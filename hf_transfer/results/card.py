@@ -34,11 +34,13 @@ KINDS = {
     "classification": "An image classifier",
     "multi_label": "An image classifier for several labels at once",
     "regression": "A model that estimates numbers from images",
+    "pretext": "A backbone that learned from images without labels",
 }
 PURPOSES = {
     "classification": "It distinguishes {n} classes",
     "multi_label": "It says which of {n} labels an image shows",
     "regression": "It estimates, in the units of the training data ({n} targets)",
+    "pretext": "It is a start for other tasks; the images had no labels",
 }
 LIMITS = {
     "classification": "It gives every image one of its classes, even an image that shows none.",
@@ -46,6 +48,7 @@ LIMITS = {
     "anything else; the threshold of one half was not tuned.",
     "regression": "It gives numbers for every image, even for one unlike those it was trained on; "
     "it does not say how sure it is.",
+    "pretext": "Its outputs answer the pretext alone; use its features, under a new head.",
 }
 STARTS = {"pretrained": "pretrained weights", "random": "random weights, without transfer"}
 MOST_LABELS_NAMED = 30
@@ -71,12 +74,12 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             title=conclusions.title(report),
             task=report.task,
             split=split,
-            kind=KINDS[report.task.name],
+            kind=KINDS[report.task.kind],
             recipe=report.name,
             backbone=report.backbone.get("id") or NOT_STATED,
             data_name=conclusions.data_name(report) or f"data that is {NOT_STATED}",
             start=_start(report),
-            purpose=PURPOSES[report.task.name].format(n=f"{len(report.labels):,}"),
+            purpose=PURPOSES[report.task.kind].format(n=f"{len(report.labels):,}"),
             labels=listed(report.labels, MOST_LABELS_NAMED),
             image_size=report.backbone.get("image_size"),
             outcome=conclusions.outcome(report),
@@ -245,7 +248,7 @@ def _loading(report: RunReport, repo_id: str | None) -> JsonDict:
 
 def _limits(report: RunReport) -> Iterator[str]:
     split, values = report.measured
-    yield LIMITS[report.task.name]
+    yield LIMITS[report.task.kind]
     if values and split == "validation":
         yield f"Results on images that no choice was made on (a test split): {NOT_MEASURED}."
         if any(phase.best_epoch is not None for phase in report.phases):

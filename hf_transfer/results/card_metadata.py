@@ -31,6 +31,7 @@ TAGS = {
     "classification": ("image-classification",),
     "multi_label": ("image-classification", "multi-label-classification"),
     "regression": ("image-regression",),
+    "pretext": ("image-feature-extraction", "self-supervised"),
 }
 
 
@@ -46,7 +47,7 @@ def card_metadata(report: RunReport, repo_id: str | None) -> ModelCardData:
         base_model=base,
         base_model_relation="finetune" if base else None,
         datasets=[data] if data else None,
-        tags=["hf_transfer", "transfer-learning", *TAGS[report.task.name]],
+        tags=["hf_transfer", "transfer-learning", *TAGS[report.task.kind]],
         metrics=[HUB_METRICS[report.leading_metric][0]] if found else None,
         model_name=_name(report, repo_id) if found else None,
         eval_results=found or None,

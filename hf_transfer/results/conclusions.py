@@ -18,6 +18,7 @@ KINDS = {
     "classification": "Image classifier",
     "multi_label": "Image classifier for several labels at once",
     "regression": "Image regression",
+    "pretext": "Features of images without labels",
 }
 MOST_IN_TITLE = 6
 NAMED_OF_MANY = 3
@@ -28,7 +29,9 @@ WORSE = 0.005  # how much of the leading metric a phase must lose before it is w
 
 def title(report: RunReport) -> str:
     """Return what the model is for, from its task, its labels and, on the Hub, its data."""
-    kind, labels = KINDS[report.task.name], report.labels
+    kind, labels = KINDS[report.task.kind], report.labels
+    if report.task.is_pretext:
+        return report.task.title
     if not labels:
         return kind
     if numbers := _all_numbers(labels):
@@ -132,6 +135,8 @@ def outcome(report: RunReport) -> str:
         return f"{metric_title(leads)} was not measured{f': {reason}' if reason else ''}."
     images = f"{n:,} {split} images" if n else f"the {split} images"
     shown = show_headline(leads, value)
+    if report.task.is_pretext:
+        return f"On {images}, the pretext is solved in {shown} of cases."
     if leads == "accuracy":
         right = f"{round(value * n):,} of {images}" if n else f"{shown} of {images}"
         said = f"The model classifies {right} correctly ({shown})"
@@ -148,6 +153,8 @@ def outcome(report: RunReport) -> str:
 def advice(report: RunReport) -> str:
     """Return what to do next, in one sentence."""
     split, values = report.measured
+    if report.task.is_pretext:
+        return "Its features are for a task with labels: name the model's folder as a backbone."
     if report.headline is None:
         return "Measure it on labelled images before you rely on it."
     if not_better(report):

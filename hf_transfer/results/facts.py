@@ -13,9 +13,10 @@ from typing import Any
 from hf_transfer.base import launch
 from hf_transfer.base.version import __version__
 from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.recipe.tasks import PROBES
 from hf_transfer.results.metrics.regression import rounded
-from hf_transfer.results.report import PhaseReport
-from hf_transfer.results.words import JsonDict
+from hf_transfer.results.report import PhaseReport, RunReport
+from hf_transfer.results.words import JsonDict, is_number
 
 LIBRARIES = ("torch", "transformers", "timm", "torchvision", "accelerate", "datasets")
 
@@ -97,9 +98,38 @@ def _counts(images: ImageSet | None) -> dict[str, int]:
     return dict(zip(images.names, images.class_counts, strict=True))
 
 
-def warnings_of(phases: Sequence[PhaseReport]) -> tuple[str, ...]:
-    """Return what a reader of the report must know of the training."""
-    found = []
+def source_facts(report: RunReport) -> JsonDict:
+    """Return what the report says of the task that its backbone was trained on first.
+
+    `curve` holds [epoch, value] of the probe of the target's images, where a pretext had one.
+    """
+    probe = next((name for name in report.metrics if name in PROBES.values()), None)
+    curve, start = [], 0.0
+    for phase in report.phases:
+        rows = [row for row in phase.history if f"eval_{probe}" in row and "epoch" in row]
+        curve += [[start + row["epoch"], row[f"eval_{probe}"]] for row in rows]
+        start += phase.epochs
+    findings = (report.data.get("audit") or {}).get("findings", [])
+    return {
+        "task": report.task.name,
+        "backbone": report.backbone.get("id"),
+        "weights": report.backbone.get("weights"),
+        "path": report.data.get("path"),
+        "images": report.data.get("images"),
+        "held_out": sum(one["count"] for one in findings if one["kind"] == "held-out"),
+        "phases": [phase.name for phase in report.phases],
+        "metrics": {name: value for name, value in report.metrics.items() if is_number(value)},
+        "before": report.metrics.get("before") or {},
+        "probe": probe,
+        "curve": curve,
+        "seconds": report.seconds.get("wall"),
+        "warnings": list(report.warnings),
+    }
+
+
+def warnings_of(phases: Sequence[PhaseReport], source: JsonDict | None = None) -> tuple[str, ...]:
+    """Return what a reader of the report must know of the training, and of its source's."""
+    found = [f"source: {text}" for text in (source or {}).get("warnings", ())]
     for phase in phases:
         if phase.rollbacks:
             often = "once" if phase.rollbacks == 1 else f"{phase.rollbacks} times, each time"

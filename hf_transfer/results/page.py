@@ -18,6 +18,7 @@ from hf_transfer.results.examples import DICOM
 from hf_transfer.results.figures import figure, figure_table
 from hf_transfer.results.page_images import cells, galleries, sheets
 from hf_transfer.results.page_phases import curves, phases
+from hf_transfer.results.page_source import source
 from hf_transfer.results.places import without_paths
 from hf_transfer.results.rendering import render, template
 from hf_transfer.results.report import RunReport, aggregate, split_rows
@@ -82,6 +83,7 @@ def report_page(report: RunReport) -> str:
             galleries=galleries(report),
             sheets=sheets(report),
             no_images=_no_images(report),
+            source=source(report),
             details=_details(report),
             figures=_figures(report),
             unmatched=report.data.get("unmatched") or (),
@@ -188,7 +190,7 @@ def _metric(
         reason = (values.get("reasons") or {}).get(name, "")
         return {"title": title, "value": None, "reason": reason}
     least = max((v for _, metric, v in baselines if metric == name), default=None)
-    share = name in METRIC_TITLES and name not in (*IN_UNITS, "nll")
+    share = name in METRIC_TITLES and name not in (*IN_UNITS, "nll", "rank")
     return {
         "title": title,
         "value": show_metric(name, value),

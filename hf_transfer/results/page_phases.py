@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from hf_transfer.recipe.tasks import PROBES
 from hf_transfer.results.charts import Band, Line, line_chart
 from hf_transfer.results.conclusions import phase_value
 from hf_transfer.results.report import PhaseReport, RunReport
@@ -121,9 +122,11 @@ def curves(report: RunReport) -> list[Markup]:
     """Return the loss and the leading metric over the epochs of all phases, as charts."""
     if all(phase.solve for phase in report.phases):
         return []
-    leads = report.task.headline
+    leads, probes = report.task.headline, [f"eval_{name}" for name in PROBES.values()]
     bands: list[Band] = []
-    points: dict[str, list[Point]] = {"loss": [], "eval_loss": [], f"eval_{leads}": []}
+    points: dict[str, list[Point]] = {
+        name: [] for name in ("loss", "eval_loss", f"eval_{leads}", *probes)
+    }
     best: list[float] = []
     seen: set[str] = set()
     for phase in report.phases:
@@ -139,6 +142,7 @@ def curves(report: RunReport) -> list[Markup]:
     for title, lines in (
         ("Loss", (("training", "train", "loss"), ("validation", "valid", "eval_loss"))),
         (metric_title(leads), (("validation", "valid", f"eval_{leads}"),)),
+        *((metric_title(p.removeprefix("eval_")), (("probe", "valid", p),)) for p in probes),
     ):
         drawn = [_line(name, style, points[key], best) for name, style, key in lines if points[key]]
         if drawn:

@@ -76,6 +76,7 @@ class RunReport:
     best_phase: str | None = None  # the phase whose weights the model has, where that was chosen
     examples: Annotated[JsonDict, shaped(shape.ExamplesFacts)] = field(default_factory=dict)
     figures: Annotated[tuple[JsonDict, ...], shaped(tuple[shape.Figure, ...])] = ()
+    source: Annotated[JsonDict, shaped(shape.SourceFacts)] = field(default_factory=dict)
     version: int = VERSION
 
     def __post_init__(self) -> None:

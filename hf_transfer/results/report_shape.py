@@ -287,6 +287,25 @@ class Spread(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class SourceFacts(TypedDict, total=False):
+    """The task that the backbone was trained on first; empty where there was none."""
+
+    task: Literal[tuple(TASKS)]  # type: ignore[valid-type]
+    backbone: str | None
+    weights: str | None
+    path: str | None
+    images: dict[str, Count]
+    held_out: Count
+    phases: list[str]
+    metrics: dict[str, Number]
+    before: dict[str, Number]
+    probe: str | None
+    curve: list[tuple[Finite, Finite]]
+    seconds: Number
+    warnings: list[str]
+
+
+@with_config(ConfigDict(extra="allow"))
 class SeedsFacts(TypedDict, total=False):
     """All metrics over several seeds; empty where the recipe ran once."""
 

@@ -24,6 +24,11 @@ METRIC_TITLES = {
     "rmse": "Root mean squared error",
     "ece": "Calibration error (ECE, 15 bins)",
     "nll": "Negative log-likelihood (nats)",
+    "probe_accuracy": "Accuracy of a linear probe",
+    "probe_map": "Mean average precision of a linear probe",
+    "probe_r2": "R² of a linear probe",
+    "rank": "Effective rank of the features",
+    "spread": "Spread of the features",
 }
 LABELLED = "labelled"  # in a split's place: images that a finished model was scored on
 COUNTS = ("n", "groups")  # of images, and of groups that intervals are over

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.access import evaluating
 from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.errors import UserError
-from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.inputs.head_features import head_features
 from hf_transfer.serving.pictures import batches, find_images
 from hf_transfer.serving.predict import ready
 
@@ -66,49 +63,9 @@ def iter_embeddings(
         pairs = list(zip(batch.names, batch.errors, strict=True))
         yield (
             [name for name, error in pairs if not error],
-            _features(model, batch.pixels),
+            head_features(model, batch.pixels),
             [(name, error) for name, error in pairs if error],
         )
-
-
-@torch.inference_mode()
-def _features(model: PreTrainedModel, pixels: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Return float32 (B, D): the input of the head's first layer, in evaluation mode."""
-    if not len(pixels):
-        return np.zeros((0, 0), np.float32)
-    caught: list[torch.Tensor] = []
-    hook = _first_of_head(model).register_forward_pre_hook(
-        lambda _, given: caught.append(given[0].detach())
-    )
-    try:
-        with evaluating(model):
-            model(
-                pixel_values=to_model_input(pixels.to(model.device), model.backbone.image).to(
-                    model.dtype
-                )
-            )
-    finally:
-        hook.remove()
-    if len(caught) != 1:
-        raise UserError(f"the head of {model.backbone.id} runs {len(caught)} times for an image")
-    return _pooled(caught[0].float()).cpu().numpy()
-
-
-def _first_of_head(model: PreTrainedModel) -> nn.Module:
-    """Return the layer of the head that runs first."""
-    backbone = model.backbone
-    head = set(backbone.layout.head)
-    first = next((name for name, _ in backbone.layout.parameters if name in head), None)
-    if first is None:
-        raise UserError(f"{backbone.id} has no head, so nothing to take features before")
-    return model.get_submodule(f"{backbone.prefix}{first}".rpartition(".")[0])
-
-
-def _pooled(features: torch.Tensor) -> torch.Tensor:
-    """Return (B, D) of (B, D), of tokens (B, N, D) or of places (B, D, H, W)."""
-    if features.ndim == 4:
-        return features.mean(dim=(2, 3))
-    return features.mean(dim=1) if features.ndim == 3 else features.flatten(1)
 
 
 def embed_to(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hf_transfer.training import pretext_loss
 from hf_transfer.training.machine import sharding
 
 GAMMA = 2.0  # of the focal loss, the paper's choice
@@ -96,6 +97,12 @@ LOSSES = {
     "classification": cross_entropy_sum,
     "multi_label": binary_cross_entropy_sum,
     "regression": squared_error_sum,
+    "rotation": cross_entropy_sum,
+    "contrastive": pretext_loss.contrastive_sum,
+    "redundancy": pretext_loss.redundancy_sum,
+    "exemplar": pretext_loss.exemplar_sum,
+    "slow": pretext_loss.slow_sum,
+    "motion": pretext_loss.motion_sum,
 }
 FOCAL = {"classification": focal_sum, "multi_label": binary_focal_sum}
 

@@ -10,6 +10,7 @@ import torch
 from hf_transfer.base import launch
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.recipe.specs import Recipe
+from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import load_metric
 from hf_transfer.results.metrics.by_name import measure as measured
@@ -52,20 +53,20 @@ def measure(
     `extra` metrics are computed from the same logits. `page_images` is the recipe's.
     """
     images = data.validation
-    logits = trainer.predict_validation().predictions
-    metrics = _measured(logits, images, data.task, extra)
+    found = trainer.predict_validation()
+    metrics = _measured(found, images, data.task, extra)
     if data.test is not None:
-        images, logits = data.test, trainer.predict(data.test).predictions
-        metrics["test"] = _measured(logits, images, data.task, extra)
+        images, found = data.test, trainer.predict(data.test)
+        metrics["test"] = _measured(found, images, data.task, extra)
     shown = launch.is_main() and shows_images(page_images, data.audit)
-    suspects = [(found.kind, found.files) for found in data.audit.findings]
-    return metrics, examples(data.task, logits, images, suspects) if shown else {}
+    shown = shown and not TASKS[data.task].is_pretext  # whose answers are about no single image
+    suspects = [(each.kind, each.files) for each in data.audit.findings]
+    return metrics, examples(data.task, found.predictions, images, suspects) if shown else {}
 
 
-def _measured(logits: Any, images: ImageSet, task: str, extra: Sequence[Extra]) -> dict[str, Any]:
-    metrics = measured(
-        task, logits, images.labels, images.names, images.scale, groups=images.groups
-    )
+def _measured(found: Any, images: ImageSet, task: str, extra: Sequence[Extra]) -> dict[str, Any]:
+    logits, labels = found.predictions, found.label_ids  # a pretext makes its own labels
+    metrics = measured(task, logits, labels, images.names, images.scale, groups=images.groups)
     for metric in extra:
-        metrics |= metric(logits, images.labels)
+        metrics |= metric(logits, labels)
     return metrics

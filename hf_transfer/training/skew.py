@@ -16,7 +16,7 @@ from hf_transfer.training.labels import COLUMNS
 from hf_transfer.training.loss import Objective
 from hf_transfer.training.phase_state import PhaseState
 
-LOSSES = ("cross_entropy", "balanced", "focal", "logit_adjusted", "squared_error")
+LOSSES = ("cross_entropy", "balanced", "focal", "logit_adjusted", "squared_error", "pretext")
 REMEDY = "make the training set with load_data, or give class_weights as one number a class"
 
 
@@ -31,7 +31,7 @@ def objective(
         raise UserError(
             f"there is no loss {loss!r}{nearest(loss, LOSSES)}; there are {', '.join(LOSSES)}"
         )
-    given = [] if loss in ("cross_entropy", "squared_error") else [f"loss: {loss}"]
+    given = [] if loss in ("cross_entropy", "squared_error", "pretext") else [f"loss: {loss}"]
     given += [] if weights is None else ["class_weights"]
     if own_loss and given:
         raise UserError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.batches import evaluation_inputs, training_inputs
+from hf_transfer.inputs.pretexts import Pretext
 from hf_transfer.training.machine.image_weights import SHARE
 from hf_transfer.training.phase_state import PhaseState
 
@@ -21,13 +22,22 @@ def step_inputs(
     state: PhaseState | None,
     training: bool,
     to_device: Callable[[Batch], Batch],
+    pretext: Pretext | None = None,
 ) -> Batch:
     """Return a batch with features, or with stored pixels as the model takes them: varied while
     `training`, as a pure function of the phase's seed, the epoch and the image's place in `images`.
-    The weight of a batch goes with it.
+    The weight of a batch goes with it. A `pretext` makes its own pictures and labels.
     """
     share = {key: batch[key] for key in (SHARE,) if key in batch}
-    return {**_inputs(batch, epoch, image, images, state, training, to_device), **share}
+    varies = state if training else None
+    if pretext is None:
+        made = _inputs(batch, epoch, image, images, state, training, to_device)
+    elif varies is None:
+        made = pretext.inputs(to_device(batch), image)
+    else:
+        seed, spec = varies.args.seed, varies.phase.spec
+        made = pretext.training_inputs(to_device(batch), image, epoch, seed, spec)
+    return {**made, **share}
 
 
 def _inputs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_transfer.backbones import access
 from hf_transfer.base.processes import Processes
+from hf_transfer.inputs.pretexts import Pretext, pretext_of
+from hf_transfer.planning.phase import Phase
 from hf_transfer.training.loss import Objective, distance_from_start
 from hf_transfer.training.machine import image_weights
 from hf_transfer.training.phase_state import PhaseState
@@ -29,6 +31,11 @@ class StepLoss:
     args: TrainingArguments
     of_logits: bool = True  # whether an evaluation gathers logits as they are
     start: dict[str, torch.Tensor] = field(default_factory=dict)  # the weights L2-SP pulls towards
+    pretext: Pretext | None = None  # what makes inputs and labels of images without any
+
+    def vary_as(self, phases: Sequence[Phase]) -> None:
+        """Measure a pretext on images varied as in the last of these phases."""
+        self.pretext = pretext_of(self.task, phases[-1].spec, self.args.seed) if phases else None
 
     def __call__(
         self,
@@ -58,7 +65,7 @@ class StepLoss:
             loss, outputs = trainers()
         else:
             labels = inputs.pop("labels")
-            logits = access.logits_of(wrapped(**inputs))
+            logits = by_image(access.logits_of(wrapped(**inputs)), len(labels))
             loss = self._mean(logits, labels if soft is None else soft, labels, smoothing, items)
             outputs = {"loss": loss, "logits": logits}
         if share is not None:  # a sum over all items of the step needs no weight
@@ -109,6 +116,15 @@ class StepLoss:
         if self.recounts and key in output.metrics and isinstance(logits, np.ndarray):
             labels = torch.from_numpy(output.label_ids)
             logits = torch.from_numpy(logits).float()
-            total = self.objective.total(logits, labels)
-            output.metrics[key] = total.item() / labels.numel()
+            size = self.args.eval_batch_size
+            batches = zip(logits.split(size), labels.split(size), strict=True)
+            total = sum(self.objective.total(*batch).item() for batch in batches)
+            output.metrics[key] = total / labels.numel()
         return output
+
+
+def by_image(logits: torch.Tensor, images: int) -> torch.Tensor:
+    """Return the outputs (V * B, K) for V pictures of each of B images as (B, V * K)."""
+    if len(logits) == images:
+        return logits
+    return logits.unflatten(0, (-1, images)).transpose(0, 1).flatten(1)

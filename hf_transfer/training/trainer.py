@@ -90,6 +90,7 @@ class TransferTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # a library does not print
         self.processes = Processes.here(args.ddp_timeout)
         self.loss = StepLoss(minimised, self.processes, self.compute_loss_func, args)
+        self.loss.vary_as(self.phases)
         self.loss.of_logits = self.preprocess_logits_for_metrics is None
         self.runner = PhaseRunner(self, sync_batchnorm, checkpoint_seconds, ends_with)
         # Trainer's own FSDP would save shards, shard for an evaluation, and load too late.
@@ -182,7 +183,7 @@ class TransferTrainer(Trainer):
         """Turn a batch of stored pixels into the model's input, varied while training."""
         epoch, images, own = int(self.state.epoch or 0), self.train_dataset, super()._prepare_inputs
         training, image = self.model.training, self.backbone.image
-        return step_inputs(inputs, epoch, image, images, self.now, training, own)
+        return step_inputs(inputs, epoch, image, images, self.now, training, own, self.loss.pretext)
 
     def compute_loss(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_transfer.base.errors import RecipeError, UserError
-from hf_transfer.recipe.load import dump_recipe, load_recipe, parse_phase, parse_recipe
+from hf_transfer.recipe.load import asked, dump_recipe, load_recipe, parse_phase, parse_recipe
 from hf_transfer.recipe.shipped import shipped_recipes
 from hf_transfer.recipe.specs import (
     AUGMENTS,
@@ -244,10 +244,24 @@ BAD = {
     HEAD + "seeds: 0\n": (2, "seeds must be a whole number from 1 to 1,000, got 0"),
     HEAD + "seed: true\n": (2, "got True"),
     HEAD + "pretrained: yes\n": (2, "pretrained must be true or false, got 'yes'"),
-    HEAD + "loss: hinge\n": (2, "logit_adjusted or squared_error, got 'hinge'"),
+    HEAD + "loss: hinge\n": (2, "squared_error or pretext, got 'hinge'"),
     HEAD + "loss: balanced\nclass_weights: sqrt\n": (3, "cannot be combined with loss: balanced"),
     HEAD + "task: multi_label\nloss: logit_adjusted\n": (3, "write balanced or focal"),
     "loss: focal\nphases: [{train: head, solve: lbfgs}]\n": (2, "lbfgs minimises cross-entropy"),
+    HEAD + "loss: pretext\n": (2, "task: classification has the loss cross_entropy"),
+    HEAD + "task: rotation\nloss: balanced\n": (3, "task: rotation has a loss of its own"),
+    "phases: [{train: all, epochs: 1}]\ntask: contrastive\n": (1, "add augment: standard"),
+    "phases: [{train: all, epochs: 1, augment: light}]\ntask: motion\n": (
+        1, "motion moves its pictures itself; remove augment"),
+    "phases: [{train: head, epochs: 1, features: cached}]\ntask: rotation\n": (
+        1, "features: cached is for images that stay as they are"),
+    HEAD + "source:\n  pretext: rotation\n  backbone: x\n  phases: [{train: all, epochs: 1}]\n": (
+        2, "pretext: rotation needs images; add data: {path: FOLDER}"),
+    HEAD + "source: {pretext: rotation, letters: {}, backbone: x, "
+    "phases: [{train: all, steps: 1}]}\n": (
+        2, "a pretext learns from the images of data; remove letters"),
+    HEAD + "source: {pretext: jigsaw, backbone: x, phases: [{train: all, steps: 1}]}\n": (
+        2, "pretext must be rotation, contrastive"),
     HEAD + "task: detection\n": (2, "task must be classification, multi_label or regression"),
     HEAD + "loss: squared_error\n": (2, "the loss of task: classification is cross_entropy"),
     HEAD + "task: regression\nloss: balanced\n": (3, "balanced is for labels, and a regression"),
@@ -344,6 +358,15 @@ BAD_PHASES = {
     "gradual: 1 stage, solve: lbfgs": "put {train: head, solve: lbfgs} before it",
     "gradual: 1 stage, epochs: 1, cold_head: true": "it starts with the head",
 }
+
+
+def test_the_backbone_that_is_given_is_that_of_the_source_in_a_recipe_that_trains_one_first():
+    phases = "phases: [{train: all, steps: 1}]"
+    text = f"{HEAD}source: {{pretext: rotation, backbone: x, data: {{}}, {phases}}}"
+    given = asked(parse_recipe(text, "a.yaml"), backbone="timm/y", unlabelled="some/images")
+    assert (given.backbone, given.source.backbone) == (None, "timm/y")
+    assert given.source.data.path == "some/images"
+    assert asked(parse_recipe(HEAD, "a.yaml"), backbone="timm/y").backbone == "timm/y"
 
 
 @pytest.mark.parametrize("text", BAD)

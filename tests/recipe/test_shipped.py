@@ -18,6 +18,7 @@ NAMES = (
     "exact_head",
     "feature_extraction",
     "feature_extraction_augmented",
+    "free_labels",
     "freeze_bottom",
     "full",
     "gradual",
@@ -32,9 +33,9 @@ NAMES = (
 )
 
 
-def test_there_are_seventeen():
+def test_there_are_eighteen():
     assert tuple(shipped_recipes()) == NAMES
-    assert len(NAMES) == 17
+    assert len(NAMES) == 18
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,6 +17,7 @@ from hf_transfer.data.scale import Scale
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.metrics.classification import classification_metrics, softmax
 from hf_transfer.results.metrics.multi_label import multilabel_metrics
+from hf_transfer.results.metrics.pretexts import found_metrics, shift_metrics, told_metrics
 from hf_transfer.results.metrics.regression import regression_metrics
 
 # `evaluate.load(str(MODULE))` gives all our metrics as an `evaluate` module, offline.
@@ -40,6 +41,12 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "classification": classification_metrics,
     "multi_label": multilabel_metrics,
     "regression": regression_metrics,
+    "rotation": told_metrics,
+    "contrastive": found_metrics,
+    "redundancy": found_metrics,
+    "exemplar": found_metrics,
+    "slow": found_metrics,
+    "motion": shift_metrics,
 }
 
 

@@ -1,0 +1,77 @@
+"""Images without labels: every image below a folder, for a pretext that makes its own targets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_transfer.base.errors import DataError
+from hf_transfer.data.columns import Codes
+from hf_transfer.data.folders import list_folder
+from hf_transfer.data.image_groups import groups_of
+from hf_transfer.data.scan import Scan
+from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.recipe.tasks import Task
+
+LABEL = "image"  # what stands in the place of labels
+
+
+def list_unlabelled(path: Path, spec: DataSpec, task: Task) -> Scan:
+    """Return all images below a folder, whatever its layout; folders mean nothing as labels.
+
+    For a pretext of `video` they are frames in the order of their names, folder by folder, and the
+    last of each folder are for validation. Raises DataError.
+    """
+    if not path.is_dir():
+        raise DataError(
+            f"data {str(path)!r}: no such folder; task: {task.name} takes a folder of images, in "
+            "any layout"
+        )
+    files = list_folder(path).images
+    if not files:
+        raise DataError(f"{path}: no images; task: {task.name} takes a folder of them")
+    if task.video:
+        files = tuple(sorted(files, key=in_time))
+    groups = Codes(groups_of(files, spec.group)) if spec.group else None
+    return Scan(
+        path=str(path),
+        root=path,
+        labels=(LABEL,),
+        files=files,
+        targets=Codes([0] * len(files)),
+        splits=Codes(last_of_each(files, spec.validation) if task.video else [""] * len(files)),
+        task=task.name,
+        groups=groups,
+    )
+
+
+def in_time(name: str) -> tuple[str, list[Any]]:
+    """Return what to sort frames by: their folder, then their name with numbers as numbers."""
+    folder, _, file = name.rpartition("/")
+    return folder, [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", file)]
+
+
+def last_of_each(files: tuple[str, ...], share: float) -> list[str]:
+    """Return splits of frames: of each folder the last `share` are for validation, so that no frame
+    is the neighbour of one that trains, but at one place."""
+    splits: list[str] = []
+    folders = np.array([name.rpartition("/")[0] for name in files])
+    starts = [0, *(np.flatnonzero(folders[1:] != folders[:-1]) + 1).tolist(), len(files)]
+    for start, end in zip(starts, starts[1:], strict=False):
+        held = round((end - start) * share)
+        splits += ["train"] * (end - start - held) + ["validation"] * held
+    return splits
+
+
+def neighbours(files: Sequence[str]) -> np.ndarray:
+    """Return for each frame the row of the next one in its folder, for the last the one before."""
+    folders = np.array([name.rpartition("/")[0] for name in files])
+    rows = np.arange(len(files))
+    after, before = np.minimum(rows + 1, len(files) - 1), np.maximum(rows - 1, 0)
+    found: np.ndarray = np.where(folders[after] == folders, after, before)
+    found = np.where(found == rows, before, found)
+    return np.where(folders[found] == folders, found, rows)

@@ -1,0 +1,87 @@
+"""Images without labels: any layout, labels ignored; what judges the target is kept out of them."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_transfer.base.errors import DataError
+from hf_transfer.data.image_set import held_out, load_data
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.sources import scan
+from hf_transfer.data.unlabelled import in_time, last_of_each, neighbours
+from hf_transfer.recipe.specs import DataSpec
+
+SETTINGS = ImageSettings(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    for number in range(24):
+        picture(tmp_path / "labelled" / "ab"[number % 2] / f"{number}.png", number)
+    return tmp_path / "labelled"
+
+
+def test_all_images_below_a_folder_are_taken_whatever_its_layout(tmp_path):
+    for number, name in enumerate(("a.png", "train/b.png", "test/cat/c.png", "x/y/z/d.png")):
+        picture(tmp_path / name, number)
+    (tmp_path / "notes.txt").write_text("nothing")
+    found = scan(DataSpec(path=str(tmp_path), validation=0.25), task="rotation")
+    assert found.files == ("a.png", "test/cat/c.png", "train/b.png", "x/y/z/d.png")
+    assert found.labels == ("image",)
+    assert found.images == {"train": 3, "validation": 1}
+
+
+@pytest.mark.parametrize(("make", "words"), [(False, "no such folder"), (True, "no images")])
+def test_a_folder_without_images_is_told_in_a_line(tmp_path, make, words):
+    place = tmp_path / "none"
+    if make:
+        place.mkdir()
+    with pytest.raises(DataError, match=words):
+        scan(DataSpec(path=str(place)), task="rotation")
+
+
+def test_validation_and_test_pictures_of_the_target_are_left_out_by_content(labelled, tmp_path):
+    target = DataSpec(path=str(labelled), validation=0.25, test=0.25)
+    mine = tmp_path / "mine"
+    shutil.copytree(labelled, mine / "copies")
+    for number in range(100, 130):
+        picture(mine / f"{number}.png", number)
+    without = held_out(target, SETTINGS)
+    judging = load_data(target, SETTINGS)
+    assert len(without.pictures) == len(judging.validation) + len(judging.test) == 12
+    spec = DataSpec(path=str(mine), validation=0.2)
+    data = load_data(spec, SETTINGS, task="rotation", without=without)
+    kept = {name.rpartition("/")[2] for name in (*data.train.files, *data.validation.files)}
+    judged = {name.rpartition("/")[2] for name in (*judging.validation.files, *judging.test.files)}
+    assert kept.isdisjoint(judged)
+    assert len(kept) == 42
+    (finding,) = [one for one in data.audit.findings if one.kind == "held-out"]
+    assert finding.count == 12
+    assert str(labelled) in finding.done
+
+
+def test_a_folder_of_nothing_but_held_out_pictures_is_refused(labelled):
+    target = DataSpec(path=str(labelled), validation=0.9)
+    with pytest.raises(DataError, match="too few are left to learn from"):
+        load_data(
+            DataSpec(path=str(labelled), validation=0.01, min_per_class=1),
+            SETTINGS, task="rotation", without=held_out(target, SETTINGS),
+        )  # fmt: skip
+
+
+def test_frames_are_in_the_order_of_their_numbers_and_the_last_of_each_folder_validate():
+    names = ["b/frame10.png", "a/2.png", "b/frame9.png", "a/10.png", "a/1.png"]
+    files = tuple(sorted(names, key=in_time))
+    assert files == ("a/1.png", "a/2.png", "a/10.png", "b/frame9.png", "b/frame10.png")
+    assert last_of_each(files, 0.34) == ["train", "train", "validation", "train", "validation"]
+    assert last_of_each((), 0.5) == []
+    assert neighbours(files).tolist() == [1, 2, 1, 4, 3]
+    assert neighbours(("a/1.png", "b/1.png", "c/1.png")).tolist() == [0, 1, 2]

@@ -1,0 +1,146 @@
+"""Runs that learn from images without labels first: one run, one report, bit for bit again."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import RESNET, images, state, trainer
+from transformers import TrainerCallback
+
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.plans import plans_of, plans_text
+from hf_transfer.recipe.load import parse_recipe
+from hf_transfer.recipe.tasks import PRETEXTS, TASKS, labels_of
+from hf_transfer.results.page import report_page
+from hf_transfer.results.report import RunReport
+from hf_transfer.run import run
+
+RECIPE = """
+source:
+  pretext: PRETEXT
+  backbone: timm/test_resnet
+  data: {path: UNLABELLED}
+  phases: [{train: all, epochs: 2, lr: 1e-3, batch_size: 16, augment: light}]
+data: {path: LABELLED, image_size: 32, validation: 0.25, test: 0.25}
+phases: [{train: head, solve: lbfgs}]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A labelled folder, and one without labels that holds copies of it and others."""
+    place, rng = tmp_path_factory.mktemp("pretexts"), np.random.default_rng(0)
+    for number in range(76):
+        kind = number % 3
+        pixels = rng.integers(0, 256, (40, 40, 3))
+        pixels[:20, :, kind] += 90
+        folder = place / "labelled" / "abc"[kind] if number < 36 else place / "mine"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number}.png")
+    shutil.copytree(place / "labelled", place / "mine" / "copies")
+    return place
+
+
+def recipe(place, pretext):
+    text = RECIPE.replace("PRETEXT", pretext).replace("UNLABELLED", str(place / "mine"))
+    return parse_recipe(text.replace("LABELLED", str(place / "labelled")), "free.yaml")
+
+
+@pytest.fixture(scope="module")
+def rotated(place):
+    return run(recipe(place, "rotation"), place / "run"), place / "run"
+
+
+def test_a_run_learns_from_images_without_labels_first_and_its_report_tells(rotated, place):
+    report, out = rotated
+    source = report.source
+    assert source["task"] == "rotation"
+    assert source["weights"] == "random"
+    assert source["held_out"] == 18
+    assert sum(source["images"].values()) == 76 - 18
+    assert [epoch for epoch, _ in source["curve"]] == [1.0, 2.0]
+    assert source["before"].keys() == {"rank", "spread", "probe_accuracy"}
+    assert source["metrics"].keys() >= {"accuracy", "rank", "spread", "probe_accuracy"}
+    assert report.backbone["id"] == str(out / "source" / "model")
+    assert RunReport.load(out) == report
+    page = report_page(report)
+    assert "58 images without labels of mine" in page
+    assert "Accuracy of a linear probe" in page
+
+
+def test_the_run_of_the_pretext_has_a_report_a_page_and_a_card_of_its_own(rotated):
+    source = rotated[1] / "source"
+    report = RunReport.load(source)
+    assert report.task.is_pretext
+    assert report.headline == report.metrics["accuracy"]
+    assert report.phases[0].checks["moved"] > 0
+    assert report.phases[0].features == "live"
+    assert "Learning from rotations" in (source / "report.html").read_text()
+    assert "learned from images without labels" in (source / "model" / "README.md").read_text()
+
+
+def test_frames_of_videos_teach_what_changes_slowly(place, tmp_path):
+    made = recipe(place, "slow")
+    report = run(made, tmp_path / "out")
+    assert report.source["task"] == "slow"
+    assert report.source["held_out"] == 18
+    assert report.source["images"]["validation"] > 0
+
+
+def test_a_plan_tells_both_tasks_and_what_is_left_out(place):
+    made = recipe(place, "contrastive")
+    first, own = plans_of(made)
+    assert first.recipe.task == "contrastive"
+    assert first.counts == {"train": 61, "validation": 15}
+    assert own.labels == 3
+    text = " ".join(plans_text(made, 1, 100).split())
+    assert "without labels, 61 train, 15 validation images at 32 px" in text
+    assert "new head of" in text
+    assert "validation and test images" in text
+    once = next(plans_of(recipe(place, "rotation")))
+    assert first.phases[0].operations > 1.8 * once.phases[0].operations  # two pictures an image
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+def test_a_pretext_that_is_interrupted_ends_with_every_bit_of_the_unbroken_one(tmp_path, pretext):
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise RuntimeError("cut off")
+
+    def made(folder, **more):
+        model = load_backbone(
+            RESNET, labels_of(pretext, ()), task=pretext, pretrained=False, image_size=32
+        )
+        phase = {"train": "all", "epochs": 2, "lr": 1e-3, "batch_size": 10}
+        phase |= {} if TASKS[pretext].moves else {"augment": "standard"}
+        sets = {"train_dataset": images(), "eval_dataset": images(12, seed=1)}
+        return trainer(folder, [phase], model, checkpoint_seconds=0, **sets, **more)
+
+    unbroken = made(tmp_path / "whole")
+    unbroken.train()
+    with pytest.raises(RuntimeError, match="cut off"):
+        made(tmp_path / "broken", callbacks=[Break()]).train()
+    assert list((tmp_path / "broken").rglob("checkpoint-*"))
+    resumed = made(tmp_path / "broken")
+    resumed.train(resume_from_checkpoint=True)
+    one, two = state(unbroken.model), state(resumed.model)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert unbroken.reports[0].metrics == resumed.reports[0].metrics
+    assert 0 <= unbroken.reports[0].metrics["accuracy"] <= 1
+
+
+def test_a_pretrained_start_keeps_what_a_pretext_does_not_train(place, tmp_path, rotated):
+    """Only the top of a network adapts to a domain: `start: pretrained` of any backbone."""
+    text = RECIPE.replace("timm/test_resnet", f"{rotated[1]}/model\n  start: pretrained")
+    text = text.replace("train: all, epochs: 2", "train: last 1 stage, cold_head: true, epochs: 1")
+    text = text.replace("PRETEXT", "redundancy").replace("UNLABELLED", str(place / "mine"))
+    made = parse_recipe(text.replace("LABELLED", str(place / "labelled")), "free.yaml")
+    report = run(made, tmp_path / "out")
+    assert report.source["weights"] == "pretrained"
+    phase = RunReport.load(tmp_path / "out" / "source").phases[0]
+    assert phase.checks["still"] > 0
+    assert phase.features == "live"
