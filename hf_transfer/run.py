@@ -30,6 +30,7 @@ from hf_transfer.recipe.tasks import labels_of
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import RunReport
+from hf_transfer.serving.familiar import keep_familiar
 from hf_transfer.training import measuring, watching
 from hf_transfer.training.arguments import joined, training_arguments
 from hf_transfer.training.machine import precision
@@ -147,6 +148,7 @@ def run_seed(
     metrics, told = watching.concluded(metrics, watch)
     if launch.is_main():
         save_model(model, here.model)
+        keep_familiar(here.model, data)
     report = RunReport(
         name=recipe.name,
         recipe=dataclasses.asdict(recipe),

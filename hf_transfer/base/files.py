@@ -122,9 +122,14 @@ def add_text(folder: Path, name: str, text: str, what: str) -> None:
 
     Raises WriteError, also where a file of others has that name.
     """
+    add_bytes(folder, name, text.encode("utf-8", "backslashreplace"), what)
+
+
+def add_bytes(folder: Path, name: str, data: bytes, what: str) -> None:
+    """Write a file into a folder of ours as `add_text` does. Raises WriteError."""
     _check_free(folder, [name])
     known = owned(folder)
-    write_text(folder / name, text)
+    write_bytes(folder / name, data)
     if name not in known:
         with told(folder):
             _write_mark(folder, kind_of(folder) or what, sorted({*known, name}))

@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
     predict.argument("--top", "N", "number of labels to show (default: 3 classes)", type=count)
     at_once = "images in a batch (default: 32; 1 answers each path of standard input at once)"
     predict.argument("--batch-size", "N", at_once, type=count, default=32)
+    predict.flag("--unknown", "say which images are unlike anything in training")
     forms = ("text", "json", "jsonl", "csv")
     predict.argument("--format", None, "form of the output (default: text)", choices=forms)
     predict.flag("--json", "the same as --format json")
@@ -38,6 +39,7 @@ def add(commands: Any) -> None:
     sure = "smallest probability of an answer that counts; of several labels: that is present"
     evaluate.argument("--threshold", "P", sure, type=float)
     evaluate.flag("--tta", "average with the mirror image")
+    evaluate.flag("--unknown", "count images that are unlike anything in training")
     grouped = "column of the table, or pattern on file names with one group, such as '^(\\d+)_'"
     evaluate.argument("--group", "NAME", f"score by group of images too: {grouped}")
     evaluate.path("--out", "DIR", "folder to write evaluation.json and the page report.html to")
@@ -78,7 +80,7 @@ def _predict(args: argparse.Namespace) -> int:
     from_input = args.images == ["-"]
     images = (line.rstrip("\r\n") for line in sys.stdin) if from_input else args.images
     form = "json" if args.json else args.format or "text"
-    found = Answers(args.model, images, form, args.top, args.batch_size)
+    found = Answers(args.model, images, form, args.top, args.batch_size, args.unknown)
     for line in found:
         print(line, flush=from_input)
     return 2 if found.failed else 0
@@ -88,7 +90,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from hf_transfer.serving.evaluate import evaluate
     from hf_transfer.serving.evaluate_text import format_evaluation
 
-    keys = ("split", "compare", "threshold", "tta", "group", "out")
+    keys = ("split", "compare", "threshold", "tta", "unknown", "group", "out")
     options = {key: getattr(args, key) for key in keys}
     options["page_images"] = False if args.no_images else None
     found = evaluate(args.model, args.data, **options)

@@ -29,18 +29,21 @@ class Answers:
         form: str = "text",
         top: int | None = None,
         batch_size: int = 32,
+        unknown: bool = False,
     ) -> None:
         self.model: Any = ready(model)
+        self.unknown = unknown
         self.images: Any = find_images(images) if isinstance(images, Sequence) else images
         self.form, self.batch_size, self.failed = form, batch_size, 0
         self.top = top or (3 if self.model.backbone.task == "classification" else None)
 
     def __iter__(self) -> Iterator[str]:
-        yield from lines_of(self._counted(), self.form, self.model.backbone, self.top)
+        yield from lines_of(self._counted(), self.form, self.model.backbone, self.top, self.unknown)
 
     def _counted(self) -> Iterator[Prediction]:
         total = len(self.images) if isinstance(self.images, Sized) else None
-        found = iter_predictions(self.model, self.images, top=self.top, batch_size=self.batch_size)
+        options: Any = {"batch_size": self.batch_size, "unknown": self.unknown}
+        found = iter_predictions(self.model, self.images, top=self.top, **options)
         with bar(total, "predict") as progress:
             for prediction in found:
                 self.failed += prediction.error is not None
@@ -49,11 +52,16 @@ class Answers:
 
 
 def lines_of(
-    predictions: Iterable[Prediction], form: str, model: Backbone, top: int | None = None
+    predictions: Iterable[Prediction],
+    form: str,
+    model: Backbone,
+    top: int | None = None,
+    unknown: bool = False,
 ) -> Iterator[str]:
     """Yield predictions as lines of one of FORMS; those of jsonl and csv as soon as they are there.
 
-    The columns of csv are those of the `model`, for the `top` that was asked for.
+    The columns of csv are those of the `model`, for the `top` that was asked for; where
+    `unknown` images are told, two more.
     """
     if form not in FORMS:
         raise UserError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
@@ -64,18 +72,24 @@ def lines_of(
     elif form == "jsonl":
         yield from (json.dumps(row.to_dict()) for row in predictions)
     else:
-        yield from _csv(predictions, model, top)
+        yield from _csv(predictions, model, top, unknown)
 
 
-def _csv(predictions: Iterable[Prediction], model: Backbone, top: int | None) -> Iterator[str]:
+def _csv(
+    predictions: Iterable[Prediction], model: Backbone, top: int | None, unknown: bool
+) -> Iterator[str]:
     """Yield a header and a row for each image: several labels and targets have a column each, of
     classes the likeliest are in columns label_1, probability_1, ..."""
     ranked = model.task == "classification"
     count = min(top or ANSWERS, len(model.labels))
     places = [word for i in range(count) for word in (f"label_{i + 1}", f"probability_{i + 1}")]
-    yield _cells(["file", "error", *(places if ranked else model.labels)])
+    extra = ["unknown", "unlike"] if unknown else []
+    yield _cells(["file", "error", *extra, *(places if ranked else model.labels)])
     for row in predictions:
         cells = [row.file, row.error or ""]
+        if unknown:
+            told_apart = row.unlike is not None
+            cells += [str(row.unknown).lower(), f"{row.unlike:.4g}"] if told_apart else ["", ""]
         if ranked:
             cells += [cell for name, share in row.labels for cell in (name, f"{share:.6g}")]
         else:
@@ -104,6 +118,8 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
         if not cells and row.labels:
             label, share = row.labels[0]
             cells = [f"none; the likeliest is {label} {share:.3f}"]
+        if row.unknown:
+            cells = [f"none of these ({row.unlike:.2g} times the limit); else", *cells]
         why = (row.error or "").removeprefix(f"{printable(row.file)}: ")
         text = f"error: {why}" if row.error else printable("   ".join(cells))
         lines.append(f"{file:<{names}}   {text}")

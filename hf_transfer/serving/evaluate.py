@@ -21,9 +21,10 @@ from hf_transfer.data.sources import SPLITS, Scan, list_source
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.serving.evaluate_page import write_evaluation
+from hf_transfer.serving.familiar import alarms
 from hf_transfer.serving.paired import accuracy_interval, by_group, compared
 from hf_transfer.serving.pictures import Failed, batches
-from hf_transfer.serving.predict import outputs, ready
+from hf_transfer.serving.predict import iter_predictions, outputs, ready
 
 ALL = "all"  # images of every split
 
@@ -50,6 +51,7 @@ def evaluate(
     split: str | None = None,
     threshold: float | None = None,
     tta: bool = False,
+    unknown: bool = False,
     group: str | None = None,
     out: str | Path | None = None,
     page_images: bool | None = None,
@@ -63,11 +65,14 @@ def evaluate(
     its test images, else its validation images, else all). `metrics` has every metric of the task
     with n and a 95% interval, and each class. `tta` averages each image's answer with its mirror
     image's. `threshold` counts, of classes, answers of at least that probability only; of several
-    labels it is the probability from which one counts as present. `compare` is another model: what
-    it does on the same images, with a paired test. `group` is a column of the table, or a pattern
-    on the files' names with one group: metrics come for each group, and intervals draw whole ones.
-    `out` is a folder to write evaluation.json and the page report.html to, with images unless
-    `page_images` is False (None: unless some are DICOM files). Raises UserError.
+    labels it is the probability from which one counts as present. `unknown` counts the images that
+    the model calls unlike its training: false alarms among those of its labels, and those found
+    among images of labels that it lacks, with the AUROC of the distance. `compare` is another
+    model: what it does on the same images, with a paired test. `group` is a column of the
+    table, or a pattern on the files' names with one group: metrics come for each group, and
+    intervals draw whole ones. `out` is a folder to write evaluation.json and the page report.html
+    to, with images unless `page_images` is False (None: unless some are DICOM files). Raises
+    UserError.
     """
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")
@@ -105,6 +110,8 @@ def evaluate(
             )
         theirs, _ = _scored(other, found, batch_size, tta, "compare")
         result["comparison"] = compared(backbone.task, scored, theirs, groups)
+    if unknown:
+        result["unknown"] = _unknown(model, found, batch_size)
     if out is not None:
         write_evaluation(result, model, found, scored, out, page_images)
     return result
@@ -213,6 +220,18 @@ def _scored(
         answers = answers[:, columns]
     names = labels if task == "classification" else tuple(labels[i] for i in columns)
     return Scored(answers, truth, np.array(kept), names), failed
+
+
+def _unknown(model: PreTrainedModel, found: Scan, batch_size: int) -> dict[str, Any]:
+    """Return how many images of the model's labels, and of others, are called unknown."""
+    rows = list(range(len(found.targets)))
+    options: Any = {"batch_size": batch_size, "unknown": True}
+    own = [label in model.backbone.labels for label in found.labels]
+    classes = found.task == "classification"
+    strange = [classes and not own[target] for target in found.targets]
+    told = iter_predictions(model, _images(found, rows), **options)
+    pairs = [(one.unlike, other) for one, other in zip(told, strange, strict=True) if not one.error]
+    return alarms([one for one, _ in pairs], [other for _, other in pairs])
 
 
 def _images(found: Scan, rows: list[int]) -> Iterator[Any]:

@@ -32,11 +32,23 @@ def format_evaluation(found: JsonDict) -> str:
         lines.append(f"{title:<{width}}  {told}")
     if sure := found.get("confident"):
         lines += ["", told_of_confidence(sure)]
+    if unknown := found.get("unknown"):
+        lines += ["", told_of_unknown(unknown)]
     lines += _classes(metrics)
     lines += _groups(metrics, found["task"])
     if compared := found.get("comparison"):
         lines += ["", *told_of_comparison(compared)]
     return "\n".join(lines)
+
+
+def told_of_unknown(unknown: JsonDict) -> str:
+    """Return in a sentence or two what was called unknown, rightly and wrongly."""
+    told = f"Called unknown: {unknown['false_alarms']:,} of {unknown['n']:,} images of known labels"
+    if not unknown["strangers"]:
+        return f"{told}."
+    found = f"{unknown['found']:,} of {unknown['strangers']:,} images of other labels"
+    area = "" if unknown["auroc"] is None else f"; AUROC {unknown['auroc']:.3f}"
+    return f"{told}, and {found}{area}."
 
 
 def _split(split: str) -> str:

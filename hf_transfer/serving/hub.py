@@ -78,7 +78,7 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
     if folder is None:
         raise UserError(_why_no_model(run))
     files = _files_of(folder, "")
-    if not any(name.endswith(".safetensors") for name in files):
+    if not any(fnmatch(name, "model*.safetensors") for name in files):
         raise UserError(
             f"{folder} has no model.safetensors, and other weights are never uploaded; save the "
             "model again with save_model"

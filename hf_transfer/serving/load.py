@@ -35,10 +35,22 @@ class Model:
         return self.network.backbone.task
 
     def predict(
-        self, images: Any, *, top: int | None = None, batch_size: int = 32
+        self,
+        images: Any,
+        *,
+        top: int | None = None,
+        batch_size: int = 32,
+        threads: int | None = None,
+        unknown: bool = False,
     ) -> list[Prediction]:
-        """Return a prediction for each image; `help(hf_transfer.predict)` says what images are."""
-        return predict(self.network, images, top=top, batch_size=batch_size)
+        """Return a prediction for each image, as `hf_transfer.predict` does.
+
+        `images` are paths, folders, patterns, bytes, open files, PIL images, arrays, tensors, a
+        column of `datasets`, or any iterable of these. The `top` likeliest labels are kept.
+        `threads` decode. With `unknown` each prediction says how unlike training its image is.
+        """
+        options: Any = {"batch_size": batch_size, "threads": threads, "unknown": unknown}
+        return predict(self.network, images, top=top, **options)
 
     def evaluate(self, data: str | Path | DataSpec, **options: Any) -> dict[str, Any]:
         """Return metrics on labelled images, with the options of `hf_transfer.evaluate`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from hf_transfer.backbones.access import evaluating
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.load import load_model
 from hf_transfer.base.errors import UserError
+from hf_transfer.inputs.head_features import outputs_and_features
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.recipe.tasks import THRESHOLD
+from hf_transfer.serving.familiar import Familiar, familiar_of
 from hf_transfer.serving.pictures import Batch, batches
 
 ANSWERS = 5  # classes that are kept where nobody says how many
@@ -27,6 +29,7 @@ class Prediction:
 
     Of several labels at once those from `threshold` on are there; with a regression `values` holds
     (target, number in its own units). `error` is one line for an image that could not be read.
+    `unlike` says how unlike any training image it is, where that was asked: above 1 it is unknown.
     """
 
     file: str
@@ -34,6 +37,12 @@ class Prediction:
     error: str | None = None
     values: tuple[tuple[str, float], ...] | None = None
     threshold: float | None = None
+    unlike: float | None = None
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the image is so unlike those of training that no answer should count."""
+        return self.unlike is not None and self.unlike > 1
 
     @property
     def label(self) -> str | None:
@@ -49,6 +58,10 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction as plain JSON values."""
+        told = {} if self.unlike is None else {"unknown": self.unknown, "unlike": self.unlike}
+        return self._answer() | told
+
+    def _answer(self) -> dict[str, Any]:
         if self.values is not None:
             told = [{"target": target, "value": value} for target, value in self.values]
             return {"file": self.file, "values": told, "error": self.error}
@@ -66,9 +79,11 @@ def predict(
     top: int | None = None,
     batch_size: int = 32,
     threads: int | None = None,
+    unknown: bool = False,
 ) -> list[Prediction]:
     """Return a prediction for each image, in order; see `iter_predictions`."""
-    return list(iter_predictions(model, images, top=top, batch_size=batch_size, threads=threads))
+    options: Any = {"top": top, "batch_size": batch_size, "threads": threads, "unknown": unknown}
+    return list(iter_predictions(model, images, **options))
 
 
 def iter_predictions(
@@ -78,21 +93,25 @@ def iter_predictions(
     top: int | None = None,
     batch_size: int = 32,
     threads: int | None = None,
+    unknown: bool = False,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order, as soon as its batch is done.
 
     `model` is a model of ours, or what `load_model` takes. `images` are paths, folders, patterns
     ("photos/*.jpg"), bytes, open files, PIL images, arrays (H, W, C) or tensors (C, H, W) of uint8
     or of floats in 0..1, or any iterable of these. The `top` likeliest labels are kept: 5 of
-    classes, all of several labels. `threads` decode (default: one for each core). An image that
-    cannot be read yields a prediction with an `error`. Raises UserError where there is no model.
+    classes, all of several labels. `threads` decode (default: one for each core). With
+    `unknown` each prediction says how `unlike` the training images its image is. An image that
+    cannot be read yields a prediction with an `error`. Raises UserError where there is no model, or
+    with `unknown` where it knows nothing of its training images.
     """
     if (top is not None and top < 1) or batch_size < 1:
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     if not isinstance(model, PreTrainedModel):
         model = ready(model)
+    familiar = familiar_of(model) if unknown else None
     for batch in batches(images, model.backbone.image, batch_size, threads):
-        yield from _answers(model, batch, top)
+        yield from _answers(model, batch, top, familiar)
 
 
 def ready(where: str | Path) -> PreTrainedModel:
@@ -101,14 +120,22 @@ def ready(where: str | Path) -> PreTrainedModel:
     return load_model(where).to(device or "cpu")
 
 
-def _answers(model: PreTrainedModel, batch: Batch, top: int | None) -> Iterator[Prediction]:
-    rows = iter(outputs(model, batch.pixels))
+def _answers(
+    model: PreTrainedModel, batch: Batch, top: int | None, familiar: Familiar | None
+) -> Iterator[Prediction]:
+    if familiar is None or not len(batch.pixels):
+        logits, unlike = outputs(model, batch.pixels), None
+    else:
+        logits, features = outputs_and_features(model, batch.pixels)
+        unlike = familiar.unlike(features).tolist()
+    row = 0
     for name, error in zip(batch.names, batch.errors, strict=True):
-        yield (
-            Prediction(name, error=error)
-            if error
-            else prediction_of(model.backbone, name, next(rows), top)
-        )
+        if error:
+            yield Prediction(name, error=error)
+            continue
+        told = prediction_of(model.backbone, name, logits[row], top)
+        yield told if unlike is None or told.error else replace(told, unlike=unlike[row])
+        row += 1
 
 
 def prediction_of(
