@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from hf_transfer.data.image_set import ImageSet, load_data
     from hf_transfer.data.sources import scan
     from hf_transfer.deciding.advise import advise
+    from hf_transfer.deciding.auto import auto
+    from hf_transfer.deciding.choices import list_backbones
     from hf_transfer.deciding.compare import compare
+    from hf_transfer.deciding.runs import runs
     from hf_transfer.plans import plan
     from hf_transfer.recipe.load import load_recipe
     from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe
@@ -41,12 +44,14 @@ __all__ = [
     "TransferTrainer",
     "UserError",
     "advise",
+    "auto",
     "compare",
     "demo",
     "embed",
     "evaluate",
     "explain",
     "export",
+    "list_backbones",
     "load",
     "load_backbone",
     "load_data",
@@ -55,6 +60,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "predict",
+    "runs",
     "save_model",
     "scan",
     "train",
@@ -70,12 +76,14 @@ _WHERE = {
     "TransferTrainer": "training.trainer",
     "UserError": "base.errors",
     "advise": "deciding.advise",
+    "auto": "deciding.auto",
     "compare": "deciding.compare",
     "demo": "space.app",
     "embed": "serving.embed",
     "evaluate": "serving.evaluate",
     "explain": "serving.explain",
     "export": "serving.export",
+    "list_backbones": "deciding.choices",
     "load": "serving.load",
     "load_backbone": "backbones.load",
     "load_data": "data.image_set",
@@ -84,6 +92,7 @@ _WHERE = {
     "load_recipe": "recipe.load",
     "plan": "plans",
     "predict": "serving.predict",
+    "runs": "deciding.runs",
     "save_model": "backbones.load",
     "scan": "data.sources",
     "train": "run",

@@ -21,9 +21,9 @@ def command(
     return made
 
 
-def recipe_arguments(command: Parser) -> None:
+def recipe_arguments(command: Parser, what: str = "shipped recipe, or YAML file") -> None:
     """Add a recipe and what the command line changes in it."""
-    command.path("recipe", "RECIPE", "shipped recipe, or YAML file")
+    command.path("recipe", "RECIPE", what)
     data = "folder of class folders, table (CSV, JSON Lines, Parquet) or data set on the Hub"
     command.path("--data", "PATH", data)
     images = "folder of images without labels, for a recipe that learns from them first"

@@ -1,4 +1,4 @@
-"""Commands that help to decide: advise, compare."""
+"""Commands that help to decide: advise, compare, backbones, runs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,28 @@ def add(commands: Any) -> None:
     setting = "change a key of all recipes, such as data.image_size=96"
     compare.argument("--set", "KEY=VALUE", setting, action="append", default=[])
     compare.path("--out", "DIR", "folder to write the comparison to")
+
+    words = "list backbones to choose from, and what is here without a network"
+    listed = command(commands, "backbones", _backbones, words)
+    listed.path("ids", "ID", "further backbones or folders to list", nargs="*")
+    listed.path("--data", "PATH", "images to measure the time of one pass over")
+    listed.argument("--image-size", "N", "side of the images in pixels", type=count)
+
+    words = "list the runs in a folder, and say which of those on the same images is best"
+    made = command(commands, "runs", _runs, words)
+    made.path("folder", "DIR", "folder of run folders (default: runs)", nargs="?", default="runs")
+
+
+def _backbones(args: argparse.Namespace) -> None:
+    from hf_transfer.deciding.choices import format_backbones, list_backbones
+
+    say(format_backbones(list_backbones(args.ids, args.data, args.image_size), width()), fold=False)
+
+
+def _runs(args: argparse.Namespace) -> None:
+    from hf_transfer.deciding.runs import format_runs, runs
+
+    say(format_runs(runs(args.folder), width()), fold=False)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ from hf_transfer.base import launch
 from hf_transfer.base.console import count, say, stopped_in_words, width
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli.arguments import command, recipe_arguments, recipe_of
+from hf_transfer.deciding.presets import PRESETS
 
 
 def add(commands: Any) -> None:
     """Add the commands that plan and train."""
-    train = command(commands, "train", _train, "train a recipe and write a run folder")
-    recipe_arguments(train)
+    words = "train the best model that a time budget allows, or a recipe; write a run folder"
+    train = command(commands, "train", _train, words)
+    recipe_arguments(train, "labelled images (as for --data) or auto; or a recipe to run instead")
+    train.argument("--preset", None, "auto: backbone, size and time", choices=tuple(PRESETS))
+    train.argument("--minutes", "N", "auto: time budget (default: the preset's)", type=float)
+    train.argument("--epochs", "N", "length of fine-tuning, or of a recipe's phases", type=float)
+    train.argument("--image-size", "N", "side of the images in pixels", type=count)
+    train.argument("--group", "G", "column or pattern of what stays together, such as a patient")
+    train.flag("--no-refit", "auto: do not train on all labelled images at the end")
     train.path("--out", "DIR", "run folder (default: runs/RECIPE)")
     train.flag("--resume", "resume the run in --out")
     train.flag("--allow-code", "run the Python files that the recipe's metrics name")
@@ -42,6 +51,9 @@ def _train(args: argparse.Namespace) -> None:
     from hf_transfer.results.run_folder import check_folder
 
     launch.check()
+    if is_auto(args.recipe):
+        return _auto(args)
+    args.set += _plain_options(args)
     recipe = recipe_of(args, args.allow_code)
     out = Path(args.out or Path("runs") / recipe.name)
     if recipe.compare is not None:
@@ -58,6 +70,65 @@ def _train(args: argparse.Namespace) -> None:
     with stopped_in_words():
         report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(say), TrainingBar()])
     say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
+
+
+def is_auto(word: str) -> bool:
+    """Return whether the word after `train` is auto, or labelled images in place of a recipe."""
+    if word == "auto":
+        return True
+    from hf_transfer.data.tables import SUFFIXES
+    from hf_transfer.recipe.shipped import shipped_recipes
+
+    if word in shipped_recipes() or word.lower().endswith((".yaml", ".yml")):
+        return False
+    path = Path(word)
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in (*SUFFIXES, ".parquet")):
+        return True
+    return not path.exists() and re.fullmatch(r"[\w-]+/[\w.-]+", word) is not None  # on the Hub
+
+
+def _auto(args: argparse.Namespace) -> None:
+    data = args.data if args.recipe == "auto" else args.recipe
+    if args.recipe != "auto" and args.data:
+        raise UserError(f"the images are given twice: {args.recipe} and --data {args.data}")
+    if data is None:
+        raise UserError("auto needs labelled images: hf-transfer train FOLDER, or --data FOLDER")
+    if args.resume:
+        raise UserError("auto cannot be resumed; remove --resume, and choose another --out")
+    from hf_transfer.deciding.auto import auto
+    from hf_transfer.progress import quiet, summary
+
+    quiet()
+    with stopped_in_words():
+        report = auto(
+            data,
+            args.backbone,
+            preset=args.preset or "good",
+            minutes=args.minutes,
+            epochs=args.epochs,
+            image_size=args.image_size,
+            group=args.group,
+            seed=args.seed or 0,
+            refit=not args.no_refit,
+            overrides=args.set,
+            out=args.out,
+            on_progress=say,
+        )
+    out = args.out or Path("runs") / report.name
+    say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
+
+
+def _plain_options(args: argparse.Namespace) -> list[str]:
+    """Return the plain options as settings of a recipe. Raises UserError for those of auto."""
+    only = {"--preset": args.preset, "--minutes": args.minutes, "--no-refit": args.no_refit}
+    if given := [name for name, value in only.items() if value]:
+        raise UserError(f"{given[0]} is for auto (hf-transfer train FOLDER), not for a recipe")
+    keys = {
+        "phases.*.epochs": args.epochs,
+        "data.image_size": args.image_size,
+        "data.group": args.group and f"'{args.group}'",
+    }
+    return [f"{key}={value}" for key, value in keys.items() if value is not None]
 
 
 def _quickstart(args: argparse.Namespace, recipe: Any, out: Path) -> None:

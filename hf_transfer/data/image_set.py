@@ -199,19 +199,21 @@ def load_data(
     read_all: bool = False,
     listed: Scan | None = None,
     without: HeldOut | None = None,
+    folds: bool = False,
 ) -> ImageData:
     """Return a recipe's data: found, split, decoded (or read from the store), audited.
 
     Decoded pixels are kept under `cache_dir` (by default in the cache) unless they take more than
     `limit_bytes`. With `read_all` the content of every file is read again, as a resumed run needs
     to prove that its images are the same. `listed` is what `list_source` has found. Images that
-    show a picture of `without` are left out, and a finding says so.
+    show a picture of `without` are left out, and a finding says so. With `folds` of the training
+    images validating, there need be no validation images.
     Raises DataError, one line.
     """
     settings = with_dicom(settings, spec.window, spec.frame)
     found = scan(_with_spare(spec), seed, task, listed)
     pixels, seen = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)
-    about, kept = audit(found, seen, settings, spec)
+    about, kept = audit(found, seen, settings, spec, folds)
     if without is not None:
         about, kept = without.leave_out(found, seen, about, kept)
     kept = kept[limited(found.take(kept), spec, seed)]

@@ -74,6 +74,7 @@ class RunReport:
     created: str | None = None  # ISO 8601, with the offset from UTC
     seeds: Annotated[JsonDict, shaped(shape.SeedsFacts)] = field(default_factory=dict)
     best_phase: str | None = None  # the phase whose weights the model has, where that was chosen
+    auto: Annotated[JsonDict, shaped(shape.AutoFacts)] = field(default_factory=dict)
     examples: Annotated[JsonDict, shaped(shape.ExamplesFacts)] = field(default_factory=dict)
     figures: Annotated[tuple[JsonDict, ...], shaped(tuple[shape.Figure, ...])] = ()
     source: Annotated[JsonDict, shaped(shape.SourceFacts)] = field(default_factory=dict)

@@ -259,6 +259,37 @@ class Figure(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class TriedRow(TypedDict):
+    """One thing that `auto` tried, and why it was kept or not."""
+
+    what: str
+    why: str
+    accuracy: Share
+    seconds: Number
+    kept: bool
+
+
+@with_config(ConfigDict(extra="allow"))
+class ExpectedFacts(TypedDict):
+    """What accuracy to expect on new images, from n images that chose nothing."""
+
+    accuracy: Share
+    interval: tuple[Finite, Finite]
+    n: Count
+
+
+@with_config(ConfigDict(extra="allow"))
+class AutoFacts(TypedDict, total=False):
+    """How `auto` found the model; accuracies are of images that chose nothing."""
+
+    expected: ExpectedFacts
+    exact_head: Share
+    majority: Share
+    tried: list[TriedRow]
+    budget_seconds: Number
+
+
+@with_config(ConfigDict(extra="allow"))
 class RateRow(TypedDict, total=False):
     """The rates of one parameter group of a phase."""
 

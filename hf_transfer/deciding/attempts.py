@@ -1,0 +1,276 @@
+"""What `auto` tries within its time, one after the other, and what each comes to out of fold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from hf_transfer.base.errors import UserError
+from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.deciding import bag, tuning
+from hf_transfer.deciding.choosing import FEWEST, best_of, chosen_blindly, expected_accuracy, gain
+from hf_transfer.deciding.folds import folds, pairs
+from hf_transfer.deciding.tuning import Candidate, Tuned, Work
+from hf_transfer.recipe.specs import Recipe
+from hf_transfer.results.words import show_seconds
+from hf_transfer.training.norm_statistics import layers
+
+Say = Callable[[str], None]
+RESERVE = 0.1  # of the budget, for writing, and for work that takes longer than it should
+HEADS = 0.25  # of the time left that heads with other statistics may take
+PATIENCE = 30.0  # seconds that a training may take, however short it should be
+HELD_OUT = 4  # of so many parts one is held out, where there is no time for cross-validation
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A budget of seconds, and what of it is left."""
+
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the budget is used up, but for a reserve."""
+        return self.began + self.seconds * (1 - RESERVE) - time.monotonic()
+
+    @property
+    def end(self) -> float:
+        """When training stops at the latest, by the monotonic clock."""
+        return self.began + self.seconds * (1 + RESERVE)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One thing that was tried, and why it was kept or not."""
+
+    what: str
+    why: str
+    accuracy: float | None = None
+    seconds: float = 0.0
+    kept: bool = False
+
+    def __str__(self) -> str:
+        said = "" if self.accuracy is None else f" accuracy {self.accuracy:.3f},"
+        took = f" {show_seconds(self.seconds)}" if self.seconds else ""
+        return f"{self.what}:{said}{took}: {self.why}".replace("::", ":").replace(",:", ":")
+
+
+@dataclass
+class Attempts:
+    """The labelled images of a run, and what was tried on them.
+
+    `ways` are logits (N, classes) by what was tried, the exact head first; rows that a way has not
+    predicted are NaN.
+    """
+
+    model: PreTrainedModel
+    recipe: Recipe
+    data: ImageData
+    images: ImageSet
+    groups: np.ndarray | None
+    clock: Clock
+    say: Say
+    refit: bool = True
+    tried: list[Tried] = field(default_factory=list)
+    ways: dict[str, np.ndarray] = field(default_factory=dict)
+    origin: dict[str, tuple[Candidate, Work, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folds = folds(self.images.labels, groups=self.groups, seed=self.recipe.seed)
+        self.few = min(self.images.class_counts) < FEWEST
+
+    def note(self, tried: Tried) -> None:
+        """Keep a line of what was tried, and say it."""
+        self.tried.append(tried)
+        self.say(f"  {tried}")
+
+    # --- heads --------------------------------------------------------------------------------
+
+    def heads(self) -> None:
+        """Solve for the head; then with a share of the images' own statistics, where that helps."""
+        began = time.monotonic()
+        self.start = bag.head_start(self.model, self.images, self.folds)
+        bag.head_parameters(self.model)
+        self.ways = {self.start.what: self.start.logits}
+        repeats, parts = len(self.folds), len(np.unique(self.folds[0]))
+        self.note(
+            Tried(
+                self.start.what,
+                f"the start: the mean of {len(self.start.strengths)} strengths, {parts} folds, "
+                f"{repeats} repeats",
+                self._accuracy(self.start.logits),
+                time.monotonic() - began,
+                kept=True,
+            )
+        )
+        self.each = tuning.seconds_per_image(self.model, self.images)
+        if layers(self.model):
+            self._blended()
+
+    def _blended(self) -> None:
+        began, what = time.monotonic(), "exact head, blended statistics"
+        passes = len(np.unique(self.folds[0])) * (len(bag.SHARES) + 1) + len(bag.SHARES)
+        needed = passes * len(self.images) * self.each / 3
+        if self.few:
+            return self.note(Tried(what, f"not tried: {self._too_few()}"))
+        if needed > HEADS * self.clock.left:
+            return self.note(Tried(what, self._no_time(needed)))
+        found = bag.blended_start(self.model, self.images, self.folds)
+        assert found is not None
+        gained = gain(found.logits, self.start.logits, self.images.labels, self.groups)
+        self.note(
+            Tried(
+                what,
+                f"{gained} to the exact head; {'kept' if gained.is_real else 'dropped'}",
+                self._accuracy(found.logits),
+                time.monotonic() - began,
+                kept=gained.is_real,
+            )
+        )
+        if gained.is_real:
+            self.start, self.ways[found.what] = found, found.logits
+
+    # --- fine-tuning --------------------------------------------------------------------------
+
+    def fine_tune(self, ways: Sequence[Candidate]) -> None:
+        """Try each candidate, from the start found, in as many folds as there is time for."""
+        if self.few:
+            return self.note(Tried("fine-tuning", f"not tried: {self._too_few()}"))
+        for candidate in ways:
+            most = 5 if not self.origin else next(iter(self.origin.values()))[1].folds
+            work = tuning.work_within(
+                self.clock.left, candidate.spec, len(self.images), self.each, most, self.refit
+            )
+            if work is None:
+                needed = tuning.least_seconds(candidate.spec, len(self.images), self.each)
+                return self.note(Tried(candidate.what, self._no_time(needed)))
+            try:
+                self._try(candidate.shortened(work.steps), work)
+            except UserError as error:  # it diverged, or was too short to move anything
+                self.note(Tried(candidate.what, f"dropped: {error}"))
+
+    def _try(self, candidate: Candidate, work: Work) -> None:
+        began = time.monotonic()
+        logits = {point: np.full_like(self.start.logits, np.nan) for point in tuning.POINTS}
+        done = 0
+        for inside, outside in self._parts(work.folds):
+            fold_began = time.monotonic()
+            late = fold_began + max(PATIENCE, 2 * work.seconds)
+            tuned = self.trained(candidate, inside, min(late, self.clock.end))
+            for point, found in tuning.logits_at(tuned, self.images, inside, outside).items():
+                logits[point][outside] = found
+            done, took = done + 1, time.monotonic() - fold_began
+            self.each *= (took / max(1e-9, work.seconds)) ** 0.5 if done == 1 else 1
+            if self.clock.left < took * (1 + self.refit):
+                break
+        over = f"{done} folds" if done > 1 else "one part held out"
+        base = self.start.logits
+        for point in tuning.POINTS:
+            rows = np.isfinite(logits[point][:, 0])
+            name = f"{candidate.what}, {point}"
+            self.ways[name] = logits[point]
+            self.origin[name] = candidate, work, point
+            gained = gain(
+                logits[point][rows], base[rows], self.images.labels[rows], self._groups(rows)
+            )
+            self.note(
+                Tried(
+                    name,
+                    f"{gained} to the {self.start.what} ({over}, {candidate.spec.steps} steps)",
+                    self._accuracy(logits[point]),
+                    time.monotonic() - began,
+                )
+            )
+            began = time.monotonic()
+
+    def trained(self, candidate: Candidate, rows: np.ndarray, end: float) -> Tuned:
+        """Return the model trained by a candidate on these images, until `end` at the latest."""
+        return tuning.tune(
+            self.model, self.recipe, self.data, self.images, rows, self.start, candidate, end
+        )
+
+    def _parts(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        if count == len(np.unique(self.folds[0])):
+            return list(pairs(self.folds[0]))
+        parts = max(count, HELD_OUT) if count == 1 else count
+        dealt = folds(
+            self.images.labels, parts, repeats=1, groups=self.groups, seed=self.recipe.seed
+        )
+        return list(pairs(dealt[0]))[:count]
+
+    # --- the choice ---------------------------------------------------------------------------
+
+    @property
+    def judged(self) -> np.ndarray:
+        """The rows that every way has predicted."""
+        return np.flatnonzero(np.isfinite([x[:, 0] for x in self.ways.values()]).all(axis=0))
+
+    def choose(self) -> str:
+        """Return the way to take; fine-tuning only for a gain that chance does not explain."""
+        rows = self.judged
+        found = {what: logits[rows] for what, logits in self._choices().items()}
+        chosen = best_of(found, self.images.labels[rows], self._groups(rows))
+        if self.origin:
+            told = [] if chosen == self.start.what else [chosen]
+            self.say(
+                f"chosen: {chosen}"
+                + ("" if told else "; no fine-tuning gains more on it than chance explains")
+            )
+        self.tried = [
+            t if t.what != chosen else Tried(t.what, t.why, t.accuracy, t.seconds, kept=True)
+            for t in self.tried
+        ]
+        return chosen
+
+    def _choices(self) -> dict[str, np.ndarray]:
+        """Return the ways that may be chosen, first the one that is left only for a real gain."""
+        start = {self.start.what: self.start.logits}
+        return start if self.few else {**start, **{w: self.ways[w] for w in self.origin}}
+
+    def expected(self, chosen: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return (rows, logits) of images that had no part in training or choosing what predicts
+        them."""
+        if chosen == self.start.what and not self.origin:
+            return np.arange(len(self.images)), self.start.logits
+        rows = self.judged
+        found = {what: logits[rows] for what, logits in self._choices().items()}
+        fold, groups = self.folds[0][rows], self._groups(rows)
+        if len(np.unique(fold)) < 2:
+            return rows, found[chosen]
+        return rows, chosen_blindly(found, self.images.labels[rows], fold, groups)
+
+    def _groups(self, rows: np.ndarray) -> np.ndarray | None:
+        return None if self.groups is None else self.groups[rows]
+
+    def _accuracy(self, logits: np.ndarray) -> float:
+        rows = np.isfinite(logits[:, 0])
+        return expected_accuracy(logits[rows], self.images.labels[rows])[0]
+
+    def _too_few(self) -> str:
+        least = min(self.images.class_counts)
+        return f"with {least} images in the smallest class nothing can be chosen ({FEWEST} needed)"
+
+    def _no_time(self, needed: float) -> str:
+        whole = (needed + self.clock.seconds - max(0.0, self.clock.left)) / 60
+        minutes = max(1, int(whole + 1))
+        return f"not tried: it takes {show_seconds(needed)}; there is time in {minutes} minutes"
+
+
+def facts_of(tried: Sequence[Tried]) -> list[dict[str, Any]]:
+    """Return what was tried as plain values for a report."""
+    return [
+        {
+            "what": one.what,
+            "why": one.why,
+            "accuracy": one.accuracy,
+            "seconds": one.seconds,
+            "kept": one.kept,
+        }
+        for one in tried
+    ]

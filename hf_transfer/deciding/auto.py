@@ -1,0 +1,278 @@
+"""`auto`: what these images and this time allow, tried in order, chosen by proof, as one model.
+
+First exact heads on the frozen backbone, out of fold. Then fine-tuning from the best of them, if it
+gains more than chance explains on images that it was not trained on. Then once more on all labelled
+images. The result is a run like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.base import launch
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import write_text
+from hf_transfer.base.threads import fitting
+from hf_transfer.data.image_set import ImageData, load_data
+from hf_transfer.data.scan import Scan
+from hf_transfer.data.sources import list_source
+from hf_transfer.deciding import bag, presets
+from hf_transfer.deciding.attempts import Attempts, Clock, facts_of
+from hf_transfer.deciding.choosing import expected_accuracy
+from hf_transfer.deciding.folds import groups_of
+from hf_transfer.deciding.heads import temperature
+from hf_transfer.deciding.tuning import candidates
+from hf_transfer.planning.phase import Phase
+from hf_transfer.planning.phases import make_phases
+from hf_transfer.recipe.load import asked, dump_recipe, parse_recipe
+from hf_transfer.recipe.specs import Recipe
+from hf_transfer.results import facts, run_folder
+from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.report import PhaseReport, RunReport
+from hf_transfer.training.recovery import failures
+
+Say = Callable[[str], None]
+NAME = "auto"
+TEXT = """\
+phases:
+  - {train: head, solve: lbfgs}
+  - {train: all, epochs: 10, min_steps: 200, lr: 1e-4, layer_decay: 0.75, warmup: 0.1,
+     still_norms: true, augment: light, best: last}
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `auto` comes to: the model, what it is expected to reach, and what was tried."""
+
+    model: PreTrainedModel
+    data: ImageData
+    chosen: str
+    rows: np.ndarray  # of the labelled images, those that say what to expect
+    logits: np.ndarray  # of these, from what had no part of them
+    phases: tuple[PhaseReport, ...]
+    facts: dict[str, Any]
+    recipe: Recipe
+
+
+def auto(
+    data: str | Path,
+    backbone: str | Path | None = None,
+    *,
+    preset: str = "good",
+    minutes: float | None = None,
+    epochs: float | None = None,
+    image_size: int | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    refit: bool = True,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    on_progress: Say | None = None,
+) -> RunReport:
+    """Train the best model that a time budget allows, and return its report; the run is in `out`.
+
+    `preset` (fast, good, best) says which backbone, image size and minutes, where they are not
+    given. `group` keeps a patient or video together, as data.group. With `refit` the chosen way is
+    trained on all labelled images at the end, else on all but one fold. `on_progress` gets a line
+    for each thing that is tried, and why it is kept or not. Raises UserError.
+    """
+    say = on_progress or (lambda _: None)
+    wanted = presets.preset(preset, backbone, image_size, minutes)
+    recipe = recipe_of(data, wanted.backbone, wanted.image_size, group, seed, overrides)
+    folder = Path(out).expanduser() if out is not None else Path("runs") / NAME
+    if launch.count() > 1:
+        raise UserError("auto runs in one process; start it without a launcher")
+    with run_folder.opened(folder, recipe, False), fitting(), failures.told():
+        clock = Clock(60 * wanted.minutes)
+        say(f"auto: {recipe.backbone}, {wanted.minutes:g} minutes at most")
+        found = search(recipe, clock, say, epochs=epochs, refit=refit)
+        return written(found, folder, clock)
+
+
+def recipe_of(
+    data: str | Path,
+    backbone: str,
+    image_size: int | None,
+    group: str | None,
+    seed: int,
+    overrides: Sequence[str],
+) -> Recipe:
+    """Return the recipe that `auto` begins with. Raises UserError for what it cannot do."""
+    task = [change.partition("=")[2].strip() for change in overrides if change.startswith("task")]
+    if task and task[-1] != "classification":
+        raise UserError(
+            f"auto is for one class an image, not task: {task[-1]}; train the recipe {task[-1]} "
+            "instead"
+        )
+    recipe = asked(parse_recipe(TEXT, f"{NAME}.yaml"), data, backbone, seed, overrides)
+    spec = recipe.data
+    spec = dataclasses.replace(
+        spec, image_size=image_size or spec.image_size, group=group or spec.group
+    )
+    return dataclasses.replace(recipe, data=spec)
+
+
+def search(
+    recipe: Recipe,
+    clock: Clock,
+    say: Say,
+    *,
+    epochs: float | None = None,
+    refit: bool = True,
+    listed: Scan | None = None,
+    model: PreTrainedModel | None = None,
+    data: ImageData | None = None,
+) -> Found:
+    """Return the best model for the recipe's data that the clock allows.
+
+    `data` is given where the images are drawn already: its training and validation images are the
+    labelled ones. Images that test take no part.
+    """
+    listed = listed or list_source(recipe.data, recipe.task)
+    model = model or load_backbone(
+        recipe.backbone,
+        listed.labels,
+        pretrained=recipe.pretrained,
+        weights=recipe.weights,
+        image_size=recipe.data.image_size,
+        channels=recipe.data.channels,
+        fit=recipe.data.fit,
+        seed=recipe.seed,
+    )
+    model.eval()
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    data = data or labelled(recipe, listed, model)
+    images = data.train
+    work = Attempts(model, recipe, data, images, groups_of(listed, images.files), clock, say, refit)
+    work.heads()
+    bag.check_head(_with(model, work.start), images, work.start)
+    phases = [_head_phase(model, clock)]
+    work.fine_tune(candidates(epochs))
+    chosen = work.choose()
+    rows, logits = work.expected(chosen)
+    used = np.arange(len(images)) if refit else np.flatnonzero(work.folds[0] != 0)
+    final = dataclasses.replace(recipe, phases=recipe.phases[:1])
+    if chosen in work.origin:
+        candidate, _, point = work.origin[chosen]
+        tuned = work.trained(candidate, used, clock.end)
+        model = tuned.at(point, images, used)
+        phases.append(tuned.report)
+        own = dataclasses.replace(candidate.spec, cold_head=False)
+        final = dataclasses.replace(recipe, phases=(recipe.phases[0], own))
+        say(f"trained on {len(used)} labelled images: {chosen}")
+    else:
+        start = work.start if refit else bag.start_of(model, images, work.start, used)
+        start.put(model)
+    heat = temperature(logits, images.labels[rows])
+    _cool(model, heat)
+    if not refit:
+        data = dataclasses.replace(
+            data,
+            train=images.subset(used),
+            validation=images.subset(np.flatnonzero(work.folds[0] == 0)),
+        )
+    return Found(
+        model, data, chosen, rows, logits / heat, tuple(phases), _facts(work, rows, logits), final
+    )
+
+
+def labelled(recipe: Recipe, listed: Scan, model: PreTrainedModel) -> ImageData:
+    """Return the data with all labelled images in train: folds of them validate."""
+    pooled = listed.splits.map(lambda split: "train" if split == "validation" else split)
+    spec = dataclasses.replace(recipe.data, validation=0.0)
+    return load_data(
+        spec,
+        model.backbone.image,
+        recipe.seed,
+        task=recipe.task,
+        listed=dataclasses.replace(listed, splits=pooled),
+        folds=True,
+    )
+
+
+def written(found: Found, folder: Path, clock: Clock) -> RunReport:
+    """Write the run's folder as any run's, and return its report."""
+    here, data, images = run_folder.RunFolder(folder), found.data, found.data.train
+    labels = found.facts["labels"]
+    metrics = measure("classification", found.logits, labels, images.names, None)
+    if data.test is not None:
+        logits = bag.model_logits(found.model, data.test)
+        metrics["test"] = measure("classification", logits, data.test.labels, images.names, None)
+    save_model(found.model.cpu(), here.model)
+    write_text(here.recipe, dump_recipe(found.recipe))
+    wall = time.monotonic() - clock.began
+    report = RunReport(
+        name=NAME,
+        recipe=dataclasses.asdict(found.recipe),
+        backbone=facts.backbone_facts(found.model, str(found.recipe.backbone)),
+        data=facts.data_facts(data),
+        phases=found.phases,
+        metrics=metrics,
+        seconds={"wall": wall, "training": wall},
+        environment=facts.environment(),
+        seed=found.recipe.seed,
+        created=facts.now(),
+        auto={key: value for key, value in found.facts.items() if key != "labels"},
+    )
+    return run_folder.finish(report, folder)
+
+
+def _facts(work: Attempts, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    """Return what the report says of the search: what to expect, next to what needs no search."""
+    labels = work.images.labels[rows]
+    groups = None if work.groups is None else work.groups[rows]
+    accuracy, interval = expected_accuracy(logits, labels, groups)
+    first = next(iter(work.ways.values()))
+    return {
+        "labels": labels,
+        "expected": {"accuracy": accuracy, "interval": list(interval), "n": len(rows)},
+        "exact_head": expected_accuracy(first[rows], labels)[0],
+        "majority": float(np.bincount(labels).max() / len(labels)),
+        "tried": facts_of(work.tried),
+        "budget_seconds": work.clock.seconds,
+    }
+
+
+def _with(model: PreTrainedModel, start: bag.Start) -> PreTrainedModel:
+    import copy
+
+    own = copy.deepcopy(model)
+    start.put(own)
+    return own
+
+
+@torch.no_grad()
+def _cool(model: PreTrainedModel, heat: float) -> None:
+    """Divide the model's logits by a temperature, in its head."""
+    for parameter in bag.head_parameters(model):
+        parameter.div_(heat)
+
+
+def _head_phase(model: PreTrainedModel, clock: Clock) -> PhaseReport:
+    """Return the report of the phase in which the head was solved for."""
+    phase: Phase = make_phases(parse_recipe(TEXT, NAME).phases[:1], model.backbone.groups)[0]
+    sizes = phase.layout.sizes
+    return PhaseReport(
+        name=phase.name,
+        groups=phase.groups,
+        trainable_parameters=sum(sizes[name] for name in phase.parameters),
+        total_parameters=sum(sizes.values()),
+        epochs=1.0,
+        steps=0,
+        seconds=time.monotonic() - clock.began,
+        solve="lbfgs",
+        features="cached",
+    )

@@ -1,0 +1,111 @@
+"""The choice between the exact head and what comes after it: only for a gain that chance does not
+explain, seen on the same images, which neither was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_transfer.deciding.folds import pairs
+from hf_transfer.deciding.heads import losses, temperature
+from hf_transfer.serving.paired import accuracy_interval
+
+FEWEST = 10  # images of each class, below which nothing is chosen
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one way gains on another, on the same images: mean and standard error of each."""
+
+    accuracy: float
+    accuracy_error: float
+    loss: float  # by how much the log loss is lower, each way at its own temperature
+    loss_error: float
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it exceeds its error: in accuracy, or in log loss at no lower accuracy."""
+        by_loss = self.accuracy >= 0 and self.loss > self.loss_error
+        return self.accuracy > max(self.accuracy_error, 1e-9) or (by_loss and self.loss > 1e-9)
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.accuracy:+.1f} ± {100 * self.accuracy_error:.1f} points, "
+            f"log loss {-self.loss:+.3f} ± {self.loss_error:.3f}"
+        )
+
+
+def gain(
+    logits: np.ndarray, base: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+) -> Gain:
+    """Return what logits (N, classes) gain on the base's; errors are by group where there are."""
+    right = (logits.argmax(1) == labels).astype(float) - (base.argmax(1) == labels)
+    less = cooled_losses(base, labels) - cooled_losses(logits, labels)
+    return Gain(
+        float(right.mean()),
+        standard_error(right, groups),
+        float(less.mean()),
+        standard_error(less, groups),
+    )
+
+
+def standard_error(values: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Return the standard error of the mean of values (N,); those of a group go together."""
+    apart = values - values.mean()
+    if groups is not None:
+        apart = np.bincount(np.unique(groups, return_inverse=True)[1], apart)
+    count = len(apart)
+    if count < 2:
+        return float("inf")
+    return float(np.sqrt((apart**2).sum() * count / (count - 1)) / len(values))
+
+
+def cooled_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the log loss of each image at the temperature that suits all of them best."""
+    return losses(logits / temperature(logits, labels), labels)
+
+
+def best_of(
+    ways: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray | None = None
+) -> str:
+    """Return the way to take; the first is left only for a gain that is real.
+
+    Of the others the one with the least log loss is held against it.
+    """
+    first, *others = ways
+    if not others:
+        return first
+    best = min(others, key=lambda way: float(cooled_losses(ways[way], labels).mean()))
+    return best if gain(ways[best], ways[first], labels, groups).is_real else first
+
+
+def chosen_blindly(
+    ways: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    fold: np.ndarray,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the logits (N, classes) of the way that the other folds' images would choose: each
+    image is scored by a choice in which it had no part."""
+    found = np.empty_like(next(iter(ways.values())))
+    for others, mine in pairs(fold):
+        there = {way: logits[others] for way, logits in ways.items()}
+        way = best_of(there, labels[others], None if groups is None else groups[others])
+        found[mine] = ways[way][mine]
+    return found
+
+
+def expected_accuracy(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[float, tuple[float, float]]:
+    """Return the share of images that are right, and its 95% interval; images of a group count as
+    fewer than as many others."""
+    right = (logits.argmax(1) == labels).astype(float)
+    n, share = len(right), float(right.mean())
+    alone, together = standard_error(right), standard_error(right, groups)
+    if groups is not None and 0 < alone < together < np.inf:
+        n = max(2, round(n * (alone / together) ** 2))
+    low, high = accuracy_interval(round(share * n), n)
+    return share, (low, high)

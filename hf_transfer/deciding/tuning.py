@@ -1,0 +1,230 @@
+"""Fine-tuning candidates: trained gently from an exact head, and the points on the way.
+
+Each is a phase of a recipe that the Trainer runs. What is judged is not the last step but the mean
+of the last epochs' weights (Izmailov et al. 2018, arXiv:1803.05407), and points on the way from the
+start to it (Wortsman et al. 2021, arXiv:2109.01903).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from hf_transfer.backbones.access import logits_of
+from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.deciding.bag import Start, fitted, model_logits, put_head, start_of
+from hf_transfer.deciding.boundaries import boundary_features
+from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.planning.phases import make_phases
+from hf_transfer.planning.steps import optimizer_steps
+from hf_transfer.recipe.specs import PhaseSpec, Recipe
+from hf_transfer.results.report import PhaseReport
+from hf_transfer.run import prepare
+
+TAIL = 1 / 3  # of a phase, whose epochs' weights are averaged
+HALF, WHOLE, SOLVED = "half way", "all the way", "all the way, its head solved again"
+POINTS = {HALF: 0.5, WHOLE: 1.0, SOLVED: 1.0}  # how far from the start each is
+EPOCHS, STEPS, FEWEST = 10, 200, 60  # of fine-tuning; and the fewest steps worth trying
+RATES = {"everything gently": 1e-4, "everything at a higher rate": 4e-4}
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to fine-tune, in words, and the phase that does it."""
+
+    what: str
+    spec: PhaseSpec
+
+    def shortened(self, steps: int) -> Candidate:
+        """Return the same way in so many steps."""
+        return Candidate(
+            self.what, dataclasses.replace(self.spec, epochs=None, min_steps=None, steps=steps)
+        )
+
+
+def candidates(epochs: float | None = None) -> tuple[Candidate, ...]:
+    """Return the ways to fine-tune that are tried, the gentlest first."""
+    return tuple(
+        Candidate(
+            what,
+            PhaseSpec(
+                "all",
+                epochs=epochs or EPOCHS,
+                min_steps=None if epochs else STEPS,
+                lr=rate,
+                layer_decay=0.75,
+                warmup=0.1,
+                still_norms=True,
+                augment="light",
+                best="last",
+                cold_head=True,  # it is solved for before the Trainer sees the model
+            ),
+        )
+        for what, rate in RATES.items()
+    )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model that a candidate has trained, and its weights at the start and at the end."""
+
+    model: PreTrainedModel
+    start: Start
+    before: Weights
+    after: Weights
+    report: PhaseReport
+    seconds: float
+
+    def at(self, point: str, images: ImageSet, rows: np.ndarray) -> PreTrainedModel:
+        """Return the model at a point between, with `rows` as the images it was trained on."""
+        share = POINTS[point]
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for name, then in self.before.items():
+                state[name].copy_(torch.lerp(then, self.after[name], share))
+        if point == SOLVED:
+            some = images.subset(rows)
+            features = boundary_features(self.model, some, keep=False).head
+            head = fitted(features, some.labels, len(images.names), self.start.strengths)
+            put_head(self.model, head)
+        return self.model
+
+
+class TailMean(TrainerCallback):
+    """Keeps the mean of the weights that train, over the ends of the last epochs."""
+
+    def __init__(self) -> None:
+        self.sums: Weights = {}
+        self.count = 0
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the weights of an epoch near the end."""
+        if state.global_step <= (1 - TAIL) * state.max_steps:
+            return
+        self.count += 1
+        for name, value in kwargs["model"].named_parameters():
+            if value.requires_grad:
+                now = value.detach().to("cpu", torch.float32, copy=True)
+                self.sums[name] = self.sums[name] + now if name in self.sums else now
+
+    def mean(self) -> Weights:
+        """Return the mean of each weight; empty where no epoch ended near the end."""
+        return {name: total / self.count for name, total in self.sums.items()}
+
+
+class Deadline(TrainerCallback):
+    """Ends training when its time is over."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop after the step in which the time ran out."""
+        if time.monotonic() > self.at:
+            control.should_training_stop = True
+
+
+def tune(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    data: ImageData,
+    images: ImageSet,
+    rows: np.ndarray,
+    start: Start,
+    candidate: Candidate,
+    deadline: float,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Tuned:
+    """Return a copy of the model, trained by a candidate on these images from their own start."""
+    began, own = time.monotonic(), copy.deepcopy(model)
+    here = start if len(rows) == len(images) else start_of(own, images, start, rows)
+    here.put(own)
+    some = images.subset(rows)
+    phases = make_phases((candidate.spec,), own.backbone.groups)
+    before = {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in own.named_parameters()}
+    tail = TailMean()
+    given = dataclasses.replace(data, train=some, validation=some.subset([]), test=None)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer, _ = prepare(
+            recipe,
+            own,
+            given,
+            Path(scratch),
+            callbacks=[tail, Deadline(deadline), *callbacks],
+            phases=phases,
+        )
+        trainer.train()
+    last = {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in own.named_parameters()}
+    after = {**last, **tail.mean()}
+    own.to(model.device)
+    return Tuned(own, here, before, after, trainer.reports[0], time.monotonic() - began)
+
+
+def logits_at(
+    tuned: Tuned, images: ImageSet, inside: np.ndarray, outside: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the logits of the images outside, for each point between start and end."""
+    others = images.subset(outside)
+    return {point: model_logits(tuned.at(point, images, inside), others) for point in POINTS}
+
+
+# --- time ------------------------------------------------------------------------------------
+
+
+def seconds_per_image(model: PreTrainedModel, images: ImageSet, size: int = 16) -> float:
+    """Return how long one image takes to train on, forward and backward, by a batch or two."""
+    rows = [at % len(images) for at in range(size)]
+    pixels = images.__getitems__(rows)["pixels"].to(model.device)
+    own = copy.deepcopy(model).eval()
+    took = []
+    for _ in range(2):  # the first makes room
+        began = time.monotonic()
+        logits_of(own(pixel_values=to_model_input(pixels, model.backbone.image))).sum().backward()
+        took.append(time.monotonic() - began)
+    return min(took) / size
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much of a candidate fits: over how many folds, in how many steps, and its seconds."""
+
+    folds: int  # 1: a single part of the images is held out
+    steps: int
+    seconds: float  # of one training
+    needed: float  # of all, with the last one on all images
+
+
+def work_within(
+    left: float, spec: PhaseSpec, images: int, each: float, most: int = 5, refit: bool = True
+) -> Work | None:
+    """Return the most thorough work that fits into `left` seconds; None where none does.
+
+    `each` is what an image takes to train on. Cross-validation comes before a single part held out,
+    and all steps before fewer of them.
+    """
+    full = optimizer_steps(spec, images)
+    options = [(folds, full) for folds in (5, 3, 1) if folds <= most]
+    options += [(1, steps) for steps in (full // 2, FEWEST) if FEWEST <= steps < full]
+    for folds, steps in options:
+        one = steps * spec.batch_size * each
+        needed = one * (folds + refit)
+        if needed <= left:
+            return Work(folds, steps, one, needed)
+    return None
+
+
+def least_seconds(spec: PhaseSpec, images: int, each: float) -> float:
+    """Return what the least work that is worth it takes: one part held out, and all images."""
+    return 2 * min(FEWEST, optimizer_steps(spec, images)) * spec.batch_size * each

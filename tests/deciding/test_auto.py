@@ -1,0 +1,229 @@
+"""auto: one run, from a folder of images to a model that predicts, within its time."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_transfer import RunReport, UserError, auto, load_model, runs
+from hf_transfer.cli import main
+from hf_transfer.cli.training import is_auto
+from hf_transfer.data.sources import list_source
+from hf_transfer.deciding import attempts, tuning
+from hf_transfer.deciding.auto import TEXT, labelled, recipe_of
+from hf_transfer.deciding.bag import model_logits
+from hf_transfer.deciding.presets import KNOWN, PRESETS, preset
+from hf_transfer.deciding.tuning import candidates, least_seconds, work_within
+from hf_transfer.recipe.load import load_recipe, parse_recipe
+from tests.drawn import photos
+from tests.tiny_folders import timm_folder
+
+QUICK = ["precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    return timm_folder(tmp_path_factory.mktemp("backbone") / "tiny", "test_resnet")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """24 images of each of three classes, noise with more of one colour."""
+    folder = photos(tmp_path_factory.mktemp("images") / "three", ("a", "b", "c"), 24, 32)
+    for channel, name in enumerate("abc"):
+        for path in (folder / name).iterdir():
+            pixels = np.asarray(Image.open(path)).astype(int)
+            pixels[..., channel] += 25
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, images, backbone):
+    said: list[str] = []
+    out = tmp_path_factory.mktemp("runs") / "auto"
+    report = auto(
+        images,
+        backbone,
+        minutes=2,
+        epochs=4,
+        image_size=32,
+        overrides=["data.test=0.2"],
+        out=out,
+        on_progress=said.append,
+    )
+    return report, said, out
+
+
+def test_each_thing_that_is_tried_has_a_line_that_says_why_it_is_kept_or_not(found):
+    report, said, _ = found
+    tried = report.auto["tried"]
+    assert tried[0]["what"] == "exact head"
+    assert tried[0]["kept"]
+    assert {row["what"] for row in tried} >= {
+        f"{way.what}, {point}" for way in candidates() for point in tuning.POINTS
+    }
+    assert all(row["why"] for row in tried)
+    assert all(any(row["what"] in line for line in said) for row in tried)
+    assert any(line.startswith("chosen: ") for line in said)
+
+
+def test_what_to_expect_is_of_images_that_chose_nothing_and_has_an_interval(found):
+    report, _, _ = found
+    expected = report.auto["expected"]
+    low, high = expected["interval"]
+    assert low <= expected["accuracy"] <= high
+    assert report.metrics["n"] == expected["n"] <= report.data["images"]["train"]
+    assert report.metrics["accuracy"] == pytest.approx(expected["accuracy"])
+    assert 0 < report.auto["majority"] < 0.6
+    assert report.auto["exact_head"] is not None
+
+
+def test_the_run_is_like_any_other(found, images, capsys):
+    report, _, out = found
+    assert RunReport.load(out) == report
+    assert {p.name for p in out.iterdir()} >= {"recipe.yaml", "report.json", "report.html", "model"}
+    phases = load_recipe(out / "recipe.yaml").phases
+    assert phases[0].solve == "lbfgs"
+    assert len(phases) == len(report.phases)
+    assert main(["evaluate", str(out), "--data", str(images), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["n"] > 0
+    (run,) = runs(out)
+    assert run.report == report
+    assert main(["runs", str(out.parent)]) == 0
+    assert "auto" in capsys.readouterr().out
+
+
+def test_the_saved_model_gives_the_logits_that_the_report_measured(found, images):
+    report, _, out = found
+    model = load_model(out)
+    recipe = recipe_of(images, "x", 32, None, 0, ["data.test=0.2"])
+    test = labelled(recipe, list_source(recipe.data), model).test
+    right = (model_logits(model, test).argmax(1) == test.labels).mean()
+    assert right == pytest.approx(report.metrics["test"]["accuracy"])
+
+
+def test_with_few_images_of_a_class_nothing_is_chosen(images, backbone, tmp_path):
+    report = auto(
+        images,
+        backbone,
+        minutes=1,
+        image_size=32,
+        overrides=["data.train_per_class=6"],
+        out=tmp_path / "few",
+    )
+    kept = [row["what"] for row in report.auto["tried"] if row["kept"]]
+    assert kept == ["exact head"]
+    assert "6 images in the smallest class" in report.auto["tried"][-1]["why"]
+    assert [phase.solve for phase in report.phases] == ["lbfgs"]
+
+
+def test_what_has_no_time_is_told_with_the_time_that_it_needs(images, backbone, tmp_path):
+    report = auto(images, backbone, minutes=1e-3, image_size=32, out=tmp_path / "short")
+    rows = {row["what"]: row["why"] for row in report.auto["tried"]}
+    assert "there is time in" in rows["everything gently"]
+
+
+def test_without_refit_the_model_has_not_seen_one_fold(images, backbone, tmp_path):
+    report = auto(
+        images,
+        backbone,
+        minutes=1,
+        image_size=32,
+        refit=False,
+        overrides=["data.train_per_class=8"],
+        out=tmp_path / "held",
+    )
+    counts = report.data["images"]
+    assert counts["validation"] > 0
+    assert counts["train"] + counts["validation"] == 8 * len(report.labels)
+
+
+# --- time ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left", "folds", "steps"),
+    [(1e4, 5, 200), (260, 3, 200), (130, 1, 200), (70, 1, 100), (39, 1, 60), (38, 1, 0)],
+)
+def test_cross_validation_comes_before_one_part_held_out_and_steps_go_last(left, folds, steps):
+    found = work_within(left, candidates()[0].spec, 320, 0.01)
+    if not steps:
+        assert found is None
+    else:
+        assert (found.folds, found.steps) == (folds, steps)
+        assert found.needed <= left
+
+
+def test_the_least_work_fits_into_the_time_that_is_told():
+    spec = candidates()[0].spec
+    needed = least_seconds(spec, 500, 0.01)
+    assert work_within(needed, spec, 500, 0.01) is not None
+
+
+# --- what is asked ---------------------------------------------------------------------------
+
+
+def test_the_recipe_of_auto_is_lp_fts():
+    ours, theirs = parse_recipe(TEXT, "auto.yaml"), load_recipe("lp_ft")
+    assert ours.phases == theirs.phases
+
+
+def test_other_tasks_are_refused_in_a_line(tmp_path):
+    with pytest.raises(UserError, match="auto is for one class an image.*train the recipe"):
+        auto(tmp_path, "timm/test_resnet", overrides=["task=regression"], out=tmp_path / "x")
+
+
+def test_the_images_may_take_the_place_of_a_recipe(tmp_path):
+    (tmp_path / "t.csv").write_text("image,label\n")
+    (tmp_path / "r.yaml").write_text("")
+    assert is_auto("auto")
+    assert is_auto(str(tmp_path))
+    assert is_auto(str(tmp_path / "t.csv"))
+    assert is_auto("alice/flowers")
+    assert not is_auto("lp_ft")
+    assert not is_auto(str(tmp_path / "r.yaml"))
+    assert not is_auto("lp")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["auto"], "auto needs labelled images"),
+        (["lp_ft", "--minutes", "3"], "--minutes is for auto"),
+        (["auto", "--data", "x", "--resume"], "auto cannot be resumed"),
+        (["auto", "--data", "x", "--preset", "godo"], "no choice 'godo'; nearest: good"),
+    ],
+)
+def test_what_does_not_go_together_is_told(words, said, capsys):
+    with suppress(SystemExit):  # as argparse ends it
+        assert main(["train", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+# --- presets ---------------------------------------------------------------------------------
+
+
+def test_a_preset_without_its_weights_says_what_to_do_offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("hf_transfer.deciding.presets.is_here", lambda name: "lite0" in name)
+    assert preset("fast").backbone.endswith("lite0.in1k")
+    with pytest.raises(UserError, match=r"give --backbone timm/tf_efficientnet_lite0.*hf download"):
+        preset("good")
+    assert preset("best", "x", minutes=3).minutes == 3
+
+
+def test_what_is_known_of_backbones_is_what_timm_says():
+    timm = pytest.importorskip("timm")
+    for known in KNOWN:
+        assert timm.get_pretrained_cfg(known.name).license == known.licence
+    assert {p.backbone for p in PRESETS.values()} <= {known.id for known in KNOWN}
+
+
+def test_the_clock_keeps_a_reserve():
+    clock = attempts.Clock(100.0)
+    assert 89 < clock.left <= 90
+    assert np.isclose(clock.end - clock.began, 110)

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from hf_transfer.deciding.choosing import (
+    best_of,
+    chosen_blindly,
+    expected_accuracy,
+    gain,
+    standard_error,
+)
+from hf_transfer.deciding.folds import folds
+
+LABELS = np.arange(200) % 2
+
+
+def logits(right: np.ndarray, sure: float = 2.0) -> np.ndarray:
+    """Return logits (N, 2) that are right where `right` says."""
+    said = np.where(right, LABELS, 1 - LABELS)
+    return sure * np.eye(2)[said]
+
+
+def right(share: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(len(LABELS)) < share
+
+
+def test_a_gain_above_its_standard_error_is_taken():
+    base, better = right(0.6, 0), right(0.6, 0) | right(0.5, 1)
+    found = gain(logits(better), logits(base), LABELS)
+    assert found.is_real
+    assert found.accuracy == pytest.approx(better.mean() - base.mean())
+    assert best_of({"head": logits(base), "tuned": logits(better)}, LABELS) == "tuned"
+
+
+def test_a_gain_that_chance_explains_is_not():
+    base = right(0.7, 0)
+    other = base.copy()
+    other[:5], other[5:9] = ~other[:5], ~other[5:9]
+    ways = {"head": logits(base), "tuned": logits(other)}
+    assert abs(gain(ways["tuned"], ways["head"], LABELS).accuracy) < 0.04
+    assert best_of(ways, LABELS) == "head"
+
+
+def test_the_way_that_does_nothing_is_no_gain():
+    base = logits(right(0.7, 0))
+    assert not gain(base, base, LABELS).is_real
+
+
+def test_images_of_a_group_count_as_fewer():
+    values = np.repeat(np.random.default_rng(0).normal(size=20), 10)
+    alone, together = standard_error(values), standard_error(values, np.repeat(np.arange(20), 10))
+    assert together > 2.5 * alone
+    share = right(0.7, 0)[:20].repeat(10)
+    _, (low, high) = expected_accuracy(logits(share), LABELS)
+    _, (lower, higher) = expected_accuracy(logits(share), LABELS, np.repeat(np.arange(20), 10))
+    assert higher - lower > 2 * (high - low)
+
+
+def test_a_choice_by_other_images_does_not_flatter_ways_that_are_chance():
+    """The best of many coin tosses looks good on the images that chose it, and not on others."""
+    tosses = {str(seed): logits(right(0.5, seed)) for seed in range(60)}
+    fold = folds(LABELS, 5, repeats=1)[0]
+    flattered = tosses[best_of(tosses, LABELS)]
+    blind = chosen_blindly(tosses, LABELS, fold)
+    assert (flattered.argmax(1) == LABELS).mean() > 0.55
+    assert (blind.argmax(1) == LABELS).mean() < 0.56
