@@ -34,7 +34,7 @@ from hf_transfer.run import prepare
 TAIL = 1 / 3  # of a phase, whose epochs' weights are averaged
 HALF, WHOLE, SOLVED = "half way", "all the way", "all the way, its head solved again"
 POINTS = {HALF: 0.5, WHOLE: 1.0, SOLVED: 1.0}  # how far from the start each is
-EPOCHS, STEPS, FEWEST = 10, 200, 60  # of fine-tuning; and the fewest steps worth trying
+EPOCHS, STEPS, FEWEST = 10, 60, 30  # of fine-tuning; and the fewest steps worth trying
 RATES = {"everything gently": 1e-4, "everything at a higher rate": 4e-4}
 
 Weights = dict[str, torch.Tensor]

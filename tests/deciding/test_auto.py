@@ -147,7 +147,7 @@ def test_without_refit_the_model_has_not_seen_one_fold(images, backbone, tmp_pat
 
 @pytest.mark.parametrize(
     ("left", "folds", "steps"),
-    [(1e4, 5, 200), (260, 3, 200), (130, 1, 200), (70, 1, 100), (39, 1, 60), (38, 1, 0)],
+    [(1e4, 5, 100), (130, 3, 100), (65, 1, 100), (35, 1, 50), (20, 1, 30), (19, 1, 0)],
 )
 def test_cross_validation_comes_before_one_part_held_out_and_steps_go_last(left, folds, steps):
     found = work_within(left, candidates()[0].spec, 320, 0.01)

@@ -89,7 +89,7 @@ def test_a_setting_of_steps_for_all_phases_leaves_out_a_head_that_is_solved():
 
 
 def test_epochs_of_ones_own_replace_the_fewest_steps_of_a_recipe():
-    assert load_recipe("lp_ft").phases[1].min_steps == 200
+    assert load_recipe("lp_ft").phases[1].min_steps == 60
     assert load_recipe("lp_ft", ["phases.*.epochs=1"]).phases[1].min_steps is None
     both = load_recipe("lp_ft", ["phases.1.epochs=1", "phases.1.min_steps=7"]).phases[1]
     assert (both.epochs, both.min_steps) == (1, 7)
