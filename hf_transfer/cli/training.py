@@ -28,6 +28,8 @@ def add(commands: Any) -> None:
     train.flag("--no-refit", "auto: do not train on all labelled images at the end")
     train.path("--out", "DIR", "run folder (default: runs/RECIPE)")
     train.flag("--resume", "resume the run in --out")
+    tracker = "log to tensorboard, trackio, wandb or mlflow; may be repeated"
+    train.argument("--report-to", "NAME", tracker, action="append", default=[])
     train.flag("--allow-code", "run the Python files that the recipe's metrics name")
 
     plan = command(commands, "plan", _plan, "show what a recipe would train, without training")
@@ -51,6 +53,8 @@ def _train(args: argparse.Namespace) -> None:
     from hf_transfer.results.run_folder import check_folder
 
     launch.check()
+    if args.report_to:
+        args.set.append(f"report_to=[{', '.join(args.report_to)}]")
     if is_auto(args.recipe):
         return _auto(args)
     args.set += _plain_options(args)

@@ -50,6 +50,10 @@ ByLabel = Annotated[
     Literal["sqrt"] | tuple[tuple[Text, Annotated[Number, Field(ge=0, le=1e6)]], ...],
     BeforeValidator(pairs, json_schema_input_type=Literal["sqrt"] | dict[str, Number]),
 ]
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
 Phases = Annotated[
     tuple[AnyPhase, ...],
     Field(
@@ -286,6 +290,11 @@ class Recipe:
     )
     precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         default="fp32", description="precision of training; `auto` measures what is fastest"
+    )
+    report_to: Trackers = Field(
+        default=(),
+        description="trackers that are logged to: tensorboard, trackio, wandb, mlflow",
+        json_schema_extra={"allowed": "one of tensorboard, trackio, wandb and mlflow, or a list"},
     )
     workers: Whole = Field(default=0, ge=0, le=1024, description="processes that load images")
     sync_batchnorm: Switch = Field(

@@ -177,7 +177,9 @@ def _deciding(recipe: Recipe) -> str:
     if source is not None and source.data is not None:
         source = dataclasses.replace(source, data=placed(source.data))
     return dump_recipe(
-        dataclasses.replace(recipe, data=placed(recipe.data), source=source, workers=0)
+        dataclasses.replace(
+            recipe, data=placed(recipe.data), source=source, workers=0, report_to=()
+        )
     )
 
 

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.recipe import stopping
+from hf_transfer.training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ def check_arguments(args: TrainingArguments, own: Mapping[str, Any]) -> None:
         value = getattr(args, name, None)
         if str(getattr(value, "value", value)) == refused:
             raise UserError(f"{name}={refused!r} is refused, because {because}")
+    check_trackers(args.report_to)
     _check_best(args)
     _check_own(own)
 

@@ -193,7 +193,8 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         activation_checkpointing=recipe.gradient_checkpointing,
         per_device_eval_batch_size=64,
         save_strategy="no",  # checkpoints are written by time: see checkpoint_seconds
-        report_to="none",
+        report_to=list(recipe.report_to) or "none",
+        run_name=recipe.name,
         ddp_timeout=patience,
         disable_tqdm=True,
     )

@@ -44,6 +44,7 @@ from hf_transfer.training.recovery.divergence import DivergedError, Divergence, 
 from hf_transfer.training.recovery.identity import made_of
 from hf_transfer.training.recovery.interruption import Interruption
 from hf_transfer.training.seam import Seam, unwrap
+from hf_transfer.training.trackers import joined_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class PhaseRunner:
         )
         self.interruption = Interruption(checkpoint_seconds, self.args, self.processes)
         self.features = CachedFeatures(self.processes, self.sharded)
+        self.trackers = joined_trackers(trainer)
         checks.check_end(ends_with)
         self.best = BestPhase(trainer.phases, self.described.task, ends_with == "best")
         self.parts: Sequence[Part] = (  # in this order, while a phase trains by steps
@@ -120,6 +122,7 @@ class PhaseRunner:
             raise known from error
         finally:
             adapter_layers.remove(trainer.model)
+            self.trackers.leave()
             trainer.args, trainer.now, trainer.is_in_train = self.args, None, False
         return output
 
@@ -241,6 +244,7 @@ class PhaseRunner:
         """Train a phase, end with its best weights, prove it and write it down."""
         trainer, here, saves = self.trainer, self.processes, self.interruption.saves
         logger.info("%s", announced(state.phase))
+        self.trackers.enter(state.phase, trainer.reports)
         checkpoint = resuming.take_up(state, here) if resume else None
         weights = checkpoints.weights(checkpoint.folder) if checkpoint else None
         before = norm_statistics.begin(trainer, state, before, weights, trainer.model_inputs, here)
@@ -256,14 +260,9 @@ class PhaseRunner:
             self.unwrap()
             best_weights.bring_back(trainer.model, state)
             found = self.prove(state, before)
-            report = phase_report(
-                state.phase,
-                trainer.state,
-                found,
-                time.monotonic() - state.began,
-                state.replay is not None,
-                state.rollbacks,
-            )
+            seconds, cached = time.monotonic() - state.began, state.replay is not None
+            now = state.phase, trainer.state
+            report = phase_report(*now, found, seconds, cached, state.rollbacks)
             trainer.reports.append(report)
             self._end(state, report)
         return output
