@@ -103,7 +103,7 @@ def one(args: argparse.Namespace, pretext: str, seed: int) -> dict[str, Any]:
     planned = sum(plan.seconds or 0.0 for plan in plans_of(recipe))
     name = "-".join(str(vars(args).get(key, "")).replace("/", "_") for key in KEYS)
     out = args.out / "runs" / f"{name}-{pretext}-{seed}"
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     report = run(recipe, out, resume=out.is_dir())
     source = report.source
     return {
@@ -121,6 +121,7 @@ def one(args: argparse.Namespace, pretext: str, seed: int) -> dict[str, Any]:
             report.seconds["training"] + (training_seconds(out / "source") if source else 0.0), 1
         ),
         "seconds": round(time.monotonic() - began, 1),
+        "processor_seconds": round(time.process_time() - worked, 1),
     }
 
 

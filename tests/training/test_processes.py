@@ -7,22 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from children import ended, free_port, join, log, results, start, together, train
 from drawn import photos
-from small import ALL, COLD, CONVNEXT, HEAD, RESNET, VIT, changed, network
+from small import ALL, COLD, CONVNEXT, HEAD, RESNET, VIT, arguments, changed, network
 
+from hf_transfer.backbones.load import load_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.cli import main
+from hf_transfer.data.image_set import held_out, load_data
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.plan import Machine, make_plan
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.recipe.specs import Recipe
+from hf_transfer.recipe.specs import DataSpec, Recipe
 from hf_transfer.results.report import RunReport
+from hf_transfer.training.trainer import TransferTrainer
 
 pytestmark = pytest.mark.alone
 
@@ -283,6 +287,31 @@ def test_a_source_is_whole_before_any_process_loads_it(tmp_path):
     statuses, logs = commanded(out, words, slow)
     assert statuses == [0, 0], logs
     assert RunReport.load(out).environment["processes"] == 2
+
+
+def test_a_pretext_trains_and_is_measured_alike_on_two_processes(tmp_path):
+    """Its evaluation counts each image once, in the batches that one process would make."""
+    images = photos(tmp_path / "images", count=24)
+    (tmp_path / "free.yaml").write_text(
+        "phases: [{train: head, epochs: 1, batch_size: 8}]\n"
+        "source: {pretext: contrastive, backbone: timm/test_resnet, phases: "
+        "[{train: all, epochs: 1, batch_size: 5, augment: light}]}\n"
+    )
+    words = ["train", tmp_path / "free.yaml", "--data", images, "--unlabelled", images]
+    statuses, logs = commanded(tmp_path / "out", words)
+    assert statuses == [0, 0], logs
+    source = RunReport.load(tmp_path / "out" / "source")
+    assert source.phases[0].checks["ranks"] == 2
+    row = source.phases[0].history[-1]
+    model = load_model(tmp_path / "out" / "source")
+    model.backbone = replace(model.backbone, task="contrastive")
+    spec, image = DataSpec(path=str(images), image_size=32), model.backbone.image
+    data = load_data(spec, image, task="contrastive", without=held_out(spec, image))
+    alone = TransferTrainer(
+        model, arguments(tmp_path / "alone", seed=0), [{**COLD, "augment": "light"}],
+        train_dataset=data.train, eval_dataset=data.validation,
+    )  # fmt: skip
+    assert alone.evaluate()["eval_loss"] == pytest.approx(row["eval_loss"], rel=1e-4)
 
 
 def test_a_mistake_of_one_process_alone_is_told_by_it_and_the_other_says_it_is_gone(tmp_path):
