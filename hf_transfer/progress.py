@@ -120,6 +120,8 @@ def summary(report: RunReport) -> str:
     if spread:
         low, mean, high = (show_metric(leads, spread[key]) for key in ("min", "mean", "max"))
         lines.append(f"over {len(spread['values'])} seeds: mean {mean}, min {low}, max {high}")
+    if learned := conclusions.learned_first(report):
+        lines.append(printable(learned))
     wall, training = report.seconds.get("wall"), report.seconds.get("training")
     if wall is not None and training is not None:
         lines.append(f"{show_seconds(wall)} in all, {show_seconds(training)} spent training")

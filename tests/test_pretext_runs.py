@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.plans import plans_of, plans_text
+from hf_transfer.progress import summary
 from hf_transfer.recipe.load import parse_recipe
 from hf_transfer.recipe.tasks import PRETEXTS, TASKS, labels_of
 from hf_transfer.results.page import report_page
@@ -66,9 +67,12 @@ def test_a_run_learns_from_images_without_labels_first_and_its_report_tells(rota
     assert source["metrics"].keys() >= {"accuracy", "rank", "spread", "probe_accuracy"}
     assert report.backbone["id"] == str(out / "source" / "model")
     assert RunReport.load(out) == report
-    page = report_page(report)
-    assert "58 images without labels of mine" in page
-    assert "Accuracy of a linear probe" in page
+    for text in (report_page(report), summary(report)):
+        assert "58 images without labels (learning from rotations, from random weights)" in text
+        assert "18 of these images were left out" in text
+        assert "accuracy of a linear probe went from" in text
+    card = (out / "model" / "README.md").read_text()
+    assert "from weights that first learned from 58 images without labels" in card
 
 
 def test_the_run_of_the_pretext_has_a_report_a_page_and_a_card_of_its_own(rotated):

@@ -110,6 +110,8 @@ def own_sections(card: str) -> list[str]:
 
 def _start(report: RunReport) -> str | Markup:
     weights = report.backbone.get("weights")
+    if report.source:
+        return f"weights that first learned from {conclusions.source_start(report)}"
     if weights in STARTS:
         return STARTS[weights]
     return code(weights) if weights else f"weights that are {NOT_STATED}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.places import place_name
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.words import (
@@ -262,3 +263,35 @@ def worsened(report: RunReport) -> list[str]:
     if found and report.best_phase:
         found[-1] += f" The saved model is that of phase {report.best_phase}."
     return found
+
+
+def learned_first(report: RunReport) -> str:
+    """Return in sentences what the backbone was trained on first; empty where there was nothing."""
+    facts = report.source
+    if not facts:
+        return ""
+    place, probe = facts.get("path"), facts.get("probe")
+    before, after = ((facts.get(key) or {}).get(probe) for key in ("before", "metrics"))
+    found = f"The backbone first trained on {source_start(report)}"
+    found += f" ({place_name(place)})." if place else "."
+    if facts.get("held_out"):
+        found += (
+            f" {facts['held_out']:,} of these images were left out, as they are among the "
+            "validation or test images."
+        )
+    if probe and is_number(before) and is_number(after):
+        ends = (show_headline(probe.removeprefix("probe_"), value) for value in (before, after))
+        found += f" The {metric_phrase(probe)} went from {' to '.join(ends)}."
+    return found
+
+
+def source_start(report: RunReport) -> str:
+    """Return from what, how, and with which weights in the beginning the backbone was trained."""
+    facts = report.source
+    count, task = (
+        sum((facts.get("images") or {}).values()),
+        TASKS[facts.get("task") or "classification"],
+    )
+    what = "images without labels" if task.is_pretext else "labelled images"
+    start = "pretrained" if facts.get("weights") == "pretrained" else "random"
+    return f"{count:,} {what} ({task.title[0].lower()}{task.title[1:]}, from {start} weights)"

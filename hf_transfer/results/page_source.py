@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results import conclusions
 from hf_transfer.results.charts import Band, Line, line_chart
-from hf_transfer.results.places import place_name
 from hf_transfer.results.report import RunReport
-from hf_transfer.results.words import JsonDict, is_number, metric_title, show_metric, show_seconds
+from hf_transfer.results.words import JsonDict, is_number, metric_title, show_metric
 
 
 def source(report: RunReport) -> JsonDict | None:
@@ -18,7 +17,7 @@ def source(report: RunReport) -> JsonDict | None:
         return None
     before, after = facts.get("before") or {}, facts.get("metrics") or {}
     return {
-        "text": source_words(report),
+        "text": conclusions.learned_first(report),
         "rows": [
             (metric_title(name), show_metric(name, before[name]), show_metric(name, after[name]))
             for name in before
@@ -26,29 +25,6 @@ def source(report: RunReport) -> JsonDict | None:
         ],
         "chart": _chart(facts),
     }
-
-
-def source_words(report: RunReport) -> str:
-    """Return in sentences what the backbone was trained on first; empty where there was no such
-    task."""
-    facts = report.source
-    if not facts:
-        return ""
-    images, place = facts.get("images") or {}, facts.get("path")
-    task, count = TASKS[facts.get("task") or "classification"], sum(images.values())
-    start = "pretrained weights" if facts.get("weights") == "pretrained" else "random weights"
-    what = f"{count:,} images without labels" if task.is_pretext else f"{count:,} labelled images"
-    found = f"The backbone first trained on {what}"
-    found += f" of {place_name(place)}" if place else ""
-    found += f", from {start}: {task.title[0].lower()}{task.title[1:]}"
-    if is_number(facts.get("seconds")):
-        found += f", {show_seconds(facts['seconds'])}"
-    if facts.get("held_out"):
-        found += (
-            f". {facts['held_out']:,} of these images were left out, as they are among the "
-            "validation or test images"
-        )
-    return f"{found}."
 
 
 def _chart(facts: JsonDict) -> Markup | None:

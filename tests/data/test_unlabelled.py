@@ -85,3 +85,10 @@ def test_frames_are_in_the_order_of_their_numbers_and_the_last_of_each_folder_va
     assert last_of_each((), 0.5) == []
     assert neighbours(files).tolist() == [1, 2, 1, 4, 3]
     assert neighbours(("a/1.png", "b/1.png", "c/1.png")).tolist() == [0, 1, 2]
+
+
+def test_exemplars_are_measured_on_other_variations_of_images_that_train(labelled):
+    """An image that did not train has no class there."""
+    data = load_data(DataSpec(path=str(labelled), validation=0.25), SETTINGS, task="exemplar")
+    assert data.validation.files == data.train.files[: len(data.validation)]
+    assert len(data.validation) == 6
