@@ -12,6 +12,7 @@ from hf_transfer.base.errors import DataError
 from hf_transfer.data.findings import Finding, finding
 from hf_transfer.data.image_groups import together
 from hf_transfer.data.image_settings import ImageSettings, share_lost
+from hf_transfer.data.near_duplicates import near_duplicates
 from hf_transfer.data.pixels import Seen
 from hf_transfer.data.sources import SPLITS, Scan
 from hf_transfer.data.targets import DOUBTFUL, MISSING, look_alikes
@@ -103,6 +104,7 @@ def audit(
     kept = np.flatnonzero(usable)
     chosen = found.take(kept)
     findings += together(chosen, spec)
+    findings += near_duplicates(chosen, seen.hashes[kept], seen.pixels[kept])
     _check_splits(chosen, spec, same)
     if not folds:
         _check_validation(found, chosen, spec)

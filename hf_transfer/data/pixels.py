@@ -36,25 +36,36 @@ from hf_transfer.data.digests import (
     threads,
 )
 from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.near_duplicates import HASH_BYTES, picture_hash
 from hf_transfer.data.sources import Scan
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # of an entry's layout
+VERSION = 3  # of an entry's layout
 WAVE_BYTES = 64 * 2**20  # decoded, then written; what building holds in memory
-SEEN = (Column((16,), "uint8"), Column((2,), "int32"), Column((), "S256"))
+SEEN = (
+    Column((16,), "uint8"),
+    Column((2,), "int32"),
+    Column((), "S256"),
+    Column((HASH_BYTES,), "uint8"),
+)
 ERROR = "!"  # how a text begins that says why an image has no pixels; others are its notes
 NAME = "\x01"  # in such a text: files of the same content have different names
+
+
+One = tuple[np.ndarray, bytes, tuple[int, int], bytes, bytes]
 
 
 @dataclass(frozen=True)
 class Seen:
     """What was seen while decoding, a row per file: digests of the pixels and of the file (N, 16),
-    `sizes` (N, 2) width and height, `notes` and `errors` (kind, message) by row."""
+    `sizes` (N, 2) width and height, perceptual `hashes` (N, HASH_BYTES), `notes` and `errors`
+    (kind, message) by row."""
 
     pixels: np.ndarray
     files: np.ndarray
     sizes: np.ndarray
+    hashes: np.ndarray
     notes: dict[int, tuple[str, ...]]
     errors: dict[int, tuple[str, str]]
 
@@ -162,9 +173,9 @@ def open_pixels(
             "another place in HF_TRANSFER_CACHE"
         ) from error
     if stored is not None and len(stored.columns) > len(SEEN):
-        seen = work.seen([stored.whole(number) for number in (1, 2, 3)], reading.unread)
+        seen = work.seen([stored.whole(number) for number in (1, 2, 3, 4)], reading.unread)
         return StoredPixels(settings, contents, rows, found, read_all, stored), seen
-    columns = _in_memory(work) if stored is None else [stored.whole(n) for n in (0, 1, 2)]
+    columns = _in_memory(work) if stored is None else [stored.whole(n) for n in (0, 1, 2, 3)]
     return LivePixels(settings, contents, rows, found, read_all), work.seen(columns, reading.unread)
 
 
@@ -237,11 +248,12 @@ class _Decoding:
             warnings.simplefilter("ignore")  # once for all threads; the notes say what Pillow would
             for rows in (rows for span in spans for rows in parts(span, wave)):
                 found = [one for some in pool.map(self._some, parts(rows, AT_ONCE)) for one in some]
-                images, digests, sizes, told = zip(*found, strict=True)
+                images, digests, sizes, told, hashes = zip(*found, strict=True)
                 seen = (
                     np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16),
                     np.array(sizes, np.int32),
                     np.array(told, SEEN[2].dtype),
+                    np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES),
                 )
                 write([np.stack(images), *seen] if keep else seen)
                 bar.update(len(rows))
@@ -250,7 +262,7 @@ class _Decoding:
 
     def seen(self, columns: Sequence[np.ndarray], unread: dict[int, tuple[str, str]]) -> Seen:
         """Return what is known of all rows, from the columns of SEEN."""
-        digests, sizes, told = columns
+        digests, sizes, told, hashes = columns
         notes, errors = {}, dict(unread)
         for row in np.flatnonzero(told != b"").tolist():
             text = told[row].decode()
@@ -259,24 +271,26 @@ class _Decoding:
                 errors[row] = kind, why.replace(NAME, self.found.files[row])
             else:
                 notes[row] = tuple(text.split(" "))
-        return Seen(digests, self.contents, sizes, notes, errors)
+        return Seen(digests, self.contents, sizes, hashes, notes, errors)
 
-    def _some(self, rows: range) -> list[tuple[np.ndarray, bytes, tuple[int, int], bytes]]:
+    def _some(self, rows: range) -> list[One]:
         return [self._one(row) for row in rows]
 
-    def _one(self, row: int) -> tuple[np.ndarray, bytes, tuple[int, int], bytes]:
-        """Return a row's pixels, their digest, the picture's size and what is told of it."""
+    def _one(self, row: int) -> One:
+        """Return a row's pixels, their digest, the picture's size, what is told of it, its hash."""
         if not self.contents[row].any():  # the file cannot be read
-            return self.black, bytes(16), (0, 0), b""
+            return self.black, bytes(16), (0, 0), b"", bytes(HASH_BYTES)
         name = self.found.files[row]
         try:
             with opened_same(self.found, row, self.contents) as data:
                 picture: Picture = decode_noted(data, self.settings, name)
         except ImageError as error:
             why = str(error).replace(name, NAME)
-            return self.black, bytes(16), (0, 0), _cut(f"{ERROR}{error.kind} {why}")
+            told = _cut(f"{ERROR}{error.kind} {why}")
+            return self.black, bytes(16), (0, 0), told, bytes(HASH_BYTES)
         size = picture.width, picture.height
-        return picture.pixels, digest(picture.pixels), size, " ".join(picture.notes).encode()
+        told, pixels = " ".join(picture.notes).encode(), picture.pixels
+        return pixels, digest(pixels), size, told, picture_hash(pixels)
 
 
 def _cut(text: str) -> bytes:

@@ -40,7 +40,7 @@ GRADIENTS = 0.05  # share of the images whose gradients are taken
 FEWEST, MOST_GRADIENTS = 4, 64
 WATCHED = 128  # images that say how far they are from the backbone's own
 HEAD_STRENGTHS = tuple(10.0 ** np.arange(-4, 1))  # of the exact heads, which find wrong labels
-FAR, SHIFTED = 0.12, 0.08  # distances from which images are far from the backbone's own, or shifted
+FAR, SHIFTED = 0.12, 0.07  # distances from which images are far from the backbone's own, or shifted
 
 
 @dataclass(frozen=True)

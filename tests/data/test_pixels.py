@@ -258,11 +258,11 @@ def test_a_decoding_that_was_killed_goes_on_with_the_rest(photos, cache, decoded
     )
     child.start()
     deadline = time.monotonic() + 60
-    while len(list(cache.glob("*/3-*.npy"))) < 2 and time.monotonic() < deadline:
+    while len(list(cache.glob("*/4-*.npy"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    left = list(cache.glob("*/3-*.npy"))
+    left = list(cache.glob("*/4-*.npy"))
     assert 2 <= len(left) < 8
     monkeypatch.setattr(shards, "SHARD_ROWS", 3)
     found = scan(DataSpec(str(photos)))
