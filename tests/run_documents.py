@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.S | re.M)
+trained: list[list[str]] = []
 SAVED = re.compile(r"\s*Save it as `([\w.-]+)`")
 
 
@@ -38,12 +39,15 @@ def commands(code: str) -> list[tuple[list[str], str | None]]:
 
 
 def run_shell(code: str) -> None:
-    """Run the commands of a block; the quickstart has a test of its own, installing is CI's."""
+    """Run the commands of a block; the quickstart has a test of its own, installing is CI's, and
+    who has trained on an earlier page does not train the same again."""
     from hf_transfer.cli import main
 
     for words, out in commands(code):
-        if words == ["train", "quickstart"]:
+        if words == ["train", "quickstart"] or words in trained:
             continue
+        if words[0] == "train":
+            trained.append(words)
         with contextlib.ExitStack() as stack:
             if out:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(out, "w"))))

@@ -37,7 +37,8 @@ LEFT_OUT = {
 }
 
 FILLS = """
-add_ clamp_ copy_ div_ erfinv_ exponential_ fill_ mul_ normal_ sub_ uniform_ zero_
+add_ clamp_ constant_ copy_ div_ erfinv_ exponential_ fill_ kaiming_uniform_ mul_ normal_ sub_
+uniform_ zero_
 """
 
 

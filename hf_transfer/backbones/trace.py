@@ -274,21 +274,31 @@ def _summed(equation: str, operands: list[torch.Tensor]) -> int:
 
 def _watched(model: nn.Module, image: dict[str, Any]) -> _Uses:
     """Run the network on one image and return what was seen: a copy without weights where that
-    runs, else the network itself."""
+    runs, else the network itself, which comes first where it has no weights either."""
     shape = (1, image.get("channels", 3), image["size"], image["size"])
+    bare = all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    ways = (_run_itself, _run_ghost) if bare else (_run_ghost, _run_itself)
     with torch.random.fork_rng(devices=_cuda(model)), torch.no_grad():
         try:
-            return _run(_ghost(model).eval(), shape)
+            return ways[0](model, shape)
         except FAILURES as error:
             logger.debug("%s does not run on meta: %s", type(model).__name__, error)
         try:
-            with _evaluating(model):
-                return _run(model, shape)
+            return ways[1](model, shape)
         except FAILURES as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise GroupsError(
                 f"{type(model).__name__} does not run on images of {shape[1:]}: {reason}"
             ) from error
+
+
+def _run_itself(model: nn.Module, shape: tuple[int, ...]) -> _Uses:
+    with _evaluating(model):
+        return _run(model, shape)
+
+
+def _run_ghost(model: nn.Module, shape: tuple[int, ...]) -> _Uses:
+    return _run(_ghost(model).eval(), shape)
 
 
 def _ghost(model: nn.Module) -> nn.Module:

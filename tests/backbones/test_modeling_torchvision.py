@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -109,15 +110,33 @@ def test_the_files_that_travel_need_three_packages_only():
     assert roots - set(sys.stdlib_module_names) == {"torch", "torchvision", "transformers"}
 
 
-OPEN = """
-import sys
-{first}
-{second}
-from transformers import AutoConfig, AutoModelForImageClassification
-config = AutoConfig.from_pretrained(sys.argv[1])
-model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
-assert type(config).__module__ == "hf_transfer.backbones.configuration_torchvision"
-assert type(model).__module__ == "hf_transfer.backbones.modeling_torchvision"
+OPENS = """
+import json, os, sys
+import torch, torchvision  # neither is what the order of imports is about
+paths, orders = sys.argv[1:4], json.loads(sys.argv[4])
+
+def opens(number, first, second):
+    exec(first)
+    exec(second)
+    from transformers import AutoConfig, AutoModelForImageClassification
+    for own in ({}, {"trust_remote_code": False}):
+        config = AutoConfig.from_pretrained(paths[0], **own)
+        model = AutoModelForImageClassification.from_pretrained(paths[0], **own)
+        print(number, type(config).__module__, type(model).__module__, flush=True)
+
+def travels():
+    sys.modules["hf_transfer"] = None
+    from transformers import AutoModelForImageClassification as Auto
+    model = Auto.from_pretrained(paths[1], trust_remote_code=True).eval()
+    print("travels", type(model).__module__, flush=True)
+    torch.save(model(torch.ones(1, 3, 64, 64)).logits.detach(), paths[2])
+
+for work in [lambda n=n, o=o: opens(n, *o) for n, o in enumerate(orders)] + [travels]:
+    child = os.fork()
+    if not child:
+        work()
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 ORDERS = [
     ("import hf_transfer", ""),
@@ -125,34 +144,40 @@ ORDERS = [
     ("import transformers.models.auto.configuration_auto", "import hf_transfer"),
     ("from transformers import AutoModelForImageClassification", "import hf_transfer"),
 ]
+OURS = (
+    "hf_transfer.backbones.configuration_torchvision",
+    "hf_transfer.backbones.modeling_torchvision",
+)
 
 
-@pytest.mark.parametrize(("first", "second"), ORDERS)
-def test_the_auto_classes_know_it_once_the_package_is_imported(first, second, tmp_path):
-    """Whichever of the two is imported first, and without trust_remote_code."""
-    TorchvisionForImageClassification(TorchvisionConfig(**SMALL)).save_pretrained(tmp_path)
-    code = OPEN.format(first=first, second=second)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_without_the_package_the_code_that_travels_opens_it(tmp_path):
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """What was opened in a child for each order of imports and one without the package; all are
+    forked from a process that has imported torch alone."""
+    folder = tmp_path_factory.mktemp("opened")
+    TorchvisionForImageClassification(TorchvisionConfig(**SMALL)).save_pretrained(folder / "plain")
     model = load_backbone("torchvision/squeezenet1_1", ("a", "b"), pretrained=False, image_size=64)
-    save_model(model, tmp_path / "own")
-    code = (
-        "import sys, torch\nsys.modules['hf_transfer'] = None\n"
-        "from transformers import AutoModelForImageClassification as Auto\n"
-        "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
-        "assert type(model).__module__.startswith('transformers_modules'), type(model)\n"
-        "torch.save(model(torch.ones(1, 3, 64, 64)).logits.detach(), sys.argv[2])\n"
-    )
-    paths = [str(tmp_path / "own"), str(tmp_path / "logits.pt")]
+    save_model(model, folder / "own")
+    paths = [str(folder / name) for name in ("plain", "own", "logits.pt")]
     done = subprocess.run(
-        [sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "code")},
+        [sys.executable, "-c", OPENS, *paths, json.dumps(ORDERS)],
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "HF_MODULES_CACHE": str(folder / "code")},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    return model, folder, done
+
+
+@pytest.mark.parametrize("order", range(len(ORDERS)), ids=lambda number: "; ".join(ORDERS[number]))
+def test_the_auto_classes_know_it_once_the_package_is_imported(order, opened):
+    """Whichever of the two is imported first, and without trust_remote_code."""
+    *_, done = opened
+    lines = [line for line in done.stdout.splitlines() if line.startswith(f"{order} ")]
+    assert lines == [f"{order} {' '.join(OURS)}"] * 2, done.stderr
+
+
+def test_without_the_package_the_code_that_travels_opens_it(opened):
+    model, folder, done = opened
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("travels ")]
+    assert line.startswith("travels transformers_modules"), done.stderr
     expected = model.eval()(torch.ones(1, 3, 64, 64)).logits
-    assert torch.allclose(torch.load(tmp_path / "logits.pt"), expected, atol=1e-6)
+    assert torch.allclose(torch.load(folder / "logits.pt"), expected, atol=1e-6)

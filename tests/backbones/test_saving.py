@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from children import ended, start
 from PIL import Image
 from tiny_folders import dinov2_folder, pixels, resnet_folder, stir, timm_folder, vit_folder
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -229,28 +230,25 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
+def save_with_limit(folder):
+    """Save a model where files may have 32 KiB, and print the error."""
+    model = load_backbone("timm/test_resnet", ["a", "b"], pretrained=False, image_size=64)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))
+    try:
+        save_model(model, folder)
+    except ValueError as error:
+        print(error, flush=True)
+
+
 def test_a_disk_that_fills_while_weights_are_written_is_one_line(tmp_path):
     """A limit on the size of files stands for the disk; safetensors has an error of its own."""
-    code = (
-        "import resource, signal, sys; from hf_transfer.backbones.load import load_backbone\n"
-        "from hf_transfer.backbones.saving import save_model\n"
-        "model = load_backbone('timm/test_resnet', ['a', 'b'], pretrained=False, image_size=64)\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))\n"
-        "try:\n"
-        "    save_model(model, sys.argv[1])\n"
-        "except ValueError as error:\n"
-        "    print(error)\n"
-    )
-    told = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    (line,) = told.stdout.splitlines()
+    assert ended(start(save_with_limit, tmp_path / "log", tmp_path / "model")) == 0
+    line = (tmp_path / "log").read_text().splitlines()[-1]
     assert line == (
         f"cannot write {tmp_path / 'model'}: File too large; free space or choose another folder"
     )
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_a_save_replaces_what_was_saved_and_nothing_of_others(tmp_path):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import builtins
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,27 +204,6 @@ def test_a_card_for_other_channels_names_our_own_command_only(tmp_path):
     card = model_card(replace(report, backbone={**report.backbone, "channels": 6}))
     assert "```python" not in card
     assert "hf-transfer predict path/to/model image.jpg" in card
-
-
-OPENS = """
-import sys
-{first}
-{second}
-model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=False)
-print(type(model).__module__)
-"""
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_torchvision_models_open_without_remote_code_after_our_import(order, tmp_path):
-    model = saved("torchvision/squeezenet1_1", tmp_path)
-    imports = ["import hf_transfer", "from transformers import AutoModelForImageClassification"]
-    first, second = imports[::order]
-    done = subprocess.run(
-        [sys.executable, "-c", OPENS.format(first=first, second=second), str(model)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.stdout.strip() == "hf_transfer.backbones.modeling_torchvision", done.stderr
 
 
 def test_timm_opens_its_own_from_the_same_folder(tmp_path, files):
