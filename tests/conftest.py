@@ -1,6 +1,7 @@
 """What all tests share: how they are spread over two workers, and the real data where it is."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 SCRATCH = tempfile.mkdtemp(prefix="hf-transfer-tests-")
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+atexit.register(gc.unfreeze)
 os.environ["HF_TRANSFER_CACHE"] = f"{SCRATCH}/cache"
 os.environ["HF_MODULES_CACHE"] = f"{SCRATCH}/modules"  # code that evaluate and others copy
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -33,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("alone"):
             item.add_marker(pytest.mark.xdist_group("alone"))
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what is loaded by now out of the garbage collection that every phase of a run does."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""Runs the blocks of documents as a reader would: one folder, one page after the other.
+"""Runs the blocks of documents and notebooks as a reader would: one page after the other.
 
 Started by test_documents.py in a process of its own, in the folder of a reader who has a folder
 `flowers/` of photos, with HF_ENDPOINT at a small local Hub. Prints one JSON line per block.
@@ -21,8 +21,16 @@ trained: list[list[str]] = []
 SAVED = re.compile(r"\s*Save it as `([\w.-]+)`")
 
 
-def blocks(text: str) -> list[tuple[str, str, str]]:
-    """Return (language, code, the text right behind it) of each block of a page."""
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """Return (language, code, the text right behind it) of each block of a page or notebook."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        codes = [
+            "".join(cell["source"])
+            for cell in json.loads(text)["cells"]
+            if cell["cell_type"] == "code"
+        ]
+        return [("bash", c[1:], "") if c.startswith("!") else ("python", c, "") for c in codes]
     return [(m.group(1), m.group(2), text[m.end() : m.end() + 200]) for m in BLOCK.finditer(text)]
 
 
@@ -75,7 +83,7 @@ def check_yaml(code: str, behind: str) -> None:
 def run_page(path: Path) -> None:
     """Run each block of a page, and print what came of it."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for number, (language, code, behind) in enumerate(blocks(path.read_text(encoding="utf-8"))):
+    for number, (language, code, behind) in enumerate(blocks(path)):
         said, failure = io.StringIO(), None
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             try:

@@ -21,8 +21,9 @@ pytestmark = pytest.mark.xdist_group("documents")  # one reader for all pages
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+NOTEBOOK = ROOT / "docs" / "from-photos-to-a-shared-model.ipynb"
 # In the order in which a reader takes them: the first leaves the run that others look at.
-ORDER = [README, *sorted(PAGES, key=lambda page: page.stem != "getting-started")]
+ORDER = [README, *sorted(PAGES, key=lambda page: page.stem != "getting-started"), NOTEBOOK]
 BACKBONE = "timm/resnet18.a1_in1k"
 
 
@@ -51,7 +52,7 @@ def read(hub, folder: Path, pages: list[Path]) -> dict[str, list[dict]]:
     runner = ROOT / "tests" / "run_documents.py"
     done = subprocess.run(
         [sys.executable, str(runner), *map(str, pages)],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=600,
+        cwd=folder, env=env, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows: dict[str, list[dict]] = {page.name: [] for page in pages}
@@ -83,13 +84,21 @@ def failures(rows: list[dict]) -> str:
 @pytest.mark.parametrize("page", ORDER, ids=lambda path: path.stem)
 def test_every_block_of_a_page_runs_as_it_stands(docs_read, page):
     rows = docs_read[page.name]
-    assert len(rows) == len(blocks(page.read_text(encoding="utf-8")))
+    assert len(rows) == len(blocks(page))
     assert not failures(rows), failures(rows)
 
 
 def test_the_readmes_model_is_there_and_was_published(docs_read, reader, hub):
     assert (reader / "flowers-model" / "model.safetensors").is_file()
     assert "alice/flowers" in hub.repositories
+
+
+def test_the_notebook_is_stored_without_what_one_machine_answered(docs_read):
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    said = "".join(row["said"] for row in docs_read[NOTEBOOK.name])
+    assert "accuracy 0." in said
+    assert "alice/my-first-model" in said
 
 
 def test_the_readme_is_short_and_its_code_comes_first():
@@ -99,7 +108,9 @@ def test_the_readme_is_short_and_its_code_comes_first():
     assert len(text[: text.index("```")].split()) <= 60
 
 
-@pytest.mark.parametrize("page", [README, *PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [README, *PAGES, NOTEBOOK, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.stem
+)
 def test_every_link_to_a_file_leads_to_one(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):

@@ -14,12 +14,14 @@ pytestmark = pytest.mark.alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mixed images", "feature_extraction_augmented"])
-def test_two_processes_equal_one_and_killed_runs_end_like_unbroken_ones(tmp_path, kind):
-    rows = list(exactness.measured([kind], [1, 2], 3, 0, tmp_path))
+@pytest.mark.parametrize(
+    ("kind", "kills"), [("mixed images", 3), ("feature_extraction_augmented", 1)]
+)
+def test_two_processes_equal_one_and_killed_runs_end_like_unbroken_ones(tmp_path, kind, kills):
+    rows = list(exactness.measured([kind], [1, 2], kills, 0, tmp_path))
     assert [row.processes for row in rows] == [1, 2]
     assert all(row.holds for row in rows), "\n".join(map(exactness.line, rows))
-    assert all(row.kills == 3 for row in rows)
+    assert all(row.kills == kills for row in rows)
     assert 0 < rows[1].together < exactness.TOGETHER
     assert rows[0].together is None
 

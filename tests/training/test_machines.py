@@ -1,10 +1,12 @@
 """Two machines for real: network namespaces with an address each, and a link between them."""
 
+import ctypes
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import ended, join, start
 from PIL import Image
 from small import untimed
+
+from hf_transfer.cli import main
 
 pytestmark = pytest.mark.alone
 
@@ -21,10 +26,32 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 8  # after which a machine that does not answer is lost, in these tests
 NAMES = ("left", "right")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
+PORT = 29500
+NEW_NET, NEW_HOST = 0x40000000, 0x04000000  # CLONE_NEWNET and CLONE_NEWUTS of Linux
 
 
 def run(*command):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def train_on(folder, place, words, slow):
+    """Be the process of one machine, place = (rank, namespace, link, name), as a launcher would
+    have it; each step takes `slow` seconds longer."""
+    rank, space, link, name = place
+    system = ctypes.CDLL(None)
+    with open(f"/run/netns/{space}") as net:
+        assert system.setns(net.fileno(), NEW_NET) == 0
+    assert system.unshare(NEW_HOST) == 0
+    socket.sethostname(name)
+    join(rank, 2, PORT)
+    os.environ |= {"MASTER_ADDR": ADDRESSES[0], "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": link}
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "HF_TRANSFER_PEER_SECONDS": str(SECONDS)}
+    os.chdir(folder)
+    from hf_transfer.training.trainer import TransferTrainer
+
+    real = TransferTrainer.training_step
+    TransferTrainer.training_step = lambda *args: time.sleep(slow) or real(*args)
+    raise SystemExit(main(words))
 
 
 class Machines:
@@ -34,7 +61,6 @@ class Machines:
         self.folder, self.tag = folder, f"hft{os.getpid() % 10000}"
         self.spaces = [f"{self.tag}{name}" for name in NAMES]
         self.links = [f"{self.tag}{name[0]}" for name in NAMES]
-        self.launchers = []
 
     def up(self):
         """Make them; return why that is not possible here, or nothing."""
@@ -58,14 +84,14 @@ class Machines:
                 return f"{' '.join(step[:3])}: {result.stderr.strip() or 'refused'}"
         return ""
 
-    def start(self, out, *more):
-        """Start the same training on both, one process each, as a user would."""
+    def launch(self, out):
+        """Start a training on both, one process each, as a user would; return their launchers."""
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "HF_TRANSFER_PEER_SECONDS": str(SECONDS),
             "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         config = ROOT / "recipes" / "accelerate" / "two_machines.yaml"
-        self.launchers = []
+        launchers = []
         for rank, (space, link, name) in enumerate(
             zip(self.spaces, self.links, NAMES, strict=True)
         ):
@@ -73,44 +99,50 @@ class Machines:
                 sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
                 "--num_processes", "2", "--machine_rank", str(rank),
                 "--main_process_ip", ADDRESSES[0], "-m", "hf_transfer", "train", "small.yaml",
-                "--out", out, *more,
+                "--out", out,
             ]  # fmt: skip
             line = f"hostname {name} && exec {' '.join(launch)}"
             inside = ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", line]
             own = {**environment, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": link}
             with (self.folder / f"{name}.log").open("w") as log:
-                self.launchers.append(
-                    subprocess.Popen(
-                        inside, cwd=self.folder, stdout=log, stderr=log, env=own,
-                        start_new_session=True,
-                    )
-                )  # fmt: skip
+                launchers.append(
+                    subprocess.Popen(inside, cwd=self.folder, stdout=log, stderr=log, env=own)
+                )
+        return launchers
+
+    def begin(self, out, *more, slow=0.0):
+        """Start the same without launchers, which take seconds to load; return both processes."""
+        words = ["train", "small.yaml", "--out", out, *more]
+        children = []
+        for place in zip(range(2), self.spaces, self.links, NAMES, strict=True):
+            log = self.folder / f"{place[-1]}.log"
+            log.unlink(missing_ok=True)
+            children.append(start(train_on, log, self.folder, place, words, slow))
+        return children
 
     def log(self, name):
-        return (self.folder / f"{name}.log").read_text()
+        path = self.folder / f"{name}.log"
+        return path.read_text() if path.exists() else ""
 
-    def wait_for(self, text, name="left", seconds=120):
+    def wait_for(self, text, runs, seconds=200):
+        """Wait until the left machine says something; `runs` tells whether it still can."""
         until = time.monotonic() + seconds
-        while text not in self.log(name):
-            assert time.monotonic() < until, self.log(name)[-3000:]
-            assert self.launchers[0].poll() is None, self.log(name)[-3000:]
+        while text not in self.log("left"):
+            assert time.monotonic() < until, self.log("left")[-3000:]
+            assert runs(), self.log("left")[-3000:]
             time.sleep(0.1)
 
-    def statuses(self, seconds=200):
-        return [launcher.wait(seconds) for launcher in self.launchers]
-
-    def kill(self, which):
-        """End all processes of a machine at once, as when its power fails."""
-        os.killpg(self.launchers[which].pid, signal.SIGKILL)
+    def send(self, which, number):
+        """Send a signal to all processes of a machine at once."""
         for pid in run("ip", "netns", "pids", self.spaces[which]).stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
-        self.launchers[which].wait(30)
+            os.kill(int(pid), number)
+
+    def link(self, state):
+        run("ip", "-n", self.spaces[1], "link", "set", self.links[1], state)
 
     def down(self):
-        for which, launcher in enumerate(self.launchers):
-            if launcher.poll() is None:
-                self.kill(which)
-        for space in self.spaces:
+        for which, space in enumerate(self.spaces):
+            self.send(which, signal.SIGKILL)
             run("ip", "netns", "del", space)
 
     def end(self, out):
@@ -149,44 +181,42 @@ def machines(tmp_path_factory):
         made.down()
 
 
-@pytest.fixture(scope="module")
-def unbroken(machines):
-    """The end of a run on two machines that was never interrupted."""
-    machines.start("unbroken")
-    assert machines.statuses() == [0, 0], machines.log("left")[-3000:]
-    return machines.end("unbroken")
+def lost(machines, name="left", other="right"):
+    """Check what a machine says of one that does not answer: its name, and how to go on."""
+    said = re.findall("hf-transfer: error: .*", machines.log(name))
+    assert said, machines.log(name)[-3000:]
+    assert f"phase all: machine {other} does not answer" in said[0]
+    assert "--resume" in said[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["link", "power"])
-def test_a_machine_that_vanishes_ends_the_other_with_its_name_and_the_run_resumes_exactly(
-    machines, unbroken, loss
-):
-    machines.start(loss)
-    machines.wait_for("epoch 3 of 15")
-    lost = time.monotonic()
-    if loss == "link":
-        run("ip", "-n", machines.spaces[1], "link", "set", machines.links[1], "down")
-    else:
-        machines.kill(1)
-    assert machines.launchers[0].wait(SECONDS + 45) != 0
-    assert time.monotonic() - lost < SECONDS + 45
-    said = re.findall("hf-transfer: error: .*", machines.log("left"))
-    assert said, machines.log("left")[-3000:]
-    assert said[0].startswith("hf-transfer: error: phase all: machine right does not answer")
-    assert "--resume" in said[0]
-    if loss == "link":
-        machines.launchers[1].wait(SECONDS + 45)
-        assert "phase all: machine left does not answer" in machines.log("right")
-        run("ip", "-n", machines.spaces[1], "link", "set", machines.links[1], "up")
-        machines.start(loss, "--resume")
-        machines.wait_for("epoch 8 of 15")
-        for launcher in machines.launchers:
-            os.killpg(launcher.pid, signal.SIGTERM)
-        machines.statuses()
-        assert "stopped by SIGTERM in phase all; saved checkpoint-" in machines.log("left")
-    machines.start(loss, "--resume")
-    assert machines.statuses() == [0, 0], machines.log("left")[-3000:]
-    for before in ("phase 1 head", "epoch 1 of 15"):  # it goes on within the phase
+def test_a_machine_that_vanishes_ends_the_other_with_its_name_and_the_run_resumes_exactly(machines):
+    """First the link fails, then both are asked to stop, then one has no power any more."""
+    assert [ended(child) for child in machines.begin("unbroken")] == [0, 0], machines.log("left")
+
+    launchers = machines.launch("out")
+    machines.wait_for("epoch 3 of 15", lambda: launchers[0].poll() is None)
+    machines.link("down")
+    assert [launcher.wait(SECONDS + 100) != 0 for launcher in launchers] == [True, True]
+    lost(machines)
+    lost(machines, "right", "left")
+    machines.link("up")
+
+    children = machines.begin("out", "--resume", slow=0.2)
+    machines.wait_for("epoch 6 of 15", children[0].is_alive)
+    for which in range(2):
+        machines.send(which, signal.SIGTERM)
+    assert [ended(child) for child in children] == [143, 143], machines.log("left")
+    assert "stopped by SIGTERM in phase all; saved checkpoint-" in machines.log("left")
+
+    children = machines.begin("out", "--resume", slow=0.2)
+    machines.wait_for("epoch 9 of 15", children[0].is_alive)
+    machines.send(1, signal.SIGKILL)
+    assert ended(children[0]) == 2, machines.log("left")
+    lost(machines)
+
+    children = machines.begin("out", "--resume")
+    assert [ended(child) for child in children] == [0, 0], machines.log("left")
+    for before in ("phase 1 head", "epoch 1 of 15", "epoch 5 of 15"):  # it goes on in the phase
         assert before not in machines.log("left")
-    assert machines.end(loss) == unbroken
+    assert machines.end("out") == machines.end("unbroken")

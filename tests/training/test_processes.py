@@ -271,7 +271,7 @@ def commanded(out, words, slow=(), broken=()):
     port, logs = free_port(), [out.with_name(f"{rank}.log") for rank in range(2)]
     words = [*map(str, words), "--out", str(out), "--set", "data.image_size=32"]
     children = [start(run_as, logs[i], (i, 2, port), words, slow, broken) for i in range(2)]
-    return [ended(child, 100) for child in children], [log.read_text() for log in logs]
+    return [ended(child) for child in children], [log.read_text() for log in logs]
 
 
 def test_a_source_is_whole_before_any_process_loads_it(tmp_path):
