@@ -3,39 +3,32 @@
 Whether transfer helps, and how much of the network to train, is a question about one's own images.
 Each way is a recipe. For each number of labelled images per class and each seed all ways get the
 same training images, start from the same weights and are tested on the same other images, which
-chose nothing. A way whose first phases are another's goes on from there: work is done once.
+chose nothing.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.load import load_backbone
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
 from hf_transfer.base.threads import fitting
-from hf_transfer.data.image_set import ImageData, ImageSet, load_data
+from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.sources import scan
 from hf_transfer.deciding.compare_page import comparison_page
 from hf_transfer.deciding.compare_text import format_comparison
-from hf_transfer.planning.phases import make_phases
+from hf_transfer.deciding.trials import Trial, Way, trials_of
 from hf_transfer.recipe.load import load_recipe
-from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import TASKS
-from hf_transfer.results.metrics.by_name import measure
-from hf_transfer.results.report import PhaseReport
-from hf_transfer.run import prepare
 
 USUAL = (
     "scratch",
@@ -51,41 +44,6 @@ VALIDATION = 0.2  # share of the labelled images that choose epochs
 DRAWS = 2000  # of the bootstrap over test images
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to train: its name in the table, and its recipe."""
-
-    name: str
-    recipe: Recipe
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One way, trained on one draw of the images and tested.
-
-    `value` is the task's leading metric; `right` (N,) says of each test image whether the answer
-    was right (classification only).
-    """
-
-    way: str
-    per_class: int | None
-    seed: int
-    value: float
-    right: np.ndarray | None
-    seconds: float
-    parameters: int  # the most that trained in a phase
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trial's model, its answers to the test images, and what its phases did."""
-
-    trial: Trial
-    model: PreTrainedModel
-    logits: np.ndarray
-    phases: tuple[PhaseReport, ...]
 
 
 @dataclass(frozen=True)
@@ -205,119 +163,6 @@ def _check(ways: Sequence[Way], per_class: Sequence[int]) -> None:
     for way in ways:
         if way.recipe.source is not None:
             raise UserError(f"recipe {way.name} has a source task and cannot be compared here")
-
-
-# --- trials ----------------------------------------------------------------------------------
-
-Draw = Callable[[int | None, int, PreTrainedModel], ImageData]
-
-
-def trials_of(
-    ways: Sequence[Way],
-    labels: Sequence[str],
-    draw: Draw,
-    counts: Sequence[int | None],
-    seeds: Sequence[int],
-) -> Iterator[tuple[Trained, ImageSet]]:
-    """Yield each way trained at each number of images with each seed, and the images that tested.
-
-    `draw(count, seed, model)` returns the same images for the same count and seed.
-    """
-    for seed in seeds:
-        starts = _Starts(tuple(labels), seed)
-        for count in counts:
-            yield from _one_draw(ways, starts, draw, count, seed)
-
-
-def _one_draw(
-    ways: Sequence[Way], starts: _Starts, draw: Draw, count: int | None, seed: int
-) -> Iterator[tuple[Trained, ImageSet]]:
-    done: dict[Any, Trained] = {}
-    for way in sorted(ways, key=lambda way: len(way.recipe.phases)):
-        recipe = dataclasses.replace(way.recipe, seed=seed)
-        settings = dataclasses.replace(recipe, name="any", phases=recipe.phases[:1])
-        before = [k for k in range(len(recipe.phases)) if (settings, recipe.phases[:k]) in done]
-        skip = max(before, default=0)
-        first = done.get((settings, recipe.phases[:skip]))
-        model = copy.deepcopy(first.model if first else starts.of(recipe))
-        data = draw(count, seed, model)
-        test = data.test if data.test is not None else data.validation
-        trained = _train(way.name, recipe, model, data, skip, first)
-        values = measure(data.task, trained.logits, test.labels, test.names, test.scale)
-        right = None
-        if data.task == "classification":
-            right = trained.logits.argmax(1) == test.labels
-        trial = dataclasses.replace(
-            trained.trial,
-            per_class=count,
-            value=float(values[TASKS[data.task].headline] or 0.0),
-            right=right,
-        )
-        trained = done[settings, recipe.phases] = dataclasses.replace(trained, trial=trial)
-        yield trained, test
-
-
-def _train(
-    name: str,
-    recipe: Recipe,
-    model: PreTrainedModel,
-    data: ImageData,
-    skip: int,
-    first: Trained | None,
-) -> Trained:
-    """Train a model by the phases of a recipe that are left, and let it answer the test images."""
-    began = time.monotonic()
-    backbone = model.backbone
-    with tempfile.TemporaryDirectory() as scratch:
-        phases = make_phases(recipe.phases, backbone.groups)[skip:]
-        trainer, _ = prepare(recipe, model, data, Path(scratch), phases=phases)
-        trainer.train()
-        test = data.test if data.test is not None else data.validation
-        logits = trainer.predict(test).predictions
-    reports = (*(first.phases if first else ()), *trainer.reports)
-    earlier = first.trial.seconds if first else 0.0
-    trial = Trial(
-        way=name,
-        per_class=None,
-        seed=recipe.seed,
-        value=0.0,
-        right=None,
-        seconds=earlier + time.monotonic() - began,
-        parameters=max(phase.trainable_parameters for phase in reports),
-    )
-    return Trained(trial, model, logits, reports)
-
-
-@dataclass
-class _Starts:
-    """The networks that a seed's trials start from, each loaded once."""
-
-    labels: tuple[str, ...]
-    seed: int
-    made: dict[Any, PreTrainedModel] = field(default_factory=dict)
-
-    def of(self, recipe: Recipe) -> PreTrainedModel:
-        """Return the network that a recipe starts from; the caller copies it."""
-        options: dict[str, Any] = {
-            "task": recipe.task,
-            "pretrained": recipe.pretrained,
-            "weights": recipe.weights,
-            "image_size": recipe.data.image_size,
-            "channels": recipe.data.channels,
-            "fit": recipe.data.fit,
-            "window": recipe.data.window,
-            "frame": recipe.data.frame,
-            "replace_layers": recipe.head.replace,
-            "keep_head": recipe.head.keep,
-            "seed": self.seed,
-        }
-        key = (recipe.backbone, *options.values())
-        if key not in self.made:
-            self.made[key] = load_backbone(recipe.backbone, self.labels, **options)
-        return self.made[key]
-
-
-# --- rows ------------------------------------------------------------------------------------
 
 
 def told(trial: Trial, metric: str) -> str:

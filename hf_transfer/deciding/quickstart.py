@@ -28,13 +28,13 @@ from hf_transfer.data.audit import Audit
 from hf_transfer.data.digits import DIGITS, Digits, load_digits, write_examples
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.data.letters import LETTERS, contact_sheet, letters_set
-from hf_transfer.deciding.compare import Trained, Trial, Way, trials_of
 from hf_transfer.deciding.quickstart_text import (
     QuickstartResult,
     Row,
     figure_of,
     format_quickstart,
 )
+from hf_transfer.deciding.trials import Trained, Trial, Way, trials_of
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import Recipe

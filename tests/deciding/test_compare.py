@@ -10,8 +10,9 @@ from drawn import photos
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
-from hf_transfer.deciding.compare import Row, Trial, compare, rows_of
+from hf_transfer.deciding.compare import Row, compare, rows_of
 from hf_transfer.deciding.compare_text import conclusion, format_comparison
+from hf_transfer.deciding.trials import Trial
 from hf_transfer.results.ways_chart import LINE, Named, Spot, ways_chart
 
 SMALL = ("pretrained=false", "data.image_size=32", "phases.*.epochs=1")
