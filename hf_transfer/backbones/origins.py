@@ -18,6 +18,7 @@ from hf_transfer.backbones.auto_classes import MODEL_TYPE
 from hf_transfer.backbones.config_checks import check_config
 from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.download import BackboneError, answering_hub, one_line
+from hf_transfer.base.errors import unfinished
 
 SOURCES = ("timm", "transformers", "torchvision")
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -128,10 +129,7 @@ def _in_folder(folder: Path) -> Origin:
         if (inner / "config.json").is_file():
             folder = inner  # a run's folder
         elif (folder / "recipe.yaml").is_file():
-            raise BackboneError(
-                f"the run in {folder} is not finished: it has no model yet; resume it with "
-                f"hf-transfer train {folder / 'recipe.yaml'} --out {folder} --resume"
-            )
+            raise BackboneError(unfinished(folder))
     path = folder / "config.json"
     if not path.is_file():
         raise BackboneError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -19,3 +20,11 @@ class RecipeError(UserError):
 
 class DataError(UserError):
     """A data set that cannot be used as it is."""
+
+
+def unfinished(run: Path) -> str:
+    """Return the line about a run whose folder holds a recipe and no model yet."""
+    return (
+        f"the run {run} is not finished: it has no model yet; resume it with "
+        f"`hf-transfer train {run / 'recipe.yaml'} --out {run} --resume`"
+    )

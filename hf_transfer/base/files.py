@@ -18,6 +18,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.locks import Hold, alone
@@ -35,21 +36,36 @@ class WriteError(UserError):
 
 
 def read_limited(path: str | Path, limit: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a regular file. Raises OSError for one of more than `limit` bytes
-    (EFBIG), and for a device, a pipe or a folder, which it does not wait for."""
+    """Return the bytes of a regular file. Raises OSError as `regular` does."""
+    with regular(path, limit) as (file, _):
+        data = file.read(limit + 1)
+        if len(data) > limit:  # what grew meanwhile, or says that it is empty (/proc)
+            raise _too_large(path, len(data), limit)
+        return data
+
+
+@contextmanager
+def regular(path: str | Path, limit: int) -> Iterator[tuple[BinaryIO, int]]:
+    """Yield an open file and its size. Raises OSError for one of more than `limit` bytes (EFBIG),
+    and for a device, a pipe or a folder, which it does not wait for."""
     place = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(place, "rb") as file:
+    try:
         found = os.fstat(place)
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        data = file.read(limit + 1) if found.st_size <= limit else b""
-    if found.st_size > limit or len(data) > limit:
-        size = max(found.st_size, len(data))
-        why = f"it has {size / 1e6:,.0f} MB, and {limit / 1e6:,.0f} MB are the limit"
-        raise OSError(errno.EFBIG, why, str(path))
-    return data
+        if found.st_size > limit:
+            raise _too_large(path, found.st_size, limit)
+        with os.fdopen(place, "rb", closefd=False) as file:
+            yield file, found.st_size
+    finally:
+        os.close(place)
+
+
+def _too_large(path: str | Path, size: int, limit: int) -> OSError:
+    why = f"it has {size / 1e6:,.0f} MB, and {limit / 1e6:,.0f} MB are the limit"
+    return OSError(errno.EFBIG, why, str(path))
 
 
 # --- writing ---------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from hf_transfer.base.files import regular
 
 GIB = 2**30
 FILE_BYTES = GIB  # an image's file is at most as large
@@ -56,16 +56,8 @@ def opened(path: str | Path, limit: int | None = None) -> Iterator[bytes]:
     for what is larger.
     """
     limit = FILE_BYTES if limit is None else limit
-    # Without O_NONBLOCK a pipe that nobody writes to would wait here.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if found.st_size > limit:
-            raise OSError(errno.EFBIG, f"larger than {limit / GIB:.3g} GiB", str(path))
-        with FILES.hold(found.st_size):
-            yield file.read(limit)
+    with regular(path, limit) as (file, size), FILES.hold(size):
+        yield file.read(limit)
 
 
 def identity_of(path: str | Path) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from hf_transfer.base.boundary import redacted, untrusted
 from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, hub_in_one_line, pull
-from hf_transfer.base.errors import UserError
+from hf_transfer.base.errors import UserError, unfinished
 from hf_transfer.results.places import published_report
 from hf_transfer.results.report import RunReport
+from hf_transfer.results.run_folder import RunFolder
 from hf_transfer.serving.published import published_file, published_recipe
 
 logger = logging.getLogger(__name__)
@@ -84,14 +85,14 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
             "model again with save_model"
         )
     if report := find_report(run):
-        beside = run if (run / "report.json").is_file() else run.parent
-        with untrusted(f"{beside / 'report.json'}", "run the recipe again"):
+        beside = next(run for run in _runs_of(run) if run.is_finished)
+        with untrusted(f"{beside.report}", "run the recipe again"):
             told = published_report(report)
             files["report.json"] = json.dumps(told.to_dict(), indent=1, ensure_ascii=False).encode()
-        if (beside / "recipe.yaml").is_file():
-            files["recipe.yaml"] = published_recipe(beside / "recipe.yaml", report)
-        if (beside / "adapter").is_dir():
-            files |= _files_of(beside / "adapter", "adapter/")
+        if beside.recipe.is_file():
+            files["recipe.yaml"] = published_recipe(beside.recipe, report)
+        if beside.adapter.is_dir():
+            files |= _files_of(beside.adapter, "adapter/")
     return files
 
 
@@ -130,16 +131,20 @@ def find_report(where: str | Path) -> RunReport | None:
 
     It lies in the folder or, for RUN/model, in the run. Raises UserError if it cannot be read.
     """
-    where = Path(where).expanduser()
-    folders = [where, where.parent] if where.name == "model" else [where]
-    for folder in folders:
-        if (folder / "report.json").is_file():
-            return RunReport.load(folder)
+    for run in _runs_of(Path(where).expanduser()):
+        if run.is_finished:
+            return RunReport.load(run.path)
     return None
 
 
+def _runs_of(where: Path) -> list[RunFolder]:
+    """Return the folders that may be the run of a run folder or of RUN/model."""
+    folders = [where, where.parent] if where.name == "model" else [where]
+    return [RunFolder(folder) for folder in folders]
+
+
 def _local_model(path: Path) -> Path | None:
-    for folder in (path / "model", path):
+    for folder in (RunFolder(path).model, path):
         if (folder / "config.json").is_file():
             return folder
     return None
@@ -150,9 +155,6 @@ def _why_no_model(path: Path) -> str:
         return f"there is no run or model {path}; give a run folder, a model folder or OWNER/NAME"
     if not path.is_dir():
         return f"{path} is a file; give a run folder or a model folder"
-    if (path / "recipe.yaml").is_file():
-        return (
-            f"the run {path} is not finished: it has no model/ yet; go on with "
-            f"`hf-transfer train {path / 'recipe.yaml'} --out {path} --resume`"
-        )
+    if RunFolder(path).recipe.is_file():
+        return unfinished(path)
     return f"{path} is neither a run folder (model/config.json) nor a model folder (config.json)"

@@ -426,7 +426,9 @@ def test_only_regular_files_of_a_sensible_size_are_read(tmp_path, monkeypatch, k
         path.mkdir()
     else:
         path.write_bytes(b"x" * 1001)
-    with pytest.raises(ImageError, match=r"not a regular file|larger than|directory") as caught:
+    with pytest.raises(
+        ImageError, match=r"it is not a regular file|are the limit|it is a folder"
+    ) as caught:
         decode(path, FIT)
     assert caught.value.kind == "unreadable"
     assert "\n" not in str(caught.value)

@@ -430,8 +430,8 @@ def test_what_is_no_regular_file_or_too_large_is_not_read(photos, cache, monkeyp
     assert {row: kind for row, (kind, _) in seen.errors.items()} == {
         0: "unreadable", 1: "unreadable", 2: "too-large"
     }  # fmt: skip
-    assert seen.errors[0][1] == "cat/00.png: not a regular file"
-    assert "larger than 1 GiB" in seen.errors[2][1]
+    assert seen.errors[0][1] == "cat/00.png: it is not a regular file"
+    assert "1,074 MB are the limit" in seen.errors[2][1]
 
 
 def test_files_of_others_in_the_cache_are_never_touched(photos, cache, tmp_path):

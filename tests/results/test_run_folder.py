@@ -11,7 +11,6 @@ from hf_transfer.recipe.load import dump_recipe, load_recipe
 from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, SourceSpec
 from hf_transfer.results import run_folder
 from hf_transfer.results.run_folder import FolderError, keep_inputs, open_folder, opened
-from hf_transfer.training.machine.precision import FILE
 
 
 def recipe(lr=1e-3, **options):
@@ -44,7 +43,7 @@ def failing(out, resume, *more):
 
 @pytest.mark.parametrize(("resume", "more", "left"), [
     (False, (), False), (True, (), True), (False, ("checkpoint",), True),
-    (False, (FILE,), False), (False, ("letters/upper-A/0.png",), True),
+    (False, ("precision.json",), False), (False, ("letters/upper-A/0.png",), True),
     (False, ("source/letters/0.png",), True),
 ])  # fmt: skip
 def test_a_run_that_fails_before_it_trains_leaves_nothing_in_the_way(tmp_path, resume, more, left):

@@ -21,12 +21,12 @@ from hf_transfer.base.launch import mixed_precision
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.processes import Processes
 from hf_transfer.recipe.specs import Recipe
+from hf_transfer.results.run_folder import RunFolder
 from hf_transfer.training.arguments import joined
 from hf_transfer.training.machine import precision as precision_module
 
 logger = logging.getLogger(__name__)
 
-FILE = "precision.json"
 WARM_STEPS, STEPS = 1, 2
 IMAGES, DEVICE_IMAGES = 16, 32  # of a step at most, on a CPU and on an accelerator
 GAIN = 1.05  # what another choice must be faster by, to be taken: less is noise
@@ -54,7 +54,7 @@ def settle(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
 
 def _chosen(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
     """Return what was chosen before, what the launcher was told, or what is fastest here."""
-    here, path = joined(recipe, out), out / FILE
+    here, path = joined(recipe, out), RunFolder(out).precision
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     choice: dict[str, Any] | None = here.all(found)[0]
     if choice is None:

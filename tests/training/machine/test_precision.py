@@ -13,7 +13,7 @@ from hf_transfer.base.processes import leave
 from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe
 from hf_transfer.run import run
 from hf_transfer.training.machine import precision
-from hf_transfer.training.machine.precision import FILE, GAIN, settle
+from hf_transfer.training.machine.precision import GAIN, settle
 
 
 def recipe(wanted="auto", **more):
@@ -48,7 +48,7 @@ def test_the_fastest_is_kept_unless_it_gains_next_to_nothing(
     found = settle(recipe(), model, tmp_path)
     assert (found["precision"], found["layout"]) == chosen
     assert sorted(asked) == sorted(found["images_per_second"])
-    assert json.loads((tmp_path / FILE).read_text()) == found
+    assert json.loads((tmp_path / "precision.json").read_text()) == found
     last = [p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters()
             if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]  # fmt: skip
     assert all(last) == (chosen[1] == "channels_last")
@@ -67,7 +67,9 @@ def test_measuring_changes_no_weight_statistic_mode_or_random_number(tmp_path):
 
 
 def test_a_resumed_run_takes_the_choice_that_was_written(tmp_path, monkeypatch):
-    (tmp_path / FILE).write_text(json.dumps({"precision": "bf16", "layout": "contiguous"}))
+    (tmp_path / "precision.json").write_text(
+        json.dumps({"precision": "bf16", "layout": "contiguous"})
+    )
     asked = speeds(monkeypatch, {})
     assert settle(recipe(), network(), tmp_path)["precision"] == "bf16"
     assert asked == []
@@ -136,7 +138,7 @@ def test_a_precision_that_is_given_is_not_measured(tmp_path, monkeypatch):
     asked = speeds(monkeypatch, {})
     assert settle(recipe("fp32"), network(), tmp_path)["precision"] == "fp32"
     assert asked == []
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / "precision.json").exists()
 
 
 def test_the_report_says_what_was_chosen(tmp_path, monkeypatch):
