@@ -244,7 +244,7 @@ def claim(folder: Path, about: str, rows: int) -> None:
 
 
 def touch(folder: Path) -> None:
-    """Note that an entry is used now: others go first. Where only reading is allowed, none goes."""
+    """Mark an entry as used now, so that others are removed first. A read-only cache loses none."""
     try:
         os.utime(folder)
     except OSError as error:

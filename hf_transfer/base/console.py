@@ -34,7 +34,7 @@ PROGRAM = "hf-transfer"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, with the nearest of what it knows."""
+    """A parser that reports a mistake in one line, with the nearest known word."""
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit."""
@@ -93,7 +93,7 @@ def count(text: str) -> int:
 
 
 class Output:
-    """A stream that drops what nobody reads any more: a reader that leaves stops no command."""
+    """A stream that drops what nobody reads any longer: a reader that leaves stops no command."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -104,7 +104,7 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write as far as somebody reads."""
+        """Write, as long as somebody reads."""
         try:
             self.stream.write(text)
         except BrokenPipeError:
@@ -112,14 +112,14 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Flush as far as somebody reads."""
+        """Flush, as long as somebody reads."""
         try:
             self.stream.flush()
         except BrokenPipeError:
             self._leave()
 
     def _leave(self) -> None:
-        """Send what is written from now on, and what is in buffers, nowhere."""
+        """Discard what is in buffers and all that is written from now on."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
@@ -238,7 +238,7 @@ def _interrupted(what: str, command: str | None) -> None:
 
 
 def _lines(error: Exception) -> list[str]:
-    """Return what to print of a mistake: a line each, and none that is empty."""
+    """Return what to print about a mistake: one line each, no empty ones."""
     if isinstance(error, UserError):
         return [redacted(line) for line in str(error).splitlines() if line.strip()]
     where = getattr(error, "filename", None)

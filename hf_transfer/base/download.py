@@ -24,12 +24,12 @@ class BackboneError(UserError):
 
 
 class HubError(UserError):
-    """Something that the Hub, or the way to it, does not allow; one line with the next step."""
+    """Something that the Hub, or the connection to it, refuses; one line with the next step."""
 
 
 @contextmanager
 def answering_hub() -> Iterator[None]:
-    """Use what is cached, at once, where the Hub does not answer: its client would try for long."""
+    """If the Hub does not answer, use the cache at once: its client would retry for long."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
@@ -55,7 +55,7 @@ def answering_hub() -> Iterator[None]:
 def one_line(what: str, remedy: str = RANDOM) -> Iterator[None]:
     """Turn any failure to find, fetch, read or build `what` into a BackboneError of one line.
 
-    `remedy` is what else can be done where the Hub does not give it.
+    `remedy` is what else can be done if the Hub does not deliver it.
     """
     try:
         yield
@@ -79,8 +79,8 @@ def hub_in_one_line(doing: str) -> Iterator[None]:
 
 
 def _of_hub(error: BaseException) -> str | None:
-    """Return what the Hub or the way to it refused, and what to do, by the first failure behind the
-    one that surfaced; None where it was neither."""
+    """Return what the Hub or the connection refused, and what to do, from the root cause of an
+    error; None if it was neither."""
     from urllib.error import URLError
 
     from huggingface_hub import constants, errors

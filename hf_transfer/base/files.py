@@ -152,15 +152,15 @@ def add_bytes(folder: Path, name: str, data: bytes, what: str) -> None:
 
 
 def aside(folder: Path, ending: str = "") -> Path:
-    """Return a name that nothing has, for what is written in a folder before it is put in place.
+    """Return an unused name, for what is written in a folder before it is moved into place.
 
-    Unlike files from `tempfile`, what is made with it can be read by those whom the umask lets.
+    Unlike files from `tempfile`, what is made with it is readable as the umask allows.
     """
     return folder / f".{secrets.token_hex(8)}{ending}"
 
 
 def to_disk(path: Path) -> None:
-    """Have the disk hold a file or a folder's list of names, where the platform can."""
+    """Flush a file or a folder's list of names to disk, if the platform can."""
     if path.is_dir() and sys.platform == "win32":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -172,7 +172,7 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """Turn what keeps a file or folder from being written into a WriteError of one line."""
+    """Turn an error in writing a file or folder into a WriteError of one line."""
     try:
         yield
     except UserError:
@@ -187,7 +187,7 @@ def told(path: Path) -> Iterator[None]:
 
 
 def why_unwritten(error: BaseException) -> str | None:
-    """Return why the system did not write, in its words; None for an error of another kind."""
+    """Return why the system could not write, in its words; None for an error of another kind."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error)
@@ -215,13 +215,13 @@ def owned(folder: Path) -> frozenset[str]:
 
 
 def mark(folder: Path, what: str, **facts: object) -> None:
-    """Make a folder ours, and note facts about it in its mark. Raises OSError."""
+    """Mark a folder as ours, with facts about it in its mark. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_mark(folder, what, owned(folder), **facts)
 
 
 def fact(folder: Path, name: str) -> object:
-    """Return what a folder's mark notes under a name; None where it notes nothing."""
+    """Return the fact of this name in a folder's mark; None if there is none."""
     return _read_mark(folder).get(name)
 
 
@@ -276,7 +276,7 @@ def _check_free(place: Path, names: Collection[str]) -> None:
 
 
 def _put(scratch: Path, place: Path) -> None:
-    """Put a filled folder in place of what we wrote there."""
+    """Replace what we wrote there by a filled folder."""
     if not place.exists():
         scratch.rename(place)
         return
@@ -293,7 +293,7 @@ def _put(scratch: Path, place: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Swap two folders at once, so that neither name is ever without one, where that can be."""
+    """Swap two folders atomically, so that both names always exist, if the platform can."""
     if sys.platform != "linux":
         return False
     swap = getattr(ctypes.CDLL(None), "renameat2", None)
@@ -302,7 +302,7 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _sweep(place: Path) -> None:
-    """Remove what killed processes left beside a folder that they were writing."""
+    """Remove what killed processes left next to a folder that they were writing."""
     for path in place.parent.glob(f".{_literal(place.name)}.*.part"):
         if kind_of(path) == "unfinished" and not path.is_symlink():
             with alone(path) as nobody:
@@ -315,7 +315,7 @@ def _literal(name: str) -> str:
 
 
 def remove_owned(folder: Path) -> None:
-    """Remove the files that we wrote in a folder, and what folders are empty then; no other's."""
+    """Remove the files that we wrote in a folder, and folders that are then empty; nothing else."""
     if folder.is_symlink() or kind_of(folder) is None:
         return
     names = owned(folder)

@@ -44,8 +44,8 @@ def mixed_precision() -> str:
 def check() -> None:
     """Raise UserError for a launch that would not do what was asked for, before anything is loaded.
 
-    accelerate launch --cpu starts one process, whatever number it is given; all that it leaves of
-    the number is the address at which they were to meet.
+    accelerate launch --cpu starts one process, whatever number it is given; the only trace of the
+    number is the address at which the processes were to meet.
     """
     if _on("ACCELERATE_USE_DEEPSPEED"):
         raise UserError(f"DeepSpeed {NO_DEEPSPEED}")
@@ -66,7 +66,7 @@ def check() -> None:
 
 
 def shards() -> bool:
-    """Return whether accelerate was asked to share out parameters among the processes (FSDP)."""
+    """Return whether accelerate was asked to shard parameters among the processes (FSDP)."""
     return _on("ACCELERATE_USE_FSDP")
 
 
@@ -75,9 +75,10 @@ def _on(name: str) -> bool:
 
 
 def speaker() -> str | None:
-    """Return how this process begins a line about a mistake; None where it is not to speak.
+    """Return how this process begins a line about a mistake; None if it should stay silent.
 
-    Until they have found each other all processes of a machine do the same, and one speaks for all.
+    Until they have found each other, all processes of a machine do the same, and one reports for
+    all.
     """
     if is_main():
         return ""

@@ -1,4 +1,4 @@
-"""Locks on folders: who uses one now. They end with the process, however that ends."""
+"""Locks on folders, which say who uses them. They end with the process, however it ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Hold:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[bool | None]:
-    """Keep others from holding a folder; tell whether that is so, None where there are no locks."""
+    """Keep others from holding a folder; yield whether it worked, None without locks."""
     try:
         place = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:

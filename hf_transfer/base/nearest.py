@@ -1,4 +1,4 @@
-"""What a misspelt name was perhaps meant to be."""
+"""What a misspelt name may have been meant to be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 
 def nearest(name: str, known: Collection[str], count: int = 2) -> str:
-    """Return "; nearest: a, b" for the known names that are like this one, or nothing.
+    """Return "; nearest: a, b" for the known names that are similar to this one, or nothing.
 
     Parts of a known name count as well: `lp` is near `lp_ft`.
     """

@@ -78,7 +78,7 @@ class Processes:
         return int(found)
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once all processes have called this."""
         if self.count > 1:
             import torch.distributed as dist
 
@@ -104,10 +104,10 @@ class Processes:
 
 
 class Meetings:
-    """Signs of life among processes that each work on a share of their own.
+    """Signs of life among processes that each work on their own share.
 
-    Who is at work calls `working` between its steps, and who has done its share `end`. So none
-    waits for a sign longer than for a second and a step, however long another's share takes.
+    A process calls `working` between its steps, and `end` when its share is done. So none waits for
+    a sign longer than a second and a step, however long another's share takes.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -140,7 +140,7 @@ def meet(timeout_seconds: float) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, at the very end: a wrapper that outlives this aborts."""
+    """Leave the other processes, at the very end: a wrapper that outlives this aborts."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

@@ -50,7 +50,7 @@ def row_bytes(columns: Sequence[Column]) -> int:
 
 
 def spans_of(columns: Sequence[Column], rows: int) -> list[range]:
-    """Return the rows of each shard: a matter of the entry alone, not of who computes it."""
+    """Return the rows of each shard; they depend on the entry alone, not on who computes it."""
     step = max(SHARD_ROWS, -(-rows // SHARDS))
     step = max(1, min(step, SHARD_BYTES // max(1, row_bytes(columns))))
     return [range(first, min(first + step, rows)) for first in range(0, rows, step)]
@@ -92,7 +92,7 @@ def read_shard(path: Path, column: Column) -> np.ndarray:
 
 
 def _holds(path: Path, column: Column, span: range) -> bool:
-    """Return whether a file is what was written, to the last bit; remove it where it is not."""
+    """Return whether a file is what was written, to the last bit; remove it if not."""
     sound = False
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -108,7 +108,7 @@ def _holds(path: Path, column: Column, span: range) -> bool:
 
 
 def _checked(folder: Path) -> dict[str, list[int]]:
-    """Return what the files of an entry were when they were last read and found to hold."""
+    """Return the state of an entry's files when they were last read and verified."""
     try:
         found = json.loads(read_limited(folder / CHECKED, CHECKED_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -117,7 +117,7 @@ def _checked(folder: Path) -> dict[str, list[int]]:
 
 
 def note_checked(folder: Path, paths: Iterable[Path]) -> None:
-    """Note that files hold, so that the next to open them need not read them whole."""
+    """Record that files are verified, so that the next to open them need not read them whole."""
     found = {path.name: _state(path) for path in paths}
     if found == _checked(folder):
         return
@@ -126,7 +126,7 @@ def note_checked(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def _state(path: Path) -> list[int]:
-    """Return what is another once a file was changed: size, both times and the inode.
+    """Return what changes when a file does: size, both times and the inode.
 
     The time of modification can be set to any; that of the inode's change cannot.
     """
@@ -160,7 +160,7 @@ class Builder:
                 yield span
 
     def _held(self, span: range) -> list[Path]:
-        """Return a shard's files, one for each column, if all are there and hold; else none."""
+        """Return a shard's files, one for each column, if all are there and valid; else none."""
         stems = [_stem(number, span) for number in range(len(self.columns))]
         if not self._there.keys() >= set(stems):
             self._there = _files(self.folder)

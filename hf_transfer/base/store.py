@@ -119,10 +119,10 @@ def reserve(
     root: Path,
     limit_bytes: int | None = None,
 ) -> list[Hold]:
-    """Make room for what is missing of all these entries (rows by key), and keep what is there.
+    """Make room for the missing rows of all these entries (rows by key), and keep what is there.
 
-    Nothing of theirs is removed as long as what this returns lives. Raises StoreError where they do
-    not fit together; then nothing has changed.
+    None of them is removed while what this returns is alive. Raises StoreError if they do not fit
+    together; then nothing has changed.
     """
     with _told(root):
         missing = sum(missing_rows(root / key, columns, count) for key, count in rows.items())
@@ -137,7 +137,7 @@ def reserve(
 
 
 def _allow_files(more: int) -> None:
-    """Let this process have so many more files open: each map takes one, and 1,024 are usual."""
+    """Let this process open this many more files: each map takes one, 1,024 is the usual limit."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -159,13 +159,13 @@ def build_rows(
     share: tuple[int, int] = (0, 1),
     first: float = 0.0,
 ) -> list[list[Path]]:
-    """Compute those shards of an entry that are not there or do not hold; return their files.
+    """Compute those shards of an entry that are missing or damaged; return their files.
 
     `compute(spans, write)` hands on the rows of these spans in order, some of one span at a time:
     `write` takes one array (some, …) for each column. `share` is (i, n): only every n-th shard,
-    from the i-th on, is looked at. `first`, in [0, 1), says where among the shards to begin; all
-    that another process has written meanwhile is left to it. Room has been reserved. Raises
-    StoreError where the disk is full all the same, or the folder cannot be written.
+    from the i-th on, is looked at. `first`, in [0, 1), says at which shard to begin; what another
+    process has written meanwhile is not computed. Room has been reserved. Raises StoreError if the
+    disk is full all the same, or the folder cannot be written.
     """
     spans = spans_of(columns, rows)[share[0] :: share[1]]
     begin = int(first * len(spans))

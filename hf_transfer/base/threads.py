@@ -26,7 +26,7 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Look:
-    """What the cores had done at a moment, in seconds: all of it, what was idle, what was ours."""
+    """The cores' time up to a moment, in seconds: all, idle, and this process's."""
 
     total: float
     idle: float
@@ -39,7 +39,7 @@ _fitted = False
 
 
 def prepare() -> None:
-    """Set how threads wait, and begin to look at what else computes; before torch is imported."""
+    """Set how threads wait, and start watching other load; before torch is imported."""
     global _first
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in WAITING.items():
@@ -49,11 +49,10 @@ def prepare() -> None:
 
 @contextmanager
 def fitting(count: int | None = None) -> Iterator[None]:
-    """Compute with `count` threads, or with no more than there are cores free now, until the block
-    ends.
+    """Until the block ends, compute with `count` threads, or with as many as there are free cores.
 
-    Threads that OMP_NUM_THREADS or MKL_NUM_THREADS asks for are left as they are. Sums depend in
-    their last bit on the number of threads: a run that is resumed takes the number it began with.
+    Threads that OMP_NUM_THREADS or MKL_NUM_THREADS asks for are left as they are. The last bit of a
+    sum depends on the number of threads: a resumed run takes the number that it began with.
     """
     global _fitted
     import torch
@@ -73,7 +72,7 @@ def fitting(count: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def fitting_work(multiply_adds: float) -> Iterator[None]:
-    """Compute with one thread where a batch is only so many multiply-adds; 0: not known."""
+    """Compute with one thread if a batch has few multiply-adds; 0: not known."""
     import torch
 
     before = torch.get_num_threads()
@@ -112,7 +111,7 @@ def allowed_cores() -> float:
 
 
 def _places() -> list[int]:
-    """Return the numbers of the cores that this process may run on."""
+    """Return the indices of the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

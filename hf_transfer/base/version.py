@@ -1,4 +1,4 @@
-"""The version, and what to say where another distribution lies over this one."""
+"""The version, and the message if another distribution overwrote this one."""
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""From a batch of stored pixels to what the model takes: normalised, or varied while training."""
+"""From a batch of stored pixels to the model's input: normalised, or augmented while training."""
 
 from __future__ import annotations
 

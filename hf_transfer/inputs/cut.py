@@ -1,10 +1,10 @@
 """Where a network can be cut: at the modules that train first, whose arguments are stored.
 
-What is frozen runs once for each image, up to those modules; what arrives there is stored. In every
-epoch the network's own forward runs again, with the modules before the cut answering at once and
-the stored values arriving at the cut. So skip connections, position embeddings and several heads
-need no knowledge of an architecture. What does not replay to the same logits is not cut, and
-`find_cut` says why.
+The frozen part runs once for each image, up to those modules; what arrives there is stored. In
+every epoch the network's own forward runs again: the modules before the cut return at once, and the
+stored values arrive at the cut. So skip connections, position embeddings and several heads need no
+knowledge of an architecture. A network whose replay gives other logits is not cut, and `find_cut`
+says why.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def find_cut(
 
 @torch.no_grad()
 def settle(model: nn.Module, images: Tensor) -> None:
-    """Let the network compute what it keeps from its first pass in evaluation mode on: LeViT's
-    biases, say. The passes that are compared come after it."""
+    """Let the network compute what it stores in its first evaluation pass, such as LeViT's biases,
+    before the passes that are compared."""
     model(pixel_values=images[:1])
 
 
@@ -105,7 +105,7 @@ def crossing_values(model: nn.Module, cut: Cut, pixels: Tensor) -> tuple[Tensor,
     """Return what arrives at the cut for a batch (B, C, H, W): a tensor (B, …) for each of
     `cut.stored`. The model must be in evaluation mode; nothing after the cut is computed.
 
-    Raises CutError where the network fails, or takes another way than it took when it was cut.
+    Raises CutError if the network fails, or takes another path than when it was cut.
     """
     passage = Passage(tuple(cut.arrivals))
     arrived = passage.run(model, pixels)
@@ -164,9 +164,9 @@ def _found(
 def _candidates(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, ...]], Tensor]:
     """Return where a cut is worth trying, the best first, and the logits.
 
-    First the module that trains first and those that it lies in, from the inside to the outside: a
-    residual connection goes round the inner ones. Then all outermost modules that train as a whole:
-    several heads.
+    First the module that trains first and those that contain it, from the inside to the outside: a
+    residual connection goes around the inner ones. Then all outermost modules that train as a
+    whole: several heads.
     """
     running: list[str] = []
     around: dict[str, list[str]] = {}  # the first layer, or module, that trains, and its parents
@@ -204,7 +204,7 @@ def _candidates(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, ...]]
 
 
 def _cut_at(model: nn.Module, paths: tuple[str, ...], images: Tensor) -> Cut:
-    """Return the cut there; raises CutError where what arrives follows from other images, too."""
+    """Return the cut there; raises CutError if what arrives also depends on other images."""
     record, last, whole = Record(model, paths), Passage(paths), Passage(paths)
     first = record.run(model, images[:1])
     others = last.run(model, images[-1:])
@@ -243,7 +243,7 @@ def _cut_at(model: nn.Module, paths: tuple[str, ...], images: Tensor) -> Cut:
 
 
 def _check_alone(crossing: Crossing | None, first: Tensor, last: Tensor, whole: Tensor) -> None:
-    """Raise CutError unless a batch's first and last image give alone what they give in it."""
+    """Raise CutError unless a batch's first and last image give the same values alone."""
     if crossing is None:
         check_same([first, last], [whole, whole])
     else:
@@ -270,7 +270,7 @@ def _crossing(one: Tensor, several: Tensor) -> Crossing | None:
 
 
 def _check_steps(expected: Sequence[Step], found: Sequence[Step]) -> None:
-    """Raise CutError unless a network took the same way for two batches."""
+    """Raise CutError unless a network took the same path for two batches."""
     if list(expected) == list(found):
         return
     pairs = zip(expected, found, strict=False)
@@ -307,7 +307,7 @@ def _to_training(model: nn.Module, still: Collection[nn.Module]) -> None:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Give modes, buffers and random numbers back as they were; buffers at any time, by a call."""
+    """Restore modes, buffers and random state at the end; calls restore the buffers meanwhile."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}

@@ -1,4 +1,4 @@
-"""Feature extraction: images through the frozen prefix, a batch at a time, to arrays to keep."""
+"""Feature extraction: images through the frozen prefix, a batch at a time, to arrays to store."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ CHECK_TOLERANCE = 1e-4  # between its two results: large batches are summed in a
 
 
 class FeaturesError(UserError):
-    """Features that cannot be computed once, where a recipe asks for it."""
+    """Features that cannot be cached, although a recipe asks for it."""
 
 
 class TooLargeError(FeaturesError):
-    """Features beyond what the numbers that a phase stores them in can hold."""
+    """Features too large for the number format that a phase stores them in."""
 
     def __init__(self, phase: str) -> None:
         super().__init__(
@@ -52,8 +52,8 @@ class TooLargeError(FeaturesError):
 class Extraction:
     """What leaves the prefix below a cut, for sets of images as a phase sees them.
 
-    `workers` decode images that are not stored, beside the network; `working` is called after each
-    batch.
+    `workers` decode images that are not stored while the network computes; `working` is called
+    after each batch.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Extraction:
 
     @property
     def columns(self) -> list[Column]:
-        """The arrays in which what crosses the cut is kept."""
+        """The arrays in which the values at the cut are stored."""
         found = []
         for crossing in self.cut.stored:
             dtype = str(crossing.dtype).removeprefix("torch.")
@@ -92,7 +92,7 @@ class Extraction:
             return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
 
     def variation(self, view: int | None) -> tuple[Any, ...]:
-        """Return all that a view's variation of images depends on; None varies nothing."""
+        """Return everything that a view's augmentation depends on; None augments nothing."""
         return (repr(self.augment), self.seed, view) if view is not None else ()
 
     def run(self, images: ImageSet, view: int | None, spans: Iterable[range], write: Write) -> None:
@@ -142,7 +142,7 @@ class Extraction:
     def _checked(
         self, values: Tensor, image: Tensor, alone: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Return a batch's features, after a look at those of one more image that goes with it."""
+        """Return a batch's features, checked against those of one more image in the batch."""
         found = self._features(torch.cat([values, image]))
         check_same([each[-1:] for each in found], alone, CHECK_TOLERANCE)
         return tuple(each[:-1] for each in found)
@@ -161,7 +161,8 @@ class Extraction:
         return max(1, min(most, fit // self.cut.largest))
 
     def _array(self, value: Tensor) -> np.ndarray:
-        """Return values as they are stored; numpy has no bfloat16, so its bits go as integers."""
+        """Return values as they are stored; numpy has no bfloat16, so its bits are stored as
+        integers."""
         if value.dtype == torch.bfloat16:
             return value.view(torch.int16).cpu().numpy()
         if self.half and value.dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""The name of an entry of features: a digest of all that they depend on."""
+"""The name of an entry of features: a digest of everything that they depend on."""
 
 from __future__ import annotations
 

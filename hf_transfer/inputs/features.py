@@ -72,12 +72,11 @@ def replay_of(
     sharded: bool = False,
     workers: int = 0,
 ) -> Replay | None:
-    """Return what a phase trains on in place of images, computed; None where it runs live.
+    """Return the computed features that a phase trains on instead of images; None if it runs live.
 
     `sharded` says whether the parameters will be while it trains; `workers` decode images that are
-    not stored. All processes call this together
-    and get the same answer. Raises FeaturesError where the phase insists on cached features, or on
-    an exact head, and cannot have them.
+    not stored. All processes call this together and get the same answer. Raises FeaturesError if
+    the phase requires cached features, or an exact head, and cannot have them.
     """
     processes = processes or Processes()
     cut = _cut(model, backbone, phase, still, train, evaluation, context, sharded)
@@ -102,7 +101,7 @@ def replay_of(
 
 
 def _prepared(replay: Replay | None, reason: str, meetings: Meetings) -> tuple[int, str]:
-    """Have room made and features computed, all processes together.
+    """Make room and compute features, all processes together.
 
     Returns what came of it in the worst of them, 0 where all is well, and why in this one.
     """
@@ -201,9 +200,9 @@ class Replay:
         self.work = above * phase.spec.batch_size if self.device.type == "cpu" else 0
 
     def reserve(self) -> None:
-        """Make room for all that is not stored yet, before any of it is computed.
+        """Make room for everything that is not stored yet, before any of it is computed.
 
-        Raises StoreError where it cannot be kept all together.
+        Raises StoreError if it does not fit.
         """
         weights = self._weights()
         self.entries = [self._entry(images, view, weights) for images, view in self.images]
@@ -224,7 +223,7 @@ class Replay:
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """Let the model's forward take features; its own is to be put back by the caller."""
+        """Make the model's forward take features; the caller restores its own."""
         if not self.views:
             self._open()
         with Player(self.model, self.cut) as player:

@@ -241,7 +241,7 @@ class TransferTrainer(Trainer):
         checkpoints.load_weights(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load both, at the rates that the phase has come to since it went back."""
+        """Load both, with the rates that the phase has after its rollbacks."""
         resuming.load_optimizer(self, checkpoint, super()._load_optimizer_and_scheduler)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

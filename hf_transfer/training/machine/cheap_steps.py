@@ -1,4 +1,4 @@
-"""What a step costs besides its arithmetic, left out where that changes nothing."""
+"""What a step costs besides its arithmetic, skipped where that changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AT_ONCE = 4096  # places that are Python's numbers at a time
 
 @contextmanager
 def light_steps() -> Iterator[None]:
-    """Answer from memory what the libraries ask in every step, until the block ends."""
+    """Until the block ends, remember the answers to what the libraries ask in every step."""
     absent = ASKED not in sys.modules and find_spec(ASKED) is None
     if absent:
         sys.modules[ASKED] = None  # type: ignore[assignment]  # Python's word for 'not there'
@@ -44,7 +44,7 @@ class EpochOrder(SeedableRandomSampler):
 
 
 def light_order(loader: Any) -> None:
-    """Let a prepared loader take the same images in the same order, in less memory."""
+    """Make a prepared loader draw the same images in the same order with less memory."""
     sampler = loader.get_sampler() if hasattr(loader, "get_sampler") else None
     if type(sampler) is SeedableRandomSampler and not sampler.replacement:
         loader.set_sampler(EpochOrder(sampler.data_source, data_seed=sampler.initial_seed))
@@ -55,7 +55,8 @@ def settle_sums(wrapped: Any) -> None:
 
     DistributedDataParallel rearranges its buckets after its first backward pass, and with three or
     more processes a sum depends in its last bit on the place in a bucket: the first step after
-    resuming would differ from that of the unbroken run. Here that first pass changes nothing.
+    resuming would differ from that of the unbroken run. Here that first pass is made before
+    training and changes no weights.
     """
     wrapped = getattr(wrapped, "_orig_mod", wrapped)
     if not isinstance(wrapped, DistributedDataParallel):

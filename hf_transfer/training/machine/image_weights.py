@@ -1,4 +1,4 @@
-"""Weights of a step's images: each counts once, whatever batches and processes a step is made of.
+"""Weights of a step's images: each counts once, however a step is split among processes.
 
 The last batches of an epoch are smaller, and among several processes accelerate fills them up with
 images of the first; some processes may have none of their own left.
@@ -60,8 +60,8 @@ class CountedBatches(BatchSampler):
 
 
 def count_rows(loader: Any) -> None:
-    """Let the loader of one of several processes count the rows that it shares with the others;
-    not where accelerate was told to share in another way."""
+    """Make the loader of one of several processes count the rows that it shares with the others,
+    unless accelerate was told to share them in another way."""
     shard = getattr(loader, "batch_sampler", None)
     if not isinstance(shard, BatchSamplerShard):
         return
@@ -104,10 +104,10 @@ def weighted(
 ) -> list[Batch]:
     """Return the batches of one step with only this process's own rows, and their weights.
 
-    `own` is how many rows of each batch are, `everyone` how many all `count` processes have. The
-    mean over a batch, times its weight, then averaged over batches and processes, is the mean over
-    all images of the step. A batch without an image of its own keeps those it was filled with:
-    every process has to run, and its weight is 0.
+    `own` is how many rows of each batch belong to this process, `everyone` how many all `count`
+    processes have. The mean over a batch, times its weight, then averaged over batches and
+    processes, is the mean over all images of the step. A batch without an image of its own keeps
+    those it was filled with: every process has to run, and its weight is 0.
     """
     found = []
     for batch, rows in zip(batches, own, strict=True):

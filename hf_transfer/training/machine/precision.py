@@ -35,11 +35,11 @@ USUAL = "channels_last"  # ResNet-10-T: 1.2 times as fast on a CPU
 
 
 def settle(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
-    """Bring the model into its memory layout; return {"precision", "layout"} and what was measured.
+    """Set the model's memory layout; return {"precision", "layout"} and what was measured.
 
-    Only `precision: auto` is measured, once in a run: the choice is written into its folder, and
-    resuming reads it. What `accelerate launch --mixed_precision` was told stands for `auto`, and
-    for nothing else.
+    Only `precision: auto` is measured, once in a run: the choice is written to its folder and read
+    when the run is resumed. The setting of `accelerate launch --mixed_precision` replaces `auto`,
+    and nothing else.
     """
     choice: dict[str, Any] = {"precision": recipe.precision, "layout": USUAL}
     if recipe.precision == "auto":

@@ -1,8 +1,8 @@
 """Sharded parameters (experimental): FSDP2 as accelerate sets it up, while a phase trains.
 
-Between phases the model is whole and plain, the same in all processes: what freezes, proves, saves
-and publishes it knows nothing of shards. While a phase trains, its place is taken by a copy whose
-parameters are sharded again, so that what trains is fixed when accelerate sees it.
+Between phases the model is whole, plain and the same in all processes: the code that freezes,
+proves, saves and publishes it knows nothing about shards. While a phase trains, a copy with newly
+sharded parameters takes its place, so that what trains is fixed when accelerate sees it.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def asked(
 
 
 def unit_classes(model: nn.Module, prefix: str, groups: LayerGroups) -> set[str]:
-    """Return the names of the classes of which each module is gathered on its own: blocks.
+    """Return the names of the classes whose modules are gathered one by one: blocks.
 
-    A block is the outermost module of a group, behind the stem, that is no mere list or sequence
-    and has at least two parts with matrices. Empty where the network has none, as VGG.
+    A block is the outermost module of a group, behind the stem, that is not just a list or sequence
+    and has at least two parts with matrices. Empty if the network has none, like VGG.
     """
 
     def blocks(module: nn.Module) -> Iterator[str]:
@@ -116,8 +116,8 @@ class Sharding(Part):
 
     @contextmanager
     def during(self, trainer: Trainer, state: PhaseState) -> Iterator[None]:
-        """Let the copy train, where that is asked for; then the model is what the copy came to, in
-        every process."""
+        """Train the copy, if sharding is on; afterwards the model has the copy's weights, in every
+        process."""
         if not self.asked:
             yield
             return
@@ -162,7 +162,7 @@ def _none() -> None:
 
 
 def gather_none(model: nn.Module) -> None:
-    """Have every parameter sharded: an evaluation leaves some gathered, as plain tensors."""
+    """Shard every parameter: an evaluation leaves some gathered, as plain tensors."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -177,7 +177,8 @@ def one_whole(tensor: torch.Tensor) -> torch.Tensor:
 def whole(tensors: Mapping[str, torch.Tensor], keep: bool = True) -> dict[str, torch.Tensor]:
     """Return tensors with all their parts, on the CPU where they were sharded.
 
-    All processes call this together; those without `keep` help, and get nothing of what is sharded.
+    All processes call this together; those without `keep` take part and get nothing that is
+    sharded.
     """
     found = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Batches of one image, which leave a BatchNorm layer over 1 x 1 places one value a channel."""
+"""Batches of one image, in which BatchNorm over 1 x 1 positions sees one value per channel."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_single_images(trainer: Seam, phases: Sequence[Phase], sync: bool) -> N
 
 
 def _single_valued(trainer: Seam) -> set[str]:
-    """Return the names of layers that one image gives one value a channel."""
+    """Return the names of layers that see one value per channel of a single image."""
     found: set[str] = set()
 
     def watch(path: str) -> Any:

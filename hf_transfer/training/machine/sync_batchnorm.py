@@ -1,8 +1,8 @@
 """Batch statistics over the images of all processes, as if one process had the whole batch.
 
-nn.SyncBatchNorm takes no CPU tensors and stands in a layer's place; here the layers stay, and with
-them their groups, optimizer and proof. One path serves all devices, at the price of a few passes
-over what comes to a layer that a kernel of its own would save.
+nn.SyncBatchNorm takes no CPU tensors and replaces a layer; here the layers stay, and with them
+their groups, optimizer and proof. One path serves all devices, at the price of a few passes over a
+layer's input that a kernel of its own would save.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class SharedStatistics(Part):
 
     @contextmanager
     def during(self, trainer: Trainer, state: PhaseState) -> Iterator[None]:
-        """Let them, until the block ends, where that was asked for and there are others."""
+        """Make them do so until the block ends, if that was asked for and there are other
+        processes."""
         with ExitStack() as stack:
             if self.asked and self.here.count > 1:
                 still = set(state.still_modules)
@@ -71,8 +72,8 @@ def _sharing(path: str, layer: nn.Module, state: PhaseState, here: Processes) ->
 
 
 class _Shared(TorchFunctionMode):
-    """Answers what a layer asks of F.batch_norm while training; `counts`: whether the batch here is
-    of images of this process's own, and not there only because every process has to run."""
+    """Stands in for F.batch_norm while training; `counts`: whether this batch holds images of this
+    process, and is not there only because every process has to run."""
 
     def __init__(self, here: Processes, counts: bool) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class _Shared(TorchFunctionMode):
 
 def statistics(x: Tensor, counts: bool, here: Processes) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and biased variance (C,), in float32 at least, of the values (B, C, …) of all
-    processes, and their number for each channel (). Where it `counts` not, x is left out.
+    processes, and their number for each channel (). Unless it `counts`, x is left out.
 
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983.
     """

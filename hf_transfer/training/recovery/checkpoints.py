@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, and verified before they are used.
 
-A folder is written aside, in `unfinished/`. manifest.json, its last file, holds the size and sha256
+A folder is first written in `unfinished/`. manifest.json, its last file, holds the size and sha256
 of every other; then the folder is renamed into place. `checkpoint-end` is the end of a phase: its
-weights and its report. Where it is whole, the phase is done.
+weights and its report. If it is complete, the phase is done.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found whole, and what its manifest says of the run it is of."""
+    """A complete checkpoint, and what its manifest says about its run."""
 
     folder: Path
     about: dict[str, Any]
@@ -65,10 +65,11 @@ def write(
     about: Mapping[str, Any],
     processes: Processes,
 ) -> None:
-    """Write `folder`/`name`: every process fills a folder aside, which the first then renames.
+    """Write `folder`/`name`: every process writes into a temporary folder, which the first then
+    renames.
 
-    Raises CheckpointError, in all processes, where one of them cannot write; then nothing is left
-    of it and what was there before still is.
+    Raises CheckpointError, in all processes, if one of them cannot write; then nothing is left of
+    it, and what was there before is unchanged.
     """
     aside = folder / ASIDE / name
     failure = _tried(lambda: _prepare(aside)) if processes.main else None
@@ -96,20 +97,20 @@ def _prepare(aside: Path) -> None:
 
 
 def _begin(aside: Path) -> None:
-    """Make the folder of what is unfinished ours. Raises OSError where it is another's."""
+    """Mark the folder of unfinished checkpoints as ours. Raises OSError if it is another's."""
     if os.path.lexists(aside) and kind_of(aside) != ASIDE:
         raise FileExistsError(errno.EEXIST, f"hf_transfer did not write {aside}; move it away")
     mark(aside, ASIDE)
 
 
 def _clear(aside: Path) -> None:
-    """Remove what a killed process has left unfinished, and nothing of others."""
+    """Remove what a killed process left unfinished, and nothing else."""
     if kind_of(aside) == ASIDE and not aside.is_symlink():
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _seal(aside: Path, place: Path, about: Mapping[str, Any]) -> None:
-    """Write the manifest, have the disk hold everything, and rename the folder into place."""
+    """Write the manifest, flush everything to disk, and rename the folder into place."""
     files = {}
     for path in sorted(aside.iterdir()):
         files[path.name] = _size_and_hash(path)
@@ -126,7 +127,7 @@ def _seal(aside: Path, place: Path, about: Mapping[str, Any]) -> None:
 
 
 def _tried(write: Callable[[], None]) -> BaseException | None:
-    """Return what kept a function from writing, or None; any other failure goes through."""
+    """Return the error that kept a function from writing, or None; other errors propagate."""
     try:
         write()
     except Exception as error:  # of any class: writers in Rust and C++ have their own
@@ -171,7 +172,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def load_best(folder: Path, device: torch.device) -> dict[str, torch.Tensor] | None:
-    """Return the best weights of the phase so far, as they were saved beside a checkpoint."""
+    """Return the best weights of the phase so far, which were saved with a checkpoint."""
     path = folder / BEST
     if not path.is_file():
         return None
@@ -182,7 +183,7 @@ def load_best(folder: Path, device: torch.device) -> dict[str, torch.Tensor] | N
 
 
 def read(folder: Path) -> Checkpoint | None:
-    """Return a checkpoint if every file is as its manifest says, else None; a torn one is named."""
+    """Return a checkpoint if all files are as its manifest says, else None; log a torn one."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         for name, recorded in manifest["files"].items():
@@ -201,7 +202,7 @@ def read(folder: Path) -> Checkpoint | None:
 
 
 def about_of(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its run, whole or not; nothing where it has no manifest."""
+    """Return what a checkpoint says about its run, complete or not; nothing without a manifest."""
     try:
         return dict(json.loads((path / MANIFEST).read_text())["about"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -209,13 +210,13 @@ def about_of(path: Path) -> dict[str, Any]:
 
 
 def whole(folder: Path) -> Iterator[Checkpoint]:
-    """Yield the whole checkpoints of a phase under way, the newest first."""
+    """Yield the complete checkpoints of a phase in progress, the newest first."""
     found = (read(path) for path in numbered(folder))
     return (checkpoint for checkpoint in found if checkpoint is not None)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest whole checkpoint of a phase under way, or None."""
+    """Return the newest complete checkpoint of a phase in progress, or None."""
     return next(whole(folder), None)
 
 
@@ -230,7 +231,7 @@ def drop(folder: Path, keep: int = 0, good: int = 0, end: bool = False) -> None:
 
 
 def remove(folder: Path, paths: Iterable[Path]) -> None:
-    """Remove those of some checkpoints of a phase that this module wrote, each whole or not."""
+    """Remove those of the given checkpoints of a phase that this module wrote, complete or not."""
     aside = folder / ASIDE
     own = [path for path in paths if (path / MANIFEST).is_file() and not path.is_symlink()]
     _clear(aside)
@@ -242,7 +243,7 @@ def remove(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """Return the checkpoints of a phase under way, the newest first."""
+    """Return the checkpoints of a phase in progress, the newest first."""
     found = {
         int(match[1]): path
         for path in folder.glob("checkpoint-*")

@@ -1,4 +1,4 @@
-"""A loss that is not finite any more, or that explodes: the phase ends there, and says where."""
+"""A loss that is no longer finite, or that explodes: the phase ends there, and says where."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXPLODED = 1e3  # times the first loss that was logged, or 1: what comes next is
 
 
 class DivergedError(UserError):
-    """The loss exploded, or is no number any more: the rate is too high, or the data bad."""
+    """The loss exploded or is no longer a number: the rate is too high, or the data is bad."""
 
 
 class Divergence(TrainerCallback):
@@ -67,8 +67,8 @@ def check_finite(
 
 
 def good(state: TrainerState) -> bool:
-    """Return whether a phase that diverges later may go back to where it is now: to the end of an
-    epoch, as the clock has no part in where those are, with a loss not above the first."""
+    """Return whether a phase that diverges later may go back to this point: the end of an epoch
+    (which does not depend on the clock), with a loss not above the first."""
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     return float(state.epoch or 0.0).is_integer() and losses[-1:] <= losses[:1]
 

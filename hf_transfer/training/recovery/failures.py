@@ -1,4 +1,4 @@
-"""Failures of a run, in one line: what died, ran out or went missing, and what to do."""
+"""Failures of a run in one line: what died, ran out or is missing, and what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MISSING = re.compile(r"No such file or directory: '([^']*)'")
 
 
 class LostError(UserError):
-    """Another process of the run does not answer any more."""
+    """Another process of the run no longer answers."""
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def told() -> Iterator[None]:
 
 
 def in_one_line(error: BaseException, phase: Phase | None, here: Processes) -> UserError | None:
-    """Return what a user should read of an error in a run; None where it is a defect."""
+    """Return the line that a user should read about an error in a run; None if it is a defect."""
     text = str(error)
     if isinstance(error, UserError):  # torch puts a worker's traceback before what it said
         line = text.strip().splitlines()[-1].partition("Error: ")[2]

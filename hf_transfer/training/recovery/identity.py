@@ -1,4 +1,4 @@
-"""What a run is made of, in short: a run that is resumed must be made of the same."""
+"""Digests of what a run is made from: a resumed run must be made from the same."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def made_of(
 ) -> dict[str, Any]:
     """Return what a run starts from, by name: weights, seed, precision, images and labels.
 
-    With `read_all` images are read again from their files, whatever is known of them: what the
-    command line's --resume does. A head that is new may have other values.
+    With `read_all` the images are read from their files again, even if their digests are known: the
+    command line's --resume does so. A new head may have other values.
     """
     weights = proof.fingerprint(model, backbone.prefix)
     return {

@@ -24,12 +24,12 @@ NAMES = {CALLED: "SIGTERM", INTERRUPTED: "Ctrl-C"}
 
 
 class Interruption(TrainerCallback):
-    """Asks for checkpoints, and ends the process after SIGTERM or Ctrl-C; one for all phases.
+    """Requests checkpoints, and ends the process after SIGTERM or Ctrl-C; one for all phases.
 
     A second Ctrl-C, or one while no steps are taken, ends the process at once.
 
-    A checkpoint is never asked for between the last step of an epoch and its evaluation, nor at
-    the end of a phase: training that goes on from it sees what the unbroken one saw.
+    No checkpoint is requested between the last step of an epoch and its evaluation, nor at the end
+    of a phase: so training that resumes from it sees what an uninterrupted one sees.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Interruption(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self, phase: Phase) -> Iterator[None]:
-        """Note a signal instead of dying of it, where there is a checkpoint to write."""
+        """Record a signal instead of ending, if there is a checkpoint to write first."""
         self.phase, self.saved_at, self.postponed = phase, time.monotonic(), False
         if not self.saves or threading.current_thread() is not threading.main_thread():
             yield
@@ -74,14 +74,14 @@ class Interruption(TrainerCallback):
     # --- what Trainer calls -------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Have the workers leave signals to this process."""
+        """Make the workers leave signals to this process."""
         self.stepping = True
         loader = kwargs.get("train_dataloader")
         if loader is not None and getattr(loader, "num_workers", 0):
             loader.worker_init_fn = _Deaf(loader.worker_init_fn)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint, where none is asked for later in this epoch."""
+        """Request a checkpoint, unless one follows later in this epoch."""
         if state.global_step >= state.max_steps:
             control.should_save = False
         elif float(state.epoch).is_integer():  # the epoch's log and evaluation are to come
@@ -90,21 +90,21 @@ class Interruption(TrainerCallback):
             control.should_save = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint of the epoch."""
+        """Request a checkpoint at the end of the epoch."""
         if state.global_step >= state.max_steps:
             control.should_save = False
         elif self._reason() or self.postponed or self._goes_back():
             control.should_save, self.postponed = True, False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint where a signal came during the evaluation."""
+        """Request a checkpoint if a signal came during the evaluation."""
         if control.should_training_stop or state.global_step >= state.max_steps:
             control.should_save = False
         elif not control.should_save and self._reason() >= CALLED:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave, where that is what the checkpoint was for."""
+        """End the process, if the checkpoint was written for that."""
         self.saved_at = time.monotonic()
         if self.leaving:
             self.leave(f"saved checkpoint-{state.global_step} of {args.output_dir}")
@@ -126,7 +126,7 @@ class Interruption(TrainerCallback):
         return self.saves and self.phase is not None and self.phase.spec.on_nan == "rollback"
 
     def leave(self, done: str) -> None:
-        """End the process as the signal asked, saying where it stands.
+        """End the process as the signal asked, and say what was saved.
 
         Raises KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
         """
@@ -143,14 +143,14 @@ class Interruption(TrainerCallback):
         raise SystemExit(STOPPED)
 
     def left(self) -> bool:
-        """Return whether any process was called to stop; all of them call this together."""
+        """Return whether any process was told to stop; all processes call this together."""
         self.leaving = self.processes.most(max(self.called, self.leaving)) if self.saves else 0
         return self.leaving > 0
 
 
 class _Deaf:
-    """Makes a worker ignore signals, which often come to all processes of a job at once: the
-    training process needs its workers until the checkpoint is written, and ends them itself."""
+    """Makes a worker ignore signals, which often go to all processes of a job at once: the training
+    process needs its workers until the checkpoint is written, and then ends them itself."""
 
     def __init__(self, start: Any) -> None:
         self.start = start

@@ -1,4 +1,4 @@
-"""Where a run that was interrupted goes on: its finished phases, and the one under way."""
+"""Where an interrupted run continues: its finished phases, and the one in progress."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 def about_phase(phase: Phase, start: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint of a phase says of itself: the phase, the weights that it starts
-    from (`start`, a digest), and what holds for the whole run."""
+    """Return what a checkpoint of a phase records: the phase, the weights that it starts from
+    (`start`, a digest), and the facts of the whole run."""
     plain = json.loads(json.dumps(phase.to_dict()))
     return {**run, "phase": plain, "start": start}
 
@@ -56,9 +56,9 @@ def check_shared(folder: Path, found: bool, processes: Processes) -> None:
 
 
 def interrupted(folder: Path, about: Mapping[str, Any], processes: Processes) -> Checkpoint | None:
-    """Return the newest whole checkpoint of a phase, or None where the phase starts over.
+    """Return the newest complete checkpoint of a phase, or None if the phase starts over.
 
-    Raises CheckpointError where it is of another run, or of another number of processes.
+    Raises CheckpointError if it belongs to another run, or to another number of processes.
     """
     checkpoint = checkpoints.newest(folder)
     check_shared(folder, checkpoint is not None, processes)
@@ -76,9 +76,9 @@ def interrupted(folder: Path, about: Mapping[str, Any], processes: Processes) ->
 
 @contextmanager
 def alone(folder: Path, processes: Processes, saves: bool) -> Iterator[None]:
-    """Let no other run write to the folder of a phase, where this one `saves` anything.
+    """Keep other runs from writing to the folder of a phase, if this one `saves` anything.
 
-    Raises UserError, in all processes, that says who does.
+    Raises UserError, in all processes, that says who is writing there.
     """
     with ExitStack() as stack:
         problem: UserError | None = None
@@ -96,7 +96,7 @@ def alone(folder: Path, processes: Processes, saves: bool) -> Iterator[None]:
 def take_up(state: PhaseState, processes: Processes) -> Checkpoint | None:
     """Return the checkpoint that a phase continues from, or None where it starts over.
 
-    The best weights so far are back, and the loss since the last log.
+    The best weights so far and the loss since the last log are restored.
     """
     checkpoint = interrupted(state.folder, state.about, processes)
     if checkpoint is not None:
@@ -117,7 +117,7 @@ def save_optimizer(trainer: Seam, folder: str, own: Callable[[str], None]) -> No
 
 
 def load_optimizer(trainer: Seam, checkpoint: str | None, own: Callable[[str], None]) -> None:
-    """Load both, at the rates that the phase has come to since it went back."""
+    """Load both, with the rates that the phase has after its rollbacks."""
     if checkpoint is None:
         return
     optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
@@ -169,10 +169,10 @@ def keep(
 
 
 def _continues(checkpoint: Checkpoint, about: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint is of this run and starts from the weights that there are.
+    """Return whether a checkpoint belongs to this run and starts from the present weights.
 
-    The first phase may start from another head: the values of its own are in the checkpoint.
-    Raises CheckpointError, naming what differs, where it is of another run.
+    The first phase may start from another head: the checkpoint holds the values that count. Raises
+    CheckpointError, naming what differs, where it is of another run.
     """
     was = {key: checkpoint.about.get(key) for key in about}
     same_start = was["start"] == about["start"] or about["phase"]["index"] == 1

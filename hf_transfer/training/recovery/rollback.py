@@ -1,10 +1,10 @@
-"""A phase whose loss is no number any more: back to its last good checkpoint, at lower rates.
+"""A phase whose loss is no longer a number goes back to its last good checkpoint, at lower rates.
 
 Good is the end of an epoch at which the weights, the optimizer and the loss were finite, and the
-loss not above the first that was logged. Where the phase diverges again before there is another, it
-goes on from the one before; without any, from the weights that it started with. The steps that it
-went back to are kept in its folder, written before anything is removed: a run that is killed and
-resumed goes back where the unbroken one does.
+loss not above the first that was logged. If the phase diverges again before there is another, it
+continues from the one before; without any, from the weights that it started with. The steps that it
+went back to are stored in its folder before anything is removed: so a run that is killed and
+resumed goes back to where an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def went_back_to(folder: Path) -> tuple[int, ...]:
 
 
 def begin_anew(folder: Path, rollbacks: int) -> None:
-    """Remove what the folder of a phase that begins at its start holds, of another run perhaps."""
+    """Remove what an earlier run left in the folder of a phase that begins from its start."""
     checkpoints.drop(folder, end=True)
     if not rollbacks:
         (folder / NOTE).unlink(missing_ok=True)
@@ -50,12 +50,12 @@ def last_good(folder: Path, past: Sequence[int], saves: bool, processes: Process
 
 
 def note(folder: Path, past: Sequence[int]) -> None:
-    """Write down the steps that a phase went back to so far."""
+    """Store the steps that a phase went back to so far."""
     write_text(folder / NOTE, json.dumps({"went back to": past}) + "\n")
 
 
 def forget(folder: Path, past: Sequence[int]) -> None:
-    """Remove the checkpoints from which a phase went back; again, should this have been killed."""
+    """Remove the checkpoints from which a phase went back; repeated if it was killed meanwhile."""
     if past:
         said = {path: checkpoints.about_of(path) for path in checkpoints.numbered(folder)}
         left = [
@@ -74,7 +74,7 @@ def slowed(phase: Phase, times: int) -> Phase:
 
 
 def slow_down(optimizer: Any, scheduler: Any, times: int) -> None:
-    """Divide the rates that come from a checkpoint, as often as its phase went back since."""
+    """Divide the rates that come from a checkpoint, once for each rollback since."""
     scale = FACTOR**-times
     for group in optimizer.param_groups:
         group.update({key: group[key] * scale for key in ("lr", "initial_lr") if key in group})
@@ -84,7 +84,7 @@ def slow_down(optimizer: Any, scheduler: Any, times: int) -> None:
 
 
 def said(error: Exception, phase: Phase, step: int) -> str:
-    """Return what to say of a phase that goes back."""
+    """Return the line about a phase that goes back."""
     what = str(error).partition(";")[0]
     to = f"goes on from step {step}" if step else "begins again from the weights it started with"
     rate = phase.spec.head_lr / FACTOR
