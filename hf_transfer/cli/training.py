@@ -54,7 +54,8 @@ def _train(args: argparse.Namespace) -> None:
 
     launch.check()
     if args.report_to:
-        args.set.append(f"report_to=[{', '.join(args.report_to)}]")
+        names = args.report_to
+        args.set.append(f"report_to={names[0] if len(names) == 1 else names}")
     if is_auto(args.recipe):
         return _auto(args)
     args.set += _plain_options(args)

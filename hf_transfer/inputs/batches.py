@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,12 +61,15 @@ def training_inputs(
     return {"pixel_values": pixels, "labels": labels, "soft_labels": soft}
 
 
-def check_first_item(images: Any, what: str, image: ImageSettings) -> None:
+def check_first_item(
+    images: Any, what: str, image: ImageSettings, labels: Sequence[str] = ()
+) -> Any:
     """Raise UserError unless the first item of `what`, such as "the training set", is one that
-    `collate` and a step can take. A set that can only be gone through is not looked at.
+    `collate` and a step can take; return its label, which one of `labels` may name, too. A set that
+    can only be gone through is not looked at: its label is an empty array.
     """
     if isinstance(images, IterableDataset) or not hasattr(images, "__getitem__"):
-        return
+        return ()
     remedy = "each item is a dictionary with pixel_values (C, H, W) and labels; or use load_data"
     with untrusted(f"the first item of {what}", remedy):
         item = images[0]
@@ -75,12 +78,13 @@ def check_first_item(images: Any, what: str, image: ImageSettings) -> None:
     key = next((key for key in ("pixels", "pixel_values") if key in item), None)
     if key is None:
         raise UserError(f"{what} gives {', '.join(map(repr, item)) or 'nothing'}; {remedy}")
-    if not any(name in item for name in ("labels", "label", "label_ids")):
+    named = [name for name in (*labels, "labels", "label", "label_ids") if name in item]
+    if not named:
         raise UserError(f"{what} gives no labels, but {', '.join(map(repr, item))}; {remedy}")
     if key == "pixels":
         with untrusted(f"the first item of {what}", remedy):
             check_pixels(torch.as_tensor(item[key])[None], image)
-        return
+        return item[named[0]]
     shape = getattr(item[key], "shape", None)
     if shape is None:
         raise UserError(f"{what} gives {_kind(item[key])} as {key}; {remedy}")
@@ -89,6 +93,7 @@ def check_first_item(images: Any, what: str, image: ImageSettings) -> None:
             f"{what} gives {key} of shape {tuple(shape)}, and the model takes {image.channels} "
             f"channels; {remedy}"
         )
+    return item[named[0]]
 
 
 def _kind(value: Any) -> str:

@@ -55,7 +55,13 @@ def collate(batch: Any) -> dict[str, Any]:
     """
     if isinstance(batch, dict):
         return batch
-    if not all(isinstance(item, Mapping) and "pixels" in item for item in batch):
+    stored = [isinstance(item, Mapping) and "pixels" in item for item in batch]
+    if any(stored) and not all(stored):
+        raise UserError(
+            "a batch holds stored pixels of an ImageSet beside other items; make all data sets "
+            "with load_data, or let all of them give pixel_values"
+        )
+    if not all(stored):
         return dict(default_data_collator(list(batch)))
     shapes = {tuple(item["pixels"].shape) for item in batch}
     if len(shapes) > 1:

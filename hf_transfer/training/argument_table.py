@@ -14,6 +14,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.data.image_set import ImageSet
 from hf_transfer.recipe import stopping
 from hf_transfer.training.trackers import check_trackers
 
@@ -29,7 +30,13 @@ HONOURED = (
     *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id"),
     *("trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
     *("per_device_eval_batch_size", "prediction_loss_only", "eval_use_gather_object"),
-    *("eval_accumulation_steps", "include_for_metrics", "save_strategy", "save_steps"),
+    *(
+        "batch_eval_metrics",
+        "eval_accumulation_steps",
+        "include_for_metrics",
+        "save_strategy",
+        "save_steps",
+    ),
     *("save_on_each_node", "save_total_limit"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip"),
     *("restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed"),
@@ -56,7 +63,6 @@ A_PHASES = {  # and the key of a phase that says it
 }
 REFUSED = {
     "auto_find_batch_size": "batch_size is a phase's; where memory is short, the error says which",
-    "batch_eval_metrics": "metrics are of all images together",
     "bf16_full_eval": "it would leave the weights in half precision; use bf16",
     "fp16_full_eval": "it would leave the weights in half precision; use fp16",
     "deepspeed": "it is not supported; to shard parameters use FSDP2",
@@ -96,13 +102,12 @@ OF_TRAINER = {
         (
             *("model", "args", "data_collator", "train_dataset", "eval_dataset"),
             *("processing_class", "compute_loss_func", "compute_metrics", "callbacks"),
-            *("optimizer_cls_and_kwargs", "preprocess_logits_for_metrics"),
+            *("optimizer_cls_and_kwargs", "preprocess_logits_for_metrics", "model_init"),
         ),
         "honoured",
     ),
     "optimizers": "refused, because each phase builds its own from its groups and rates; write "
     "optimizer and schedule in the phases, or pass optimizer_cls_and_kwargs",
-    "model_init": "refused, because a run trains one model; make it and pass model",
 }
 
 
@@ -143,10 +148,15 @@ def check_arguments(args: TrainingArguments, own: Mapping[str, Any]) -> None:
             raise UserError(f"{name}={refused!r} is refused, because {because}")
     check_trackers(args.report_to)
     _check_best(args)
-    _check_own(own)
+    _check_own(own, args.include_for_metrics)
 
 
-def _check_own(own: Mapping[str, Any]) -> None:
+def _check_own(own: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
+    if "inputs" in metrics and isinstance(own.get("eval_dataset"), ImageSet):
+        raise UserError(
+            "include_for_metrics=['inputs'] needs a validation set of pixel_values, and an "
+            "ImageSet gives stored pixels; remove it, or pass a data set of your own"
+        )
     if own.get("preprocess_logits_for_metrics") and not own.get("compute_metrics"):
         raise UserError(
             "preprocess_logits_for_metrics needs compute_metrics, because the usual metrics take "

@@ -65,6 +65,10 @@ def resolved_phases(
 
 def own_arguments(args: TrainingArguments | None) -> TrainingArguments:
     """Return a copy of a user's arguments with what holds for every phase."""
+    if not isinstance(args, TrainingArguments | None):
+        raise UserError(
+            f"args are of type {type(args).__name__}; pass transformers' TrainingArguments('run')"
+        )
     args = copy.copy(args) if args is not None else TrainingArguments("run")
     for name, (value, _) in ALWAYS.items():
         setattr(args, name, value)

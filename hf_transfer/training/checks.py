@@ -10,11 +10,11 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.cache import room
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import StoredPixels
 from hf_transfer.inputs.batches import check_first_item
 from hf_transfer.inputs.model_input import collate
@@ -24,7 +24,8 @@ from hf_transfer.planning.steps import check_warmup
 from hf_transfer.recipe import stopping
 from hf_transfer.recipe.conflicts import phase_conflicts
 from hf_transfer.recipe.specs import Augment, PhaseSpec
-from hf_transfer.training.labels import check_labels
+from hf_transfer.training.given import Renamed
+from hf_transfer.training.labels import check_class, check_labels
 from hf_transfer.training.outcome import metric_names
 from hf_transfer.training.seam import Seam
 
@@ -77,7 +78,7 @@ def check_run(trainer: Seam) -> None:
     check_phases(trainer.phases, train, evaluation, metrics, own, trainer.loss.task, loss)
     check_labels(train, "the training set", labels)
     check_labels(evaluation, "the validation set", labels)
-    check_items(train, evaluation, trainer.data_collator, trainer.backbone.image)
+    check_items(train, evaluation, trainer.data_collator, trainer.backbone)
     images = len(train) if hasattr(train, "__len__") else 0
     check_warmup(trainer.phases, images, trainer.processes.count)
 
@@ -114,12 +115,17 @@ def check_phases(
         raise UserError("\n".join(problems))
 
 
-def check_items(train: Any, evaluation: Any, collator: Any, image: ImageSettings) -> None:
+def check_items(train: Any, evaluation: Any, collator: Any, backbone: Backbone) -> None:
     """Raise UserError where the first item of a set is none that a step can take; another
     collator than ours may make anything of it."""
+    own = (collator.name,) if isinstance(collator, Renamed) else ()
+    if getattr(collator, "collator", collator) is not collate:
+        return
     for what, images in {"training": train, "validation": evaluation}.items():
-        if collator is collate and images is not None and not isinstance(images, dict):
-            check_first_item(images, f"the {what} set", image)
+        if images is not None and not isinstance(images, dict):
+            label = check_first_item(images, f"the {what} set", backbone.image, own)
+            if backbone.task == "classification":
+                check_class(label, f"the {what} set", len(backbone.labels))
 
 
 def check_features(

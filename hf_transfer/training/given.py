@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.base.errors import UserError
+from hf_transfer.data.image_set import ImageSet
+from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.inputs.model_input import collate
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
 from hf_transfer.training.labels import names_of
 from hf_transfer.training.recovery import checkpoints
 
+USUAL_SIDE = 224  # pixels that a bare module sees, where the images have as many
 
-def given_model(model: Any, images: Any) -> nn.Module:
-    """Return the model; a name such as timm/resnet50 is loaded for the labels of `images`."""
+
+def given_model(model: Any, images: Any, init: Any = None) -> nn.Module:
+    """Return the model, or what `init` makes; a name such as timm/resnet50 is loaded for the labels
+    of `images`."""
+    if init is not None:
+        if model is not None or not callable(init):
+            raise UserError("model_init is a function that returns a model; pass it or model")
+        model = init()
     if isinstance(model, nn.Module):
         return model
     if not isinstance(model, str | Path):
@@ -37,6 +48,63 @@ def given_model(model: Any, images: Any) -> nn.Module:
     return load_backbone(str(path) if path.is_dir() else str(model), labels)
 
 
+def given_layers(head: Any, groups: Any) -> tuple[Any, Any]:
+    """Return `head` as a list of patterns and `groups` as a mapping of such lists."""
+    if groups is not None and not isinstance(groups, Mapping):
+        raise UserError(
+            f"groups are {_kind(groups)}; pass layers by name, from input to output: "
+            "{'stem': ['conv1.*'], …, 'head': ['fc.*']}"
+        )
+    named = {name: _patterns(own) for name, own in (groups or {}).items()}
+    return (None if head is None else _patterns(head)), (named or None)
+
+
+def _patterns(given: Any) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def seen(model: nn.Module, images: Any) -> ImageSettings | None:
+    """Return what a bare module sees, by the images of an ImageSet, which it is to train on; None
+    for a model that says so itself."""
+    if isinstance(model, PreTrainedModel) or hasattr(model, "config"):
+        return None
+    if hasattr(model, "backbone") or not isinstance(images, ImageSet):
+        return None
+    side, channels = images.pixels.shape[2:]
+    usual = ImageSettings(min(side, USUAL_SIDE))
+    if channels == usual.channels:
+        return usual
+    return replace(usual, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+
+
+class Renamed:
+    """A collator of items whose labels have another name, which `label_names` gives."""
+
+    def __init__(self, collator: Callable[[Any], dict[str, Any]], name: str) -> None:
+        self.collator, self.name = collator, name
+
+    def __call__(self, items: Any) -> dict[str, Any]:
+        """Return a batch with "labels"."""
+        batch = dict(self.collator(items))
+        if self.name in batch:
+            batch["labels"] = batch.pop(self.name)
+        return batch
+
+
+def given_collator(collator: Any, args: TrainingArguments, images: Any) -> Any:
+    """Return the collator, ours where there is none; it gives "labels", whatever `label_names` says
+    they are called in the items of a user's own set."""
+    collator, names = collator or collate, [*(args.label_names or ())]
+    args.label_names = ["labels"]
+    if isinstance(images, ImageSet) or not set(names) - {"labels", "label", "label_ids"}:
+        return collator
+    if len(names) > 1:
+        raise UserError(
+            f"label_names {names}: an image has one label, or one array of them; name one"
+        )
+    return Renamed(collator, names[0])
+
+
 def given_phases(phases: Any) -> Sequence[Any]:
     """Return phases as a sequence; a recipe's name or file stands for its phases, and one phase
     for itself."""
@@ -49,6 +117,11 @@ def given_phases(phases: Any) -> Sequence[Any]:
             f"phases are {_kind(phases)}; pass a list such as [{{'train': 'head', 'epochs': 10}}], "
             "or the name of a recipe"
         )
+    for number, phase in enumerate(phases, 1):
+        if not isinstance(phase, Mapping | PhaseSpec | GradualSpec | Phase):
+            raise UserError(
+                f"phase {number} is {_kind(phase)}; write {{'train': 'head', 'epochs': 10}}, say"
+            )
     return phases
 
 
@@ -75,6 +148,8 @@ def given_resume(resume: Any, out: str) -> bool:
     """
     if isinstance(resume, bool | None):
         return bool(resume)
+    if not isinstance(resume, str | Path):
+        raise UserError(f"resume_from_checkpoint is {_kind(resume)}; pass True or a path")
     path, folder = Path(resume).expanduser().resolve(), Path(out).expanduser().resolve()
     if path != folder and folder not in path.parents:
         raise UserError(

@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.errors import UserError
 
 COLUMNS = ("labels", "label", "label_ids")
+IGNORED = -100  # torch's label of what is left out of the loss
 
 
 def check_labels(images: Any, what: str, labels: Sequence[str]) -> None:
@@ -42,6 +44,23 @@ def check_labels(images: Any, what: str, labels: Sequence[str]) -> None:
                 f"label {place} of {what} is {printable(name)!r}, and of the model "
                 f"{printable(own)!r}; load the model for the labels of the data, in their order"
             )
+
+
+def check_class(label: Any, what: str, classes: int) -> None:
+    """Raise UserError for a label that is no place among `classes`; 0: they are not known. Arrays,
+    such as those of a segmentation, are not looked at."""
+    if np.ndim(label) > 0:
+        return
+    value = label.item() if hasattr(label, "item") else label
+    if isinstance(value, bool | int):
+        if not classes or 0 <= value < classes or value == IGNORED:
+            return
+        known = f"0 to {classes - 1}, the place of a label in the model's"
+        raise UserError(f"{what} gives the label {value}; a label is a whole number from {known}")
+    raise UserError(
+        f"{what} gives {printable(repr(value))[:40]} as a label; for a classification it is a "
+        "whole number, the place of the label in the model's"
+    )
 
 
 def names_of(images: Any) -> tuple[str, ...]:

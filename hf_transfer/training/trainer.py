@@ -16,20 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import BestRun, EvalLoopOutput, PredictionOutput, TrainOutput
 
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.processes import Processes
-from hf_transfer.inputs.model_input import collate
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.steps import warmup_steps
 from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import PhaseReport
-from hf_transfer.training import arguments, given, skew
+from hf_transfer.training import arguments, given, search, skew
 from hf_transfer.training.argument_table import check_arguments
 from hf_transfer.training.checks import check_model, unpublished
 from hf_transfer.training.labels import check_labels
@@ -50,13 +49,13 @@ class TransferTrainer(Trainer):
     or patterns of its newly initialised parameters. `groups` are layers given by hand, from input
     to output: {"stem": ["conv1.*"], …}. `loss` and `class_weights` are those of a recipe, or one
     weight a class. With `checkpoint_seconds` a checkpoint is written whenever that many seconds
-    have passed. `sync_batchnorm` takes batch statistics over the images of all processes. A run
-    ends with its best phase, or with its last (`ends_with`). All else is as for a Trainer.
+    have passed. `sync_batchnorm` takes batch statistics over the images of all processes.
+    `ends_with` is the best phase, or the last. All else is as for a Trainer.
     """
 
     def __init__(
         self,
-        model: nn.Module | str | Path,
+        model: nn.Module | str | Path | None = None,
         args: TrainingArguments | None = None,
         phases: Sequence[PhaseSpec | Phase | dict[str, Any]] | str | Path = (),
         *,
@@ -69,20 +68,23 @@ class TransferTrainer(Trainer):
         ends_with: str = "best",
         **kwargs: Any,
     ) -> None:
-        args = arguments.own_arguments(args)
+        self.given = search.settings(locals())
+        args = self.given["args"] = arguments.own_arguments(args)
         check_arguments(args, kwargs)
         images, own = kwargs.get("train_dataset"), kwargs.get("compute_loss_func") is not None
-        model = given.given_model(model, images)
+        model = given.given_model(model, images, kwargs.pop("model_init", None))
         check_model(model, args, sync_batchnorm, own)
         take_scale(model, images)
-        self.backbone = describe(model, head, groups)
+        self.backbone = describe(
+            model, *given.given_layers(head, groups), given.seen(model, images)
+        )
         self.phases = arguments.resolved_phases(given.given_phases(phases), args, self.backbone)
         task, labels = self.backbone.task, self.backbone.labels
         minimised = skew.objective(loss, class_weights, task, labels, images, own)
         given.given_steps(args, self.phases, images)
         self.reports: list[PhaseReport] = []
         self.now: PhaseState | None = None
-        kwargs["data_collator"] = kwargs.get("data_collator") or collate
+        kwargs["data_collator"] = given.given_collator(kwargs.get("data_collator"), args, images)
         kwargs.setdefault("compute_metrics", EpochMetrics(task=task, scale=self.backbone.scale))
         super().__init__(model=model, args=args, **kwargs)
         self.label_smoother = None  # smoothing is a phase's, and for training only
@@ -104,12 +106,15 @@ class TransferTrainer(Trainer):
         """Run every phase in order, each from the best weights of the one before, and return the
         last one's output.
 
-        With `resume_from_checkpoint=True`, or a path in `args.output_dir`, finished phases are read
-        from there, and an interrupted one continues from its last checkpoint. Raises UserError for
-        what cannot be trained, before anything is.
+        With `resume_from_checkpoint=True`, or a path in `args.output_dir`, what is done is read
+        from there. Raises UserError for what cannot be trained, before anything is.
         """
         resume = given.given_resume(resume_from_checkpoint, self.args.output_dir)
         return self.runner.run(resume, **kwargs)
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> BestRun:
+        """Return the best of several runs, each with its own settings; see `search.best_run`."""
+        return search.best_run(type(self), self.given, self.phases, *args, **kwargs)
 
     def predict_validation(self) -> PredictionOutput:
         """Return what `predict` gives for the validation images when all phases are done."""
@@ -117,11 +122,7 @@ class TransferTrainer(Trainer):
 
     model_inputs = property(lambda self: self._prepare_inputs)
 
-    # --- what PhaseRunner asks of Trainer's own parts -------------------------------------------
-
-    def train_steps(self, checkpoint: str | None, **kwargs: Any) -> TrainOutput:
-        """Train the phase under way as Trainer does."""
-        return super().train(checkpoint, **kwargs)
+    train_steps = Trainer.train  # the phase under way, as Trainer does
 
     def begin(self, args: TrainingArguments) -> None:
         """Take the arguments of a phase."""

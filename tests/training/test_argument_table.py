@@ -31,7 +31,7 @@ def test_the_table_has_every_argument_of_trainer_and_no_other():
 
 
 OTHER = {
-    "auto_find_batch_size": True, "batch_eval_metrics": True, "bf16_full_eval": True,
+    "auto_find_batch_size": True, "bf16_full_eval": True,
     "enable_jit_checkpoint": True, "eval_do_concat_batches": False, "fp16_full_eval": True,
     "include_num_input_tokens_seen": "all", "length_column_name": "size",
     "liger_kernel_config": {"rope": True}, "neftune_noise_alpha": 5.0,

@@ -25,6 +25,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
+from hf_transfer.data.image_set import ImageSet
 from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -63,6 +64,25 @@ def test_the_name_or_the_file_of_a_recipe_stands_for_its_phases(tmp_path):
         trainer(tmp_path, "lp_fd")
     with pytest.raises(UserError, match="phases are of type int; pass a list"):
         trainer(tmp_path, 3)
+    with pytest.raises(UserError, match="phase 2 is of type str; write {'train': 'head'"):
+        trainer(tmp_path, [HEAD, "all"])
+
+
+def test_a_model_may_be_made_by_model_init(tmp_path):
+    made = TransferTrainer(None, arguments(tmp_path), [HEAD], model_init=network, **DATA)
+    assert made.backbone.labels == NAMES
+    made.train()
+    with pytest.raises(UserError, match="pass it or model"):
+        TransferTrainer(network(), arguments(tmp_path), [HEAD], model_init=network, **DATA)
+
+
+def test_arguments_of_another_type_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"args are of type str; pass transformers' TrainingArgum"):
+        TransferTrainer(network(), "run", [HEAD], **DATA)
+    with pytest.raises(UserError, match="groups are of type list; pass layers by name"):
+        TransferTrainer(network(), arguments(tmp_path), [HEAD], groups=["a"], **DATA)
+    with pytest.raises(UserError, match="resume_from_checkpoint is of type int"):
+        trainer(tmp_path, [HEAD]).train(resume_from_checkpoint=3)
 
 
 @pytest.mark.parametrize("form", [list, tuple, np.array, torch.tensor])
@@ -106,9 +126,9 @@ def test_an_older_checkpoint_is_not_taken_for_the_newest(tmp_path):
 class Several(nn.Module):
     """Returns its logits as the first of several values."""
 
-    def __init__(self):
+    def __init__(self, channels=3):
         super().__init__()
-        self.body, self.top = nn.Conv2d(3, 4, 7, 16), nn.Linear(4, 3)
+        self.body, self.top = nn.Conv2d(channels, 4, 7, 16), nn.Linear(4, 3)
 
     def forward(self, pixel_values):
         features = self.body(pixel_values).mean((2, 3))
@@ -167,6 +187,80 @@ def test_logits_that_are_preprocessed_need_metrics_of_their_own(tmp_path):
     )
     made.train()
     assert 0 <= made.reports[0].metrics["right"] <= 1
+
+
+class Named(Pixels):
+    """Labels under another name."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return {"pixel_values": item["pixel_values"], "kind": item["labels"]}
+
+
+def test_labels_may_have_another_name(tmp_path):
+    sets = {
+        kind: {
+            "train_dataset": kind(images(), network()),
+            "eval_dataset": kind(images(6), network()),
+        }
+        for kind in (Named, Pixels)
+    }
+    named = trained(tmp_path, [HEAD], label_names=["kind"], **sets[Named])
+    plain = trained(tmp_path, [HEAD], **sets[Pixels])
+    assert changed(state(named.model), state(plain.model)) == set()
+    assert named.reports[0].metrics == plain.reports[0].metrics
+    assert trained(tmp_path, [HEAD], label_names=["kind"]).reports[0].features == "cached"
+    with pytest.raises(UserError, match="an image has one label"):
+        trainer(tmp_path, [HEAD], label_names=["a", "b"], **sets[Named])
+
+
+def test_metrics_of_each_batch_are_those_of_all_images_together(tmp_path):
+    phase = {**COLD, "epochs": 1}
+    own = {"per_device_eval_batch_size": 5}
+    once = trained(tmp_path, [phase], batch_eval_metrics=True, **own).reports[0].metrics
+    assert once == pytest.approx(trained(tmp_path, [phase], **own).reports[0].metrics)
+
+
+def test_metrics_see_inputs_where_the_set_gives_them(tmp_path):
+    def seen(prediction):
+        return {"seen": float(prediction.inputs.shape[-1]), "lost": float(prediction.losses.mean())}
+
+    own = {"compute_metrics": seen, "include_for_metrics": ["inputs", "loss"]}
+    done = trained(tmp_path, [HEAD], eval_dataset=Pixels(images(6), network()), **own)
+    assert done.reports[0].metrics["seen"] == 32
+    with pytest.raises(UserError, match=r"include_for_metrics=\['inputs'\] needs a validation set"):
+        trainer(tmp_path, [HEAD], **own)
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("cat", "the training set gives 'cat' as a label"),
+        (0.5, "the training set gives 0.5 as a label"),
+        (7, "gives the label 7; a label is a whole number from 0 to 2"),
+    ],
+)
+def test_a_label_that_is_no_place_of_the_models_is_told_before_training(tmp_path, label, says):
+    own = [{"pixel_values": torch.zeros(3, 32, 32), "labels": label}] * 9
+    with pytest.raises(UserError, match=says):
+        trained(tmp_path, [HEAD], train_dataset=own, eval_dataset=None)
+
+
+def test_stored_pixels_beside_other_items_are_told(tmp_path):
+    mixed = torch.utils.data.ConcatDataset([images(12), Pixels(images(12), network())])
+    with pytest.raises(UserError, match="stored pixels of an ImageSet beside other items"):
+        trained(tmp_path, [{**HEAD, "batch_size": 24}], train_dataset=mixed)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(40, 3), (32, 1)])
+def test_a_bare_module_sees_small_images_as_they_are(tmp_path, size, channels):
+    pixels = images(12, size=size).pixels[..., :channels]
+    stored = ImageSet.from_arrays(pixels, np.arange(12) % 3, NAMES)
+    model = Several(channels)
+    data = {"train_dataset": stored, "eval_dataset": stored, "head": "top.*"}
+    done = trained(tmp_path, [HEAD], model, **data)
+    assert (done.backbone.image.size, done.backbone.image.channels) == (size, channels)
+    assert done.predict(stored).predictions.shape == (12, 3)
 
 
 class Streamed(torch.utils.data.IterableDataset):

@@ -86,6 +86,7 @@ class EpochMetrics:
         scale: Scale | None = None,
     ) -> None:
         self.extra, self.task, self.scale = tuple(extra), task, scale
+        self.kept: list[tuple[Any, ...]] = []  # batches of an evaluation under way
         self.names = frozenset({*TASKS[task].metrics, *self._tried(classes)})
 
     def _tried(self, classes: int) -> dict[str, Any]:
@@ -98,11 +99,21 @@ class EpochMetrics:
     def _extras(self, logits: Any, labels: Any) -> dict[str, Any]:
         return {key: value for one in self.extra for key, value in one(logits, labels).items()}
 
-    def __call__(self, prediction: Any) -> dict[str, Any]:
-        """Return the defined scalars of an EvalPrediction; of several outputs the first counts."""
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, Any]:
+        """Return the defined scalars of an EvalPrediction; of several outputs the first counts.
+
+        Without `compute_result` a batch is only kept for the call that has it, as Trainer's
+        `batch_eval_metrics` wants it.
+        """
         logits, labels = prediction.predictions, prediction.label_ids
         if isinstance(logits, tuple):
             logits = logits[0]
+        if not compute_result or self.kept:
+            self.kept.append(tuple(np.asarray(each.cpu()) for each in (logits, labels)))
+            if not compute_result:
+                return {}
+            logits, labels = (np.concatenate(each) for each in zip(*self.kept, strict=True))
+            self.kept.clear()
         found = measure(self.task, logits, labels, scale=self.scale, bootstrap=0, tables=False)
         ours = {key: value for key, value in found.items() if isinstance(value, float)}
         return {**self._extras(logits, labels), **ours}
