@@ -15,6 +15,7 @@ def add(commands: Any) -> None:
     push.path("run", "RUN", "folder of a finished run")
     push.argument("repo", "REPO", "repository, as OWNER/NAME")
     push.flag("--private", "make the repository private")
+    push.flag("--space", "also make a Space of that name that shows the model")
 
     words = "try models in the browser, and train your own"
     demo = command(commands, "demo", _demo, words, loads=True)
@@ -30,6 +31,10 @@ def add(commands: Any) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
+    if args.space:
+        from hf_transfer.space.deploy import push_space
+
+        return say(push_space(args.run, args.repo, private=args.private))
     from hf_transfer.serving.hub import push
 
     say(push(args.run, args.repo, private=args.private))

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from transformers import PreTrainedModel
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.serving.familiar import familiar_of
 from hf_transfer.serving.predict import Prediction, predict
 from hf_transfer.space.drawn import answer_card, answer_table, figures, note, panel
 from hf_transfer.space.drawn_made import told_of
@@ -54,7 +56,8 @@ def answers(images: Sequence[Asked], models: Sequence[Shown], site: Site) -> lis
     columns = []
     for model in models:
         with site.networks.lock:
-            found = iter(predict(site.networks.of(model), good) if good else [])
+            network = site.networks.of(model)
+            found = iter(predict(network, good, unknown=_knows(network)) if good else [])
         columns.append(
             [
                 Prediction(image.name, error=why) if why else _cleaned(next(found), image)
@@ -62,6 +65,15 @@ def answers(images: Sequence[Asked], models: Sequence[Shown], site: Site) -> lis
             ]
         )
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _knows(network: PreTrainedModel) -> bool:
+    """Return whether a model can tell images that are unlike anything in training."""
+    try:
+        familiar_of(network)
+    except UserError:
+        return False
+    return True
 
 
 def _cleaned(row: Prediction, image: Asked) -> Prediction:
@@ -105,7 +117,8 @@ def _in_short(row: Prediction) -> str:
         return row.error
     if row.values is not None:
         return ", ".join(f"{name} {value:.4g}" for name, value in row.values)
-    return ", ".join(f"{name} {share:.0%}" for name, share in row.there[:1]) or "none"
+    words = ", ".join(f"{name} {share:.0%}" for name, share in row.there[:1]) or "none"
+    return f"unlike training ({words})" if row.unknown else words
 
 
 def _short_told(model: Shown) -> str:

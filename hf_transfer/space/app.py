@@ -52,7 +52,7 @@ def demo(
         page = build_page(site)
         page.queue(default_concurrency_limit=4, max_size=site.limits.visitors)
         site.jobs.warm_up()
-        if not models:
+        if not models and os.environ.get("SPACE_ID"):  # where many come, the first need not wait
             site.learn_letters()
         page.launch(
             server_name=host,
@@ -63,9 +63,7 @@ def demo(
             ssr_mode=False,
             max_file_size=site.limits.upload_bytes,
             css=_asset("style.css"),
-            theme=gr.themes.Default(
-                font=list(FONTS), font_mono=list(MONO), primary_hue="blue", neutral_hue="slate"
-            ),
+            theme=_theme(gr),
             footer_links=["api"],
         )
     except BaseException as error:
@@ -83,6 +81,24 @@ def demo(
     if wait:
         page.block_thread()
     return page
+
+
+def _theme(gr: Any) -> Any:
+    """Return gradio's theme with fonts that are on every machine, and enough contrast for all."""
+    theme = gr.themes.Default(
+        font=list(FONTS), font_mono=list(MONO), primary_hue="blue", neutral_hue="slate"
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+    )
 
 
 def _uploads_to(folder: Path) -> Callable[[], None]:

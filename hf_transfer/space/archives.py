@@ -90,9 +90,10 @@ def class_folders(
         parts = info.filename.replace("\\", "/").split("/")
         if all(map(shown, parts)):
             found.append((info, parts[:-1]))
-    folders = [tuple(parts) for _, parts in found if parts]
+    folders = [tuple(parts) for info, parts in found if parts and _may_be_image(info.filename)]
     if not folders:
-        raise Refused("This zip file holds no folders. Put each image in a folder with its class.")
+        why = "holds no folders" if not any(parts for _, parts in found) else "holds no images"
+        raise Refused(f"This zip file {why}. Put each image in a folder with its class.")
     depth = 0
     while len({parts[: depth + 1] for parts in folders}) == 1 and all(
         len(parts) > depth + 1 for parts in folders
@@ -102,7 +103,7 @@ def class_folders(
     for info, parts in found:
         inner = parts[depth:]
         if not inner:
-            continue
+            inner = ["beside the folders"] if not _may_be_image(info.filename) else parts[-1:]
         split = split_of(inner[0]) if len(inner) > 1 else None
         rows.append((info, class_name(inner[1] if split else inner[0]), split or ""))
     splits = {split for _, _, split in rows}
@@ -114,8 +115,7 @@ def class_folders(
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits) -> bytes | str:
     """Return a file's content, or why there is none; never more is read than the limit."""
     name = info.filename
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix and suffix not in {*IMAGE_SUFFIXES, ".svg", ".svgz"}:
+    if not _may_be_image(name):
         return "not an image"
     if info.file_size > limits.image_bytes:
         return f"larger than {megabytes(limits.image_bytes)}"
@@ -127,3 +127,8 @@ def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits) ->
     if len(content) > limits.image_bytes:
         return f"larger than {megabytes(limits.image_bytes)}"
     return content
+
+
+def _may_be_image(name: str) -> bool:
+    suffix = PurePosixPath(name).suffix.lower()
+    return not suffix or suffix in IMAGE_SUFFIXES or suffix in (".svg", ".svgz")

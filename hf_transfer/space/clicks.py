@@ -15,11 +15,11 @@ from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import scan
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.space import training
-from hf_transfer.space.draft import new_draft
+from hf_transfer.space.draft import advised_draft, new_draft
 from hf_transfer.space.drawn import classes_view, findings_view, note
 from hf_transfer.space.drawn_made import made_view
 from hf_transfer.space.drawn_plan import plan_view
-from hf_transfer.space.jobs import Job
+from hf_transfer.space.jobs import Job, events_of
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.tab_try import SIDE_BY_SIDE, no_model_view
@@ -81,13 +81,40 @@ class Clicks:
         """Show what is odd about the images."""
         return findings_view(findings_of(self.visitor(request)))
 
-    def planned(self, network: str, start: str, size: int, request: gr.Request) -> str:
-        """Make a plan."""
-        visitor = self.visitor(request)
+    def _choice(self, visitor: Visitor, network: str, size: int) -> tuple[str, int | None]:
+        """Return the backbone and the size of images that are chosen. Raises Refused."""
         if len(visitor.pictures.labels) < 2:
             raise Refused("Add images of at least two classes first, or run the example.")
         backbone = self.site.backbone(network or "")
-        px = LETTERS_PX if backbone == str(self.site.letters) else size or None
+        return backbone, LETTERS_PX if backbone == str(self.site.letters) else size or None
+
+    async def advised(self, network: str, size: int, request: gr.Request) -> AsyncIterator[Any]:
+        """Look at the images, say what to freeze, and make that plan."""
+
+        def start() -> tuple[Visitor, Job, str]:
+            visitor = self.visitor(request)
+            backbone, px = self._choice(visitor, network, size)
+            return visitor, training.start_advice(self.site, visitor, backbone, px), backbone
+
+        visitor, job, backbone = await asyncio.to_thread(told(start))
+        async for view, _ in training.follow(self.site, visitor, job):
+            yield view, "", gr.skip()
+        if job.state != "done":
+            return
+
+        def plan() -> str:
+            text = next(events_of(job, "advice"))["recipe"]
+            data = visitor.pictures.folder
+            visitor.draft = advised_draft(text, data, backbone, self.site.limits)
+            return plan_view(visitor.draft)
+
+        shown = await asyncio.to_thread(told(plan))
+        yield training.job_view(self.site, job), training.advice_view(job), shown
+
+    def planned(self, network: str, start: str, size: int, request: gr.Request) -> str:
+        """Make a plan."""
+        visitor = self.visitor(request)
+        backbone, px = self._choice(visitor, network, size)
         data = visitor.pictures.folder
         visitor.draft = new_draft(data, backbone, start, px, self.site.limits)
         return plan_view(visitor.draft)

@@ -76,6 +76,8 @@ class Draft:
             elif kind == "remove":
                 if len(phases) == 1:
                     raise Refused("A plan needs at least one phase.")
+                if at == 0 and {s for s, share in self.trained(1).items() if share} != {"head"}:
+                    phases[1] = dataclasses.replace(phases[1], cold_head=True)
                 del phases[at]
             else:
                 phases[at] = self._changed(phases[at], kind, at, asked)
@@ -158,6 +160,15 @@ def new_draft(data: Path, backbone: str, start: str, image_px: int | None, limit
     spec = DataSpec(path=str(data), image_size=image_px, max_bad=0.0)
     recipe = dataclasses.replace(load_recipe(start), data=spec, backbone=backbone)
     draft = Draft(STARTS[start].partition(" (")[0], recipe, limits)
+    draft.make()
+    return draft
+
+
+def advised_draft(text: str, data: Path, backbone: str, limits: Limits) -> Draft:
+    """Return a draft of the recipe that `advise` wrote. Raises UserError."""
+    recipe = parse_recipe(text, "advice.yaml")
+    spec = dataclasses.replace(recipe.data, path=str(data))
+    draft = Draft("As advised", dataclasses.replace(recipe, data=spec, backbone=backbone), limits)
     draft.make()
     return draft
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from hf_transfer.results.svg import escape
 from hf_transfer.results.words import show_seconds
 from hf_transfer.serving.predict import Prediction
+from hf_transfer.space.limits import without_paths
 
 if TYPE_CHECKING:
     from hf_transfer.space.uploads import Pictures
 
+UNLIKE = "Unlike anything that this model was trained on: its answer should not count."
 THUMBS = 5  # of a class that are shown
 FINDING_THUMBS = 6
 WAYS = 4  # colours of curves
@@ -27,7 +29,8 @@ def panel(content: str, title: str = "", style: str = "") -> str:
 def note(words: str, kind: str = "note") -> str:
     """Return a sentence as a note; `kind` problem: it is announced to screen readers."""
     role = "alert" if kind == "problem" else "status"
-    return f'<p class="hft hft-{kind}" role="{role}">{escape(words)}</p>' if words else ""
+    text = escape(without_paths(words))
+    return f'<p class="hft hft-{kind}" role="{role}">{text}</p>' if words else ""
 
 
 def picture(address: str, words: str, style: str = "hft-thumb") -> str:
@@ -50,10 +53,10 @@ def answer_card(title: str, told: str, row: Prediction) -> str:
         )
         return f'<article class="hft-answer">{head}<table>{cells}</table></article>'
     several = row.threshold is not None
-    top = ""
+    top = note(UNLIKE, "problem") if row.unknown else ""
     if not several and row.labels:
         label, share = row.labels[0]
-        top = f'<p class="hft-top"><b>{escape(label)}</b> <span>{share:.0%}</span></p>'
+        top += f'<p class="hft-top"><b>{escape(label)}</b> <span>{share:.0%}</span></p>'
     there = {name for name, _ in row.there}
     bars = "".join(_bar(name, share, name in there) for name, share in row.labels)
     return f'<article class="hft-answer">{head}{top}<ol class="hft-bars">{bars}</ol></article>'

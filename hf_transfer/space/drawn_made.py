@@ -154,7 +154,7 @@ def _matrix(model: Shown, values: JsonDict) -> str:
         for i, row in enumerate(confusion)
     )
     hint = "Rows are the true classes, columns the answers."
-    if model.answers:
+    if model.answers or (model.report and model.report.examples):
         hint += " Choose a cell to see its images."
     return (
         f"<p class='hft-soft'>{hint}</p>"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from hf_transfer.base.errors import UserError
+
+PREFIX = "hf-transfer-space-"  # how the name of a server's folder begins
 
 
 class Refused(UserError):
@@ -46,3 +49,8 @@ class Limits:
 def megabytes(count: int) -> str:
     """Return a limit in bytes in words."""
     return f"{count // 2**20} MB"
+
+
+def without_paths(text: str) -> str:
+    """Return a message without the folders of this server."""
+    return re.sub(rf"\S*{PREFIX}[^\s:'\"]+", "your images", text)

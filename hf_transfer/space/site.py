@@ -12,7 +12,7 @@ from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.space import examples
 from hf_transfer.space.jobs import Job, Jobs
-from hf_transfer.space.limits import Limits, Refused
+from hf_transfer.space.limits import Limits, Refused, without_paths
 from hf_transfer.space.models import Networks, Shown, shown_model
 from hf_transfer.space.networks import LETTERS, chosen, networks_here
 from hf_transfer.space.visitors import Visitor, Visitors
@@ -110,7 +110,7 @@ def told(call: Callable[..., Made]) -> Callable[..., Made]:
         except gr.Error:
             raise
         except UserError as error:
-            raise gr.Error(str(error), duration=20, print_exception=False) from error
+            raise gr.Error(without_paths(str(error)), duration=20, print_exception=False) from error
 
     return shown
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 
 from hf_transfer.space.drawn import figures, note, panel
 from hf_transfer.space.drawn_made import made_view
 from hf_transfer.space.limits import Refused
+from hf_transfer.space.models import Shown
 from hf_transfer.space.parts import HIDDEN, html
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.uploads import thumbnail
@@ -59,12 +59,11 @@ def build_made(site: Site) -> MadeTab:
     return MadeTab(model, view, cell)
 
 
-def cell_view(site: Site, model: Any, true: str, said: str) -> str:
-    """Return the validation images of a class that got an answer, the surest first."""
-    rows = [row for row in model.answers if (row.true, row.said) == (true, said)]
+def cell_view(site: Site, model: Shown, true: str, said: str) -> str:
+    """Return the validation images of a class that got an answer, the surest first: those on this
+    machine, or those that the report carries."""
     title = f"{true}, answered {said}" if true != said else f"{true}, answered right"
-    if not rows:
-        return panel(note("The images of this cell are not on this machine."), title)
+    rows = [row for row in model.answers if (row.true, row.said) == (true, said)]
     cells = []
     for row in sorted(rows, key=lambda row: -row.share)[:MOST]:
         try:
@@ -72,5 +71,22 @@ def cell_view(site: Site, model: Any, true: str, said: str) -> str:
         except (Refused, OSError):
             continue
         cells.append((address, f"{row.share:.0%} sure", row.file.name.partition("-")[2]))
+    cells = cells or _carried(model, true, said)
+    if not cells:
+        return panel(note("The images of this cell did not travel with the model."), title)
     more = note(f"{len(rows) - MOST:,} more are not shown.") if len(rows) > MOST else ""
     return panel(f"{figures(cells)}{more}", title)
+
+
+def _carried(model: Shown, true: str, said: str) -> list[tuple[str, str, str]]:
+    """Return the images of a cell that the report carries."""
+    rows = model.report.examples.get("rows", ()) if model.report else ()
+    found = [row for row in rows if (row["truth"], row["answer"]) == (true, said)]
+    return [
+        (
+            f"data:image/webp;base64,{row['picture']}",
+            "" if row["sure"] is None else f"{row['sure']:.0%} sure",
+            row["file"],
+        )
+        for row in found[:MOST]
+    ]

@@ -49,6 +49,8 @@ class _Plan:
     start: gr.Dropdown
     size: gr.Dropdown
     make: gr.Button
+    advise: gr.Button
+    advice: gr.HTML
     view: gr.HTML
 
 
@@ -71,6 +73,8 @@ def build_train(site: Site, tabs: gr.Tabs, try_tab: TryTab, made: MadeTab) -> No
     for one, run in ((go, clicks.train), (example, clicks.run_example)):
         one.click(run, None, [images.classes, live, *lists], concurrency_limit=None, **HIDDEN)
     stop.click(told(clicks.stop), None, None, **QUIET)
+    asked, said = [plan.network, plan.size], [live, plan.advice, plan.view]
+    plan.advise.click(clicks.advised, asked, said, concurrency_limit=None, **HIDDEN)
     lead.click(lambda: gr.update(selected="try"), None, tabs, **HIDDEN)
 
 
@@ -145,7 +149,10 @@ def _plan(site: Site) -> _Plan:
         )
     with gr.Row():
         make = button("Make the plan", elem_id="train-make")
-    return _Plan(network, start, size, make, html(plan_view(None), "train-plan", clicks=True))
+        advise = button("Ask for advice first", elem_id="train-advise")
+    advice = html(name="train-advice")
+    view = html(plan_view(None), "train-plan", clicks=True)
+    return _Plan(network, start, size, make, advise, advice, view)
 
 
 def _wire(clicks: Clicks, images: _Images, plan: _Plan) -> None:

@@ -8,17 +8,19 @@ import time
 import zipfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import owned
 from hf_transfer.planning.plan import Plan
 from hf_transfer.results.charts import Band
+from hf_transfer.results.svg import escape
 from hf_transfer.space import examples
 from hf_transfer.space.draft import check_cost
 from hf_transfer.space.drawn import about, note, panel, progress_bar
 from hf_transfer.space.drawn_made import Curve, live_charts
 from hf_transfer.space.jobs import Job, events_of
-from hf_transfer.space.limits import Refused
+from hf_transfer.space.limits import Refused, without_paths
 from hf_transfer.space.models import Shown, shown_model
 from hf_transfer.space.site import Site, free_title
 from hf_transfer.space.visitors import Visitor
@@ -36,6 +38,16 @@ def start_plan_of(site: Site, visitor: Visitor) -> Job:
     title = free_title(draft.title, site.models_of(visitor))
     steps = {title: max(1, _steps(draft.plan))}
     return _start(site, visitor, {title: draft.text()}, steps, draft.plan.seconds)
+
+
+def start_advice(site: Site, visitor: Visitor, backbone: str, image_px: int | None) -> Job:
+    """Start to look at a visitor's images for advice on what to freeze. Raises Refused."""
+    wanted = {
+        "data": str(visitor.pictures.folder),
+        "backbone": backbone,
+        "image_px": image_px,
+    }
+    return _submit(site, visitor, {"advise": wanted, "ways": {}, "steps": {}})
 
 
 def start_example(site: Site, visitor: Visitor) -> Job:
@@ -56,13 +68,17 @@ def _start(
     steps: Mapping[str, int],
     seconds: float | None,
 ) -> Job:
+    asked = {"ways": dict(ways), "steps": dict(steps), "seconds": seconds}
+    return _submit(site, visitor, asked)
+
+
+def _submit(site: Site, visitor: Visitor, asked: dict[str, Any]) -> Job:
     with visitor.lock:
         if visitor.job is not None and not visitor.job.is_over:
             raise Refused("A training of yours is going on. Wait for it, or stop it first.")
-        over = len(visitor.models) + len(ways) - site.limits.models
+        over = len(visitor.models) + len(asked["ways"]) - site.limits.models
         for title in list(visitor.models)[: max(0, over)]:
             remove(visitor, title)
-        asked = {"ways": dict(ways), "steps": dict(steps), "seconds": seconds}
         folder = visitor.folder / secrets.token_urlsafe(16)
         visitor.job = site.jobs.submit(Job(asked, folder))
         return visitor.job
@@ -133,6 +149,8 @@ def job_view(site: Site, job: Job | None) -> str:
     if not job.is_over:
         share = progress_of(job)
         return panel(progress_bar(share, _doing(job, share)) + charts, "Training")
+    if job.state == "done" and "advise" in job.asked:
+        return panel(progress_bar(1, "The advice is above; its plan can be trained now."), "Advice")
     if job.state == "done":
         results = _results(job)
         return panel(progress_bar(1, results) + charts, "Trained")
@@ -140,6 +158,19 @@ def job_view(site: Site, job: Job | None) -> str:
     why = "" if job.why == "stopped" else f": {job.why.rstrip('.')}"
     kept = " The models that were finished are kept." * any(events_of(job, "model"))
     return panel(note(f"{what}{why}.{kept}", "problem") + charts, "Training")
+
+
+def advice_view(job: Job) -> str:
+    """Return what the advice says, with its picture: accuracy against depth."""
+    found = next(events_of(job, "advice"), None)
+    if found is None:
+        return ""
+    pairs = "".join(
+        f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in found["sentences"]
+    )
+    chart = f'<div class="hft-depth">{found["chart"]}</div>'
+    words = without_paths(found["answer"])
+    return panel(f'<p class="hft-lede">{escape(words)}</p>{chart}<dl>{pairs}</dl>', "Advice")
 
 
 def _results(job: Job) -> str:
@@ -175,6 +206,8 @@ def progress_of(job: Job) -> float:
 
 def _doing(job: Job, share: float) -> str:
     way = next((e["way"] for e in reversed(list(job.events)) if "way" in e), None)
+    if "advise" in job.asked:
+        return "Looking at your images: features of every depth, heads solved on each."
     if way is None:
         return "Starting. Images are read first."
     phase = next((e for e in reversed(list(job.events)) if e["kind"] == "phase"), None)

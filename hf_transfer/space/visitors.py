@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from hf_transfer.base.files import kind_of, mark
 from hf_transfer.base.locks import Hold, alone
-from hf_transfer.space.limits import Limits, Refused
+from hf_transfer.space.limits import PREFIX, Limits, Refused
 from hf_transfer.space.uploads import Pictures
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 KIND = "space"  # what the mark of a server's folder says
-PREFIX = "hf-transfer-space-"
 
 
 @dataclass

@@ -22,15 +22,19 @@ from hf_transfer.base.boundary import printable, redacted, said
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
 from hf_transfer.data.sources import scan
+from hf_transfer.deciding.advise import advise
+from hf_transfer.deciding.advise_page import depth_chart
+from hf_transfer.deciding.advise_text import answer, sentences
 from hf_transfer.deciding.quickstart import train_letters
 from hf_transfer.progress import quiet
-from hf_transfer.recipe.load import parse_recipe
+from hf_transfer.recipe.load import dump_recipe, parse_recipe
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.run import run
 from hf_transfer.serving.embed import embed
 from hf_transfer.serving.predict import iter_predictions, ready
 
 NICER = 5  # than the server, which answers the others meanwhile
+ADVICE_SECONDS = 60.0  # beyond which advice looks at fewer images
 STEP_SECONDS = 0.3  # between two lines about steps
 
 
@@ -113,6 +117,9 @@ def _work(folder: Path, told: Told) -> None:
     if asked.get("letters"):
         told("done", accuracy=train_letters(Path(asked["letters"]), asked["images"]))
         return
+    if wanted := asked.get("advise"):
+        _advise(wanted, told)
+        return
     for name, text in asked["ways"].items():
         recipe = parse_recipe(text, f"{name}.yaml")
         told("way", way=name)
@@ -121,6 +128,25 @@ def _work(folder: Path, told: Told) -> None:
         told("finishing", way=name)
         write_text(out / "shown.json", json.dumps(_shown(recipe, out)))
         told("model", way=name, accuracy=report.metrics.get("accuracy"))
+    told("done")
+
+
+def _advise(wanted: dict[str, Any], told: Told) -> None:
+    """Look at the images as `advise` does, and tell what came out."""
+    px = wanted["image_px"]
+    found = advise(
+        wanted["data"],
+        backbone=wanted["backbone"],
+        budget=ADVICE_SECONDS,
+        overrides=[f"data.image_size={px}"] if px else [],
+    )
+    told(
+        "advice",
+        answer=answer(found),
+        sentences=[list(pair) for pair in sentences(found)],
+        chart=depth_chart(found.best, found.majority),
+        recipe=dump_recipe(found.recipe),
+    )
     told("done")
 
 
@@ -133,10 +159,10 @@ def _shown(recipe: Recipe, out: Path) -> dict[str, Any]:
     rows = []
     validation = by_split["validation"]
     paths = [found.root / found.files[row] for row in validation]
-    answers = iter_predictions(network, paths, top=1) if paths else iter(())
-    for row, answer in zip(validation, answers, strict=True):
-        if answer.labels:
-            (label, share) = answer.labels[0]
+    found_rows = iter_predictions(network, paths, top=1) if paths else iter(())
+    for row, one in zip(validation, found_rows, strict=True):
+        if one.labels:
+            (label, share) = one.labels[0]
             true = found.labels[found.targets[row]]
             rows.append([found.files[row], true, label, share])
     train = [found.root / found.files[row] for row in by_split["train"]]

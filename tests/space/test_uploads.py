@@ -147,10 +147,10 @@ HOSTILE = {
     "7z": (lambda p: p.write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(100)) and p, "a 7-Zip archive"),
     "gzip": (lambda p: p.write_bytes(b"\x1f\x8b" + bytes(100)) and p, "a gzip archive"),
     "no-folders": (lambda p: zipped(p, {"1.png": content()}), "holds no folders"),
-    "no-images": (lambda p: zipped(p, {"cat/run.exe": b"MZ", "cat/x.py": b"1"}), "No image was"),
+    "no-images": (lambda p: zipped(p, {"cat/run.exe": b"MZ", "cat/x.py": b"1"}), "holds no images"),
     "nested-zip": (
         lambda p: zipped(p, {"cat/in.zip": zipped(p.with_name("in.zip"), GOOD).read_bytes()}),
-        "No image was added: in.zip",
+        "holds no images",
     ),
     "server-link": (linked, "no regular file"),
     "odd-class": (lambda p: zipped(p, {"a\u202eb/1.png": content()}), "cannot name a class"),
@@ -250,8 +250,11 @@ def test_names_of_all_scripts_are_classes(name):
 def test_a_zip_of_folders_becomes_classes_and_the_rest_is_told(pictures, tmp_path):
     files = {f"flowers/{name}": data for name, data in GOOD.items()}
     files |= {"flowers/cat/notes.txt": b"x", "__MACOSX/cat/._1.png": b"x", "flowers/.DS_Store": b""}
+    files |= {"flowers/LICENSE.txt": b"x"}
     words = pictures.add_zip(zipped(tmp_path / "a.zip", files))
-    assert words == "2 images added. Left out: notes.txt (not an image)."
+    assert (
+        words == "2 images added. Left out: notes.txt (not an image); LICENSE.txt (not an image)."
+    )
     assert pictures.labels == ("cat", "dog")
     assert {one.file.parent.name for one in pictures.kept} == {"cat", "dog"}
 

@@ -1,0 +1,104 @@
+"""Visitors apart from each other: folders, limits, and what goes when they leave."""
+
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_transfer.base.files import mark
+from hf_transfer.space.jobs import Job
+from hf_transfer.space.limits import Limits, Refused
+from hf_transfer.space.networks import chosen
+from hf_transfer.space.visitors import PREFIX, Visitors
+
+
+@pytest.fixture
+def visitors(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = Visitors(Limits(kept_seconds=100, visitors=3))
+    yield found
+    found.close()
+
+
+def test_each_visitor_has_a_folder_that_nobody_can_guess(visitors):
+    one, two = visitors.of("one"), visitors.of("two")
+    assert one.folder != two.folder
+    assert len(one.folder.name) >= 32
+    assert "one" not in one.folder.name
+    assert stat.S_IMODE(visitors.root.stat().st_mode) == 0o700
+    assert visitors.of("one") is one
+
+
+def test_what_is_not_used_for_an_hour_vanishes(visitors):
+    one, two = visitors.of("one"), visitors.of("two")
+    (one.folder / "model").mkdir()
+    one.job = Job({}, one.folder / "job")
+    one.used = time.monotonic() - 101
+    visitors.sweep()
+    assert not one.folder.exists()
+    assert one.job.state == "stopped"
+    assert two.folder.exists()
+    assert visitors.of("one") is not one
+
+
+def test_a_visitor_who_leaves_takes_everything_along(visitors):
+    one = visitors.of("one")
+    one.models["mine"] = object()
+    visitors.leave("one")
+    assert not one.folder.exists()
+    assert one.models == {}
+
+
+def test_more_visitors_than_the_page_serves_are_told(visitors):
+    for name in "abc":
+        visitors.of(name)
+    with pytest.raises(Refused, match="3 visitors are here"):
+        visitors.of("d")
+
+
+def test_a_request_without_a_session_is_refused(visitors):
+    with pytest.raises(Refused, match="needs a session"):
+        visitors.of(None)
+
+
+def test_what_a_dead_server_left_goes_and_what_another_uses_stays(visitors, tmp_path):
+    dead = tmp_path / f"{PREFIX}dead"
+    mark(dead, "space")
+    foreign = tmp_path / f"{PREFIX}thesis"
+    foreign.mkdir()
+    (tmp_path / f"{PREFIX}link").symlink_to(foreign)
+    mark(foreign, "run")
+    other = Visitors(Limits())
+    other.close()
+    assert not dead.exists()
+    assert foreign.exists()
+    assert visitors.root.exists()
+
+
+HERE = {"nice": "/somewhere/nice", "timm/a": "timm/a"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc", "~/x", "../../model", ".", "timm/../../x", "transformers//etc", "a/b/c", "", "x"],
+)
+def test_no_choice_of_a_network_reaches_a_path_of_the_server(name):
+    with pytest.raises(Refused, match="names no network"):
+        chosen(name, HERE, offline=False)
+
+
+def test_a_folder_of_the_server_is_not_taken_for_a_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match="names no network"):
+        chosen("owner/name", {}, offline=False)
+
+
+def test_networks_that_are_here_and_names_on_the_hub_can_be_chosen():
+    assert chosen("nice", HERE, offline=True) == "/somewhere/nice"
+    assert chosen("timm/resnet18.a1_in1k", HERE, offline=False) == "timm/resnet18.a1_in1k"
+    with pytest.raises(Refused, match="this machine, which is offline"):
+        chosen("timm/resnet18.a1_in1k", HERE, offline=True)
+    assert Path("/somewhere").exists() is False
