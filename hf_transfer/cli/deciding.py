@@ -16,6 +16,8 @@ def add(commands: Any) -> None:
     advise.path("--data", "PATH", data, required=True)
     names = "timm/NAME, transformers/REPO, torchvision/NAME or folders; several are ranked"
     advise.path("--backbone", "ID", names, nargs="+", required=True)
+    images = "folder of images without labels: is it worth learning from them first?"
+    advise.path("--unlabelled", "FOLDER", images)
     advise.argument("--budget", "TIME", "time to take, such as 10m; else what it takes")
     advise.argument("--seed", "N", "seed of the images drawn (default: 0)", type=int, default=0)
     setting = "change a key of the recipe, such as data.image_size=96"
@@ -84,6 +86,7 @@ def _advise(args: argparse.Namespace) -> None:
     found = advise(
         args.data,
         backbone=args.backbone,
+        unlabelled=args.unlabelled,
         budget=args.budget,
         overrides=args.set,
         seed=args.seed,

@@ -120,6 +120,7 @@ def _auto(args: argparse.Namespace) -> None:
             on_progress=say,
         )
     out = args.out or Path("runs") / report.name
+    say(report.metrics["said"][0])
     say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
 
 

@@ -30,6 +30,7 @@ from hf_transfer.deciding.boundaries import arriving, at_once, input_of
 from hf_transfer.deciding.depth import Choice, choose
 from hf_transfer.deciding.evidence import ANEW, WHOLE, Change, Evidence, evidence_of, labelled
 from hf_transfer.deciding.folds import groups_of
+from hf_transfer.deciding.free_labels import images_in, on_unlabelled
 from hf_transfer.deciding.label_noise import label_findings
 from hf_transfer.deciding.probes import behind
 from hf_transfer.plans import plans_of
@@ -119,6 +120,7 @@ def advise(
     data: str | Path,
     *,
     backbone: str | Path | Sequence[str | Path],
+    unlabelled: str | Path | None = None,
     budget: str | float | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
@@ -128,7 +130,8 @@ def advise(
     """Return what to freeze and what to unfreeze for a user's images; nothing is trained.
 
     `backbone` is one or several to rank on the same images; `budget` seconds or a text such as
-    "10m", by which fewer images are looked at. With `out` a folder, recipe.yaml, advice.json and
+    "10m", by which fewer images are looked at. Of images below a folder `unlabelled` it says
+    whether to learn from them first. With `out` a folder, recipe.yaml, advice.json and
     advice.html are written there. `overrides` are settings of a recipe, such as
     "data.image_size=96". Raises UserError.
     """
@@ -138,6 +141,7 @@ def advise(
         raise UserError("advise needs a backbone, such as timm/resnet50.a1_in1k")
     seconds = seconds_of(budget)
     _check_task(overrides)
+    free = images_in(unlabelled)
     wanted = asked(BASE, data, str(names[0]), seed, overrides)
     listed = list_source(wanted.data, wanted.task)
     looks = _Looks(wanted, listed, seed, None if seconds is None else seconds / len(names))
@@ -164,7 +168,10 @@ def advise(
         findings=findings,
         recipe=recipe,
         cost_seconds=list(plans_of(recipe))[-1].seconds,
-        notes=tuple(looks.notes),
+        notes=(
+            *looks.notes,
+            *on_unlabelled(unlabelled, free, looks.counts, best.evidence.nearness),
+        ),
         seconds=time.monotonic() - began,
         out=Path(out).expanduser() if out else None,
     )

@@ -13,8 +13,11 @@ from transformers import PreTrainedModel
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding import bag, tuning
+from hf_transfer.deciding.boundaries import boundary_features
 from hf_transfer.deciding.choosing import FEWEST, best_of, chosen_blindly, expected_accuracy, gain
+from hf_transfer.deciding.depth import choose, depths_of
 from hf_transfer.deciding.folds import folds, pairs
+from hf_transfer.deciding.probes import targets_of
 from hf_transfer.deciding.tuning import Candidate, Tuned, Work
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results.words import show_seconds
@@ -138,11 +141,26 @@ class Attempts:
 
     # --- fine-tuning --------------------------------------------------------------------------
 
-    def fine_tune(self, ways: Sequence[Candidate]) -> None:
+    def advised(self, epochs: float | None) -> tuple[Candidate, ...]:
+        """Return the ways to fine-tune: first to the depth that probes advise."""
+        began, labels = time.monotonic(), self.images.labels
+        found = boundary_features(self.model, self.images)
+        targets = targets_of(labels, len(self.images.names))
+        groups = self.model.backbone.groups
+        depths = depths_of(groups, found, labels, targets, self.folds[:1], self.groups)
+        choice = choose(depths, min(self.images.class_counts))
+        took = time.monotonic() - began
+        why = f"unfreeze {choice.depth.words}: {choice.why}"
+        self.note(Tried("advice", why, seconds=took, kept=choice.depth.stages > 0))
+        if not choice.depth.stages:
+            return tuning.candidates(epochs=epochs)
+        return tuning.candidates(choice.depth.train, choice.depth.words, epochs)
+
+    def fine_tune(self, epochs: float | None = None) -> None:
         """Try each candidate, from the start found, in as many folds as there is time for."""
         if self.few:
             return self.note(Tried("fine-tuning", f"not tried: {self._too_few()}"))
-        for candidate in ways:
+        for candidate in self.advised(epochs):
             most = 5 if not self.origin else next(iter(self.origin.values()))[1].folds
             work = tuning.work_within(
                 self.clock.left, candidate.spec, len(self.images), self.each, most, self.refit

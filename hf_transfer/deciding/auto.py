@@ -32,7 +32,6 @@ from hf_transfer.deciding.attempts import Attempts, Clock, facts_of
 from hf_transfer.deciding.choosing import expected_accuracy
 from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.heads import temperature
-from hf_transfer.deciding.tuning import candidates
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import asked, dump_recipe, parse_recipe
@@ -137,8 +136,8 @@ def search(
 ) -> Found:
     """Return the best model for the recipe's data that the clock allows.
 
-    `data` is given where the images are drawn already: its training and validation images are the
-    labelled ones. Images that test take no part.
+    `data` is given where the images are drawn already: those that train are all that are labelled.
+    Images that test take no part.
     """
     listed = listed or list_source(recipe.data, recipe.task)
     model = model or load_backbone(
@@ -160,7 +159,7 @@ def search(
     work.heads()
     bag.check_head(_with(model, work.start), images, work.start)
     phases = [_head_phase(model, clock)]
-    work.fine_tune(candidates(epochs))
+    work.fine_tune(epochs)
     chosen = work.choose()
     rows, logits = work.expected(chosen)
     used = np.arange(len(images)) if refit else np.flatnonzero(work.folds[0] != 0)
@@ -208,6 +207,7 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     here, data, images = run_folder.RunFolder(folder), found.data, found.data.train
     labels = found.facts["labels"]
     metrics = measure("classification", found.logits, labels, images.names, None)
+    metrics["said"] = told(found.facts)
     if data.test is not None:
         logits = bag.model_logits(found.model, data.test)
         metrics["test"] = measure("classification", logits, data.test.labels, images.names, None)
@@ -225,9 +225,22 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
         environment=facts.environment(),
         seed=found.recipe.seed,
         created=facts.now(),
-        auto={key: value for key, value in found.facts.items() if key != "labels"},
+        auto={k: v for k, v in found.facts.items() if k not in ("labels", "tried_lines")},
     )
     return run_folder.finish(report, folder)
+
+
+def told(facts: dict[str, Any]) -> list[str]:
+    """Return what came out and what was tried, in sentences: the page has them, too."""
+    expected = facts["expected"]
+    low, high = expected["interval"]
+    first = (
+        f"Expect an accuracy of {expected['accuracy']:.3f} on new images (95% interval {low:.3f} "
+        f"to {high:.3f}), measured on {expected['n']} labelled images that chose nothing. "
+        f"The exact head reaches {facts['exact_head']:.3f}, the most common class "
+        f"{facts['majority']:.3f}."
+    )
+    return [first, *(f"{line}." for line in map(str, facts["tried_lines"]))]
 
 
 def _facts(work: Attempts, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
@@ -242,6 +255,7 @@ def _facts(work: Attempts, rows: np.ndarray, logits: np.ndarray) -> dict[str, An
         "exact_head": expected_accuracy(first[rows], labels)[0],
         "majority": float(np.bincount(labels).max() / len(labels)),
         "tried": facts_of(work.tried),
+        "tried_lines": tuple(work.tried),
         "budget_seconds": work.clock.seconds,
     }
 

@@ -26,7 +26,7 @@ from hf_transfer.deciding.bag import Start, fitted, model_logits, put_head, star
 from hf_transfer.deciding.boundaries import boundary_features
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.planning.phases import make_phases
-from hf_transfer.planning.steps import optimizer_steps
+from hf_transfer.planning.steps import optimizer_steps, steps_of_epoch
 from hf_transfer.recipe.specs import PhaseSpec, Recipe
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.run import prepare
@@ -35,7 +35,7 @@ TAIL = 1 / 3  # of a phase, whose epochs' weights are averaged
 HALF, WHOLE, SOLVED = "half way", "all the way", "all the way, its head solved again"
 POINTS = {HALF: 0.5, WHOLE: 1.0, SOLVED: 1.0}  # how far from the start each is
 EPOCHS, STEPS, FEWEST = 10, 60, 30  # of fine-tuning; and the fewest steps worth trying
-RATES = {"everything gently": 1e-4, "everything at a higher rate": 4e-4}
+GENTLE, HIGHER = 1e-4, 4e-4  # rates of the head; layers below have smaller ones
 
 Weights = dict[str, torch.Tensor]
 
@@ -54,13 +54,17 @@ class Candidate:
         )
 
 
-def candidates(epochs: float | None = None) -> tuple[Candidate, ...]:
-    """Return the ways to fine-tune that are tried, the gentlest first."""
+def candidates(
+    train: tuple[str, ...] = ("all",), words: str = "everything", epochs: float | None = None
+) -> tuple[Candidate, ...]:
+    """Return the ways to fine-tune that are tried: what is advised gently, then everything at a
+    higher rate. `train` are selectors, and `words` say what they select."""
+    ways = ((f"{words}, gently", train, GENTLE), ("everything, at a higher rate", ("all",), HIGHER))
     return tuple(
         Candidate(
             what,
             PhaseSpec(
-                "all",
+                selected if len(selected) > 1 else selected[0],
                 epochs=epochs or EPOCHS,
                 min_steps=None if epochs else STEPS,
                 lr=rate,
@@ -72,7 +76,7 @@ def candidates(epochs: float | None = None) -> tuple[Candidate, ...]:
                 cold_head=True,  # it is solved for before the Trainer sees the model
             ),
         )
-        for what, rate in RATES.items()
+        for what, selected, rate in ways
     )
 
 
@@ -218,7 +222,7 @@ def work_within(
     options = [(folds, full) for folds in (5, 3, 1) if folds <= most]
     options += [(1, steps) for steps in (full // 2, FEWEST) if FEWEST <= steps < full]
     for folds, steps in options:
-        one = steps * spec.batch_size * each
+        one = steps * _at_once(spec, images) * each
         needed = one * (folds + refit)
         if needed <= left:
             return Work(folds, steps, one, needed)
@@ -227,4 +231,9 @@ def work_within(
 
 def least_seconds(spec: PhaseSpec, images: int, each: float) -> float:
     """Return what the least work that is worth it takes: one part held out, and all images."""
-    return 2 * min(FEWEST, optimizer_steps(spec, images)) * spec.batch_size * each
+    return 2 * min(FEWEST, optimizer_steps(spec, images)) * _at_once(spec, images) * each
+
+
+def _at_once(spec: PhaseSpec, images: int) -> float:
+    """Return how many images a step takes on average: the last one of an epoch has fewer."""
+    return images / steps_of_epoch(spec, images)

@@ -49,7 +49,12 @@ source:
        augment: AUGMENT, best: last}
 """
 VARIED = "{crop: [0.2, 1], flip: true, color: 0.4}"
-AUGMENTS = {"rotation": "{crop: [0.35, 1], flip: true, color: 0.3}", "slow": "none"}
+AUGMENTS = {
+    "contrastive": "{crop: [0.2, 1], flip: true, color: 0.2}",
+    "motion": "none",
+    "rotation": "{crop: [0.35, 1], flip: true, color: 0.3}",
+    "slow": "none",
+}
 
 
 def main() -> None:

@@ -1,0 +1,53 @@
+"""Whether images without labels are worth learning from first; by numbers and nearness alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hf_transfer.data.sources import list_source
+from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.recipe.tasks import REDUNDANCY
+
+LEAST, TIMES = 1000, 5  # images without labels: so many, and so many times the labelled ones
+ENOUGH = 100  # labelled images of each class, from which more of them say what others would
+
+
+def images_in(folder: str | Path | None) -> int:
+    """Return how many images lie below a folder; 0 without a folder. Raises DataError."""
+    if folder is None:
+        return 0
+    return len(list_source(DataSpec(path=str(folder)), REDUNDANCY.name).files)
+
+
+def on_unlabelled(
+    folder: str | Path | None, images: int, counts: Mapping[str, int], nearness: str
+) -> tuple[str, ...]:
+    """Return what to do with so many images in a folder, in a sentence; nothing without a folder.
+
+    `counts` are labelled images of each class, `nearness` is how near they are to those that the
+    backbone was trained on: near, shifted or far.
+    """
+    if folder is None:
+        return ()
+    what, labelled = f"the {images:,} images in {folder}", sum(counts.values())
+    if images < max(LEAST, TIMES * labelled):
+        return (
+            f"{what} are too few beside {labelled:,} labelled ones to learn from them first: "
+            f"{max(LEAST, TIMES * labelled):,} would be worth a try",
+        )
+    if min(counts.values()) >= ENOUGH:
+        return (
+            f"there are {min(counts.values()):,} labelled images of each class or more, so that "
+            f"learning from {what} first would hardly help",
+        )
+    if nearness == "near":
+        return (
+            f"the images are near those that the backbone was trained on, so that learning from "
+            f"{what} first would hardly help",
+        )
+    return (
+        f"{what} may be worth learning from first: few images have labels, and they are not like "
+        "those that the backbone was trained on. Try hf-transfer train free_labels, and watch the "
+        "probe: it says after each epoch what the features are worth",
+    )

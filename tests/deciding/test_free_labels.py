@@ -1,0 +1,53 @@
+"""Whether images without labels are worth it: by their number, the labels and the domain."""
+
+import pytest
+from drawn import photos
+
+from hf_transfer.base.errors import DataError
+from hf_transfer.deciding import free_labels
+from hf_transfer.deciding.free_labels import images_in, on_unlabelled
+
+FEW = {"cat": 20, "dog": 25}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(free_labels, "LEAST", 20)
+    monkeypatch.setattr(free_labels, "TIMES", 1)
+    return photos(tmp_path / "mine", count=24)
+
+
+def test_without_a_folder_there_is_nothing_to_say():
+    assert on_unlabelled(None, images_in(None), FEW, "far") == ()
+
+
+def test_it_may_be_worth_it_with_few_labels_in_a_domain_of_its_own(folder):
+    for nearness in ("far", "shifted"):
+        (said,) = on_unlabelled(folder, images_in(folder), FEW, nearness)
+        assert "the 48 images in" in said
+        assert "may be worth learning from first" in said
+
+
+@pytest.mark.parametrize(
+    ("counts", "nearness", "words"),
+    [
+        (FEW, "near", "near those that the backbone was trained on"),
+        ({"cat": 100, "dog": 200}, "far", "too few beside 300 labelled ones"),
+        ({"cat": 24, "dog": 26}, "far", "too few beside 50 labelled ones"),
+    ],
+)
+def test_it_says_why_it_is_not_worth_it(folder, counts, nearness, words):
+    (said,) = on_unlabelled(folder, images_in(folder), counts, nearness)
+    assert words in said
+    assert "may be worth learning" not in said
+
+
+def test_many_labels_say_what_other_images_would(folder, monkeypatch):
+    monkeypatch.setattr(free_labels, "ENOUGH", 20)
+    (said,) = on_unlabelled(folder, images_in(folder), FEW, "far")
+    assert "20 labelled images of each class or more" in said
+
+
+def test_a_folder_without_images_is_told(tmp_path):
+    with pytest.raises(DataError, match="no images"):
+        images_in(tmp_path)
