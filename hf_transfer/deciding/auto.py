@@ -63,6 +63,7 @@ class Found:
     phases: tuple[PhaseReport, ...]
     facts: dict[str, Any]
     recipe: Recipe
+    notes: tuple[str, ...] = ()
 
 
 def auto(
@@ -163,12 +164,15 @@ def search(
     chosen = work.choose()
     rows, logits = work.expected(chosen)
     used = np.arange(len(images)) if refit else np.flatnonzero(work.folds[0] != 0)
-    final = dataclasses.replace(recipe, phases=recipe.phases[:1])
+    final, notes = dataclasses.replace(recipe, phases=recipe.phases[:1]), tuple[str, ...]()
     if chosen in work.origin:
         candidate, _, point = work.origin[chosen]
         tuned = work.trained(candidate, used, clock.end)
         model = tuned.at(point, images, used)
         phases.append(tuned.report)
+        if tuned.report.stopped:
+            notes = ("the time was over before the last training ended; give it more minutes",)
+            say(f"note: {notes[0]}")
         own = dataclasses.replace(candidate.spec, cold_head=False)
         final = dataclasses.replace(recipe, phases=(recipe.phases[0], own))
         say(f"trained on {len(used)} labelled images: {chosen}")
@@ -183,9 +187,8 @@ def search(
             train=images.subset(used),
             validation=images.subset(np.flatnonzero(work.folds[0] == 0)),
         )
-    return Found(
-        model, data, chosen, rows, logits / heat, tuple(phases), _facts(work, rows, logits), final
-    )
+    told_of = _facts(work, rows, logits)
+    return Found(model, data, chosen, rows, logits / heat, tuple(phases), told_of, final, notes)
 
 
 def labelled(recipe: Recipe, listed: Scan, model: PreTrainedModel) -> ImageData:
@@ -224,6 +227,7 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
         seconds={"wall": wall, "training": wall},
         environment=facts.environment(),
         seed=found.recipe.seed,
+        warnings=found.notes,
         created=facts.now(),
         auto={k: v for k, v in found.facts.items() if k not in ("labels", "tried_lines")},
     )

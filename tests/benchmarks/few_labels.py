@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.backbones.load import load_backbone
-from hf_transfer.data.image_set import ImageData, ImageSet, load_data
+from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.sources import list_source, scan
 from hf_transfer.deciding import auto, bag, compare
 from hf_transfer.deciding.attempts import Clock
+from hf_transfer.deciding.evidence import labelled
 from hf_transfer.progress import quiet
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import DataSpec
@@ -127,13 +128,7 @@ def run_auto(
     listed = list_source(spec)
     model = load_backbone(args.backbone, listed.labels, image_size=args.image_size, seed=seed)
     data = drawn(spec, model, count, seed)
-    both = (data.train, data.validation)
-    pool = ImageSet(
-        np.concatenate([images.pixels[np.arange(len(images))] for images in both]),
-        np.concatenate([images.labels for images in both]),
-        data.labels,
-        [name for images in both for name in images.files],
-    )
+    pool = labelled(data.train, data.validation)
     data = dataclasses.replace(data, train=pool, validation=pool.subset([]))
     clock = Clock(60 * args.minutes)
     found = auto.search(recipe, clock, print, listed=listed, model=model, data=data)

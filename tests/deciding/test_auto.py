@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer import RunReport, UserError, auto, load_model, runs
+from hf_transfer import DataSpec, RunReport, UserError, auto, load_backbone, load_model, runs
 from hf_transfer.cli import main
 from hf_transfer.cli.training import is_auto
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding import attempts, tuning
+from hf_transfer.deciding.attempts import Attempts, Clock
 from hf_transfer.deciding.auto import TEXT, labelled, recipe_of
 from hf_transfer.deciding.bag import model_logits
+from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.presets import KNOWN, PRESETS, preset
 from hf_transfer.deciding.tuning import candidates, least_seconds, work_within
 from hf_transfer.recipe.load import load_recipe, parse_recipe
 from tests.drawn import photos
-from tests.tiny_folders import timm_folder
+from tests.tiny_folders import timm_folder, vit_folder
 
 QUICK = ["precision=fp32"]
 
@@ -128,6 +130,20 @@ def test_what_has_no_time_is_told_with_the_time_that_it_needs(images, backbone, 
     rows = {row["what"]: row["why"] for row in report.auto["tried"]}
     (gently,) = (why for what, why in rows.items() if what.endswith(", gently"))
     assert "there is time in" in gently
+
+
+def test_images_of_a_group_stay_together_and_a_backbone_needs_no_batch_norm(images, tmp_path):
+    listed = list_source(DataSpec(path=str(images), group=r"^(\d+)\."))
+    recipe = recipe_of(images, str(vit_folder(tmp_path / "vit")), None, r"^(\d+)\.", 0, ())
+    said: list[str] = []
+    model = load_backbone(recipe.backbone, listed.labels)
+    data = labelled(recipe, listed, model)
+    groups = groups_of(listed, data.train.files)
+    work = Attempts(model, recipe, data, data.train, groups, Clock(60), said.append)
+    assert all(len(set(fold[groups == group])) == 1 for fold in work.folds for group in set(groups))
+    work.heads()
+    assert [tried.what for tried in work.tried] == ["exact head"]
+    assert len(said) == 1
 
 
 def test_without_refit_the_model_has_not_seen_one_fold(images, backbone, tmp_path):
