@@ -28,14 +28,19 @@ class Repository:
 
     private: bool = False
     commits: list[tuple[str, str, Files]] = field(default_factory=list)
+    branches: dict[str, list[tuple[str, str, Files]]] = field(default_factory=dict)
 
     @property
     def files(self) -> Files:
         return self.commits[-1][2] if self.commits else {}
 
-    def commit(self, message: str, files: Files) -> str:
-        sha = hashlib.sha1(repr((len(self.commits), message, files)).encode()).hexdigest()
-        self.commits.append((sha, message, files))
+    def of(self, revision: str) -> list[tuple[str, str, Files]]:
+        return self.branches.get(revision, self.commits)
+
+    def commit(self, message: str, files: Files, revision: str = "main") -> str:
+        commits = self.of(revision)
+        sha = hashlib.sha1(repr((len(commits), message, files)).encode()).hexdigest()
+        commits.append((sha, message, files))
         return sha
 
 
@@ -125,7 +130,13 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.repositories[name] = Repository(asked.get("visibility") == "private")
         return self.reply({"url": f"{self.hub.url}/{name}"}, 409 if there else 200)
 
-    def preupload(self, name: str) -> None:
+    def branch(self, name: str, revision: str) -> None:
+        if repository := self.find(name, write=True):
+            there = revision in repository.branches
+            repository.branches.setdefault(revision, list(repository.commits))
+            self.reply({}, 409 if there else 200)
+
+    def preupload(self, name: str, revision: str) -> None:
         if repository := self.find(name, write=True):
             files = []
             for path in (entry["path"] for entry in json.loads(self.body)["files"]):
@@ -149,9 +160,14 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.objects[oid] = self.body
         self.reply({}, 200 if whole else 400)
 
-    def commit(self, name: str) -> None:
+    def commit(self, name: str, revision: str) -> None:
         if repository := self.find(name, write=True):
-            files, message = dict(repository.files), ""
+            requested = "create_pr=1" in self.path
+            if requested:
+                revision = f"refs/pr/{len(repository.branches) + 1}"
+                repository.branches[revision] = list(repository.commits)
+            before = repository.of(revision)
+            files, message = dict(before[-1][2]) if before else {}, ""
             for row in map(json.loads, self.body.splitlines()):
                 value = row["value"]
                 if row["key"] == "header":
@@ -160,8 +176,12 @@ class Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif row["key"] == "lfsFile":
                     files[value["path"]] = self.hub.objects[value["oid"]]
-            sha = repository.commit(message, files)
-            self.reply({"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha})
+            sha = repository.commit(message, files, revision)
+            told = {"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha}
+            if requested:
+                number = revision.rpartition("/")[2]
+                told["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/{number}"
+            self.reply(told)
 
     def info(self, name: str, revision: str | None = None) -> None:
         if repository := self.find(name):
@@ -180,8 +200,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         if repository := self.find(name):
-            for sha, _, files in reversed(repository.commits):
-                if revision in ("main", sha) and path in files:
+            branch = repository.branches.get(revision)
+            for sha, _, files in reversed(repository.commits if branch is None else branch):
+                if revision in ("main", sha, *repository.branches) and path in files:
                     etag = f'"{object_id(path, files[path])}"'
                     return self.reply(files[path], 200, {"ETag": etag, "X-Repo-Commit": sha})
             self.reply({}, 404, {"X-Error-Code": "EntryNotFound"})
@@ -192,10 +213,11 @@ ROUTES: list[tuple[str, Any]] = [
     ("GET /api/whoami-v2", Handler.whoami),
     ("POST /api/validate-yaml", Handler.validate),
     ("POST /api/repos/create", Handler.create),
-    (f"POST /api/models/{ID}/preupload/main", Handler.preupload),
+    (f"POST /api/models/{ID}/branch/(.+)", Handler.branch),
+    (f"POST /api/models/{ID}/preupload/(.+)", Handler.preupload),
     (f"POST /{ID}.git/info/lfs/objects/batch", Handler.batch),
     (r"PUT /objects/(\w+)", Handler.store),
-    (f"POST /api/models/{ID}/commit/main", Handler.commit),
+    (f"POST /api/models/{ID}/commit/(.+)", Handler.commit),
     (rf"GET /api/models/{ID}(?:/revision/([^/]+))?", Handler.info),
     (rf"GET /api/models/{ID}/tree/([^/]+)", Handler.tree),
     (rf"(?:GET|HEAD) /{ID}/resolve/([^/]+)/(.+)", Handler.resolve),

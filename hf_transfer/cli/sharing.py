@@ -16,6 +16,16 @@ def add(commands: Any) -> None:
     push.argument("repo", "REPO", "repository, as OWNER/NAME")
     push.flag("--private", "make the repository private")
     push.flag("--space", "also make a Space of that name that shows the model")
+    push.flag("--pr", "open a pull request instead of committing to the branch")
+    push.argument("--revision", "BRANCH", "branch to push to, created if need be (default: main)")
+    push.argument("--license", "NAME", "licence for the card (default: the backbone's)")
+    push.argument(
+        "--language",
+        "CODE",
+        "language of the labels, such as en, also several times",
+        action="append",
+    )
+    push.argument("--message", "TEXT", "commit message")
 
     words = "try models in the browser, and train your own"
     demo = command(commands, "demo", _demo, words, loads=True)
@@ -37,7 +47,8 @@ def _push(args: argparse.Namespace) -> None:
         return say(push_space(args.run, args.repo, private=args.private))
     from hf_transfer.serving.hub import push
 
-    say(push(args.run, args.repo, private=args.private))
+    keys = ("private", "pr", "revision", "license", "language", "message")
+    say(push(args.run, args.repo, **{key: getattr(args, key) for key in keys}))
 
 
 def _demo(args: argparse.Namespace) -> None:

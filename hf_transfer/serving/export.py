@@ -203,13 +203,14 @@ def _compare(model: PreTrainedModel, answers: Answers) -> tuple[int, float]:
     cut = batch.pixels[:, start : start + image.size, start : start + image.size]
     found = answers(np.ascontiguousarray(cut.numpy()))
     alone = answers(np.ascontiguousarray(cut[:1].numpy()))  # another batch size
-    expected = np.array([_in_order(row, backbone.labels) for row in rows])
+    expected = np.array([in_order(row, backbone.labels) for row in rows])
     size = np.maximum(1.0, np.abs(expected))
     apart = [np.abs(found - expected) / size, np.abs(alone - expected[:1]) / size[:1]]
     return len(files), float(max(each.max() for each in apart))
 
 
-def _in_order(row: Prediction, labels: tuple[str, ...]) -> list[float]:
+def in_order(row: Prediction, labels: tuple[str, ...]) -> list[float]:
+    """Return a prediction's probabilities or values in the order of the model's labels."""
     told = dict(row.values if row.values is not None else row.labels)
     return [told[label] for label in labels]
 

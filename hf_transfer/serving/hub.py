@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from hf_transfer.base.boundary import redacted, untrusted
 from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, hub_in_one_line, pull
@@ -13,6 +15,7 @@ from hf_transfer.base.errors import UserError, unfinished
 from hf_transfer.results.places import published_report
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.run_folder import RunFolder
+from hf_transfer.serving.loaders import check_loaders
 from hf_transfer.serving.published import published_file, published_recipe
 
 logger = logging.getLogger(__name__)
@@ -23,21 +26,64 @@ def push(
     repo_id: str,
     *,
     private: bool = False,
+    pr: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
     token: str | None = None,
     message: str | None = None,
+    check: bool = True,
 ) -> str:
     """Upload a run's model, card, report, recipe and adapters in one commit; return the address.
 
     `run` is a run folder or a model folder, `repo_id` is OWNER/NAME or NAME, created if need be.
-    Of this machine's paths only the last part is published. An upload that is interrupted leaves
-    no commit, and the next push sends only what is missing. Raises HubError, or UserError for a
-    folder that holds no finished model; nothing is uploaded then.
+    With `pr` the commit is a pull request, whose address is returned; `revision` is the branch,
+    created if need be. `license` and `language` (codes such as "en") go into the card; sections
+    that others wrote into the card there are kept. With `check` a fresh process loads the model
+    first, in every way that the card shows, and must answer as `predict` does. Of this machine's
+    paths only the last part is published. An upload that is interrupted leaves no commit, and the
+    next push sends only what is missing. Raises HubError, or UserError for a folder that holds no
+    finished model or one that answers differently; nothing is uploaded then.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    files = gather(run)
+    check_access(repo_id, token)
+    if check:
+        check_loaders(model_folder(run))
+    api = HfApi(token=token, library_name="hf_transfer")
+    with hub_in_one_line(f"cannot push to {repo_id}"):
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
+        if private and not api.model_info(repo_id).private:
+            raise HubError(
+                f"{repo_id} exists and is public; make it private in its settings ({url}/settings) "
+                "or push to another name"
+            )
+        if revision and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        if report := find_report(run):
+            card = _card(report, repo_id, _previous_card(api, repo_id, revision))
+        else:
+            card = _text(files.get("README.md"))
+        if card:
+            files["README.md"] = _with_facts(card, license, language).encode()
+        summary = message or f"Upload {report.name if report else Path(run).name}"
+        additions = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+        done = api.create_commit(
+            repo_id, additions, commit_message=summary, revision=revision, create_pr=pr
+        )
+    logger.info("pushed %d files to %s, commit %s", len(files), url, done.oid[:8])
+    return str(done.pr_url) if pr else url
+
+
+def check_access(repo_id: str, token: str | None = None) -> None:
+    """Raise HubError for a name that no repository can have, or without a token; sends nothing."""
+    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    files = gather(run)
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
@@ -49,24 +95,6 @@ def push(
         raise HubError(f"cannot push to {repo_id} without a token; {LOGIN}")
     if not (known.isascii() and known.isprintable()) or " " in known:
         raise HubError("the token holds characters that no token has; copy it again, in one line")
-    api = HfApi(token=token, library_name="hf_transfer")
-    with hub_in_one_line(f"cannot push to {repo_id}"):
-        if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
-        url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
-        if private and not api.model_info(repo_id).private:
-            raise HubError(
-                f"{repo_id} exists and is public; make it private in its settings ({url}/settings) "
-                "or push to another name"
-            )
-        report = find_report(run)
-        if report:
-            files["README.md"] = _card(report, repo_id)
-        summary = message or f"Upload {report.name if report else Path(run).name}"
-        additions = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
-        done = api.create_commit(repo_id, additions, commit_message=summary)
-    logger.info("pushed %d files to %s, commit %s", len(files), url, done.oid[:8])
-    return url
 
 
 def gather(run: str | Path) -> dict[str, Path | bytes]:
@@ -105,11 +133,47 @@ def _files_of(folder: Path, prefix: str) -> dict[str, Path | bytes]:
     }
 
 
-def _card(report: RunReport, repo_id: str) -> bytes:
+def _card(report: RunReport, repo_id: str, previous: str) -> str:
     from hf_transfer.results.card import model_card
 
     with untrusted("the run's report.json", "run the recipe again"):
-        return redacted(model_card(published_report(report), repo_id)).encode()
+        return redacted(model_card(published_report(report), repo_id, previous))
+
+
+def _previous_card(api: Any, repo_id: str, revision: str | None) -> str:
+    """Return the card that the repository has, "" where it has none."""
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+    try:
+        place = api.hf_hub_download(repo_id, "README.md", revision=revision)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return ""
+    return Path(place).read_text(encoding="utf-8", errors="replace")
+
+
+def _text(content: Path | bytes | None) -> str:
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    return (content or b"").decode(errors="replace")
+
+
+def _with_facts(card: str, license: str | None, language: str | Sequence[str] | None) -> str:
+    """Return a card whose metadata states this licence and language; None leaves them."""
+    from huggingface_hub import ModelCard
+
+    from hf_transfer.results.card_metadata import HUB_LICENSES
+
+    if license is None and language is None:
+        return card
+    told = ModelCard(card, ignore_metadata_errors=True)
+    if license is not None:
+        known = HUB_LICENSES.fullmatch(license.lower())
+        told.data.license = license.lower() if known else "other"
+        told.data.license_name = None if known else license
+        told.data.license_link = None
+    if language is not None:
+        told.data.language = [language] if isinstance(language, str) else list(language)
+    return str(told)
 
 
 def model_folder(where: str | Path) -> Path:

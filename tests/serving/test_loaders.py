@@ -6,6 +6,7 @@ The card's own blocks are executed, with the path of the file in place of theirs
 from __future__ import annotations
 
 import builtins
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,9 @@ from transformers.image_utils import load_image as transformers_load_image
 import hf_transfer
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.errors import UserError
 from hf_transfer.results.card import model_card
+from hf_transfer.serving.loaders import check_loaders
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import outputs, predict
 
@@ -145,6 +148,20 @@ def test_a_pipeline_answers_as_predict_does(model, files):
     rows = [{row["label"]: row["score"] for row in classify(str(file))} for file in files]
     found = [[row[label] for label in LABELS] for row in rows]
     assert_same(found, ours(model, files), files)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/squeezenet1_1"])
+def test_a_fresh_process_answers_in_every_loader_or_names_the_one_that_does_not(name, tmp_path):
+    folder = saved(name, tmp_path)
+    own = ["timm"] if name.startswith("timm") else []
+    assert check_loaders(folder) == ["hf_transfer", "transformers", "a pipeline", *own]
+    if own:  # whose config.json says the same again, which ours and timm's own read
+        path = folder / "preprocessor_config.json"
+        settings = json.loads(path.read_text()) | {"image_processor_type": "CLIPImageProcessor"}
+        path.write_text(json.dumps(settings | {"image_mean": [0.0, 0.0, 0.0]}))
+        with pytest.raises(UserError, match="answers differently in transformers"):
+            check_loaders(folder)
 
 
 def blocks(model: Path, channels: int = 3) -> list[str]:
