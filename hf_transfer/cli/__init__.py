@@ -16,6 +16,7 @@ from hf_transfer.base.boundary import TRACEBACK
 from hf_transfer.base.console import Parser
 from hf_transfer.base.version import OVERWRITTEN, __version__
 from hf_transfer.cli import deciding, models, sharing, training
+from hf_transfer.cli.examples import epilog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +63,8 @@ def parser() -> Parser:
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for kind in (training, deciding, models, sharing):
         kind.add(commands)
-    for command in commands.choices.values():
+    for name, command in commands.choices.items():
+        command.epilog = epilog(name, made.prog)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.flag("--traceback", f"show the traceback of an error, as does {TRACEBACK}=1")
     return made

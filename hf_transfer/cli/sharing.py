@@ -1,4 +1,4 @@
-"""Commands that show and share what there is: push, demo, cache."""
+"""Commands that show and share what there is: push, demo, cache, completion."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ def add(commands: Any) -> None:
     cache.flag("--clear", "remove entries that are not in use")
     cache.flag("--json", "print JSON instead of text")
 
+    words = "print a script that completes commands, options and paths in a shell"
+    completion = command(commands, "completion", _completion, words)
+    completion.argument("shell", "SHELL", "bash, zsh or fish", choices=("bash", "zsh", "fish"))
+
 
 def _push(args: argparse.Namespace) -> None:
     if args.space:
@@ -61,3 +65,18 @@ def _cache(args: argparse.Namespace) -> None:
     from hf_transfer.base.cache import cache_report
 
     say(cache_report(args.keys, clear=args.clear, as_json=args.json), not args.json)
+
+
+def _completion(args: argparse.Namespace) -> None:
+    import shtab
+
+    from hf_transfer.base.console import place
+    from hf_transfer.cli import parser
+
+    made = parser()
+    commands: Any = next(each.choices for each in made._actions if isinstance(each.choices, dict))
+    for one in commands.values():
+        for argument in one._actions:
+            if argument.type is place:
+                argument.complete = shtab.FILE
+    print(shtab.complete(made, shell=args.shell))

@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     tracker = "log to tensorboard, trackio, wandb or mlflow; may be repeated"
     train.argument("--report-to", "NAME", tracker, action="append", default=[])
     train.flag("--allow-code", "run the Python files that the recipe's metrics name")
+    train.argument("--push-to", "REPO", "repository to push the finished run to, as OWNER/NAME")
 
     plan = command(commands, "plan", _plan, "show what a recipe would train, without training")
     recipe_arguments(plan)
@@ -49,6 +50,19 @@ def add(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    if args.push_to:  # before hours of training
+        from hf_transfer.serving.hub import check_access
+
+        check_access(args.push_to)
+    out = _trained(args)
+    if args.push_to and launch.is_main():
+        from hf_transfer.serving.hub import push
+
+        say(push(out, args.push_to))
+
+
+def _trained(args: argparse.Namespace) -> Path:
+    """Train, and return the run's folder."""
     from hf_transfer.plans import plans_text
     from hf_transfer.results.run_folder import check_folder
 
@@ -75,6 +89,7 @@ def _train(args: argparse.Namespace) -> None:
     with stopped_in_words():
         report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(say), TrainingBar()])
     say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
+    return out
 
 
 def is_auto(word: str) -> bool:
@@ -92,7 +107,7 @@ def is_auto(word: str) -> bool:
     return not path.exists() and re.fullmatch(r"[\w-]+/[\w.-]+", word) is not None  # on the Hub
 
 
-def _auto(args: argparse.Namespace) -> None:
+def _auto(args: argparse.Namespace) -> Path:
     data = args.data if args.recipe == "auto" else args.recipe
     if args.recipe != "auto" and args.data:
         raise UserError(f"the images are given twice: {args.recipe} and --data {args.data}")
@@ -119,9 +134,10 @@ def _auto(args: argparse.Namespace) -> None:
             out=args.out,
             on_progress=say,
         )
-    out = args.out or Path("runs") / report.name
+    out = Path(args.out or Path("runs") / report.name)
     say(report.metrics["said"][0])
     say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
+    return out
 
 
 def _plain_options(args: argparse.Namespace) -> list[str]:
@@ -137,7 +153,7 @@ def _plain_options(args: argparse.Namespace) -> list[str]:
     return [f"{key}={value}" for key, value in keys.items() if value is not None]
 
 
-def _quickstart(args: argparse.Namespace, recipe: Any, out: Path) -> None:
+def _quickstart(args: argparse.Namespace, recipe: Any, out: Path) -> Path:
     if args.resume:
         raise UserError(f"recipe {recipe.name} cannot be resumed; remove --resume")
     if launch.count() > 1:
@@ -149,6 +165,7 @@ def _quickstart(args: argparse.Namespace, recipe: Any, out: Path) -> None:
 
     quiet()
     say(f"{format_quickstart(run_quickstart(recipe, out, say))}\n\nwritten to {out}")
+    return out
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -133,7 +133,7 @@ def _files_of(folder: Path, prefix: str) -> dict[str, Path | bytes]:
     }
 
 
-def _card(report: RunReport, repo_id: str, previous: str) -> str:
+def _card(report: RunReport, repo_id: str, previous: str = "") -> str:
     from hf_transfer.results.card import model_card
 
     with untrusted("the run's report.json", "run the recipe again"):

@@ -12,14 +12,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.decoding import load_image
+
+if TYPE_CHECKING:
+    from hf_transfer.backbones.blueprint import Backbone
 
 SAME = 1e-4  # how far answers may lie apart
 SECONDS = 900

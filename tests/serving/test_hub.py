@@ -171,7 +171,7 @@ def test_no_path_of_this_machine_is_published_however_it_is_written(place, tmp_p
     comment = place.replace("\n", " ")
     (run / "recipe.yaml").write_text(f"# from {comment}\n{yaml.safe_dump(recipe)}")
     files = gather(run)
-    files["README.md"] = hub_module._card(report, REPO)
+    files["README.md"] = hub_module._card(report, REPO).encode()
     told = {name: data for name, data in files.items() if isinstance(data, bytes)}
     assert sorted(told) == ["README.md", "recipe.yaml", "report.json"]
     assert not [name for name, data in told.items() if b"someone" in data]
