@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from hf_transfer.base.console import say
+from hf_transfer.base.errors import UserError
 from hf_transfer.cli.arguments import MODEL, command
 
 
@@ -45,14 +46,17 @@ def add(commands: Any) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
+    keys = ("private", "license", "language", "message")
+    options = {key: getattr(args, key) for key in keys}
     if args.space:
+        if args.pr or args.revision:
+            raise UserError("--space cannot be combined with --pr or --revision")
         from hf_transfer.space.deploy import push_space
 
-        return say(push_space(args.run, args.repo, private=args.private))
+        return say(push_space(args.run, args.repo, **options))
     from hf_transfer.serving.hub import push
 
-    keys = ("private", "pr", "revision", "license", "language", "message")
-    say(push(args.run, args.repo, **{key: getattr(args, key) for key in keys}))
+    say(push(args.run, args.repo, pr=args.pr, revision=args.revision, **options))
 
 
 def _demo(args: argparse.Namespace) -> None:

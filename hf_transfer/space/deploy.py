@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from hf_transfer.base.download import hub_in_one_line
 from hf_transfer.base.errors import UserError
@@ -13,16 +14,22 @@ logger = logging.getLogger(__name__)
 
 
 def push_space(
-    run: str | Path, repo_id: str, *, private: bool = False, token: str | None = None
+    run: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    **options: Any,
 ) -> str:
     """Upload a run as a model and a Space of the same name that shows it; return its address.
 
-    The Space trains visitors' own models, too. Raises HubError, or UserError for a folder that
+    The Space trains visitors' own models, too. `options` are those of `push` for the model's card
+    and commit. Raises HubError, or UserError for a folder that
     holds no finished model.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    address = push(run, repo_id, private=private, token=token)
+    address = push(run, repo_id, private=private, token=token, **options)
     model = "/".join(address.rstrip("/").split("/")[-2:])
     api = HfApi(token=token, library_name="hf_transfer")
     files = {path.name: path for path in sorted(app_folder().iterdir()) if path.is_file()}
