@@ -90,7 +90,7 @@ def depth_chart(backbone: BackboneAdvice, majority: float) -> str:
         return floor - (floor - TOP) * (y - low) / ((high - low) or 1)
 
     title = "accuracy of probes against depth"
-    parts = [text(title, 0, 12, "chart-title"), *_frozen(backbone, names, x_of, step, floor)]
+    parts = _frozen(backbone, names, x_of, step, floor)
     for tick in ticks(low, high, 5):
         y = y_of(tick)
         parts.append(mark("line", style="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))

@@ -277,7 +277,7 @@ class Attempts:
     def _no_time(self, needed: float) -> str:
         whole = (needed + self.clock.seconds - max(0.0, self.clock.left)) / 60
         minutes = max(1, int(whole + 1))
-        return f"not tried: it takes {show_seconds(needed)}; there is time in {minutes} minutes"
+        return f"not tried: it takes {show_seconds(needed)}; allow {minutes} minutes"
 
 
 def facts_of(tried: Sequence[Tried]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hf_transfer.deciding.folds import pairs
+from hf_transfer.training.exact_head import standard_scale
 
 Kind = Literal["exact", "ridge", "lda"]
 STRENGTHS: dict[Kind, tuple[float, ...]] = {  # from the most regularised head to the least
@@ -72,8 +73,7 @@ def fit_heads(
     present, codes = np.unique(labels, return_inverse=True)
     if len(present) < 2:
         raise ValueError("one class has no boundary to another")
-    middle, scale = features.mean(0), features.std(0)
-    scale[scale < 1e-12 * max(1.0, float(np.abs(middle).max()))] = 1.0  # constant: says nothing
+    middle, scale = features.mean(0), standard_scale(features)
     with threadpool_limits(1, "blas"):
         rows, basis = _spanned((features - middle) / scale)
         solve = {"exact": _exact, "ridge": _ridge, "lda": _discriminant}[kind]

@@ -14,6 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hf_transfer.deciding.folds import pairs
+from hf_transfer.training.exact_head import standard_scale
 
 Floats = np.ndarray
 STRENGTHS = 10.0 ** np.arange(-3, 3.1, 0.5)  # penalties, by the mean square of an image
@@ -70,9 +71,8 @@ def standardised(
     those to fit on, and each divided by the root of its width."""
     near, far = [], []
     for x in features:
-        middle, scale = x[inside].mean(0), x[inside].std(0)
-        scale = np.where(scale < 1e-6 * max(1.0, float(np.abs(middle).max())), np.inf, scale)
-        scale = scale * np.sqrt(np.float32(x.shape[1]))
+        middle = x[inside].mean(0)
+        scale = standard_scale(x[inside]) * np.sqrt(np.float32(x.shape[1]))
         near.append(((x[inside] - middle) / scale).astype(np.float32))
         far.append(((x[outside] - middle) / scale).astype(np.float32))
     return np.concatenate(near, axis=1), np.concatenate(far, axis=1)
@@ -104,7 +104,7 @@ def nearest_labels(features: Floats, labels: Floats, fold: Floats, classes: int)
     """
     found = np.zeros(len(labels), np.int64)
     for inside, outside in pairs(fold):
-        middle, scale = features[inside].mean(0), features[inside].std(0) + 1e-6
+        middle, scale = features[inside].mean(0), standard_scale(features[inside])
         rows = (features - middle) / scale
         rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
         similar = rows[outside] @ rows[inside].T

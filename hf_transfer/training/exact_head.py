@@ -32,6 +32,7 @@ FOLD_ROWS = 20_000  # with more rows, one fold is predicted instead of all
 SEARCH_STEPS, STEPS = 200, 2000  # of the solver: in the search, and for the solution
 SEARCH_PRECISION, PRECISION = 1e-3, 1e-5  # likewise: the largest entry of the gradient
 
+RARE = 0.1  # of the features' median deviation: below it one is not blown up to the others' size
 TOLERANCE = 1e-3  # of the logits' scale, between the solution's and those of the model with it
 
 
@@ -152,8 +153,7 @@ def _solved(
     present = np.unique(labels)
     if len(present) < 2:
         raise ValueError("one class has no boundary to another")
-    mean, scale = features.mean(0), features.std(0)
-    scale[scale < 1e-12 * max(1.0, float(np.abs(mean).max()))] = 1.0  # constant: no information
+    mean, scale = features.mean(0), standard_scale(features)
     standard = (features - mean) / scale
     weights = None if class_weights is None else np.asarray(class_weights, np.float64)[labels]
     folds = _folds(labels, images, seed)
@@ -179,6 +179,20 @@ def _solved(
     chances = logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(1))
     own = float(-np.average(chances, weights=weights))
     return Solution(weight, offset, strength, loss, steps, steps < STEPS, own)
+
+
+def standard_scale(features: np.ndarray) -> np.ndarray:
+    """Return what to divide features (N, D) by, (D,): the standard deviation of each, and at least
+    RARE of their median.
+
+    A unit that is silent in nearly all training images would otherwise be divided by next to
+    nothing, and decide alone over the one new image in which it speaks.
+    """
+    deviation: np.ndarray = features.std(0)
+    speaks = deviation > 1e-12 * max(1.0, float(np.abs(features).max(initial=0.0)))
+    if not speaks.any():
+        return np.ones_like(deviation)
+    return np.maximum(deviation, RARE * np.median(deviation[speaks]))
 
 
 def _model(strength: float, steps: int, precision: float) -> object:

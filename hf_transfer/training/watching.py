@@ -16,6 +16,7 @@ from hf_transfer.inputs.head_features import head_features
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import PROBED, PROBES, TASKS
 from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.training.exact_head import standard_scale
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def ridge(known: np.ndarray, targets: np.ndarray, new: np.ndarray) -> np.ndarray
 
     Source: Golub, Heath and Wahba 1979, doi 10.1080/00401706.1979.10489751.
     """
-    mean, std = known.mean(0), known.std(0).clip(1e-6)
+    mean, std = known.mean(0), standard_scale(known)
     x, y = (known - mean).astype(np.float64) / std, targets - targets.mean(0)
     u, s, vt = np.linalg.svd(x, full_matrices=False)
     inner, best, found = u.T @ y, np.inf, np.zeros((x.shape[1], y.shape[1]))

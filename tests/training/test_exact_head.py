@@ -20,12 +20,12 @@ SOLVE = {"train": "head", "solve": "lbfgs"}
 
 
 def blobs(rows=150, sides=8, classes=3, noise=1.0, seed=0):
-    """Return features of very different scales and their classes, which overlap."""
+    """Return features of different scales and their classes, which overlap."""
     random = np.random.default_rng(seed)
     labels = np.arange(rows) % classes
     centres = random.normal(size=(classes, sides))
     features = centres[labels] + noise * random.normal(size=(rows, sides))
-    return features * 10.0 ** random.integers(-2, 3, sides) + 5, labels
+    return features * 5.0 ** random.uniform(-0.5, 0.5, sides) + 5, labels
 
 
 def chances(solution, features):
@@ -89,6 +89,18 @@ def test_the_strength_is_that_of_an_exhaustive_cross_validation():
         losses.append(np.mean(lost))
     assert found.strength == STRENGTHS[int(np.argmin(losses))]
     assert found.log_loss == pytest.approx(min(losses), rel=1e-2)
+
+
+def test_a_unit_that_was_nearly_silent_in_training_does_not_decide_over_a_new_image():
+    features, labels = blobs(rows=260, noise=2.0)
+    silent = np.zeros((260, 5))
+    silent[7] = 1e-4  # a unit that is zero but for a trace in one image
+    found = solve_head(np.hstack([features, silent])[:200], labels[:200], 3)
+    plain = solve_head(features[:200], labels[:200], 3)
+    loud = np.hstack([features, np.ones((260, 5)) * features.std()])[200:]
+    lost = -np.log(chances(found, loud)[range(60), labels[200:]]).mean()
+    usual = -np.log(chances(plain, features[200:])[range(60), labels[200:]]).mean()
+    assert lost < usual + 0.5
 
 
 def test_its_probabilities_are_calibrated_on_other_rows():
