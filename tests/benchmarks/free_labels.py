@@ -5,7 +5,7 @@
 
 `flowers` takes any folder of class folders: of each class some images are labelled, others validate
 and test, and `--unlabelled` more, with the labelled ones, are a folder without labels. `video`
-renders shapes that move and turn; the labels are their kinds. One JSON line per run goes to
+renders objects that move and turn; the labels say which object it is. One JSON line per run goes to
 DIR/rows.jsonl; what is there is not run again, and a run that was cut off is resumed.
 """
 
@@ -189,8 +189,7 @@ SIDES = {"triangle": 3, "square": 4, "pentagon": 5, "star": 10, "circle": 40}
 
 
 def video(args: argparse.Namespace, place: Path, seed: int) -> None:
-    """Render films of one shape each that moves, turns and changes its size before a still
-    background; the labelled frames are single ones of other films."""
+    """Render films of one object each; the labelled frames are single ones of other films."""
     rng = np.random.default_rng(seed)
     for film in range(args.unlabelled // 30):
         kind = list(SIDES)[film % len(SIDES)]
@@ -210,23 +209,22 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def frames(rng: np.random.Generator, kind: str, count: int, size: int) -> list[Image.Image]:
-    """Return the frames of a film of one shape, drawn at twice the size and reduced."""
+    """Return the frames of a film of one object, drawn at twice the size and reduced: it drifts,
+    turns and changes its size, the light on it flickers, and what is behind it passes by."""
     big = 2 * size
-    coarse = rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)
-    ground = Image.fromarray(coarse).resize((big, big), Image.Resampling.BICUBIC)
-    colour = tuple(int(value) for value in rng.integers(0, 255, 3))
-    middle, angle, radius = rng.uniform(0.3, 0.7, 2), rng.uniform(0, 6.3), rng.uniform(0.12, 0.25)
-    way, turn = rng.normal(0, 0.02, 2), rng.normal(0, 0.15)
-    found = []
+    middle, angle, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0, 6.3), rng.uniform(0.22, 0.34)
+    turn, found = rng.normal(0, 0.3), []
     for _ in range(count):
-        image = ground.copy()
-        ImageDraw.Draw(image).polygon(outline(kind, middle * big, radius * big, angle), fill=colour)
+        coarse = rng.integers(0, 130, (3, 3, 3)).astype(np.uint8)
+        image = Image.fromarray(coarse).resize((big, big), Image.Resampling.BICUBIC)
+        light = tuple(int(value) for value in rng.integers(150, 255, 3))
+        ImageDraw.Draw(image).polygon(outline(kind, middle * big, radius * big, angle), fill=light)
         noise = rng.normal(0, 8, (size, size, 3))
         pixels = np.asarray(image.resize((size, size), Image.Resampling.BOX), np.float64) + noise
         found.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
-        way = np.where((middle + way < 0.2) | (middle + way > 0.8), -way, way)
-        middle, angle = middle + way, angle + turn
-        radius = float(np.clip(radius * rng.uniform(0.97, 1.03), 0.12, 0.25))
+        middle = (middle + rng.normal(0, 0.03, 2)).clip(0.35, 0.65)
+        angle += turn
+        radius = float(np.clip(radius * rng.uniform(0.95, 1.05), 0.22, 0.34))
     return found
 
 

@@ -17,7 +17,12 @@ from hf_transfer.data.scale import Scale
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.metrics.classification import classification_metrics, softmax
 from hf_transfer.results.metrics.multi_label import multilabel_metrics
-from hf_transfer.results.metrics.pretexts import found_metrics, shift_metrics, told_metrics
+from hf_transfer.results.metrics.pretexts import (
+    found_metrics,
+    nearer_metrics,
+    shift_metrics,
+    told_metrics,
+)
 from hf_transfer.results.metrics.regression import regression_metrics
 
 # `evaluate.load(str(MODULE))` gives all our metrics as an `evaluate` module, offline.
@@ -45,7 +50,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "contrastive": found_metrics,
     "redundancy": found_metrics,
     "exemplar": found_metrics,
-    "slow": found_metrics,
+    "slow": nearer_metrics,
     "motion": shift_metrics,
 }
 

@@ -45,6 +45,22 @@ def found_metrics(
     return {"n": len(outputs), "accuracy": float(np.concatenate(right).mean())}
 
 
+def nearer_metrics(
+    outputs: ArrayLike,
+    labels: ArrayLike,
+    names: Sequence[str] | None = None,
+    bootstrap: int = 0,
+    tables: bool = True,
+    groups: Sequence[Any] | None = None,
+) -> dict[str, Any]:
+    """Return the share of frames (N,) that are nearer to the next frame than to one half of all
+    frames away, by the cosine of their outputs (N, 2 K); chance is one half."""
+    one, two = (_unit(part) for part in np.split(np.asarray(outputs, np.float32), 2, axis=1))
+    far = np.roll(two, len(two) // 2, axis=0)
+    right = (one * two).sum(1) > (one * far).sum(1)
+    return {"n": len(one), "accuracy": float(right.mean())}
+
+
 def shift_metrics(
     outputs: ArrayLike,
     labels: ArrayLike,
