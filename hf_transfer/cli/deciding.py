@@ -25,12 +25,13 @@ def add(commands: Any) -> None:
     advise.path("--out", "DIR", "folder to write recipe.yaml, advice.html and advice.json to")
 
     compare = command(commands, "compare", _compare, "compare recipes on the same images")
-    compare.path("recipes", "RECIPE", "recipes (default: from scratch to full)", nargs="*")
+    compare.path("recipes", "RECIPE", "recipes, or auto (default: scratch to auto)", nargs="*")
     compare.path("--data", "PATH", "folder of class folders, or table", required=True)
     compare.path("--backbone", "ID", "timm/NAME, transformers/REPO, torchvision/NAME or a folder")
     numbers = "labelled images of each class, such as 5,20,100 (default: all)"
     compare.argument("--per-class", "N,N", numbers, type=counts, default=())
     compare.argument("--seeds", "N", "number of seeds (default: 3)", type=count, default=3)
+    compare.argument("--minutes", "N", "time of auto, each (default: 5)", type=float, default=5.0)
     setting = "change a key of all recipes, such as data.image_size=96"
     compare.argument("--set", "KEY=VALUE", setting, action="append", default=[])
     compare.path("--out", "DIR", "folder to write the comparison to")
@@ -71,6 +72,7 @@ def _compare(args: argparse.Namespace) -> None:
         per_class=args.per_class,
         seeds=args.seeds,
         overrides=args.set,
+        minutes=args.minutes,
         out=args.out,
         on_progress=say,
     )

@@ -24,10 +24,11 @@ from hf_transfer.base.files import write_text
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.sources import scan
+from hf_transfer.deciding.auto import NAME, TEXT
 from hf_transfer.deciding.compare_page import comparison_page
 from hf_transfer.deciding.compare_text import format_comparison
 from hf_transfer.deciding.trials import Trial, Way, trials_of
-from hf_transfer.recipe.load import load_recipe
+from hf_transfer.recipe.load import load_recipe, parse_recipe
 from hf_transfer.recipe.tasks import TASKS
 
 USUAL = (
@@ -38,6 +39,7 @@ USUAL = (
     "gradual",
     "discriminative",
     "full",
+    "auto",
 )
 TEST = 0.2  # share of the images that test, where the data has no test split of its own
 VALIDATION = 0.2  # share of the labelled images that choose epochs
@@ -98,20 +100,21 @@ def compare(
     seeds: int = 3,
     seed: int = 0,
     overrides: Sequence[str] = (),
+    minutes: float = 5.0,
     out: str | Path | None = None,
     on_progress: Say | None = None,
 ) -> Comparison:
-    """Compare recipes on a user's data; without names, the usual ways from scratch to full.
+    """Compare recipes on a user's data; without names, the usual ways from scratch to auto.
 
     `per_class` are numbers of labelled images of each class, a fifth of which choose epochs; empty:
     all there are. Images that test are set aside first, a fifth of each class unless the data has a
-    test split. With `out` a folder, comparison.json, .txt and .html
-    are written there. Raises UserError.
+    test split. `minutes` is the budget of `auto` each time. With `out` a folder, comparison.json,
+    .txt and .html are written there. Raises UserError.
     """
     started, say = time.monotonic(), on_progress or (lambda _: None)
     changes = [f"data.path={json.dumps(str(data))}", *overrides]
     changes += [f"backbone={json.dumps(backbone)}"] if backbone else []
-    ways = [Way(name, load_recipe(name, changes)) for name in recipes or USUAL]
+    ways = [_way(name, changes, minutes) for name in recipes or USUAL]
     _check(ways, per_class)
     task = ways[0].recipe.task
     spec = ways[0].recipe.data
@@ -147,6 +150,12 @@ def compare(
         write_text(comparison.out / "comparison.txt", format_comparison(comparison) + "\n")
         write_text(comparison.out / "comparison.html", comparison_page(comparison))
     return comparison
+
+
+def _way(name: str, changes: Sequence[str], minutes: float) -> Way:
+    if name != NAME:
+        return Way(name, load_recipe(name, changes))
+    return Way(name, parse_recipe(TEXT, f"{NAME}.yaml", changes), minutes)
 
 
 def _check(ways: Sequence[Way], per_class: Sequence[int]) -> None:

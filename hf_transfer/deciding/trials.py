@@ -19,6 +19,10 @@ from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.deciding.attempts import Clock
+from hf_transfer.deciding.auto import search
+from hf_transfer.deciding.bag import model_logits
+from hf_transfer.deciding.evidence import labelled
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import TASKS
@@ -31,10 +35,11 @@ Draw = Callable[[int | None, int, PreTrainedModel], ImageData]
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train: its name in the table, and its recipe."""
+    """One way to train: its name in the table, and its recipe; or `auto` with so many minutes."""
 
     name: str
     recipe: Recipe
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,16 @@ def _one_draw(
         recipe = dataclasses.replace(way.recipe, seed=seed)
         settings = dataclasses.replace(recipe, name="any", phases=recipe.phases[:1])
         before = [k for k in range(len(recipe.phases)) if (settings, recipe.phases[:k]) in done]
+        before = before if way.minutes is None else []
         skip = max(before, default=0)
         first = done.get((settings, recipe.phases[:skip]))
         model = copy.deepcopy(first.model if first else starts.of(recipe))
         data = draw(count, seed, model)
         test = data.test if data.test is not None else data.validation
-        trained = _train(way.name, recipe, model, data, skip, first)
+        if way.minutes is not None:
+            trained = _auto(way.name, recipe, way.minutes, model, data)
+        else:
+            trained = _train(way.name, recipe, model, data, skip, first)
         values = measure(data.task, trained.logits, test.labels, test.names, test.scale)
         right = None
         if data.task == "classification":
@@ -105,7 +114,9 @@ def _one_draw(
             value=float(values[TASKS[data.task].headline] or 0.0),
             right=right,
         )
-        trained = done[settings, recipe.phases] = dataclasses.replace(trained, trial=trial)
+        trained = dataclasses.replace(trained, trial=trial)
+        if way.minutes is None:
+            done[settings, recipe.phases] = trained
         yield trained, test
 
 
@@ -138,6 +149,27 @@ def _train(
         parameters=max(phase.trainable_parameters for phase in reports),
     )
     return Trained(trial, model, logits, reports)
+
+
+def _auto(
+    name: str, recipe: Recipe, minutes: float, model: PreTrainedModel, data: ImageData
+) -> Trained:
+    """Let auto find a model on the images that train and validate, and answer the test images."""
+    clock = Clock(60 * minutes)
+    pool = labelled(data.train, data.validation)
+    own = dataclasses.replace(data, train=pool, validation=pool.subset([]))
+    found = search(recipe, clock, lambda _: None, model=model, data=own)
+    test = data.test if data.test is not None else data.validation
+    trial = Trial(
+        way=name,
+        per_class=None,
+        seed=recipe.seed,
+        value=0.0,
+        right=None,
+        seconds=time.monotonic() - clock.began,
+        parameters=max(phase.trainable_parameters for phase in found.phases),
+    )
+    return Trained(trial, found.model, model_logits(found.model, test), found.phases)
 
 
 @dataclass

@@ -26,7 +26,7 @@ import numpy as np
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.sources import list_source, scan
-from hf_transfer.deciding import auto, bag, compare
+from hf_transfer.deciding import auto, bag, compare, trials
 from hf_transfer.deciding.attempts import Clock
 from hf_transfer.deciding.evidence import labelled
 from hf_transfer.progress import quiet
@@ -34,7 +34,7 @@ from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import DataSpec
 
 AUTO = "auto"
-WAYS = (AUTO, *compare.USUAL)
+WAYS = (AUTO, *(way for way in compare.USUAL if way != AUTO))
 TEST, MOST_TEST = 0.2, 400  # share of the images that test, and how many of them at most
 VALIDATION = 0.2  # of the labelled images, for recipes
 KEY = ("data", "backbone", "image_size", "per_class", "seed", "way")
@@ -114,8 +114,8 @@ def run_recipe(
     def draw(number: int | None, of_seed: int, model: Any) -> ImageData:
         return drawn(spec, model, int(number or 0), of_seed)
 
-    trials = compare.trials_of([compare.Way(way, recipe)], labels, draw, (count,), (seed,))
-    ((trained, test),) = trials
+    found = trials.trials_of([trials.Way(way, recipe)], labels, draw, (count,), (seed,))
+    ((trained, test),) = found
     return {"accuracy": trained.trial.value, "n": len(test)}
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import photos
 from PIL import Image
+from tiny_folders import timm_folder, vit_folder
 
 from hf_transfer import DataSpec, RunReport, UserError, auto, load_backbone, load_model, runs
 from hf_transfer.cli import main
@@ -20,8 +22,6 @@ from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.presets import KNOWN, PRESETS, preset
 from hf_transfer.deciding.tuning import candidates, least_seconds, work_within
 from hf_transfer.recipe.load import load_recipe, parse_recipe
-from tests.drawn import photos
-from tests.tiny_folders import timm_folder, vit_folder
 
 QUICK = ["precision=fp32"]
 

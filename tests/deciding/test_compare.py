@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from drawn import photos
+from tiny_folders import timm_folder
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
@@ -51,6 +52,21 @@ def test_every_way_is_tried_at_each_number_of_images_with_each_seed(compared):
 def test_the_head_alone_trains_fewer_parameters_than_everything(compared):
     of = {row.way: row.parameters for row in compared[0].rows}
     assert of["feature_extraction"] < of["lp_ft"]
+
+
+def test_auto_is_compared_on_the_same_images(tmp_path):
+    backbone = timm_folder(tmp_path / "backbone", "test_resnet")
+    found = compare(
+        ["exact_head", "auto"],
+        data=photos(tmp_path / "photos", count=10, size=32),
+        backbone=str(backbone),
+        per_class=(4,),
+        seeds=1,
+        minutes=0.5,
+        overrides=["data.image_size=32"],
+    )
+    assert [row.way for row in found.rows] == ["exact_head", "auto"]
+    assert found.rows[0].parameters == found.rows[1].parameters  # too few images for more
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
+from drawn import photos
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.sources import scan
 from hf_transfer.deciding.folds import folds, groups_of, pairs
 from hf_transfer.recipe.specs import DataSpec
-from tests.drawn import photos
 
 
 def test_every_image_is_in_one_fold_of_each_repeat_and_every_class_in_each_fold():
