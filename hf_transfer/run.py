@@ -6,6 +6,7 @@ This file has no logic of its own; each line leads to the module that has.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import RunReport
 from hf_transfer.serving.familiar import keep_familiar
-from hf_transfer.training import measuring, watching
+from hf_transfer.training import measuring, moved, watching
 from hf_transfer.training.arguments import joined, training_arguments
 from hf_transfer.training.machine import precision
 from hf_transfer.training.recovery import failures
@@ -111,7 +112,8 @@ def run_seed(
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
     source = facts.source_facts(RunReport.load(here.source.path)) if recipe.source else {}
     listed = list_source(recipe.data, recipe.task)
-    model = load_backbone(
+    start = functools.partial(
+        load_backbone,
         backbone_id,
         labels_of(recipe.task, listed.labels),
         task=recipe.task,
@@ -126,6 +128,7 @@ def run_seed(
         keep_head=recipe.head.keep,
         seed=recipe.seed,
     )
+    model = start()
     without, labelled = watching.target_of(recipe, target, model, resume)
     data = load_data(
         recipe.data,
@@ -146,7 +149,9 @@ def run_seed(
     trained = time.monotonic() - training
     metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images)
     metrics, told = watching.concluded(metrics, watch)
+    change = []
     if launch.is_main():
+        change = moved.moved_of(model, trainer.reports, data.validation or data.train, start)
         save_model(model, here.model)
         keep_familiar(here.model, data)
     report = RunReport(
@@ -162,6 +167,8 @@ def run_seed(
         warnings=(*facts.warnings_of(trainer.reports, source), *trainer.notes, *told),
         created=facts.now(),
         examples=shown,
+        figures=moved.figures(change),
+        moved=tuple(change),
         source=source,
     )
     report = run_folder.finish(report, out)

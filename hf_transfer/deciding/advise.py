@@ -26,13 +26,13 @@ from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.image_settings import fitted
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import Scan, list_source, scan
-from hf_transfer.deciding.boundaries import arriving, at_once, input_of
 from hf_transfer.deciding.depth import Choice, choose
 from hf_transfer.deciding.evidence import ANEW, WHOLE, Change, Evidence, evidence_of, labelled
 from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.free_labels import images_in, on_unlabelled
 from hf_transfer.deciding.label_noise import label_findings
 from hf_transfer.deciding.probes import behind
+from hf_transfer.inputs.arriving import arriving, at_once, input_of
 from hf_transfer.plans import plans_of
 from hf_transfer.recipe.load import asked, dump_recipe
 from hf_transfer.recipe.specs import Recipe
@@ -243,6 +243,8 @@ class _Looks:
             image_size=self.recipe.data.image_size,
             channels=self.recipe.data.channels,
             fit=fit,
+            window=self.recipe.data.window,
+            frame=self.recipe.data.frame,
             seed=self.seed,
         )
         model.eval()

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from hf_transfer.backbones.access import bare_names, evaluating
 from hf_transfer.data.image_set import ImageSet
-from hf_transfer.deciding.boundaries import at_once, input_of, pooled_input
 from hf_transfer.deciding.heads import Head
+from hf_transfer.inputs.arriving import at_once, input_of, pooled_input
 from hf_transfer.training.norm_statistics import layers
 
 

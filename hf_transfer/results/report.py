@@ -57,8 +57,9 @@ class RunReport:
     `metrics` are those of the task on validation and, under `test`, on test; `examples` are the
     images that the page shows, with what the model said of each; `figures` are further charts, each
     {title, note, x, y, lines: [{name, points: [[x, y] or [x, y, low, high], ...]}], names}, where
-    `names` are those of x = 0, 1, 2 ... Values given are copied and made plain: tuples become
-    lists, numpy scalars numbers, NaN and infinities None.
+    `names` are those of x = 0, 1, 2 ...; `moved` says of each group below the head how far its
+    weights and what it makes of images are from the start. Values given are copied and made plain:
+    tuples become lists, numpy scalars numbers, NaN and infinities None.
     """
 
     name: str
@@ -77,11 +78,12 @@ class RunReport:
     auto: Annotated[JsonDict, shaped(shape.AutoFacts)] = field(default_factory=dict)
     examples: Annotated[JsonDict, shaped(shape.ExamplesFacts)] = field(default_factory=dict)
     figures: Annotated[tuple[JsonDict, ...], shaped(tuple[shape.Figure, ...])] = ()
+    moved: Annotated[tuple[JsonDict, ...], shaped(tuple[shape.MovedRow, ...])] = ()
     source: Annotated[JsonDict, shaped(shape.SourceFacts)] = field(default_factory=dict)
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        _make_plain(self, tuples=("phases", "warnings", "figures"))
+        _make_plain(self, tuples=("phases", "warnings", "figures", "moved"))
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -259,6 +259,15 @@ class Figure(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class MovedRow(TypedDict):
+    """How far a group's weights moved, over their norm, and 1 less the CKA of what leaves it."""
+
+    group: str
+    weights: Number
+    representation: Number
+
+
+@with_config(ConfigDict(extra="allow"))
 class TriedRow(TypedDict):
     """One thing that `auto` tried, and why it was kept or not."""
 

@@ -8,10 +8,10 @@ from small import CONVNEXT, RESNET, VIT, changed, images, network, state
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.deciding.boundaries import (
     boundary_features,
-    pooled,
     statistics_of,
     using,
 )
+from hf_transfer.inputs.arriving import pooled
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.training.norm_statistics import layers
 
