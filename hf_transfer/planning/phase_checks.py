@@ -8,6 +8,7 @@ from dataclasses import replace
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.phase import Phase, span
 from hf_transfer.planning.selection import SelectorError, select
+from hf_transfer.recipe.phase_specs import UNKNOWN_LR
 from hf_transfer.recipe.specs import PhaseSpec
 
 FOR_FEATURES = {"views": 1, "feature_precision": "fp32"}  # what is for kept features: the default
@@ -196,6 +197,12 @@ def phase_notes(phases: Sequence[Phase], groups: LayerGroups) -> tuple[str, ...]
             f"{trains}"
         )
     notes += [_beside(phase) for phase in phases if phase.adapters]
+    notes += [
+        f"phase {phase.name}: lr: auto is found by a range test before the phase; {UNKNOWN_LR:g} "
+        "stands for it here"
+        for phase in phases
+        if phase.spec.lr == "auto"
+    ]
     notes += [
         f"phase {phase.name} starts gently from the solved head: {' and '.join(phase.gentle)}"
         for before, phase in zip(phases, phases[1:], strict=False)

@@ -73,6 +73,8 @@ def _is_default(spec: PhaseSettings, name: str) -> bool:
 
 
 def _of_rates(spec: PhaseSettings) -> Iterator[str]:
+    if spec.lr == "auto" and spec.lrs:
+        yield "lr: auto cannot be combined with lrs; use layer_decay, or write lr"
     if spec.lr_ends and spec.layer_decay is not None:
         yield "lr with two rates and layer_decay both set the rate of each group; remove one"
     if spec.momentum is not None and spec.optimizer not in ("sgd", "rmsprop"):

@@ -27,6 +27,7 @@ from hf_transfer.recipe.values import (
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "adagrad", "rmsprop")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
 GRADUAL = re.compile(r"(\d+) ?(stage|block|%)s?")
+UNKNOWN_LR = 1e-3  # what plans show for lr: auto
 RATE_PAIR = "the rate of the first group and that of the last"
 
 
@@ -55,11 +56,12 @@ class PhaseSettings:
         le=10**9,
         description="fewest optimizer steps: with few images there are more epochs than `epochs`",
     )
-    lr: Rate | tuple[Rate, Rate] = Field(
+    lr: Rate | tuple[Rate, Rate] | Literal["auto"] = Field(
         default=1e-3,
         description="learning rate of the head; of two rates, the first is the lowest group's that "
-        "trains, the last the head's, with equal ratios between them",
-        json_schema_extra={"allowed": f"a number above 0, or two: {RATE_PAIR}"},
+        "trains, the last the head's, with equal ratios between them; `auto` finds it by a range "
+        "test before the phase",
+        json_schema_extra={"allowed": f"a number above 0, or two: {RATE_PAIR}; or auto"},
     )
     layer_decay: Number | None = Field(
         default=None,
@@ -230,15 +232,18 @@ class PhaseSettings:
 
     @property
     def head_lr(self) -> float:
-        """The rate of the head."""
+        """The rate of the head; where it is to be found, the one that stands for it."""
+        if isinstance(self.lr, str):
+            return UNKNOWN_LR
         return self.lr[1] if isinstance(self.lr, tuple) else self.lr
 
     def scaled(self, factor: float) -> Self:
         """Return the same settings with all rates times a factor."""
         ends = self.lr_ends
+        one: Any = self.lr if isinstance(self.lr, str) else self.head_lr * factor
         return dataclasses.replace(
             self,
-            lr=(ends[0] * factor, ends[1] * factor) if ends else self.head_lr * factor,
+            lr=(ends[0] * factor, ends[1] * factor) if ends else one,
             lrs=tuple((selector, rate * factor) for selector, rate in self.lrs),
         )
 

@@ -81,7 +81,8 @@ def rate_words(phase: PhaseReport) -> str:
     if not rates:
         return "not stated"
     low, high = show_rate(min(rates)), show_rate(max(rates))
-    return high if low == high else f"{high} down to {low}"
+    how = ", found by a range test" if any(row.get("found") for row in phase.rates) else ""
+    return (high if low == high else f"{high} down to {low}") + how
 
 
 def length_words(phase: PhaseReport) -> str:

@@ -206,9 +206,12 @@ def _head_problems(phase: Phase) -> list[str]:
 
 
 def _data_problems(spec: PhaseSpec, train: Any, own_loss: bool) -> list[str]:
+    by_place = hasattr(train, "__len__") and hasattr(train, "__getitem__")
     varied = {"augment": spec.augment != Augment(), "mixup": spec.mixup, "cutmix": spec.cutmix}
     named = [key for key, used in varied.items() if used]
     problems = []
+    if spec.lr == "auto" and not by_place:
+        problems.append("lr: auto needs a training set with a length; write a rate, say lr: 1e-3")
     if spec.solve and isinstance(train, ImageSet) and len(np.unique(train.labels)) < 2:
         needs = f"training images of at least two classes, and all {len(train)} are of one"
         problems.append(_unsolvable(spec, needs))

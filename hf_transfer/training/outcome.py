@@ -27,8 +27,10 @@ def phase_report(
     seconds: float,
     cached: bool,
     rollbacks: int = 0,
+    auto: bool = False,
 ) -> PhaseReport:
-    """Return the report of a finished phase; its metrics are those of the epoch it ended with."""
+    """Return the report of a finished phase; its metrics are those of the epoch it ended with.
+    `auto` says that its rates were found by a range test."""
     history = history_of(state.log_history)
     best, solved = best_row(phase, history), phase.spec.solve is not None
     sizes = phase.layout.sizes
@@ -57,6 +59,7 @@ def phase_report(
                 "parameters": sum(sizes[name] for name in group.names),
                 "lr": group.lr,
                 "weight_decay": group.weight_decay,
+                **({"found": True} if auto else {}),
             }
             for group in param_groups(phase)
         ),

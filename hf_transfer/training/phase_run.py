@@ -27,6 +27,7 @@ from hf_transfer.training import (
     freezing,
     norm_statistics,
     proof,
+    rate_test,
 )
 from hf_transfer.training.arguments import phase_arguments
 from hf_transfer.training.beginning import Beginning
@@ -186,6 +187,7 @@ class PhaseRunner:
         again = phase.spec.on_nan == "rollback"
         start = copy.deepcopy(trainer.model.state_dict()) if again else {}
         past = rollback.went_back_to(folder) if resume else ()
+        phase = rate_test.rated(trainer, phase, self.apply, folder if saves else None, resume)
         while True:
             if saves and here.main:
                 rollback.forget(folder, past)
@@ -216,13 +218,8 @@ class PhaseRunner:
         model = trainer.model
         backbone = adapter_layers.inject(model, self.described, phase, args.seed)
         freezing.freeze_all_but(model, backbone.prefix, phase.parameters)
-        still = freezing.still_modules(
-            model,
-            backbone.prefix,
-            backbone.groups,
-            phase.parameters,
-            phase.spec.still_norms,
-        )
+        trains = phase.parameters, phase.spec.still_norms
+        still = freezing.still_modules(model, backbone.prefix, backbone.groups, *trains)
         modules = [model.get_submodule(name) for name in still]
         about = dict(about or {})
         trainer.now = PhaseState(
@@ -262,7 +259,8 @@ class PhaseRunner:
             found = self.prove(state, before)
             seconds, cached = time.monotonic() - state.began, state.replay is not None
             now = state.phase, trainer.state
-            report = phase_report(*now, found, seconds, cached, state.rollbacks)
+            auto = state.about["phase"]["spec"]["lr"] == "auto"
+            report = phase_report(*now, found, seconds, cached, state.rollbacks, auto)
             trainer.reports.append(report)
             self._end(state, report)
         return output
