@@ -1,6 +1,7 @@
 """Runs that learn from images without labels first: one run, one report, bit for bit again."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hf_transfer.plans import plans_of, plans_text
 from hf_transfer.progress import summary
 from hf_transfer.recipe.load import parse_recipe
 from hf_transfer.recipe.tasks import PRETEXTS, TASKS, labels_of
+from hf_transfer.results.conclusions import cautions
 from hf_transfer.results.page import report_page
 from hf_transfer.results.report import RunReport
 from hf_transfer.run import run
@@ -68,11 +70,23 @@ def test_a_run_learns_from_images_without_labels_first_and_its_report_tells(rota
     assert report.backbone["id"] == str(out / "source" / "model")
     assert RunReport.load(out) == report
     for text in (report_page(report), summary(report)):
-        assert "58 images without labels (learning from rotations, from random weights)" in text
+        assert (
+            "58 images without labels of mine (learning from rotations, from random weights)"
+            in text
+        )
         assert "18 of these images were left out" in text
         assert "accuracy of a linear probe went from" in text
     card = (out / "model" / "README.md").read_text()
-    assert "from weights that first learned from 58 images without labels" in card
+    assert "from weights that first learned from 58 images without labels of mine" in card
+
+
+def test_a_start_that_made_the_features_worse_is_cautioned_about(rotated):
+    report = rotated[0]
+    source = {**report.source, "probe": "probe_accuracy", "before": {"probe_accuracy": 0.9}}
+    worse = replace(report, source={**source, "metrics": {"probe_accuracy": 0.8}})
+    assert any("made a linear probe" in caution for caution in cautions(worse))
+    better = replace(report, source={**source, "metrics": {"probe_accuracy": 0.95}})
+    assert not any("made a linear probe" in caution for caution in cautions(better))
 
 
 def test_the_run_of_the_pretext_has_a_report_a_page_and_a_card_of_its_own(rotated):

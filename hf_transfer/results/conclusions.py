@@ -182,7 +182,7 @@ def advice(report: RunReport) -> str:
 def cautions(report: RunReport) -> list[str]:
     """Return everything that a reader must know before using the model; the worst first."""
     split, values = report.measured
-    found = [not_better(report), *worsened(report)]
+    found = [not_better(report), _worse_start(report), *worsened(report)]
     if missed := unpredicted(values):
         noun, nouns = report.task.noun, report.task.nouns
         these = f"{len(missed):,} of {len(report.labels):,} {nouns} are"
@@ -270,19 +270,37 @@ def learned_first(report: RunReport) -> str:
     facts = report.source
     if not facts:
         return ""
-    place, probe = facts.get("path"), facts.get("probe")
-    before, after = ((facts.get(key) or {}).get(probe) for key in ("before", "metrics"))
-    found = f"The backbone first trained on {source_start(report)}"
-    found += f" ({place_name(place)})." if place else "."
+    found = f"The backbone first trained on {source_start(report)}."
     if facts.get("held_out"):
         found += (
             f" {facts['held_out']:,} of these images were left out, as they are among the "
             "validation or test images."
         )
-    if probe and is_number(before) and is_number(after):
-        ends = (show_headline(probe.removeprefix("probe_"), value) for value in (before, after))
-        found += f" The {metric_phrase(probe)} went from {' to '.join(ends)}."
+    if probed := _probed(report):
+        name, (before, after) = facts["probe"], probed
+        ends = (show_headline(name.removeprefix("probe_"), value) for value in (before, after))
+        found += f" The {metric_phrase(name)} went from {' to '.join(ends)}."
     return found
+
+
+def _probed(report: RunReport) -> tuple[float, float] | None:
+    """Return what the probe of a pretext gave before and after; None where there was none."""
+    facts = report.source
+    before, after = (
+        (facts.get(key) or {}).get(facts.get("probe")) for key in ("before", "metrics")
+    )
+    return (before, after) if is_number(before) and is_number(after) else None
+
+
+def _worse_start(report: RunReport) -> str | None:
+    """Return a sentence where learning first from images without labels made features worse."""
+    probed = _probed(report)
+    if probed is None or probed[1] >= probed[0] - WORSE:
+        return None
+    return (
+        "What was learned first made a linear probe of the labelled images worse; compare with a "
+        "run without it before you rely on it."
+    )
 
 
 def source_start(report: RunReport) -> str:
@@ -294,4 +312,5 @@ def source_start(report: RunReport) -> str:
     )
     what = "images without labels" if task.is_pretext else "labelled images"
     start = "pretrained" if facts.get("weights") == "pretrained" else "random"
-    return f"{count:,} {what} ({task.title[0].lower()}{task.title[1:]}, from {start} weights)"
+    of = f" of {place_name(facts['path'])}" if facts.get("path") else ""
+    return f"{count:,} {what}{of} ({task.title[0].lower()}{task.title[1:]}, from {start} weights)"
