@@ -11,6 +11,15 @@ from markupsafe import Markup
 from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.results import conclusions
 from hf_transfer.results.card_metadata import card_metadata
+from hf_transfer.results.card_pictures import card_pictures
+from hf_transfer.results.card_training import (
+    SETTINGS_HEAD,
+    expected,
+    preprocessing,
+    settings,
+    weakest_words,
+)
+from hf_transfer.results.examples import DICOM
 from hf_transfer.results.page_phases import ended_words, group_words, length_words, rate_words
 from hf_transfer.results.places import published_report
 from hf_transfer.results.rendering import code, escape_markdown, render, template
@@ -90,6 +99,12 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             baselines=_baselines(report),
             phases=[_phase(report, i, phase) for i, phase in enumerate(report.phases, 1)],
             limits=list(_limits(report)),
+            expected=expected(report),
+            preprocessing=preprocessing(report),
+            settings=settings(report),
+            settings_head=SETTINGS_HEAD,
+            pictures={k: what for k, (what, _) in card_pictures(report).items()},
+            seed=report.seed,
             environment=_environment(report),
             own=[Markup(section) for section in own_sections(previous)],  # noqa: S704
             **_seeds(report),
@@ -245,6 +260,35 @@ def _loading(report: RunReport, repo_id: str | None) -> JsonDict:
         "place": Markup(repo_id or "path/to/model"),  # noqa: S704
         "remote_code": source == "torchvision",
         "timm": Markup("hf-hub" if repo_id else "local-dir") if source == "timm" else "",
+        "onnx": _onnx(report),
+        "dicom": _dicom(report),
+    }
+
+
+def _dicom(report: RunReport) -> str:
+    """Return the arguments that read DICOM files as in training; "" where there are none."""
+    found = report.backbone.get("preprocessing") or {}
+    window, frame = found.get("window"), found.get("frame")
+    words = [f", window=({window[0]:g}, {window[1]:g})"] if window else []
+    words += [f", frame={frame}"] if frame else []
+    kinds = [one["kind"] for one in (report.data.get("audit") or {}).get("findings") or ()]
+    return "".join(words) or (" " if DICOM in kinds else "")
+
+
+def _onnx(report: RunReport) -> JsonDict | None:
+    """Return what the lines for ONNX Runtime need to know; None where they cannot be written."""
+    found = report.backbone.get("preprocessing")
+    if not found or found["channels"] != 3 or found["crop_mode"] == "border" or found["window"]:
+        return None
+    down = found["crop_offset"] == "down"
+    return {
+        "size": found["size"],
+        "stored": found["stored"],
+        "squash": found["crop_mode"] == "squash",
+        "filter": Markup(found["interpolation"].upper()),  # noqa: S704
+        "left": Markup("(side - {0}) // 2" if down else "round((side - {0}) / 2)").format(
+            found["size"]
+        ),
     }
 
 
@@ -258,11 +302,8 @@ def _limits(report: RunReport) -> Iterator[str]:
                 "The best epochs were chosen on the validation images, so new images will do a "
                 "little worse."
             )
-    if weakest := conclusions.weakest_row(values):
-        yield (
-            f"Weakest {report.task.noun} on {split}: {weakest['label']}, F1 {weakest['f1']:.3f} "
-            f"(n = {weakest['n']:,})."
-        )
+    if words := weakest_words(report):
+        yield words
     yield (
         "How it does on other data, its robustness and its fairness towards groups of people: "
         f"{NOT_MEASURED}."

@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def backbone_facts(model: Any, backbone_id: str) -> JsonDict:
         "license": None if backbone.weights == "random" else stated.get("license"),
         "image_size": backbone.image.size,
         "channels": backbone.image.channels,
+        "preprocessing": {**asdict(backbone.image), "stored": backbone.image.stored},
     }
 
 

@@ -45,6 +45,7 @@ class PhaseReport:
     checks: JsonDict = field(default_factory=dict)  # {moved, unmoved, still, ranks}
     rollbacks: shape.Count = 0  # how often its loss exploded and it went on at a tenth of its rates
     gentle: tuple[str, ...] = ()  # how it spared what it started from, in words
+    settings: Annotated[JsonDict, shaped(shape.PhaseSettings)] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _make_plain(self, tuples=("groups", "history", "rates", "gentle"))

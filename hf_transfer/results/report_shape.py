@@ -132,6 +132,52 @@ class RecipeFacts(TypedDict, total=False):
 
 
 @with_config(ConfigDict(extra="allow"))
+class Preprocessing(TypedDict):
+    """How pictures become the network's input: `ImageSettings`, and the side that is stored."""
+
+    size: Count
+    stored: Count
+    channels: Count
+    mean: list[Finite]
+    std: list[Finite]
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+    crop_mode: Literal["center", "squash", "border"]
+    crop_offset: Literal["nearest", "down"]
+    window: tuple[Finite, Finite] | None
+    frame: Count | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class Augmentation(TypedDict, total=False):
+    """How a phase varied its images."""
+
+    crop: tuple[Finite, Finite] | None
+    flip: bool
+    vertical_flip: bool
+    color: Finite
+    erase: Finite
+    rotate: Finite
+
+
+@with_config(ConfigDict(extra="allow"))
+class PhaseSettings(TypedDict, total=False):
+    """What is read of a phase's settings, as its recipe has them."""
+
+    optimizer: str
+    schedule: str
+    warmup: Finite
+    batch_size: Count
+    accumulate: Count
+    weight_decay: Finite
+    label_smoothing: Number
+    mixup: Number
+    cutmix: Number
+    l2_sp: Number
+    layer_decay: Number
+    augment: Augmentation | None
+
+
+@with_config(ConfigDict(extra="allow"))
 class BackboneFacts(TypedDict, total=False):
     """The backbone: where it came from and what it is."""
 
@@ -143,6 +189,7 @@ class BackboneFacts(TypedDict, total=False):
     license: str | None
     image_size: Count | list[Count] | None
     channels: Count | None
+    preprocessing: Preprocessing
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -32,6 +32,7 @@ from hf_transfer.data.targets import is_text
 from hf_transfer.recipe.load import dump_recipe, parse_recipe
 from hf_transfer.recipe.specs import DataSpec, Recipe
 from hf_transfer.results.card import model_card
+from hf_transfer.results.card_pictures import card_pictures
 from hf_transfer.results.page import write_html
 from hf_transfer.results.report import RunReport, aggregate
 
@@ -273,9 +274,16 @@ def finish(report: RunReport, out: Path) -> RunReport:
     if is_main():
         here = RunFolder(out)
         write_html(report, here.page)
-        add_text(here.model, "README.md", model_card(report), "model")
+        _write_card(report, here.model)
         report.save(here.report)
     return report
+
+
+def _write_card(report: RunReport, model: Path) -> None:
+    """Write a model's card and its pictures into the model's folder."""
+    for name, (_, drawn) in card_pictures(report).items():
+        add_text(model, name, drawn, "model")
+    add_text(model, "README.md", model_card(report), "model")
 
 
 def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:
@@ -293,7 +301,7 @@ def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:
             if one.is_dir():
                 _copy(one, place)
         write_html(median, here.page, seeds=reports)
-        add_text(here.model, "README.md", model_card(median), "model")
+        _write_card(median, here.model)
         median.save(here.report)
     return median
 

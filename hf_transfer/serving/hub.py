@@ -12,6 +12,7 @@ from typing import Any
 from hf_transfer.base.boundary import redacted, untrusted
 from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, hub_in_one_line, pull
 from hf_transfer.base.errors import UserError, unfinished
+from hf_transfer.results.card_pictures import card_pictures
 from hf_transfer.results.places import published_report
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.run_folder import RunFolder
@@ -116,6 +117,8 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
         beside = next(run for run in _runs_of(run) if run.is_finished)
         with untrusted(f"{beside.report}", "run the recipe again"):
             told = published_report(report)
+            drawn = card_pictures(report).items()
+            files |= {name: redacted(picture).encode() for name, (_, picture) in drawn}
             files["report.json"] = json.dumps(told.to_dict(), indent=1, ensure_ascii=False).encode()
         if beside.recipe.is_file():
             files["recipe.yaml"] = published_recipe(beside.recipe, report)

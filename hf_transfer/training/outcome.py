@@ -67,6 +67,7 @@ def phase_report(
         checks=asdict(proof),
         rollbacks=rollbacks,
         gentle=phase.gentle,
+        settings={k: v for k, v in asdict(phase.spec).items() if v is not None and k != "place"},
     )
 
 

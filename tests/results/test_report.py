@@ -96,6 +96,7 @@ def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
         "rollbacks",
         "gentle",
         "solve",
+        "settings",
     }
     assert 0 <= values["metrics"]["accuracy"] <= 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 from transformers.image_utils import load_image as transformers_load_image
 
 import hf_transfer
-from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.results.card import model_card
+from hf_transfer.serving.export import export
 from hf_transfer.serving.loaders import check_loaders
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import outputs, predict
@@ -170,10 +171,12 @@ def blocks(model: Path, channels: int = 3) -> list[str]:
     source = "timm" if "timm_wrapper" in config else "transformers"
     source = "torchvision" if "hf_transfer_torchvision" in config else source
     report = sample_report(LABELS)
-    backbone = {**report.backbone, "source": source, "channels": channels}
+    image = load_model(model).backbone.image
+    own = {**asdict(image), "stored": image.stored}
+    backbone = {**report.backbone, "source": source, "channels": channels, "preprocessing": own}
     card = model_card(replace(report, backbone=backbone))
     found = re.findall(r"```python\n(.*?)```", card.replace("path/to/model", str(model)), re.DOTALL)
-    assert len(found) == (2 if source == "timm" else 1)
+    assert len(found) == (2 if source == "timm" else 1) + (channels == 3)
     return found
 
 
@@ -183,6 +186,8 @@ def executed(block: str, file: str, monkeypatch) -> np.ndarray:
     monkeypatch.setattr(builtins, "print", lambda *values: told.extend(values))
     exec(block.replace('"image.jpg"', file), {})
     monkeypatch.undo()
+    if isinstance(told[0], dict):
+        return np.array([told[0][label] for label in LABELS])
     if isinstance(told[0], list):
         rows = {row["label"]: row["score"] for row in told[0]}
         return np.array([rows[label] for label in LABELS])
@@ -193,6 +198,8 @@ def test_the_blocks_of_the_card_answer_as_predict_does(model, files, monkeypatch
     chosen = [file for file in usual(files) if "size" not in file.name]
     expected = ours(model, chosen)
     for block in blocks(model):
+        if "onnxruntime" in block:
+            continue  # exporting takes long: below, for one of each kind of resizing
         found = [executed(block, repr(str(file)), monkeypatch) for file in chosen]
         assert_same(found, expected, chosen)
         if "pipeline" in block:  # 16 bits, as the card says
@@ -201,6 +208,19 @@ def test_the_blocks_of_the_card_answer_as_predict_does(model, files, monkeypatch
             found = [executed(block, f"load_image({str(f)!r})", monkeypatch) for f in deep]
             rows = [dict(row.labels) for row in predict(model, deep)]
             assert_same(found, np.array([[r[label] for label in LABELS] for r in rows]), deep)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "vit", "dinov2"])
+def test_the_lines_for_onnx_runtime_answer_as_predict_does(name, files, tmp_path, monkeypatch):
+    """One that cuts from the nearest place, one that squashes, one that cuts from below."""
+    pytest.importorskip("onnxruntime")
+    model = saved(name, tmp_path)
+    export(model, tmp_path / "model.onnx")
+    (block,) = (block for block in blocks(model) if "onnxruntime" in block)
+    block = block.replace("model.onnx", str(tmp_path / "model.onnx"))
+    chosen = usual(files)
+    found = [executed(block, repr(str(file)), monkeypatch) for file in chosen]
+    assert_same(found, ours(model, chosen), chosen)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
