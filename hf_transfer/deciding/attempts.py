@@ -136,8 +136,9 @@ class Attempts:
                 kept=gained.is_real,
             )
         )
+        self.ways[found.what] = found.logits
         if gained.is_real:
-            self.start, self.ways[found.what] = found, found.logits
+            self.start = found
 
     # --- fine-tuning --------------------------------------------------------------------------
 
@@ -252,16 +253,18 @@ class Attempts:
         return start if self.few else {**start, **{w: self.ways[w] for w in self.origin}}
 
     def expected(self, chosen: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (rows, logits) of images that had no part in training or choosing what predicts
-        them."""
-        if chosen == self.start.what and not self.origin:
-            return np.arange(len(self.images)), self.start.logits
-        rows = self.judged
-        found = {what: logits[rows] for what, logits in self._choices().items()}
-        fold, groups = self.folds[0][rows], self._groups(rows)
-        if len(np.unique(fold)) < 2:
-            return rows, found[chosen]
-        return rows, chosen_blindly(found, self.images.labels[rows], fold, groups)
+        """Return (rows, logits) of images that had no part in training, nor in choosing, what
+        predicts them: of all images where a head is chosen, which all of them have tested."""
+        heads = [what for what in self.ways if what not in self.origin]
+        tuned = chosen in self.origin
+        rows = self.judged if tuned else np.arange(len(self.images))
+        ways = {what: self.ways[what][rows] for what in (self.ways if tuned else heads)}
+        fold = self.folds[0][rows]
+        if len(ways) == 1 or len(np.unique(fold)) < 2:
+            return rows, ways[chosen]
+        stages = (heads[1:], list(self.origin)) if tuned else (heads[1:],)
+        labels = self.images.labels[rows]
+        return rows, chosen_blindly(ways, labels, fold, self._groups(rows), stages)
 
     def _groups(self, rows: np.ndarray) -> np.ndarray | None:
         return None if self.groups is None else self.groups[rows]

@@ -3,7 +3,7 @@ explain, seen on the same images, which neither was trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,17 +68,23 @@ def cooled_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def best_of(
-    ways: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray | None = None
+    ways: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    stages: Sequence[Sequence[str]] = (),
 ) -> str:
-    """Return the way to take; the first is left only for a gain that is real.
+    """Return the way to take: the first, left only for a gain that is real.
 
-    Of the others the one with the least log loss is held against it.
+    Of each stage (without `stages`: of all others) the way with the least log loss is held against
+    the one taken so far.
     """
-    first, *others = ways
-    if not others:
-        return first
-    best = min(others, key=lambda way: float(cooled_losses(ways[way], labels).mean()))
-    return best if gain(ways[best], ways[first], labels, groups).is_real else first
+    taken, *others = ways
+    for stage in stages or (others,):
+        if stage:
+            best = min(stage, key=lambda way: float(cooled_losses(ways[way], labels).mean()))
+            if gain(ways[best], ways[taken], labels, groups).is_real:
+                taken = best
+    return taken
 
 
 def chosen_blindly(
@@ -86,13 +92,15 @@ def chosen_blindly(
     labels: np.ndarray,
     fold: np.ndarray,
     groups: np.ndarray | None = None,
+    stages: Sequence[Sequence[str]] = (),
 ) -> np.ndarray:
-    """Return the logits (N, classes) of the way that the other folds' images would choose: each
-    image is scored by a choice in which it had no part."""
+    """Return the logits (N, classes) of the way that the other folds' images would choose, as
+    `best_of` does: each image is scored by a choice in which it had no part."""
     found = np.empty_like(next(iter(ways.values())))
     for others, mine in pairs(fold):
         there = {way: logits[others] for way, logits in ways.items()}
-        way = best_of(there, labels[others], None if groups is None else groups[others])
+        some = None if groups is None else groups[others]
+        way = best_of(there, labels[others], some, stages)
         found[mine] = ways[way][mine]
     return found
 

@@ -45,6 +45,15 @@ def test_the_way_that_does_nothing_is_no_gain():
     assert not gain(base, base, LABELS).is_real
 
 
+def test_each_stage_is_held_against_the_one_taken_so_far():
+    head, blended = right(0.5, 0), right(0.5, 0) | right(0.5, 1)
+    tuned = blended.copy()
+    tuned[:3] = ~tuned[:3]
+    ways = {"head": logits(head), "blended": logits(blended), "tuned": logits(tuned, 2.01)}
+    assert best_of(ways, LABELS, stages=(["blended"], ["tuned"])) == "blended"
+    assert best_of(ways, LABELS, stages=([], ["tuned"])) == "tuned"
+
+
 def test_images_of_a_group_count_as_fewer():
     values = np.repeat(np.random.default_rng(0).normal(size=20), 10)
     alone, together = standard_error(values), standard_error(values, np.repeat(np.arange(20), 10))
