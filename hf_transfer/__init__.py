@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_transfer.serving.evaluate import evaluate
     from hf_transfer.serving.explain import explain
     from hf_transfer.serving.export import export
+    from hf_transfer.serving.hub import push
     from hf_transfer.serving.load import load
     from hf_transfer.serving.predict import predict
     from hf_transfer.space.app import demo
@@ -60,6 +61,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "predict",
+    "push",
     "runs",
     "save_model",
     "scan",
@@ -92,6 +94,7 @@ _WHERE = {
     "load_recipe": "recipe.load",
     "plan": "plans",
     "predict": "serving.predict",
+    "push": "serving.hub",
     "runs": "deciding.runs",
     "save_model": "backbones.load",
     "scan": "data.sources",

@@ -31,7 +31,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "embed runs/lp_ft photos --near photos/1.jpg --top 5",
     ),
     "explain": ("explain runs/lp_ft photos/1.jpg --label daisy --label rose --out heat-maps",),
-    "export": ("export runs/lp_ft --out flowers.onnx", "export runs/lp_ft --to torch"),
+    "export": (
+        "export runs/lp_ft --out flowers.onnx",
+        "export runs/lp_ft --int8 --data flowers --out flowers-int8.onnx",
+        "export runs/lp_ft --to openvino --out flowers.xml",
+    ),
     "push": (
         "push runs/lp_ft alice/flowers --private",
         "push runs/lp_ft alice/flowers --pr --license mit --language en",

@@ -67,10 +67,14 @@ def add(commands: Any) -> None:
     explain.argument("--batch-size", "N", "images in a batch (default: 16)", type=count, default=16)
 
     export = command(
-        commands, "export", _export, "write a model for ONNX Runtime or torch alone", loads=True
+        commands, "export", _export, "write a model as a file for another runtime", loads=True
     )
     export.path("model", "MODEL", MODEL)
-    export.argument("--to", None, "form to write (default: onnx)", choices=("onnx", "torch"))
+    runtimes = ("onnx", "torch", "openvino")
+    export.argument("--to", None, "form to write (default: onnx)", choices=runtimes)
+    export.flag("--half", "weights of 16 bits")
+    export.flag("--int8", "weights and activations of 8 bits, for ONNX Runtime; needs --data")
+    export.path("--data", "PATH", "labelled images like those of training, to calibrate 8 bits on")
     export.path("--out", "FILE", "file (default: the model's name, .onnx or .pt2)")
 
 
@@ -122,4 +126,8 @@ def _explain(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> None:
     from hf_transfer.serving.export import export_to
 
-    say("\n".join(export_to(args.model, args.to or "onnx", args.out)))
+    say(
+        "\n".join(
+            export_to(args.model, args.to or "onnx", args.out, args.half, args.int8, args.data)
+        )
+    )

@@ -15,7 +15,7 @@ from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.inputs.head_features import head_features
 from hf_transfer.serving.pictures import batches, find_images
-from hf_transfer.serving.predict import ready
+from hf_transfer.serving.predict import network_of
 
 SUFFIXES = (".npy", ".parquet")
 
@@ -58,7 +58,7 @@ def iter_embeddings(
     Features are what the head's first layer gets: one vector an image, averaged over places or
     tokens where the head gets more. `images` are what `predict` takes. Raises UserError.
     """
-    model = model if isinstance(model, PreTrainedModel) else ready(model)
+    model = network_of(model)
     for batch in batches(images, model.backbone.image, batch_size):
         pairs = list(zip(batch.names, batch.errors, strict=True))
         yield (
@@ -80,7 +80,7 @@ def embed_to(
     if (out is None) == (near is None):
         raise UserError("embed writes features (--out FILE) or finds similar images (--near IMAGE)")
     files = find_images(images)
-    network = ready(model)
+    network = network_of(model)
     parts = iter_embeddings(network, files)
     if out is not None:
         place = Path(out).expanduser()

@@ -22,6 +22,7 @@ from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.serving.evaluate_page import write_evaluation
 from hf_transfer.serving.familiar import alarms
+from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.paired import accuracy_interval, by_group, compared
 from hf_transfer.serving.pictures import Failed, batches
 from hf_transfer.serving.predict import iter_predictions, outputs, ready
@@ -76,7 +77,7 @@ def evaluate(
     """
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")
-    model = model if isinstance(model, PreTrainedModel) else ready(model)
+    model = model if isinstance(model, (PreTrainedModel, OnnxModel)) else ready(model)
     backbone = model.backbone
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
     spec = spec if group is None else replace(spec, group=group)
@@ -103,7 +104,7 @@ def evaluate(
             row["recall_interval"] = accuracy_interval(round(row["recall"] * row["n"]), row["n"])
     result["metrics"] = metrics
     if compare is not None:
-        other = compare if isinstance(compare, PreTrainedModel) else ready(compare)
+        other = compare if isinstance(compare, (PreTrainedModel, OnnxModel)) else ready(compare)
         if other.backbone.task != backbone.task:
             raise UserError(
                 f"the models answer different questions: {backbone.task} and {other.backbone.task}"
@@ -134,6 +135,15 @@ def _chosen(
         own = ", ".join([*there, ALL])
         raise UserError(f"{found.path} has no split {split!r}; choose one of {own}")
     return found.take(found.splits.where(split)), split
+
+
+def unlabelled_images(data: str | Path | DataSpec, backbone: Any, most: int) -> Iterator[Any]:
+    """Yield at most `most` images of labelled data, spread evenly, of its training split if any."""
+    spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
+    found = _listed(spec, backbone.task, backbone.labels)
+    found = found.take(found.splits.where("train")) if "train" in found.images else found
+    count = len(found.targets)
+    yield from _images(found, sorted({count * i // most for i in range(most)}))
 
 
 def _listed(spec: DataSpec, task: str, labels: tuple[str, ...]) -> Scan:

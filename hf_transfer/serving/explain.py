@@ -37,7 +37,7 @@ from hf_transfer.base.files import write_bytes
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.serving.pictures import batches, find_images
-from hf_transfer.serving.predict import Prediction, outputs, prediction_of, ready
+from hf_transfer.serving.predict import Prediction, network_of, outputs, prediction_of
 
 BATCH = 16  # gradients need memory
 COLOURS = "inferno"  # matplotlib's; brighter is hotter, also in gray and to the colour-blind
@@ -107,7 +107,7 @@ def iter_explanations(
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    model = model if isinstance(model, PreTrainedModel) else ready(model)
+    model = network_of(model)
     names = [label] if isinstance(label, str) else list(label or ())
     wanted = [_column(model.backbone.labels, name) for name in names]
     method: Method | None = None

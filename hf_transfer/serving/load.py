@@ -11,6 +11,7 @@ from hf_transfer.serving import evaluate as evaluating
 from hf_transfer.serving.embed import Embeddings, embed
 from hf_transfer.serving.explain import BATCH, Explanation, explain
 from hf_transfer.serving.export import export
+from hf_transfer.serving.hub import push
 from hf_transfer.serving.predict import Prediction, predict, ready
 
 
@@ -69,9 +70,21 @@ class Model:
         """Return where in each image the model sees a label, as `hf_transfer.explain` does."""
         return explain(self.network, images, label=label, batch_size=batch_size)
 
-    def export(self, out: str | Path, *, to: str = "onnx") -> dict[str, Any]:
+    def export(
+        self,
+        out: str | Path,
+        *,
+        to: str = "onnx",
+        half: bool = False,
+        int8: bool = False,
+        data: str | Path | DataSpec | None = None,
+    ) -> dict[str, Any]:
         """Write one file for another runtime, as `hf_transfer.export` does."""
-        return export(self.network, out, to=to)
+        return export(self.network, out, to=to, half=half, int8=int8, data=data)
+
+    def push(self, repo_id: str, **options: Any) -> str:
+        """Upload the model and its card, with the options of `hf_transfer.push`."""
+        return push(self._name, repo_id, **options)
 
     def __repr__(self) -> str:
         size = self.network.backbone.image.size

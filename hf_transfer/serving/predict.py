@@ -18,6 +18,7 @@ from hf_transfer.inputs.head_features import outputs_and_features
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.recipe.tasks import THRESHOLD
 from hf_transfer.serving.familiar import Familiar, familiar_of
+from hf_transfer.serving.onnx_model import SUFFIX, OnnxFacts, OnnxModel
 from hf_transfer.serving.pictures import Batch, batches
 
 ANSWERS = 5  # classes that are kept where nobody says how many
@@ -73,7 +74,7 @@ class Prediction:
 
 
 def predict(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     top: int | None = None,
@@ -87,7 +88,7 @@ def predict(
 
 
 def iter_predictions(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     top: int | None = None,
@@ -97,33 +98,35 @@ def iter_predictions(
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order, as soon as its batch is done.
 
-    `model` is a model of ours, or what `load_model` takes. `images` are paths, folders, patterns
-    ("photos/*.jpg"), bytes, open files, PIL images, arrays (H, W, C) or tensors (C, H, W) of uint8
-    or of floats in 0..1, or any iterable of these. The `top` likeliest labels are kept: 5 of
-    classes, all of several labels. `threads` decode (default: one for each core). With
-    `unknown` each prediction says how `unlike` the training images its image is. An image that
-    cannot be read yields a prediction with an `error`. Raises UserError where there is no model, or
-    with `unknown` where it knows nothing of its training images.
+    `model` is a model of ours, what `load_model` takes, or an ONNX file that `export` wrote.
+    `images` are paths, folders, patterns ("photos/*.jpg"), bytes, open files, PIL images, arrays
+    (H, W, C) or tensors (C, H, W) of uint8 or of floats in 0..1, or any iterable of these. The
+    `top` likeliest labels are kept: 5 of classes, all of several labels. `threads` decode (default:
+    one for each core). With `unknown` each prediction says how `unlike` the training images its
+    image is. An image that cannot be read yields a prediction with an `error`. Raises UserError
+    where there is no model, or with `unknown` where it knows nothing of its training images.
     """
     if (top is not None and top < 1) or batch_size < 1:
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, (PreTrainedModel, OnnxModel)):
         model = ready(model)
-    familiar = familiar_of(model) if unknown else None
+    familiar = familiar_of(network_of(model)) if unknown else None
     for batch in batches(images, model.backbone.image, batch_size, threads):
         yield from _answers(model, batch, top, familiar)
 
 
-def ready(where: str | Path) -> PreTrainedModel:
-    """Return what `load_model` finds, on the accelerator where there is one."""
+def ready(where: str | Path) -> PreTrainedModel | OnnxModel:
+    """Return what `load_model` finds, on the accelerator where there is one; or an ONNX file."""
+    if str(where).lower().endswith(SUFFIX):
+        return OnnxModel(where)
     device = torch.accelerator.current_accelerator(check_available=True)
     return load_model(where).to(device or "cpu")
 
 
 def _answers(
-    model: PreTrainedModel, batch: Batch, top: int | None, familiar: Familiar | None
+    model: PreTrainedModel | OnnxModel, batch: Batch, top: int | None, familiar: Familiar | None
 ) -> Iterator[Prediction]:
-    if familiar is None or not len(batch.pixels):
+    if familiar is None or not len(batch.pixels) or isinstance(model, OnnxModel):
         logits, unlike = outputs(model, batch.pixels), None
     else:
         logits, features = outputs_and_features(model, batch.pixels)
@@ -139,7 +142,7 @@ def _answers(
 
 
 def prediction_of(
-    backbone: Backbone, name: str, output: torch.Tensor, top: int | None = None
+    backbone: Backbone | OnnxFacts, name: str, output: torch.Tensor, top: int | None = None
 ) -> Prediction:
     """Return what the outputs (C,) of one image mean for the model's task."""
     if not output.isfinite().all():
@@ -158,12 +161,25 @@ def prediction_of(
     return Prediction(name, ranked[:kept], threshold=THRESHOLD if several else None)
 
 
+def network_of(model: PreTrainedModel | OnnxModel | str | Path) -> PreTrainedModel:
+    """Return a model with layers, read from a folder or the Hub. Raises UserError for ONNX."""
+    model = model if isinstance(model, PreTrainedModel) else ready(model)
+    if isinstance(model, PreTrainedModel):
+        return model
+    raise UserError(
+        f"{model.backbone.id} is an ONNX file, which predict and evaluate read; for this give the "
+        "run or the model that it was made of"
+    )
+
+
 @torch.inference_mode()
-def outputs(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+def outputs(model: PreTrainedModel | OnnxModel, pixels: torch.Tensor) -> torch.Tensor:
     """Return the model's outputs (B, C), float32 on the CPU, for images of uint8 (B, S', S', C).
 
     The model is in evaluation mode meanwhile, and as it was afterwards.
     """
+    if isinstance(model, OnnxModel):
+        return model.outputs(pixels)
     if not len(pixels):
         return torch.empty((0, len(model.backbone.labels)))
     with evaluating(model):

@@ -1,21 +1,27 @@
 """Models for other runtimes: from pixels to answers, the same as predict's, or no file at all."""
 
 import json
+import logging
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from drawn import photos
 from tiny_folders import stir, vit_folder
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.regression_units import take_scale
+from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.scale import Scale
 from hf_transfer.serving import export as exporting
-from hf_transfer.serving.export import Whole, export, odd_files
+from hf_transfer.serving.embed import embed
+from hf_transfer.serving.export import export, odd_files
+from hf_transfer.serving.export_formats import Whole
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import predict
 
@@ -64,6 +70,64 @@ def test_onnx_runtime_answers_files_as_predict_does(task, tmp_path):
         )
 
 
+@pytest.mark.slow
+def test_an_onnx_file_predicts_and_is_evaluated_as_its_model_is(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model, file = network(task="multi_label"), tmp_path / "model.onnx"
+    export(model, file)
+    images = sorted(photos(tmp_path / "data", count=3).glob("*/*.png"))
+    for one, other in zip(predict(file, images), predict(model, images), strict=True):
+        assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-5)
+        assert (one.file, one.threshold) == (other.file, other.threshold)
+    with pytest.raises(UserError, match="is an ONNX file"):
+        embed(file, images)
+    (tmp_path / "bad.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match="write it again with hf-transfer export"):
+        predict(tmp_path / "bad.onnx", images)
+
+
+@pytest.mark.slow
+def test_eight_bits_are_calibrated_and_their_price_is_told(tmp_path):
+    pytest.importorskip("onnxruntime")
+    data = photos(tmp_path / "data", LABELS[::2], count=12)
+    model = network()
+    save_model(model, tmp_path / "model")
+    small = tmp_path / "small.onnx"
+    lines = exporting.export_to(tmp_path / "model", "onnx", small, int8=True, data=data)
+    assert "before rounding to 8 bits" in lines[0]
+    assert re.search(r"8 bits: accuracy \d.* on 24 images; .* ms an image in one thread", lines[1])
+    image = sorted(data.glob("*/*.png"))[0]
+    one, other = (dict(predict(it, image, top=3)[0].labels) for it in (small, model))
+    assert one == pytest.approx(other, abs=0.1)
+    assert one != pytest.approx(other, abs=1e-6)
+    assert logging.getLogger().level != logging.ERROR
+
+
+@pytest.mark.slow
+def test_sixteen_bits_leave_the_model_as_it_is_and_the_answers_near(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = network()
+    found = export(model, tmp_path / "half.onnx", half=True)
+    assert 0 < found["difference"] <= 2e-2
+    assert model.dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_openvino_answers_as_predict_does(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    found = export(network(), tmp_path / "model.xml", to="openvino")
+    assert found["difference"] <= 1e-4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    model = openvino.Core().read_model(found["file"])
+    assert json.loads(model.get_rt_info(["model_info", "labels"]).value) == list(LABELS)
+
+
+def test_options_that_do_not_go_together_are_refused(tmp_path):
+    for options in ({"int8": True}, {"int8": True, "data": "x", "half": True}, {"data": "x"}):
+        with pytest.raises(UserError, match="--data"):
+            export("nowhere", tmp_path / "a.onnx", **options)
+
+
 @pytest.mark.parametrize("channels", [1, 6])
 def test_torch_alone_opens_the_other_format_for_any_number_of_channels(channels, tmp_path):
     model = network(channels=channels)
@@ -107,7 +171,7 @@ def test_mistakes_are_told_before_anything_is_exported(tmp_path, monkeypatch):
 def test_the_default_file_has_the_models_name(tmp_path, monkeypatch):
     asked: list[Path] = []
 
-    def record(model, out, *, to):
+    def record(model, out, *, to, **_):
         asked.append(Path(out))
         return {"file": str(out), "compared": 10, "difference": 1e-7}
 
