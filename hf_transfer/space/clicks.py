@@ -128,7 +128,7 @@ class Clicks:
         visitor.draft.change({name: str(getattr(event, name, "") or "") for name in names})
         return plan_view(visitor.draft)
 
-    async def train(self, request: gr.Request) -> AsyncIterator[Any]:
+    async def train_plan(self, request: gr.Request) -> AsyncIterator[Any]:
         """Train the plan."""
         async for update in self._run(request, training.start_plan_of):
             yield update

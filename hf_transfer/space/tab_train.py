@@ -70,7 +70,7 @@ def build_train(site: Site, tabs: gr.Tabs, try_tab: TryTab, made: MadeTab) -> No
     clicks = Clicks(site)
     _wire(clicks, images, plan)
     lists = [try_tab.models, made.model, made.view, result.model, try_tab.no_model, lead]
-    for one, run in ((go, clicks.train), (example, clicks.run_example)):
+    for one, run in ((go, clicks.train_plan), (example, clicks.run_example)):
         one.click(run, None, [images.classes, live, *lists], concurrency_limit=None, **HIDDEN)
     stop.click(told(clicks.stop), None, None, **QUIET)
     asked, said = [plan.network, plan.size], [live, plan.advice, plan.view]
