@@ -146,7 +146,7 @@ def _similar(image: Asked, model: Shown, site: Site) -> str:
             address = thumbnail(files[row], site.limits)
         except (Refused, OSError):
             continue
-        cells.append((address, files[row].parent.name, f"similarity {cosines[row]:.2f}"))
+        cells.append((address, files[row].parent.name, f"{cosines[row]:.0%} alike"))
     if not cells:
         return ""
     return f"<h5>Most similar training images</h5>{figures(cells, 'hft-figures small')}"

@@ -17,7 +17,7 @@ from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.space import training
 from hf_transfer.space.draft import advised_draft, new_draft
 from hf_transfer.space.drawn import classes_view, findings_view, note
-from hf_transfer.space.drawn_made import made_view
+from hf_transfer.space.drawn_made import made_views
 from hf_transfer.space.drawn_plan import plan_view
 from hf_transfer.space.jobs import Job, events_of
 from hf_transfer.space.limits import Refused
@@ -26,7 +26,7 @@ from hf_transfer.space.tab_try import SIDE_BY_SIDE, no_model_view
 from hf_transfer.space.visitors import Visitor
 
 LETTERS_PX = 32  # the size that the built-in network knows
-LISTS = 6  # parts of the page that show which models there are
+LISTS = 9  # parts of the page that show which models there are
 
 
 class Clicks:
@@ -170,8 +170,8 @@ def _same() -> list[Any]:
 
 def model_updates(site: Site, visitor: Visitor) -> list[Any]:
     """Return what changes on the page when a visitor's models have changed: the models of Try, the
-    model of How it was made with its view, the model to take away, the hint without any, and the
-    button that leads to Try."""
+    model of How it was made with its view, the model to take away, the hint without any, the
+    button that leads to Try, and the images of a cell."""
     known = site.models_of(visitor)
     titles, own = list(known), list(visitor.models)
     newest = own[-1] if own else (titles[0] if titles else None)
@@ -179,10 +179,11 @@ def model_updates(site: Site, visitor: Visitor) -> list[Any]:
     return [
         gr.update(choices=titles, value=chosen, visible=len(titles) > 1),
         gr.update(choices=titles, value=newest),
-        made_view(known[newest]) if newest else gr.skip(),
+        *(made_views(known[newest]) if newest else [gr.skip()] * 3),
         gr.update(choices=own, value=own[-1] if own else None),
         no_model_view(titles),
         gr.update(visible=bool(titles)),
+        "",
     ]
 
 

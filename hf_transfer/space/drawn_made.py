@@ -59,40 +59,43 @@ def labels_of(labels: Sequence[str], task: str) -> str:
     return f"Predicts which of {len(labels)} labels an image shows: {named}{more}; {least}."
 
 
-def made_view(model: Shown | None) -> str:
-    """Return the account of a run."""
+def made_views(model: Shown | None) -> tuple[str, str, str]:
+    """Return the account of a run in three parts: what was trained, the confusion matrix, scores
+    by class with what to know."""
     if model is None:
-        return panel('<p class="hft-soft">No model yet. Train one, or run the example.</p>')
+        hint = '<p class="hft-soft">No model yet. Train one, or run the example.</p>'
+        return panel(hint), "", ""
     report = model.report
     if report is None:
-        return note(told_of(model))
+        return note(told_of(model)), "", ""
     try:
         with untrusted("report.json"):
-            return "".join(_parts(model, report))
+            return _trained(model, report), _answered(model, report), _scored(report)
     except UserError:
-        return note("The report that came with this model cannot be read.")
+        return note("Not measured: the report that came with this model cannot be read."), "", ""
 
 
-def _parts(model: Shown, report: RunReport) -> list[str]:
-    _, values = report.measured
-    return [
-        panel(_headline(report), model.title),
-        panel(_phases(report), "What trained when"),
-        _titled("Curves, with the points where layers were unfrozen", _curves(report)),
-        _titled("Right and wrong, by class", _matrix(model, values)),
-        _titled("Scores by class", _scores(values)),
-        _titled("To know", "".join(f"<li>{escape(w)}</li>" for w in _cautions(report)), "ul"),
-    ]
+def _trained(model: Shown, report: RunReport) -> str:
+    curves = _titled("Curves, with the points where layers were unfrozen", _curves(report))
+    moved = _titled("What moved", _moved(report))
+    phases = panel(_phases(report), "What trained when")
+    return panel(_headline(report), model.title) + phases + curves + moved
+
+
+def _answered(model: Shown, report: RunReport) -> str:
+    return _titled("Right and wrong, by class", _matrix(model, report.measured[1]))
+
+
+def _scored(report: RunReport) -> str:
+    cautions = "".join(f"<li>{escape(text)}</li>" for text in conclusions.cautions(report))
+    scores = _titled("Scores by class", _scores(report.measured[1]))
+    return scores + _titled("To know", cautions, "ul")
 
 
 def _titled(title: str, content: str, wrap: str = "") -> str:
     if not content:
         return ""
     return panel(f"<{wrap}>{content}</{wrap}>" if wrap else content, title)
-
-
-def _cautions(report: RunReport) -> list[str]:
-    return list(conclusions.cautions(report))
 
 
 def _headline(report: RunReport) -> str:
@@ -135,6 +138,17 @@ def _phases(report: RunReport) -> str:
             f"<p class='hft-soft'>{escape(words)}</p></li>"
         )
     return f'<ol class="hft-classes">{"".join(rows)}</ol>'
+
+
+def _moved(report: RunReport) -> str:
+    """Return what the check after each phase counted."""
+    rows = [(phase["name"], phase["proof"]) for phase in page_phases.phases(report)]
+    return "".join(
+        f"<p class='hft-soft'><b>{escape(name)}</b>: parameters and buffers, "
+        f"{escape(', '.join(proof))}</p>"
+        for name, proof in rows
+        if proof
+    )
 
 
 def _curves(report: RunReport) -> str:

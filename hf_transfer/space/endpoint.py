@@ -28,10 +28,9 @@ def build_endpoint(site: Site) -> None:
 
     async def train(
         archive: str | None,
-        network: str = "",
-        recipe: str = "exact_head",
-        image_size: int = 0,
-        *,
+        network: str,
+        recipe: str,
+        image_size: int | None,
         request: gr.Request,
     ) -> AsyncIterator[Any]:
         """Train on the folders of a zip file and yield progress; last comes the model's folder."""
@@ -48,7 +47,8 @@ def build_endpoint(site: Site) -> None:
                 Path(archive).unlink(missing_ok=True)
             backbone = site.backbone(network or LETTERS)
             px = 32 if backbone == str(site.letters) else image_size or None
-            draft = new_draft(visitor.pictures.folder, backbone, recipe, px, site.limits)
+            data, start = visitor.pictures.folder, recipe or "exact_head"
+            draft = new_draft(data, backbone, start, px, site.limits)
             visitor.draft = draft
             return visitor, training.start_plan_of(site, visitor)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from hf_transfer.space.drawn import figures, note, panel
-from hf_transfer.space.drawn_made import made_view
+from hf_transfer.space.drawn_made import made_views
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
 from hf_transfer.space.parts import HIDDEN, html
@@ -22,7 +22,7 @@ class MadeTab:
     """The parts of the tab that others change."""
 
     model: gr.Dropdown
-    view: gr.HTML
+    views: list[gr.HTML]
     cell: gr.HTML
 
 
@@ -33,13 +33,19 @@ def build_made(site: Site) -> MadeTab:
     model = gr.Dropdown(
         choices=titles, value=titles[0] if titles else None, label="Model", elem_id="made-model"
     )
-    view = html(made_view(first), "made-view", clicks=True)
-    cell = html(name="made-cell")
+    parts = made_views(first)
+    top = html(parts[0], "made-view")
+    with gr.Row():
+        with gr.Column(min_width=320):
+            matrix = html(parts[1], "made-matrix", clicks=True)
+        with gr.Column(min_width=280):
+            cell = html(name="made-cell")
+    views = [top, matrix, html(parts[2], "made-scores")]
 
     @told
-    def show(title: str | None, request: gr.Request) -> tuple[str, str]:
+    def show(title: str | None, request: gr.Request) -> tuple[str, ...]:
         known = site.models_of(site.visitors.of(request.session_hash))
-        return made_view(known.get(title or "")), ""
+        return *made_views(known.get(title or "")), ""
 
     @told
     def open_cell(title: str | None, event: gr.EventData, request: gr.Request) -> str:
@@ -54,9 +60,9 @@ def build_made(site: Site) -> MadeTab:
         true, said = (labels[int(one)] for one in at)
         return cell_view(site, found, true, said)
 
-    model.change(show, model, [view, cell], **HIDDEN)
-    view.ask(open_cell, model, cell, **HIDDEN)
-    return MadeTab(model, view, cell)
+    model.change(show, model, [*views, cell], **HIDDEN)
+    matrix.ask(open_cell, model, cell, **HIDDEN)
+    return MadeTab(model, views, cell)
 
 
 def cell_view(site: Site, model: Shown, true: str, said: str) -> str:

@@ -69,7 +69,8 @@ def build_train(site: Site, tabs: gr.Tabs, try_tab: TryTab, made: MadeTab) -> No
     result = build_result(site)
     clicks = Clicks(site)
     _wire(clicks, images, plan)
-    lists = [try_tab.models, made.model, made.view, result.model, try_tab.no_model, lead]
+    lists = [try_tab.models, made.model, *made.views, result.model, try_tab.no_model, lead]
+    lists.append(made.cell)
     for one, run in ((go, clicks.train_plan), (example, clicks.run_example)):
         one.click(run, None, [images.classes, live, *lists], concurrency_limit=None, **HIDDEN)
     stop.click(told(clicks.stop), None, None, **QUIET)

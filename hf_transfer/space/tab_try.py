@@ -140,7 +140,7 @@ def _endpoints(site: Site, once: dict[str, Any]) -> None:
     image.preprocess = lambda sent: sent.path if sent else None
 
     @told
-    def predict(image: str, model: str = "", *, request: gr.Request) -> dict[str, Any]:
+    def predict(image: str, model: str, request: gr.Request) -> dict[str, Any]:
         """Return the ranked labels of an image by each model, or by the one that is named."""
         visitor = site.visitors.of(request.session_hash)
         chosen = _named(site, visitor, model)
@@ -155,9 +155,7 @@ def _endpoints(site: Site, once: dict[str, Any]) -> None:
         return dict(zip([one.title for one in chosen], told_rows, strict=True))
 
     @told
-    def explain(
-        image: str, label: str = "", model: str = "", *, request: gr.Request
-    ) -> dict[str, Any]:
+    def explain(image: str, label: str, model: str, request: gr.Request) -> dict[str, Any]:
         """Return where a model sees a label: a picture under its heat map as a data: address."""
         visitor = site.visitors.of(request.session_hash)
         (chosen, *_) = _named(site, visitor, model)

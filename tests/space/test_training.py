@@ -111,8 +111,8 @@ def test_from_a_zip_of_folders_to_a_model_that_answers(page, archive, tmp_path):
     shown = page.inner_text("#try-answer")
     assert "Most similar training images" in shown
     page.get_by_role("tab", name="How it was made").click()
-    page.wait_for_selector("#made-view button.hft-count")
-    page.locator("#made-view button.hft-count").first.click()
+    page.wait_for_selector("#made-matrix button.hft-count")
+    page.locator("#made-matrix button.hft-count").first.click()
     page.wait_for_selector("#made-cell img")
     page.get_by_role("tab", name="Train your own").click()
     page.click("#take-pack")
