@@ -18,7 +18,7 @@ from hf_transfer.base.errors import UserError
 LONGEST = 200  # characters of another library's reason that are worth repeating
 TRACEBACK = "HF_TRANSFER_TRACEBACK"  # set to 1, errors come with their traceback
 _TOKENS = re.compile(
-    r"hf_[A-Za-z0-9]{8,}"
+    r"hf_(?!transfer\b)[A-Za-z0-9]{8,}"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
     r"|(?i:(?<=bearer )|(?<=authorization: ))[^\s'\",;]+"
 )

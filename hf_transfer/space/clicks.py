@@ -116,8 +116,9 @@ class Clicks:
         visitor = self.visitor(request)
         backbone, px = self._choice(visitor, network, size)
         data = visitor.pictures.folder
-        visitor.draft = new_draft(data, backbone, start, px, self.site.limits)
-        return plan_view(visitor.draft)
+        with visitor.lock:
+            visitor.draft = new_draft(data, backbone, start, px, self.site.limits)
+            return plan_view(visitor.draft)
 
     def change_plan(self, event: gr.EventData, request: gr.Request) -> str:
         """Change the plan as was clicked."""
@@ -125,8 +126,9 @@ class Clicks:
         if visitor.draft is None:
             raise Refused("Make a plan first.")
         names = ("act", "phase", "stage", "value")
-        visitor.draft.change({name: str(getattr(event, name, "") or "") for name in names})
-        return plan_view(visitor.draft)
+        with visitor.lock:  # a training that is asked for meanwhile waits for the change
+            visitor.draft.change({name: str(getattr(event, name, "") or "") for name in names})
+            return plan_view(visitor.draft)
 
     async def train_plan(self, request: gr.Request) -> AsyncIterator[Any]:
         """Train the plan."""

@@ -31,6 +31,11 @@ FINISHING = 0.06  # share of a way that is neither steps nor features
 
 def start_plan_of(site: Site, visitor: Visitor) -> Job:
     """Start the training of a visitor's plan. Raises Refused where it is not trained here."""
+    with visitor.lock:
+        return _start_plan(site, visitor)
+
+
+def _start_plan(site: Site, visitor: Visitor) -> Job:
     draft = visitor.draft
     if draft is None or draft.plan is None:
         raise Refused("Make a plan first." if draft is None else draft.problem)

@@ -50,6 +50,12 @@ def test_no_token_and_no_password_is_left_in_a_text(text, monkeypatch):
     assert "secret9" not in shown
 
 
+def test_the_name_of_this_package_is_no_token():
+    text = "No module named 'hf_transfer.serving.nothing'; hf_transfer 0.1.0"
+    assert redacted(text) == text
+    assert "hf_transferABC" not in redacted("hf_transferABC12345")
+
+
 def test_a_token_with_a_line_break_is_hidden_in_both_its_parts(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "abcdefghij\nklmnopqrst")
     text = said(ValueError("Illegal header value b'abcdefghij\\nklmnopqrst'"))
