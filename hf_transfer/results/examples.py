@@ -22,6 +22,7 @@ SIDE = 128  # pixels; shown somewhat smaller, so that they are sharp on fine scr
 QUALITY = 72  # of WebP
 BUDGET = 2_400_000  # characters of all pictures as often as the page shows them; it has 3 MB
 MISTAKES, UNSURE = 24, 12
+DOUBTFUL = 0.5  # how far the next answer may lie, of 1, for an answer to be uncertain
 RIGHT, RIGHT_OF_EACH = 36, 3
 CELLS, OF_A_CELL = 200, 8  # pictures of mistakes by pair of classes, and of each pair
 SUSPECTS = 12  # of each kind of finding
@@ -38,7 +39,7 @@ class Answers:
 
     `sure` (N,) is the probability behind each answer (NaN of a regression). `wrong` (N,) is how
     wrong it was, 0 where it was right; `good` (N,) how good a right answer is; `doubt` (N,) how far
-    another answer was. `kinds` (N,) and `answers` (N,) are places of true and given classes.
+    another answer was, 0..1. `kinds` (N,) and `answers` (N,) are places of true and given classes.
     """
 
     truth: Show
@@ -67,7 +68,8 @@ def examples(
     mistakes = [row for row in order.tolist() if found.wrong[row] > 0]
     result: JsonDict = {"mistakes": gallery.take(mistakes, MISTAKES)}
     taken = set(mistakes[:MISTAKES])
-    doubtful = [row for row in np.argsort(found.doubt, kind="stable").tolist() if row not in taken]
+    nearest = np.argsort(found.doubt, kind="stable").tolist()
+    doubtful = [row for row in nearest if row not in taken and found.doubt[row] < DOUBTFUL]
     if np.isfinite(found.doubt).all():
         result["unsure"] = gallery.take(doubtful, UNSURE)
     result["right"] = gallery.take(_right_ones(found), RIGHT, times=2)
@@ -209,7 +211,7 @@ def _of_labels(logits: np.ndarray, images: ImageSet) -> Answers:
         sure=np.where(there, shares, 1 - shares)[rows, worst],
         wrong=wrong,
         good=-off.max(axis=1),
-        doubt=np.abs(shares - 0.5).min(axis=1),
+        doubt=2 * np.abs(shares - 0.5).min(axis=1),
         kinds=shown,
     )
 

@@ -174,7 +174,7 @@ def _matched(found: Scan, labels: tuple[str, ...]) -> dict[str, Any]:
         )
     if found.task == "regression" and absent:
         raise UserError(f"{found.path} has no target {_few(absent)}, which the model predicts")
-    nearest = {label: difflib.get_close_matches(label, absent, 1, 0.6) for label in unknown}
+    nearest = {label: difflib.get_close_matches(label, labels, 1, 0.6) for label in unknown}
     return {
         "matched": known,
         "only_in_data": [

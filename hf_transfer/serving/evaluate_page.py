@@ -94,7 +94,9 @@ def _said(result: JsonDict) -> Iterator[str]:
 def _unmatched(labels: JsonDict) -> Iterator[JsonDict]:
     for row in labels["only_in_data"]:
         near = f"; is it the model's {row['nearest']!r}?" if row["nearest"] else ""
-        done = f"its {row['images']:,} images are not counted{near}"
+        count = row["images"]
+        what = "its image is" if count == 1 else f"its {count:,} images are"
+        done = f"{what} not counted{near}"
         yield {"label": row["label"], "where": "the data", "done": done}
     for label in labels["only_in_model"]:
         done = "no image shows it, so nothing is measured"
