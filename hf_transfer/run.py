@@ -142,12 +142,13 @@ def run_seed(
     watch = watching.watched(model, data, labelled)
     extra = (*extra, *watch)
     check_metrics(recipe, data.counts)
+    rule = measuring.thresholds(recipe, data.labels)
     run_folder.keep_inputs(out, measuring.inputs(model, data), torch.get_num_threads())
     trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
-    metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images)
+    metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images, rule)
     metrics, told = watching.concluded(metrics, watch)
     change = []
     if launch.is_main():

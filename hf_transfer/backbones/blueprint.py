@@ -50,6 +50,7 @@ class Backbone:
     weights: str  # "pretrained", "random", or the file they were read from
     task: str = "classification"
     scale: Scale | None = None  # of the numbers that it gives; None: they have none yet
+    thresholds: tuple[float, ...] = ()  # from which labels of several are there; (): one half
 
     @property
     def layout(self) -> Layout:

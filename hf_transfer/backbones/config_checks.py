@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.download import BackboneError
+from hf_transfer.recipe.tasks import THRESHOLD
 
 # Whole numbers by key, wherever they stand, alone or in lists: the least and the largest allowed.
 RANGES = {
@@ -49,6 +50,10 @@ def _wanted(key: str, value: Any) -> str:
     if key == "label_names":
         fits = isinstance(value, list) and all(isinstance(name, str) for name in value)
         return "" if fits else "a list of names"
+    if key == "thresholds":
+        found = list(value.values()) if isinstance(value, dict) else [None]
+        fits = all(_is_number(n) and 0 < n < 1 for n in found)
+        return "" if fits else "a mapping of labels to numbers between 0 and 1"
     if key in STATISTICS:
         least = 0.0 if key == "std" else -math.inf
         fits = all(_is_number(n) and math.isfinite(n) and n > least for n in _leaves(value))
@@ -56,6 +61,12 @@ def _wanted(key: str, value: Any) -> str:
     if key.endswith("attn_implementation") and isinstance(value, str) and "/" in value:
         return "one of transformers' own; code from the Hub is not run"
     return ""
+
+
+def thresholds_of(config: dict[str, Any] | None, labels: Sequence[str]) -> tuple[float, ...]:
+    """Return the threshold of each label of a saved model; one half where it says nothing."""
+    found = (config or {}).get("thresholds") or {}
+    return tuple(float(found.get(label, THRESHOLD)) for label in labels) if found else ()
 
 
 def _is_number(value: Any) -> bool:

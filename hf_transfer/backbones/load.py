@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from hf_transfer.backbones.blueprint import Backbone, Blueprint
 from hf_transfer.backbones.building import build, build_network, check_weights, draw, load
+from hf_transfer.backbones.config_checks import thresholds_of
 from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.kept_head import keep_head as keep_own_head
 from hf_transfer.backbones.kept_head import labels_of_head
@@ -116,6 +117,9 @@ def load_backbone(
         weights=str(file) if file else "random" if donor is None else "pretrained",
         task=task,
         scale=plain_scale(len(names)) if keep and task == "regression" else None,
+        thresholds=thresholds_of(blueprint.origin.config, names)
+        if keep and task == "multi_label"
+        else (),
     )
     return model
 

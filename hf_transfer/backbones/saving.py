@@ -110,9 +110,14 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
         if backbone.source == "torchvision":
             type(model).register_for_auto_class("AutoModelForImageClassification")
             type(model.config).register_for_auto_class()
+        model.config.thresholds = _thresholds(backbone) or None
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         model.save_pretrained(folder, state_dict=state)
     _write_json(folder / "preprocessor_config.json", processor_config(backbone.image, timm))
+
+
+def _thresholds(backbone: Backbone) -> dict[str, float]:
+    return dict(zip(backbone.labels, backbone.thresholds, strict=False))
 
 
 def _write_timm(model: PreTrainedModel, folder: Path) -> None:
@@ -131,6 +136,8 @@ def _write_timm(model: PreTrainedModel, folder: Path) -> None:
         "pretrained_cfg": _pretrained_cfg(network, backbone.image)
         | {"num_classes": len(backbone.labels)},
     }
+    if backbone.thresholds:
+        config["thresholds"] = _thresholds(backbone)
     if model.config.problem_type:
         config["problem_type"] = model.config.problem_type
     if model.config.model_args:

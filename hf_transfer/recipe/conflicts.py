@@ -193,6 +193,12 @@ def _of_loss(recipe: Recipe, task: Task) -> Iterator[Problem]:
         yield ("loss",), "loss: logit_adjusted is for task: classification; write balanced or focal"
     elif (recipe.loss == "squared_error") != (task is REGRESSION):
         yield ("loss",), f"the loss of task: {task.name} is {task.loss}; write that or remove loss"
+    if recipe.thresholds and task.name != "multi_label":
+        remedy = "for uneven costs of classes write class_weights" if task is CLASSIFICATION else ""
+        yield (
+            ("thresholds",),
+            "; ".join(["thresholds are for task: multi_label", remedy or "remove them"]),
+        )
     if recipe.class_weights and task is REGRESSION:
         yield ("class_weights",), "class_weights are for labels, and a regression has none"
     if recipe.class_weights and recipe.loss in ("balanced", "logit_adjusted"):

@@ -30,7 +30,7 @@ from hf_transfer.recipe.specs import (
 )
 from hf_transfer.recipe.yaml_nodes import Mistakes, Node
 
-MAPPINGS = ("lrs", "class_weights")  # keys whose pairs are a mapping in a file
+MAPPINGS = ("lrs", "class_weights", "thresholds")  # keys whose pairs are a mapping in a file
 LARGEST_BYTES = 1_000_000  # of a recipe's file
 Phase = TypeVar("Phase", PhaseSpec, GradualSpec, PhaseSpec | GradualSpec)
 
@@ -231,6 +231,7 @@ def source_recipe(recipe: Recipe) -> Recipe:
         task=source.pretext or "classification",
         loss="pretext" if source.pretext else "cross_entropy" if other else recipe.loss,
         class_weights=(),  # of other labels
+        thresholds=(),
         metrics=() if other or source.pretext else recipe.metrics,
         backbone=source.backbone,
         pretrained=source.start == "pretrained",
@@ -263,7 +264,7 @@ def _plain(value: Any) -> Any:
             return named
     if dataclasses.is_dataclass(value):
         return {
-            name: dict(item) if name in MAPPINGS and item != "sqrt" else _plain(item)
+            name: dict(item) if name in MAPPINGS and not isinstance(item, str) else _plain(item)
             for name, item in _changed(value).items()
         }
     if isinstance(value, tuple | list):

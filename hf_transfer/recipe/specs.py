@@ -15,7 +15,7 @@ from hf_transfer.recipe import conflicts
 from hf_transfer.recipe.phase_parts import AUGMENTS, Augment, Stop
 from hf_transfer.recipe.phase_specs import GradualSpec, PhaseSettings, PhaseSpec, pairs
 from hf_transfer.recipe.tasks import TASKS
-from hf_transfer.recipe.values import Conflict, Number, Share, Switch, Text, Whole, spec
+from hf_transfer.recipe.values import Conflict, Number, Rate, Share, Switch, Text, Whole, spec
 
 __all__ = [
     "AUGMENTS",
@@ -49,6 +49,10 @@ AnyPhase = Annotated[
 ByLabel = Annotated[
     Literal["sqrt"] | tuple[tuple[Text, Annotated[Number, Field(ge=0, le=1e6)]], ...],
     BeforeValidator(pairs, json_schema_input_type=Literal["sqrt"] | dict[str, Number]),
+]
+Thresholds = Annotated[
+    Literal["f1"] | tuple[tuple[Text, Rate], ...],
+    BeforeValidator(pairs, json_schema_input_type=Literal["f1"] | dict[str, Rate]),
 ]
 Trackers = Annotated[
     tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...],
@@ -267,6 +271,12 @@ class Recipe:
         description="weights of classes in the loss: a number by label, or `sqrt` of the balanced "
         "ones",
         json_schema_extra={"allowed": "sqrt or a mapping such as {daisy: 2, rose: 0.5}"},
+    )
+    thresholds: Thresholds = Field(
+        default=(),
+        description="from which probability a label of several counts as there, chosen on "
+        "validation: by `f1`, or by what missing a label costs, in false alarms; else one half",
+        json_schema_extra={"allowed": "f1 or a mapping such as {crack: 5}"},
     )
     metrics: tuple[Text, ...] = Field(
         default=(),

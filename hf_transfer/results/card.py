@@ -54,7 +54,7 @@ PURPOSES = {
 LIMITS = {
     "classification": "It gives every image one of its classes, even an image that shows none.",
     "multi_label": "It gives every image a probability for each of its labels, and none for "
-    "anything else; the threshold of one half was not tuned.",
+    "anything else.",
     "regression": "It gives numbers for every image, even for one unlike those it was trained on; "
     "it does not say how sure it is.",
     "pretext": "Its outputs answer the pretext alone; use its features, under a new head.",
@@ -295,6 +295,14 @@ def _onnx(report: RunReport) -> JsonDict | None:
 def _limits(report: RunReport) -> Iterator[str]:
     split, values = report.measured
     yield LIMITS[report.task.kind]
+    if report.task.kind == "multi_label":
+        own = report.metrics.get("thresholds")
+        yield (
+            "From which probability a label counts as there was chosen on the validation images, "
+            "whose F1 is therefore a little too good."
+            if own
+            else "The threshold of one half was not tuned."
+        )
     if values and split == "validation":
         yield f"Results on images that no choice was made on (a test split): {NOT_MEASURED}."
         if any(phase.best_epoch is not None for phase in report.phases):

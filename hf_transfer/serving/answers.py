@@ -123,7 +123,10 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
         why = (row.error or "").removeprefix(f"{printable(row.file)}: ")
         text = f"error: {why}" if row.error else printable("   ".join(cells))
         lines.append(f"{file:<{names}}   {text}")
-    limits = {row.threshold for row in rows if row.threshold is not None}
+    limits = {row.threshold for row in rows if row.threshold is not None and not row.thresholds}
+    for own in {row.thresholds for row in rows if row.thresholds}:
+        told = ", ".join(f"{name} {limit:.3g}" for name, limit in own)
+        lines.append(f"Labels count from their own probabilities on: {printable(told)}.")
     lines += [f"Labels with a probability of {limit:g} or more." for limit in limits]
     return "\n".join(lines)
 

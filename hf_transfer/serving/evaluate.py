@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import said
 from hf_transfer.base.errors import DataError, UserError
 from hf_transfer.data.sources import SPLITS, Scan, list_source
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.metrics.thresholds import shifted
 from hf_transfer.serving.evaluate_page import write_evaluation
 from hf_transfer.serving.familiar import alarms
 from hf_transfer.serving.onnx_model import OnnxModel
@@ -84,7 +86,6 @@ def evaluate(
     found, chosen = _chosen(spec, backbone.task, backbone.labels, split)
     matched = _matched(found, backbone.labels)
     scored, failed = _scored(model, found, batch_size, tta, "evaluate")
-    logits = scored.logits
     result: dict[str, Any] = {
         "data": found.path,
         "split": chosen,
@@ -93,8 +94,7 @@ def evaluate(
         "unreadable": failed,
         "tta": tta,
     }
-    if threshold is not None:
-        logits = _from_threshold(result, scored, threshold)
+    logits = _from_threshold(result, scored, threshold, backbone)
     groups = None if found.groups is None else [found.groups[row] for row in scored.rows]
     metrics = measure(backbone.task, logits, scored.truth, scored.names, groups=groups)
     if groups is not None:
@@ -291,8 +291,17 @@ def _averaged(model: PreTrainedModel, pixels: torch.Tensor, tta: bool) -> torch.
     return torch.logsumexp(shares, dim=0)
 
 
-def _from_threshold(result: dict[str, Any], scored: Scored, threshold: float) -> Any:
-    """Return the outputs to measure where answers count from a probability on, and note it."""
+def _from_threshold(
+    result: dict[str, Any], scored: Scored, threshold: float | None, backbone: Backbone
+) -> Any:
+    """Return the outputs to measure where answers count from a probability on, and note it: from
+    the one given, else from the model's own."""
+    if threshold is None:
+        if not backbone.thresholds:
+            return scored.logits
+        own = dict(zip(backbone.labels, backbone.thresholds, strict=True))
+        result["thresholds"] = own
+        return shifted(scored.logits, [own[name] for name in scored.names])
     if result["task"] == "regression":
         raise UserError("a regression has no probabilities; leave --threshold out")
     if result["task"] == "classification":

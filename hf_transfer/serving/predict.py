@@ -28,7 +28,8 @@ ANSWERS = 5  # classes that are kept where nobody says how many
 class Prediction:
     """What a model says of one image: (label, probability in 0..1), the likeliest first.
 
-    Of several labels at once those from `threshold` on are there; with a regression `values` holds
+    Of several labels at once those from `threshold` on are there, or from their own in
+    `thresholds`; with a regression `values` holds
     (target, number in its own units). `error` is one line for an image that could not be read.
     `unlike` says how unlike any training image it is, where that was asked: above 1 it is unknown.
     """
@@ -38,6 +39,7 @@ class Prediction:
     error: str | None = None
     values: tuple[tuple[str, float], ...] | None = None
     threshold: float | None = None
+    thresholds: tuple[tuple[str, float], ...] = ()
     unlike: float | None = None
 
     @property
@@ -55,7 +57,10 @@ class Prediction:
         """The labels that the image shows: of several at once those from the threshold on."""
         if self.threshold is None:
             return self.labels
-        return tuple(pair for pair in self.labels if pair[1] >= self.threshold)
+        own = dict(self.thresholds)
+        return tuple(
+            (name, share) for name, share in self.labels if share >= own.get(name, self.threshold)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction as plain JSON values."""
@@ -70,7 +75,9 @@ class Prediction:
         answer: dict[str, Any] = {"file": self.file, "labels": ranked, "error": self.error}
         if self.threshold is None:
             return answer
-        return answer | {"threshold": self.threshold, "there": [name for name, _ in self.there]}
+        there = [name for name, _ in self.there]
+        own = {"thresholds": dict(self.thresholds)} if self.thresholds else {}
+        return answer | {"threshold": self.threshold, **own, "there": there}
 
 
 def predict(
@@ -158,7 +165,8 @@ def prediction_of(
     kept = top if top or several else ANSWERS
     names = [backbone.labels[place] for place in classes.tolist()]
     ranked = tuple(zip(names, ordered.tolist(), strict=True))
-    return Prediction(name, ranked[:kept], threshold=THRESHOLD if several else None)
+    own = tuple(zip(backbone.labels, backbone.thresholds, strict=False))
+    return Prediction(name, ranked[:kept], threshold=THRESHOLD if several else None, thresholds=own)
 
 
 def network_of(model: PreTrainedModel | OnnxModel | str | Path) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import load_metric
 from hf_transfer.results.metrics.by_name import measure as measured
+from hf_transfer.results.metrics.thresholds import Rule, best_thresholds, check_rule, shifted
 from hf_transfer.training.proof import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -46,26 +48,50 @@ def measure(
     data: ImageData,
     extra: Sequence[Extra] = (),
     page_images: str | None = "none",
+    rule: Rule = "",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the final metrics on validation, and under `test` on test where there is one; and the
     examples of the split that counts, which is test where there is one.
 
-    `extra` metrics are computed from the same logits. `page_images` is the recipe's.
+    `extra` metrics are computed from the same logits. `page_images` is the recipe's. By a `rule`
+    the thresholds of several labels are chosen on validation, and the model keeps them.
     """
     images = data.validation
     found = trainer.predict_validation()
-    metrics = _measured(found, images, data.task, extra)
+    limits: tuple[float, ...] = ()
+    if rule:
+        limits = best_thresholds(found.predictions, images.labels, images.names, rule)
+        trainer.model.backbone = replace(trainer.model.backbone, thresholds=limits)
+    metrics = _measured(found, images, data.task, extra, limits)
     if data.test is not None:
         images, found = data.test, trainer.predict(data.test)
-        metrics["test"] = _measured(found, images, data.task, extra)
+        metrics["test"] = _measured(found, images, data.task, extra, limits)
+    if rule:
+        metrics["thresholds"] = dict(zip(images.names, limits, strict=True))
     shown = launch.is_main() and shows_images(page_images, data.audit)
     shown = shown and not TASKS[data.task].is_pretext  # whose answers are about no single image
     suspects = [(each.kind, each.files) for each in data.audit.findings]
     return metrics, examples(data.task, found.predictions, images, suspects) if shown else {}
 
 
-def _measured(found: Any, images: ImageSet, task: str, extra: Sequence[Extra]) -> dict[str, Any]:
+def thresholds(recipe: Recipe, labels: Sequence[str]) -> Rule:
+    """Return by what the thresholds of a recipe are chosen; "" for one half. Raises UserError for a
+    label that there is not."""
+    given = recipe.thresholds
+    rule: Rule = given if isinstance(given, str) else dict(given) or ""
+    check_rule(rule, labels)
+    return rule
+
+
+def _measured(
+    found: Any,
+    images: ImageSet,
+    task: str,
+    extra: Sequence[Extra],
+    limits: Sequence[float] = (),
+) -> dict[str, Any]:
     logits, labels = found.predictions, found.label_ids  # a pretext makes its own labels
+    logits = shifted(logits, limits) if limits else logits
     metrics = measured(task, logits, labels, images.names, images.scale, groups=images.groups)
     for metric in extra:
         metrics |= metric(logits, labels)
