@@ -149,9 +149,11 @@ def _is_gone(owner: dict[str, object]) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started, in the kernel's words; None where that is not known."""
+    """Return when a running process started, as the kernel counts; None if it ended, or where that
+    is not known."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]  # a zombie runs no more
     except (OSError, IndexError):
         return None
 

@@ -59,19 +59,24 @@ def _write_with_a_child(folder, ready):
         time.sleep(60)
 
 
-def test_children_that_outlive_a_killed_process_hold_nothing(tmp_path):
-    """As the workers of a DataLoader do for some seconds."""
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_children_that_outlive_a_killed_process_hold_nothing(tmp_path, waited_for):
+    """As the workers of a DataLoader do for some seconds; also while nobody has waited for the
+    killed process, as in a container whose first process never does."""
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     parent = context.Process(target=_write_with_a_child, args=(tmp_path, ready))
     parent.start()
     assert ready.wait(30)
     os.kill(parent.pid, signal.SIGKILL)
-    parent.join()
+    os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+    if waited_for:
+        parent.join()
     try:
         with only_writer(tmp_path):
             pass
     finally:
+        parent.join()
         os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
