@@ -149,10 +149,16 @@ def parse_recipe(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe
 
 
 def _of_source(setting: str, tree: Node) -> str:
-    """Return a setting; that of a backbone for the source, in a recipe that trains one first."""
-    first = dict(tree.value).get("source") if isinstance(tree.value, yaml_nodes.Pairs) else None
-    named = setting.startswith("backbone=") and first is not None and first.value is not None
-    return f"source.{setting}" if named else setting
+    """Return a setting; that of a backbone for the source, in a recipe that trains one first.
+
+    Raises Mistakes for images to learn from first in a recipe that does not.
+    """
+    found = dict(tree.value).get("source") if isinstance(tree.value, yaml_nodes.Pairs) else None
+    first = found is not None and found.value is not None
+    if setting.startswith("source.data.path=") and not first:
+        text = "--unlabelled: this recipe learns from nothing first; free_labels does"
+        raise Mistakes([(0, text)])
+    return f"source.{setting}" if first and setting.startswith("backbone=") else setting
 
 
 def parse_phase(phase: Mapping[str, Any], place: str = "phase") -> PhaseSpec | GradualSpec:
