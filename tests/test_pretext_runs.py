@@ -100,6 +100,20 @@ def test_the_run_of_the_pretext_has_a_report_a_page_and_a_card_of_its_own(rotate
     assert "learned from images without labels" in (source / "model" / "README.md").read_text()
 
 
+def test_a_pretext_alone_makes_a_backbone_of_images_without_labels(place, tmp_path):
+    text = (
+        "task: motion\nbackbone: timm/test_resnet\npretrained: false\n"
+        f"data: {{path: {place / 'mine'}, image_size: 32}}\n"
+        "phases: [{train: all, epochs: 1, batch_size: 16}]\n"
+    )
+    report = run(parse_recipe(text, "alone.yaml"), tmp_path / "alone")
+    assert report.metrics.keys() >= {"n", "accuracy", "rank", "spread", "before"}
+    assert report.source == {}
+    made = load_backbone(tmp_path / "alone" / "model", ("cat", "dog"))
+    assert made.backbone.weights == "pretrained"
+    assert "probe" not in summary(report)
+
+
 def test_frames_of_videos_teach_what_changes_slowly(place, tmp_path):
     made = recipe(place, "slow")
     report = run(made, tmp_path / "out")
