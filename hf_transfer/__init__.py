@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_transfer.data.decoding import load_image
     from hf_transfer.data.image_set import ImageSet, load_data
     from hf_transfer.data.sources import scan
+    from hf_transfer.deciding.add import add_images
     from hf_transfer.deciding.advise import advise
     from hf_transfer.deciding.auto import auto
     from hf_transfer.deciding.choices import list_backbones
@@ -44,6 +45,7 @@ __all__ = [
     "RunReport",
     "TransferTrainer",
     "UserError",
+    "add_images",
     "advise",
     "auto",
     "compare",
@@ -79,6 +81,7 @@ _WHERE = {
     "UserError": "base.errors",
     "advise": "deciding.advise",
     "auto": "deciding.auto",
+    "add_images": "deciding.add",
     "compare": "deciding.compare",
     "demo": "space.app",
     "embed": "serving.embed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": (
         "train flowers --minutes 10",
+        "train more_flowers --add runs/flowers --out runs/more",
         "train lp_ft --data flowers --backbone timm/resnet50.a1_in1k --push-to alice/flowers",
         "train my_recipe.yaml --set phases.0.lr=1e-4 --out runs/first",
         "train my_recipe.yaml --out runs/first --resume",

@@ -28,6 +28,8 @@ def add(commands: Any) -> None:
     train.flag("--no-refit", "auto: do not train on all labelled images at the end")
     train.path("--out", "DIR", "run folder (default: runs/RECIPE)")
     train.flag("--resume", "resume the run in --out")
+    more = "finished run to add the images to, of new classes or old: only its head is solved again"
+    train.path("--add", "RUN", more)
     tracker = "log to tensorboard, trackio, wandb or mlflow; may be repeated"
     train.argument("--report-to", "NAME", tracker, action="append", default=[])
     train.flag("--allow-code", "run the Python files that the recipe's metrics name")
@@ -67,6 +69,8 @@ def _trained(args: argparse.Namespace) -> Path:
     from hf_transfer.results.run_folder import check_folder
 
     launch.check()
+    if args.add:
+        return _added(args)
     if args.report_to:
         names = args.report_to
         args.set.append(f"report_to={names[0] if len(names) == 1 else names}")
@@ -90,6 +94,18 @@ def _trained(args: argparse.Namespace) -> Path:
         report = run(recipe, out, resume=args.resume, callbacks=[EpochLines(say), TrainingBar()])
     say(f"{summary(report)}\nwritten to {out}: report.html, report.json, model/")
     return out
+
+
+def _added(args: argparse.Namespace) -> Path:
+    if args.data and is_auto(args.recipe) and args.recipe != "auto":
+        raise UserError(f"the images are given twice: {args.recipe} and --data {args.data}")
+    from hf_transfer.deciding.add import add_images, format_added
+    from hf_transfer.progress import quiet
+
+    quiet()
+    found = add_images(args.add, args.data or args.recipe, out=args.out, seed=args.seed or 0)
+    say(format_added(found))
+    return found.out
 
 
 def is_auto(word: str) -> bool:

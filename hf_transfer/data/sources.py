@@ -64,10 +64,11 @@ def scan(
     return found.take(limited(found, spec, seed))
 
 
-def list_source(spec: DataSpec, task: str = "classification") -> Scan:
+def list_source(spec: DataSpec, task: str = "classification", *, least: int = 2) -> Scan:
     """Return all labelled images of a source, in the splits that it has, "" where it has none.
 
-    The only place where a source is listed: what comes after is made of this. Raises DataError.
+    The only place where a source is listed: what comes after is made of this. Raises DataError,
+    also for fewer than the `least` number of classes.
     """
     if not spec.path and TASKS[task].is_pretext:
         raise DataError("no images without labels: name a folder with --unlabelled or data.path")
@@ -81,6 +82,9 @@ def list_source(spec: DataSpec, task: str = "classification") -> Scan:
             found = _read(path, spec, task)
         except OSError as error:
             raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
+    if len(found.labels) < least and task == "classification":
+        only = found.labels[0]
+        raise DataError(f"{path}: only one class, {only!r}{_nested(Path(found.root) / only)}")
     if spec.group and found.groups is None:
         if found.table is not None:
             raise DataError(f"{path}: no column {spec.group!r}, as data.group names")
@@ -184,8 +188,6 @@ def _listed(
             f"{path}: the label {odd!r} is not UTF-8, as a saved model's labels must be; rename "
             "its folder, or change it in the table"
         )
-    if len(labels) < 2 and task == "classification":
-        raise DataError(f"{path}: only one class, {labels[0]!r}{_nested(root / labels[0])}")
     place = {label: at for at, label in enumerate(labels)}
     return Scan(
         path=str(path),

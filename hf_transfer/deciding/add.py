@@ -1,0 +1,235 @@
+"""More images, or new classes, for a finished classifier: its head is solved again in seconds.
+
+The backbone stays as it is. The features of all images are kept beside the model, so the old
+images are passed through the network once, and are not needed for a further addition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save
+from transformers import PreTrainedModel
+
+from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.saving import save_model
+from hf_transfer.base.bars import shown
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import add_bytes, write_bytes
+from hf_transfer.data.image_set import ImageData, ImageSet, load_data
+from hf_transfer.data.sources import list_source
+from hf_transfer.inputs.head_features import head_features
+from hf_transfer.recipe.load import load_recipe
+from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.run_folder import RunFolder
+from hf_transfer.serving.familiar import FILE, learn
+from hf_transfer.serving.hub import model_folder
+from hf_transfer.serving.predict import network_of
+from hf_transfer.training.exact_head import solve_head
+
+KEPT = "features.safetensors"
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features (N, D) of images, their places (N,) in `labels`, and which are held out (N,)."""
+
+    features: np.ndarray
+    classes: np.ndarray
+    held_out: np.ndarray
+    labels: tuple[str, ...]
+
+    def joined(self, other: Kept) -> Kept:
+        """Return both: the own labels first, then those that only the other has."""
+        labels = (*self.labels, *(one for one in other.labels if one not in self.labels))
+        places = np.array([labels.index(label) for label in other.labels])
+        return Kept(
+            np.concatenate([self.features, other.features]),
+            np.concatenate([self.classes, places[other.classes]]),
+            np.concatenate([self.held_out, other.held_out]),
+            labels,
+        )
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an addition came to; `before` and `after` are accuracies on the old held-out images,
+    `everything` on all held-out ones, None where there are none."""
+
+    out: Path
+    labels: tuple[str, ...]
+    new: tuple[str, ...]
+    images: int
+    before: float | None
+    after: float | None
+    old_n: int
+    everything: dict[str, Any] | None
+
+
+def add_images(
+    run: str | Path, data: str | Path | DataSpec, *, out: str | Path | None = None, seed: int = 0
+) -> Added:
+    """Add labelled images to a finished run's classifier and return what it came to.
+
+    `data` holds more images of its classes, or of new ones, which come after the old. The head is
+    solved to convergence on the features of all images; the backbone does not change. The model is
+    written to `out`/model (default: the run's name with -more). Raises UserError, also for a model
+    whose head is not one dense layer.
+    """
+    folder = Path(run).expanduser()
+    place = Path(out).expanduser() if out else folder.with_name(f"{folder.resolve().name}-more")
+    if place.resolve() == folder.resolve():
+        raise UserError(f"--out {place} is the run that is added to; choose another folder")
+    model = network_of(folder)
+    weight = _head(model)
+    spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
+    old = _old(folder, model)
+    listed = list_source(spec, least=1)
+    new = _features(model, load_data(spec, model.backbone.image, seed, listed=listed))
+    both = old.joined(new)
+    train, held = ~both.held_out, both.held_out
+    solution = solve_head(both.features[train], both.classes[train], len(both.labels), seed=seed)
+    grown = load_backbone(str(model_folder(folder)), both.labels, seed=seed)
+    with torch.no_grad():
+        for name, values in ((weight, solution.weight), (_bias(weight), solution.bias)):
+            parameter = grown.get_parameter(f"{grown.backbone.prefix}{name}")
+            parameter.copy_(torch.from_numpy(values).view_as(parameter))
+    save_model(grown.eval(), place / "model")
+    familiar = learn(
+        both.features[train], both.classes[train], both.features[held] if held.any() else None
+    )
+    add_bytes(place / "model", FILE, familiar.to_bytes(), "model")
+    _keep(both, place)
+    logits = both.features @ solution.weight.T + solution.bias
+    before = old.features @ _own(model, weight).T + _own(model, _bias(weight))
+    old_held = old.held_out
+    return Added(
+        place,
+        both.labels,
+        both.labels[len(old.labels) :],
+        len(new.classes),
+        _accuracy(before[old_held], old.classes[old_held]),
+        _accuracy(logits[: len(old_held)][old_held], old.classes[old_held]),
+        int(old_held.sum()),
+        measure("classification", logits[held], both.classes[held], both.labels)
+        if held.any()
+        else None,
+    )
+
+
+def format_added(found: Added) -> str:
+    """Return what an addition came to, as lines."""
+    new = f"new: {', '.join(found.new)}" if found.new else "none of them new"
+    lines = [f"{found.images:,} images added; {len(found.labels)} classes, {new}"]
+    if found.before is not None and found.after is not None:
+        lines.append(
+            f"accuracy on the {found.old_n:,} old held-out images: {found.after:.3f}, before "
+            f"{found.before:.3f}"
+        )
+    if found.everything:
+        low, high = found.everything["intervals"]["accuracy"]
+        lines.append(
+            f"accuracy on all {found.everything['n']:,} held-out images: "
+            f"{found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
+        )
+    return "\n".join([*lines, f"written to {found.out}: model/, {KEPT}"])
+
+
+def _accuracy(logits: np.ndarray, classes: np.ndarray) -> float | None:
+    return float((logits.argmax(axis=1) == classes).mean()) if len(classes) else None
+
+
+# --- the head ----------------------------------------------------------------------------------
+
+
+def _head(model: PreTrainedModel) -> str:
+    """Return the name of the weight of a head that is one dense layer. Raises UserError."""
+    backbone = model.backbone
+    head = backbone.layout.head
+    weights = [name for name in head if name.endswith("weight")]
+    ndim = model.get_parameter(f"{backbone.prefix}{weights[0]}").ndim if weights else 0
+    if backbone.task != "classification" or len(head) != 2 or len(weights) != 1 or ndim != 2:
+        raise UserError(
+            f"{backbone.id} is no classifier whose head is one dense layer, and no other can be "
+            "solved again; train it on all images"
+        )
+    return weights[0]
+
+
+def _bias(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"
+
+
+def _own(model: PreTrainedModel, name: str) -> np.ndarray:
+    parameter = model.get_parameter(f"{model.backbone.prefix}{name}")
+    values: np.ndarray = parameter.detach().double().cpu().numpy()
+    return values
+
+
+# --- features ----------------------------------------------------------------------------------
+
+
+def _old(folder: Path, model: PreTrainedModel) -> Kept:
+    """Return the features of a run's own images: those that were kept, else computed and kept."""
+    path = folder / KEPT
+    if path.is_file():
+        with untrusted(str(path), "delete it"), safe_open(path, "np") as file:
+            facts = json.loads(file.metadata()["facts"])
+            arrays = [file.get_tensor(key) for key in ("features", "classes", "held_out")]
+            if facts["model"] == _digest(folder) and arrays[0].ndim == 2:
+                return Kept(arrays[0], arrays[1], arrays[2].astype(bool), tuple(facts["labels"]))
+    recipe = RunFolder(folder).recipe
+    if not recipe.is_file():
+        raise UserError(
+            f"{folder} holds neither recipe.yaml nor the {KEPT} of its model: without the images "
+            "that it was trained on nothing can be added"
+        )
+    asked = load_recipe(recipe, allow_code=True)
+    found = _features(model, load_data(asked.data, model.backbone.image, asked.seed))
+    if found.labels != model.backbone.labels:
+        raise UserError(f"the classes of {asked.data.path} are no longer those of {folder}")
+    _keep(found, folder)
+    return found
+
+
+def _features(model: PreTrainedModel, data: ImageData) -> Kept:
+    sets = [(data.train, False), (data.validation, True)]
+    sets += [(data.test, True)] if data.test is not None else []
+    rows = [(_passed(model, images), images.labels, held) for images, held in sets if len(images)]
+    return Kept(
+        np.concatenate([features for features, _, _ in rows]),
+        np.concatenate([classes for _, classes, _ in rows]),
+        np.concatenate([np.full(len(classes), held) for _, classes, held in rows]),
+        tuple(data.labels),
+    )
+
+
+def _passed(model: PreTrainedModel, images: ImageSet) -> np.ndarray:
+    places = range(len(images))
+    spans = [places[at : at + BATCH] for at in places[::BATCH]]
+    parts = shown(spans, "features", "batches")
+    return np.concatenate([head_features(model, images.__getitems__(s)["pixels"]) for s in parts])
+
+
+def _keep(found: Kept, folder: Path) -> None:
+    facts = json.dumps({"labels": found.labels, "model": _digest(folder)})
+    arrays = {
+        "features": found.features.astype(np.float32),
+        "classes": found.classes.astype(np.int64),
+        "held_out": found.held_out.astype(np.uint8),
+    }
+    write_bytes(folder / KEPT, save(arrays, {"facts": facts}))
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((model_folder(folder) / "model.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,92 @@
+"""More images for a finished classifier: the head is solved again, the old classes stay."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hf_transfer
+from hf_transfer.base.errors import UserError
+from hf_transfer.cli import main
+from hf_transfer.deciding.add import KEPT, add_images
+from hf_transfer.serving.familiar import FILE
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+
+def plain(folder: Path, *colours: str, count: int = 24, seed: int = 0) -> Path:
+    """Write noisy images of one colour each."""
+    random = np.random.default_rng(seed)
+    for colour in colours:
+        (folder / colour).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.array(COLOURS[colour]) + random.integers(-30, 30, (40, 40, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / colour / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("add")
+    options = ["pretrained=false", "data.image_size=64", "phases.0.epochs=1"]
+    hf_transfer.train(
+        "feature_extraction", data=plain(folder / "data", "red", "green"),
+        backbone="timm/test_resnet.r160_in1k", overrides=options, out=folder / "run",
+    )  # fmt: skip
+    return folder / "run"
+
+
+def test_a_new_class_comes_after_the_old_ones_which_are_still_known(run, tmp_path):
+    new = plain(tmp_path / "new", "blue", seed=1)
+    found = add_images(run, new, out=tmp_path / "more")
+    assert found.labels == (*hf_transfer.load(run).labels, "blue")
+    assert (found.new, found.images) == (("blue",), 24)
+    assert found.after == 1.0
+    assert found.everything["accuracy"] == 1.0
+    model = hf_transfer.load(tmp_path / "more")
+    fresh = plain(tmp_path / "fresh", *COLOURS, count=3, seed=2)
+    told = model.predict(fresh)
+    assert [one.label for one in told] == [Path(one.file).parent.name for one in told]
+    assert (tmp_path / "more" / "model" / FILE).is_file()
+
+
+def test_the_backbone_stays_as_it_is(run, tmp_path):
+    add_images(run, plain(tmp_path / "new", "blue"), out=tmp_path / "more")
+    old, new = (hf_transfer.load_model(folder) for folder in (run, tmp_path / "more"))
+    head = {f"{old.backbone.prefix}{name}" for name in old.backbone.layout.head}
+    mine = dict(new.named_parameters())
+    for name, parameter in old.named_parameters():
+        assert name in head or torch.equal(parameter, mine[name])
+
+
+def test_features_are_kept_so_that_the_old_images_are_not_needed_again(run, tmp_path, capsys):
+    copied = shutil.copytree(run, tmp_path / "run")
+    add_images(copied, plain(tmp_path / "new", "blue"), out=tmp_path / "more")
+    assert (copied / KEPT).is_file()
+    (copied / "recipe.yaml").unlink()
+    more = plain(tmp_path / "again", "red", "blue", seed=3)
+    words = ["train", str(more), "--add", str(tmp_path / "more"), "--out", str(tmp_path / "third")]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "48 images added; 3 classes, none of them new" in told
+    assert "old held-out images: 1.000, before 1.000" in told
+    assert hf_transfer.load(tmp_path / "third").labels == hf_transfer.load(tmp_path / "more").labels
+
+
+def test_what_cannot_be_added_to_is_named(run, tmp_path):
+    new = plain(tmp_path / "new", "blue", count=4)
+    with pytest.raises(UserError, match="is the run that is added to"):
+        add_images(run, new, out=run)
+    model = shutil.copytree(run / "model", tmp_path / "model")
+    with pytest.raises(UserError, match="holds neither recipe.yaml"):
+        add_images(model, new, out=tmp_path / "more")
+    convolution = hf_transfer.load_backbone(
+        "torchvision/squeezenet1_1", ("a", "b"), pretrained=False, image_size=64
+    )
+    hf_transfer.save_model(convolution, tmp_path / "convolution")
+    with pytest.raises(UserError, match="whose head is one dense layer"):
+        add_images(tmp_path / "convolution", new, out=tmp_path / "more")
+    assert not (tmp_path / "more").exists()
