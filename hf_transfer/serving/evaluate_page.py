@@ -85,6 +85,9 @@ def _said(result: JsonDict) -> Iterator[str]:
         yield "Each answer is the average of those to the image and to its mirror image."
     if sure := result.get("confident"):
         yield told_of_confidence(sure)
+    if own := result.get("thresholds"):
+        told = ", ".join(f"{name} {limit:.3g}" for name, limit in own.items())
+        yield f"Labels count as present from the model's own probabilities on: {told}."
     if threshold := result.get("threshold"):
         yield f"A label counts as present from a probability of {threshold:g} on."
     if compared := result.get("comparison"):

@@ -73,8 +73,13 @@ def facts(backbone: Backbone) -> dict[str, str]:
         "interpolation": image.interpolation,
         "mean": json.dumps(image.mean),
         "std": json.dumps(image.std),
-        **({"threshold": str(THRESHOLD)} if backbone.task == "multi_label" else {}),
+        **({"threshold": _threshold(backbone)} if backbone.task == "multi_label" else {}),
     }
+
+
+def _threshold(backbone: Backbone) -> str:
+    """Return from which probability labels count as there: one for all, or a list of one each."""
+    return json.dumps(backbone.thresholds or THRESHOLD)
 
 
 def write_onnx(whole: Whole, path: Path) -> Answers:

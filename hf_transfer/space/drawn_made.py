@@ -47,15 +47,19 @@ def _measured(report: RunReport) -> str:
     return f"{text}. Backbone {backbone}, recipe {report.name}, seed {report.seed:d}."
 
 
-def labels_of(labels: Sequence[str], task: str) -> str:
-    """Return in a sentence what a model tells apart."""
+def labels_of(labels: Sequence[str], task: str, thresholds: Sequence[float] = ()) -> str:
+    """Return in a sentence what a model tells apart, and from which probabilities on."""
     named = ", ".join(labels[:LABELS_NAMED])
     more = f" and {len(labels) - LABELS_NAMED} more" if len(labels) > LABELS_NAMED else ""
     if task == "classification":
         return f"Distinguishes {len(labels)} classes: {named}{more}."
     if task == "regression":
         return f"Predicts from an image: {named}{more}."
-    least = f"a label counts as present from a probability of {THRESHOLD:g}"
+    limits = sorted(set(thresholds or (THRESHOLD,)))
+    least = "a label counts as present from a probability of "
+    least += (
+        f"{limits[0]:.2g}" if len(limits) == 1 else f"{limits[0]:.2g} to {limits[-1]:.2g}, its own"
+    )
     return f"Predicts which of {len(labels)} labels an image shows: {named}{more}; {least}."
 
 

@@ -42,7 +42,7 @@ def _header(site: Site, name: str) -> str:
     if len(site.models) == 1:
         (model,) = site.models.values()
         backbone = site.networks.of(model).backbone
-        words = f"{labels_of(backbone.labels, backbone.task)} {told_of(model)}"
+        words = f"{labels_of(backbone.labels, backbone.task, backbone.thresholds)} {told_of(model)}"
     else:
         words = (
             "Transfer learning for image models: teach a pretrained network your own classes, see "
