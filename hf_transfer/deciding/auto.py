@@ -37,6 +37,7 @@ from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import asked, dump_recipe, parse_recipe
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results import facts, run_folder
+from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.training.recovery import failures
@@ -188,6 +189,9 @@ def search(
             validation=images.subset(np.flatnonzero(work.folds[0] == 0)),
         )
     told_of = _facts(work, rows, logits)
+    if shows_images(recipe.page_images, data.audit):
+        shown, findings = images.subset(rows), data.audit.findings
+        told_of["examples"] = examples("classification", logits / heat, shown, findings, [images])
     return Found(model, data, chosen, rows, logits / heat, tuple(phases), told_of, final, notes)
 
 
@@ -211,9 +215,12 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     labels = found.facts["labels"]
     metrics = measure("classification", found.logits, labels, images.names, None)
     metrics["said"] = told(found.facts)
+    shown = found.facts.pop("examples", {})
     if data.test is not None:
         logits = bag.model_logits(found.model, data.test)
         metrics["test"] = measure("classification", logits, data.test.labels, images.names, None)
+        if shown:
+            shown = examples("classification", logits, data.test, data.audit.findings, [images])
     save_model(found.model.cpu(), here.model)
     write_text(here.recipe, dump_recipe(found.recipe))
     wall = time.monotonic() - clock.began
@@ -229,6 +236,7 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
         seed=found.recipe.seed,
         warnings=found.notes,
         created=facts.now(),
+        examples=shown,
         auto={k: v for k, v in found.facts.items() if k not in ("labels", "tried_lines")},
     )
     return run_folder.finish(report, folder)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from hf_transfer.data.audit import Audit
-from hf_transfer.data.findings import public_name
+from hf_transfer.data.findings import Finding, public_name
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.results.metrics.classification import log_softmax
 from hf_transfer.results.words import JsonDict, listed, show_number
@@ -26,7 +26,7 @@ DOUBTFUL = 0.5  # how far the next answer may lie, of 1, for an answer to be unc
 RIGHT, RIGHT_OF_EACH = 36, 3
 CELLS, OF_A_CELL = 200, 8  # pictures of mistakes by pair of classes, and of each pair
 SUSPECTS = 12  # of each kind of finding
-SUSPICIOUS = ("near-duplicate", "wrong-label")  # how kinds of findings begin whose images are shown
+SUSPICIOUS = ("near-duplicate", "likely-wrong-label")  # kinds whose images are shown begin so
 DICOM = "dicom"  # the audit's word for images that may be of patients
 NAMED = 4  # labels of an image that a caption names
 
@@ -53,12 +53,16 @@ class Answers:
 
 
 def examples(
-    task: str, outputs: Any, images: ImageSet, suspects: Sequence[tuple[str, Sequence[str]]] = ()
+    task: str,
+    outputs: Any,
+    images: ImageSet,
+    findings: Sequence[Finding] = (),
+    others: Sequence[ImageSet] = (),
 ) -> JsonDict:
     """Return the pictures that say most about a model, and what it said of each; {} for none.
 
-    `outputs` (N, C) are logits, or standard numbers of a regression, of `images`. Of `suspects`
-    each is a kind of finding and the files that it names, shown where they are among the images.
+    `outputs` (N, C) are logits, or standard numbers of a regression, of `images`. The images that
+    suspicious `findings` name are shown, too, also those that are among the `others`.
     """
     if not len(images):
         return {}
@@ -73,12 +77,10 @@ def examples(
     if np.isfinite(found.doubt).all():
         result["unsure"] = gallery.take(doubtful, UNSURE)
     result["right"] = gallery.take(_right_ones(found), RIGHT, times=2)
-    result["suspects"] = [
-        {"kind": kind, "rows": rows}
-        for kind, files in suspects
-        if kind.removeprefix("likely-").startswith(SUSPICIOUS)
-        and (rows := gallery.take(_places(files, images), SUSPECTS))
-    ]
+    for finding in findings:
+        if finding.kind.startswith(SUSPICIOUS):
+            rows = gallery.named(finding.files, [images, *others], task)
+            result.setdefault("suspects", []).append({"kind": finding.kind, "rows": rows})
     if found.answers is not None:
         result["cells"] = list(_cells(found, mistakes, gallery))
     return {"rows": gallery.rows, **result}
@@ -112,10 +114,26 @@ class _Gallery:
             self.left -= times * len(self.rows[places[-1]]["picture"])
         return places
 
+    def named(self, files: Sequence[str], sets: Sequence[ImageSet], task: str) -> list[int]:
+        """Return the places in `rows` of these files, in their order; they may be in any set."""
+        places: list[int] = []
+        for name in files:
+            for number, images in enumerate(sets):
+                row = images.files.index(name) if name in images.files else None
+                if row is None or len(places) == SUSPECTS or self.left <= 0:
+                    continue
+                if number == 0:
+                    places += self.take([row], 1)
+                else:
+                    self.rows.append(_unasked(images, row, task))
+                    places.append(len(self.rows) - 1)
+                    self.left -= len(self.rows[-1]["picture"])
+        return places
+
     def _told(self, row: int) -> JsonDict:
         found = self.found
         return {
-            "file": public_name(self.images.files[row]) if self.images.files else f"image {row}",
+            "file": _file(self.images, row),
             "truth": found.truth(row),
             "answer": found.answer(row),
             "sure": float(found.sure[row]) if np.isfinite(found.sure[row]) else None,
@@ -153,9 +171,21 @@ def _right_ones(found: Answers) -> list[int]:
     return [row for kind in sorted(by_kind) for row in by_kind[kind][:each]]
 
 
-def _places(files: Sequence[str], images: ImageSet) -> list[int]:
-    place = {public_name(name): row for row, name in enumerate(images.files)}
-    return [place[name] for name in files if name in place]
+def _unasked(images: ImageSet, row: int, task: str) -> JsonDict:
+    """Return an image that the model was not asked about."""
+    truth = _truth(task, images)(row)
+    shown = picture(images.pixels[row])
+    return {
+        "file": _file(images, row),
+        "truth": truth,
+        "answer": "",
+        "sure": None,
+        "picture": shown,
+    }
+
+
+def _file(images: ImageSet, row: int) -> str:
+    return public_name(images.files[row]) if images.files else f"image {row}"
 
 
 def _cells(found: Answers, mistakes: Sequence[int], gallery: _Gallery) -> Iterable[list[Any]]:
@@ -174,14 +204,39 @@ def _cells(found: Answers, mistakes: Sequence[int], gallery: _Gallery) -> Iterab
 # --- tasks -------------------------------------------------------------------------------------
 
 
+def _truth(task: str, images: ImageSet) -> Show:
+    """Return what each image is labelled with, in words."""
+    labels: Any = images.labels
+    names = images.names
+    if task == "classification":
+        return lambda row: names[int(labels[row])]
+    if task == "multi_label":
+        return lambda row: _listed_labels(labels[row] > 0, names)
+    exact = labels.astype(np.float64)
+    return lambda row: _number_words(
+        exact[row] if images.scale is None else images.scale.to_units(exact[row]), names
+    )
+
+
+def _listed_labels(flags: np.ndarray, names: Sequence[str]) -> str:
+    return listed([names[i] for i in np.flatnonzero(flags).tolist()], NAMED) or "none"
+
+
+def _number_words(values: np.ndarray, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return show_number(float(values[0]), 4)
+    told = zip(names, values.tolist(), strict=True)
+    return listed([f"{name} {show_number(value, 3)}" for name, value in told], NAMED)
+
+
 def _of_classes(logits: np.ndarray, images: ImageSet) -> Answers:
     shares = np.exp(log_softmax(logits))
     said, truth = shares.argmax(axis=1), images.labels
     ranked = np.sort(shares, axis=1)
     names = images.names
     return Answers(
-        truth=lambda row: names[truth[row]],
-        answer=lambda row: names[said[row]],
+        truth=_truth("classification", images),
+        answer=lambda row: names[int(said[row])],
         sure=shares.max(axis=1),
         wrong=np.where(said == truth, 0.0, shares.max(axis=1)),
         good=shares.max(axis=1),
@@ -201,13 +256,10 @@ def _of_labels(logits: np.ndarray, images: ImageSet) -> Answers:
     worst, rows = off.argmax(axis=1), np.arange(len(off))
     wrong = np.where(off.max(axis=1) > 0.5, off.max(axis=1), 0.0)
 
-    def words(flags: np.ndarray) -> str:
-        return listed([names[i] for i in np.flatnonzero(flags)], NAMED) or "none"
-
     shown = np.where(truth.any(axis=1), truth.argmax(axis=1), len(names))
     return Answers(
-        truth=lambda row: words(truth[row]),
-        answer=lambda row: words(there[row]),
+        truth=_truth("multi_label", images),
+        answer=lambda row: _listed_labels(there[row], names),
         sure=np.where(there, shares, 1 - shares)[rows, worst],
         wrong=wrong,
         good=-off.max(axis=1),
@@ -217,23 +269,12 @@ def _of_labels(logits: np.ndarray, images: ImageSet) -> Answers:
 
 
 def _of_numbers(outputs: np.ndarray, images: ImageSet) -> Answers:
-    truth, names, scale = images.labels.astype(np.float64), images.names, images.scale
-    said, right = (
-        values if scale is None else scale.to_units(values) for values in (outputs, truth)
-    )
-    off = np.abs(outputs - truth).mean(axis=1)
-
-    def words(values: np.ndarray) -> str:
-        if len(names) == 1:
-            return show_number(float(values[0]), 4)
-        parts = [
-            f"{name} {show_number(float(v), 3)}" for name, v in zip(names, values, strict=True)
-        ]
-        return listed(parts, NAMED)
-
+    names, scale = images.names, images.scale
+    said = outputs if scale is None else scale.to_units(outputs)
+    off = np.abs(outputs - images.labels.astype(np.float64)).mean(axis=1)
     return Answers(
-        truth=lambda row: words(right[row]),
-        answer=lambda row: words(said[row]),
+        truth=_truth("regression", images),
+        answer=lambda row: _number_words(said[row], names),
         sure=np.full(len(off), np.nan),
         wrong=np.where(off > np.median(off), off, 0.0),
         good=-off,

@@ -27,11 +27,19 @@ OF_NUMBERS = {
     "right": ("Smallest errors", ""),
 }
 SUSPECTS = {
-    "near-duplicate": (
-        "Near-duplicates",
-        "These look almost alike. Across splits they make the result look better than it is.",
+    "near-duplicates-across-splits": (
+        "Near-duplicates across splits",
+        "Neighbours look almost alike, and one was trained on: the result looks too good.",
     ),
-    "wrong-label": ("Likely wrong labels", "The label disagrees with what the other images say."),
+    "near-duplicates-two-labels": (
+        "Near-duplicates with different labels",
+        "Neighbours look almost alike: one of their labels is likely wrong.",
+    ),
+    "near-duplicates": ("Near-duplicates in one split", "Neighbours look almost alike."),
+    "likely-wrong-label": (
+        "Likely wrong labels",
+        "Heads that never saw these images say something else.",
+    ),
 }
 
 
@@ -45,11 +53,7 @@ def galleries(report: RunReport) -> list[JsonDict]:
         if found.get(kind)
     ]
     for suspect in found.get("suspects", ()):
-        kind = suspect["kind"].removeprefix("likely-")
-        title, note = next(
-            (words for start, words in SUSPECTS.items() if kind.startswith(start)),
-            (suspect["kind"], ""),
-        )
+        title, note = SUSPECTS.get(suspect["kind"], (suspect["kind"], ""))
         result.append(_gallery(report, title, note, suspect["rows"]))
     return [one for one in result if one["images"]]
 
@@ -88,17 +92,25 @@ def _gallery(report: RunReport, title: str, note: str, places: Sequence[int]) ->
 
 
 def _image(report: RunReport, row: JsonDict) -> JsonDict:
-    right, sure = row["truth"] == row["answer"], row["sure"]
+    sure = row["sure"]
+    right = row["answer"] in ("", row["truth"])  # "": it was not asked
     numbers = report.task.name == "regression"
     return {
         "source": _source(row["picture"]),
-        "answer": row["answer"],
+        "answer": row["answer"] or row["truth"],
+        "asked": bool(row["answer"]),
         "sure": "" if sure is None else _share(sure),
         "right": right and not numbers,
         "truth": f"true: {row['truth']}" if numbers else f"is {row['truth']}",
         "file": row["file"],
-        "words": f"{row['file']}: predicted {row['answer']}, true {row['truth']}",
+        "words": f"{row['file']}: {_said(row)}",
     }
+
+
+def _said(row: JsonDict) -> str:
+    if not row["answer"]:
+        return f"labelled {row['truth']}"
+    return f"predicted {row['answer']}, true {row['truth']}"
 
 
 def _source(picture: str) -> Markup:

@@ -70,8 +70,10 @@ def measure(
         metrics["thresholds"] = dict(zip(images.names, limits, strict=True))
     shown = launch.is_main() and shows_images(page_images, data.audit)
     shown = shown and not TASKS[data.task].is_pretext  # whose answers are about no single image
-    suspects = [(each.kind, each.files) for each in data.audit.findings]
-    return metrics, examples(data.task, found.predictions, images, suspects) if shown else {}
+    if not shown:
+        return metrics, {}
+    others = [one for one in data.splits.values() if one is not images]
+    return metrics, examples(data.task, found.predictions, images, data.audit.findings, others)
 
 
 def thresholds(recipe: Recipe, labels: Sequence[str]) -> Rule:

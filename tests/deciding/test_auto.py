@@ -90,6 +90,8 @@ def test_the_run_is_like_any_other(found, images, capsys):
     report, _, out = found
     assert RunReport.load(out) == report
     assert {p.name for p in out.iterdir()} >= {"recipe.yaml", "report.json", "report.html", "model"}
+    assert len(report.examples["rows"]) > 5
+    assert "data:image/webp" in (out / "report.html").read_text()
     phases = load_recipe(out / "recipe.yaml").phases
     assert phases[0].solve == "lbfgs"
     assert len(phases) == len(report.phases)

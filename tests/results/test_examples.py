@@ -76,14 +76,25 @@ def test_pictures_stay_within_three_megabytes_however_many_classes():
     assert len(report_page(report)) < 3 * 2**20 - 100_000
 
 
-def test_images_that_the_audit_suspects_are_shown_by_name():
+def test_images_that_the_audit_suspects_are_shown_from_any_split_in_their_order():
     logits, _ = sample_logits(10, 5, seed=0)
-    suspects = [("near-duplicates", ["daisy/0.jpg", "gone.jpg"]), ("grayscale", ["rose/2.jpg"])]
-    found = examples("classification", logits, sample_images(10, FLOWERS), suspects)
-    assert [one["kind"] for one in found["suspects"]] == ["near-duplicates"]
-    assert found["rows"][found["suspects"][0]["rows"][0]]["file"] == "daisy/0.jpg"
+    images = sample_images(10, FLOWERS)
+    train = ImageSet(images.pixels, images.labels, FLOWERS, [f"t/{i}.jpg" for i in range(10)])
+    findings = (
+        finding("near-duplicates-across-splits", ["t/3.jpg", "daisy/0.jpg", "gone.jpg"], "kept"),
+        finding("grayscale", ["rose/2.jpg"], "read"),
+        finding("likely-wrong-label", ["rose/2.jpg"], "kept"),
+    )
+    found = examples("classification", logits, images, findings, [train])
+    first, second = found["suspects"]
+    assert (first["kind"], second["kind"]) == (findings[0].kind, findings[2].kind)
+    rows = [found["rows"][at] for at in first["rows"]]
+    assert [row["file"] for row in rows] == ["t/3.jpg", "daisy/0.jpg"]
+    assert [row["answer"] != "" for row in rows] == [False, True]
     page = report_page(replace(sample_report(), examples=found))
-    assert "<h3>Near-duplicates</h3>" in page
+    assert "<h3>Near-duplicates across splits</h3>" in page
+    assert "<h3>Likely wrong labels</h3>" in page
+    assert "t/3.jpg: labelled sunflower" in page
 
 
 def test_other_tasks_show_their_largest_errors():
