@@ -26,6 +26,7 @@ from hf_transfer.planning.groups import LayerGroups, group_layers
 from hf_transfer.planning.layout import GroupsError, Layout
 
 ARCHITECTURES = 1493  # in timm 1.0.31, torchvision 0.29 and transformers 5.23
+LABELS = 10  # that a network is built for
 DEEP = 10  # groups; with more of them, none should hold most of what trains
 # Model types in transformers' mapping that cannot be built or run here as classifiers of images
 # alone, and why. One that can after all (its library is there) is grouped like any other.
@@ -161,16 +162,34 @@ def outside(groups: LayerGroups) -> int:
 
 def _observed(name: str) -> tuple[nn.Module, Layout]:
     """Return a fresh network and its layout at the input size that it is made for."""
+    from hf_transfer.backbones.trace import head_names, trace_layout
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old names and default arguments; nothing is trained here
-        network, other = build(name, 10), build(name, 11)
+        network = build(name, LABELS)
+        head = classifier_names(network) or head_names(network, build(name, LABELS + 1))
+        image = {"size": size_of(name, network), "channels": 3}
         try:
-            return network, traced(network, other, size_of(name, network), 10)
+            return network, trace_layout(network, image=image, head=head, labels=LABELS)
         except GroupsError:  # some look at numbers while they run (perceiver)
             if name in LEFT_OUT:  # with its weights, ShieldGemma would take 17 GB
                 raise
-            network = build(name, 10, device="cpu")
-            return network, traced(network, other, size_of(name, network), 10)
+            network = build(name, LABELS, device="cpu")
+            return network, trace_layout(network, image=image, head=head, labels=LABELS)
+
+
+def classifier_names(network: nn.Module) -> tuple[str, ...]:
+    """Return the parameters of timm's classifier, if they and no others have a dimension of LABELS.
+
+    Else none: then a second network, for other labels, shows which parameters depend on them.
+    """
+    named = getattr(network, "get_classifier", tuple)()
+    layers = [m for m in (named if isinstance(named, tuple) else [named]) if m is not None]
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    parameters = dict(network.named_parameters())
+    found = {name for name, p in parameters.items() if id(p) in inside}
+    sized = {name for name, p in parameters.items() if LABELS in p.shape}
+    return tuple(name for name in parameters if name in found) if found == sized else ()
 
 
 def size_of(name: str, network: nn.Module) -> int:

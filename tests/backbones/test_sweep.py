@@ -15,9 +15,12 @@ from timm.models import _registry
 
 from hf_transfer.backbones import sweep as sweep_module
 from hf_transfer.backbones.sweep import (
+    LABELS,
     LEFT_OUT,
     Row,
     architectures,
+    build,
+    classifier_names,
     examine,
     largest,
     misses,
@@ -27,6 +30,7 @@ from hf_transfer.backbones.sweep import (
     table,
     totals,
 )
+from hf_transfer.backbones.trace import head_names
 from hf_transfer.base.errors import UserError
 from hf_transfer.planning.groups import Group, LayerGroups
 from hf_transfer.planning.layout import Layout
@@ -87,6 +91,17 @@ def test_every_parameter_is_in_exactly_one_group_in_order(name: str) -> None:
     assert row.stages >= 3
     assert row.head
     assert not row.uneven
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "timm/deit_tiny_distilled_patch16_224"])
+def test_timms_classifier_is_what_a_second_network_shows(name: str) -> None:
+    network = build(name, LABELS)
+    assert classifier_names(network) == head_names(network, build(name, LABELS + 1)) != ()
+
+
+@pytest.mark.parametrize("name", ["timm/volo_d1_224", "torchvision/resnet18"])
+def test_without_a_classifier_that_is_all_made_for_the_labels_there_is_none(name: str) -> None:
+    assert classifier_names(build(name, LABELS)) == ()
 
 
 # --- counting --------------------------------------------------------------------------------
