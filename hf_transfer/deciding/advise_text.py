@@ -48,7 +48,7 @@ def sentences(advice: Advice) -> list[tuple[str, str]]:
         found.append(("cost", f"About {show_seconds(advice.cost_seconds)} of training here."))
     found.append(("images", _images(advice)))
     found.append(("distance", nearness(best)))
-    found.append(("more images", more_images(best)))
+    found.append(("more images", more_images(advice)))
     found += [(change.what, _change(change)) for change in best.evidence.changes]
     return [*found, *(("note", f"{_capital(note)}.") for note in advice.notes)]
 
@@ -85,9 +85,11 @@ def nearness(backbone: BackboneAdvice) -> str:
     return text
 
 
-def more_images(backbone: BackboneAdvice) -> str:
+def more_images(advice: Advice) -> str:
     """Return whether more images would help, by the learning curve of the head."""
-    curve = backbone.evidence.curve
+    curve = advice.best.evidence.curve
+    if advice.smallest < FEW:
+        return f"Yes: have {FEW} images of each class at least, to choose by, and better 50."
     if curve.twice is None:
         return "There are too few images to tell whether more would help."
     now = curve.values[-1]

@@ -117,6 +117,7 @@ def test_under_ten_images_of_a_class_it_chooses_nothing(tmp_path, backbones):
     assert found.best.choice.depth.train == ("head",)
     assert "too few to choose" in found.best.choice.why
     assert "was not chosen by these images" in format_advice(found)
+    assert "have 10 images of each class at least" in format_advice(found)
 
 
 def test_groups_of_images_stay_together_and_are_counted(tmp_path, backbones):
