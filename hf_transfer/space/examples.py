@@ -20,7 +20,7 @@ LETTERS = 8_000  # images that the backbone learns first; the quickstart takes t
 TRAIN, VALIDATION = 2, 20  # digits of each class
 DIGIT_PX = 64  # side of the files; the digits are 8 x 8
 IMAGE_PX = 32  # that the network sees
-SCRATCH, FROZEN, TUNED = "From scratch", "Frozen features", "Fine-tuned"
+SCRATCH, FROZEN, TUNED = "From scratch", "Frozen", "Fine-tuned"
 
 
 def add_digits(pictures: Pictures) -> str:
