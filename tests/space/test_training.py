@@ -139,6 +139,16 @@ def assert_is_the_model(found: dict, shown: str, file: Path, tmp_path: Path) -> 
     assert "hf-transfer-space" not in json.dumps(report)
 
 
+def test_advice_is_a_picture_and_a_plan_that_can_be_trained(page, archive):
+    send(page, archive)
+    choose(page, "#train-size", "32 px")
+    page.click("#train-advise")
+    page.wait_for_selector("#train-advice svg")
+    page.wait_for_selector("#train-plan table")
+    assert page.locator("#train-advice dt").count() >= 2
+    assert page.locator("#train-plan [role=alert]").count() == 0
+
+
 def test_a_class_is_added_from_files_and_removed_again(page, tmp_path):
     page.get_by_role("tab", name="Class by class").click()
     files = [tmp_path / f"{seed}.png" for seed in range(3)]
