@@ -36,7 +36,7 @@ def logits_of(outputs: Any) -> torch.Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold the model in evaluation mode, then give every module its own mode back."""
+    """Keep the model in evaluation mode, then restore every module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

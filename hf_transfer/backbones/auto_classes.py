@@ -38,7 +38,7 @@ AFTER: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _AfterImport:
-    """Leaves every import to the other finders, and registers once one of AFTER has run."""
+    """Leaves every import to the other finders, and registers after one of AFTER was imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

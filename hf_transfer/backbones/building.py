@@ -38,7 +38,7 @@ def draw(origin: Origin, image_size: int | None = None, channels: int | None = N
 
 
 def _check_pixels(image: ImageSettings, place: str) -> None:
-    """Raise BackboneError for settings that make no numbers of an image."""
+    """Raise BackboneError for settings that turn no image into finite numbers."""
     finite = all(math.isfinite(value) for value in (*image.mean, *image.std))
     if not finite or min(image.std) <= 0:
         raise BackboneError(

@@ -1,4 +1,4 @@
-"""What a config.json that others wrote may say, before any library builds a network by it."""
+"""What a config.json of others may say, checked before a library builds a network from it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SHOWN = 40  # characters of a value in a message
 
 
 def check_config(config: dict[str, Any], place: str) -> None:
-    """Raise BackboneError, with the key, for a value that no network is built by, or that would
-    have code run. `place` is how the message names the file."""
+    """Raise BackboneError, with the key, for a value that fits no network, or that would run code.
+    `place` is how the message names the file."""
     for path, key, value in _values(config, ""):
         wanted = _wanted(key, value)
         if wanted:

@@ -110,7 +110,7 @@ def _matched(names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _head_of(model: nn.Module) -> tuple[str, ...]:
-    """Return what of a transformers classifier depends on the number of labels."""
+    """Return the parameters of a transformers classifier that depend on the number of labels."""
     config = getattr(model, "config", None)
     if isinstance(model, PreTrainedModel) and getattr(config, "num_labels", None):
         more = copy.deepcopy(config)
@@ -127,7 +127,7 @@ def _head_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def _image_of(model: nn.Module) -> ImageSettings:
-    """Return what a model's config says of its pixels: timm's in full, of others the size."""
+    """Return what a model's config says about its pixels: timm's in full, of others the size."""
     config = getattr(model, "config", None)
     settings = getattr(config, "pretrained_cfg", None)
     if settings:

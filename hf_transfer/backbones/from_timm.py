@@ -83,7 +83,7 @@ def _saved(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check_arguments(origin: Origin, arguments: dict[str, Any]) -> None:
     """Raise BackboneError unless a saved network's arguments are its own class's: timm's builders
-    take others beside them that open a file or fetch a URL."""
+    also take others, which open a file or fetch a URL."""
     if not set(arguments) - set(USUAL):
         return
     with torch.device("meta"):

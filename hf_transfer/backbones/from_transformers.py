@@ -115,7 +115,7 @@ def _own_image(origin: Origin, config: Any) -> tuple[ImageSettings, bool]:
 
 
 def _runs(config: Any, image: ImageSettings) -> bool:
-    """Whether the network takes images of this size as it is: it interpolates, or needs not."""
+    """Whether the network takes images of this size as it is: it interpolates, or need not."""
     with torch.device("meta"):
         network = _from_config(config, 2).eval()
     # Not inside the device's block: BEiT caches an index that it makes in forward, and for good.
@@ -179,7 +179,7 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
 
 @torch.no_grad()
 def _turn_to_rgb(network: nn.Module) -> None:
-    """Turn round the first layer's input channels: as a processor that gives BGR would."""
+    """Reverse the first layer's input channels, as a processor that gives BGR would."""
     first = next(p for p in network.parameters() if p.ndim == 4 and p.shape[1] == 3)
     first.copy_(first.flip(1))
 

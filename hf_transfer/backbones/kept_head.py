@@ -25,9 +25,9 @@ def labels_of_head(blueprint: Blueprint) -> tuple[str, ...]:
 
 
 def rows_of(blueprint: Blueprint, labels: Sequence[str]) -> list[int]:
-    """Return at which row of the checkpoint's head each of `labels` stands.
+    """Return the row of the checkpoint's head for each of `labels`.
 
-    Raises BackboneError unless both have the same names: rows are never matched by their place.
+    Raises BackboneError unless both have the same names: rows are never matched by position.
     """
     own, place = labels_of_head(blueprint), blueprint.origin
     if tuple(labels) == own:

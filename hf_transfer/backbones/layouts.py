@@ -64,7 +64,7 @@ def planned_layout(recipe: Recipe, labels: int) -> Layout:
 
 
 def check_head(blueprint: Blueprint, labels: Sequence[str], keep: bool, layers: int) -> None:
-    """Raise BackboneError for a head that cannot be, before anything is built."""
+    """Raise BackboneError for an impossible head, before anything is built."""
     if len(labels) < 1:
         raise BackboneError(f"{blueprint.origin} needs labels; name those of your data")
     if layers < 1:
@@ -94,8 +94,8 @@ def layout_with_head(
 ) -> Layout:
     """Return the layout whose head is the classifier and the `layers` - 1 layers before it.
 
-    Traces the network, or, without one, its like on meta. Raises BackboneError where the network
-    does not run on images of the blueprint's size.
+    Traces the network, or without one a copy on meta. Raises BackboneError where the network does
+    not run on images of the blueprint's size.
     """
     image = asdict(blueprint.image)
     try:

@@ -154,7 +154,7 @@ def _task(task: str) -> str:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed of its own and give the generators back as they were."""
+    """Draw from a seed of its own, then restore the generators."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

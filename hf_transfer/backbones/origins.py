@@ -29,7 +29,7 @@ REGISTERED = re.compile(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a backbone id leads: a library, and the name, folder or Hub repository it knows."""
+    """What a backbone id means: a library, and a name, folder or Hub repository that it knows."""
 
     source: str
     name: str  # architecture (with tag), model type, or what transformers opens
@@ -69,7 +69,7 @@ def locate(backbone_id: str) -> Origin:
 
 def check_id(backbone_id: str) -> None:
     """Raise BackboneError, at once and without a connection, for an id that leads nowhere: a name
-    without a library or that its library has not, a path that does not exist."""
+    without a library or unknown to its library, a path that does not exist."""
     source, _, name = backbone_id.partition("/")
     on_hub = source and name and "/" not in name and not backbone_id.startswith((".", "/", "~"))
     if not on_hub and not (source in SOURCES and name):
@@ -140,11 +140,11 @@ def _in_folder(folder: Path) -> Origin:
 
 
 def _beside(weights: Path) -> Origin:
-    """Return the origin of a file of weights: the config.json beside it names its network."""
+    """Return the origin of a file of weights: the config.json next to it names its network."""
     if not weights.with_name("config.json").is_file():
         raise BackboneError(
-            f"{weights} has no config.json beside it that names its network; name it, for example: "
-            f"--backbone timm/NAME --set weights={weights}"
+            f"{weights} has no config.json next to it that names its network; name it, for "
+            f"example: --backbone timm/NAME --set weights={weights}"
         )
     return replace(_in_folder(weights.parent), weights=weights)
 

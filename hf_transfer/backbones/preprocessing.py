@@ -1,4 +1,4 @@
-"""Pixels' settings in the words of transformers' image processors: read from them, written so.
+"""Pixel settings in the words of transformers' image processors: read from them and written so.
 
 Each processor has its own way to say the same few things; all become one ImageSettings.
 """
@@ -24,10 +24,10 @@ DICOM = "hf_transfer_dicom"  # the key of preprocessor_config.json that says how
 
 
 def read_processor(processor: Any, place: str) -> ImageSettings:
-    """Return the settings that make of an RGB picture what a transformers processor makes of it.
+    """Return the settings that turn an RGB picture into what a transformers processor gives.
 
     Exact but for rounding (TextNet's also rounds sides up to a multiple); channels are RGB. Raises
-    BackboneError for a processor that does something else with pixels.
+    BackboneError for a processor that does anything else with pixels.
     """
     kind = type(processor).__name__
     if getattr(processor, "size", None) is None or kind.startswith(OTHERS):
@@ -128,7 +128,7 @@ def processor_config(image: ImageSettings, timm: bool = False) -> dict[str, Any]
 def saved_dicom(folder: Path | None) -> tuple[tuple[float, float] | None, int | None]:
     """Return the window and the frame that a saved model reads DICOM files with, None without.
 
-    Raises BackboneError for values that are none.
+    Raises BackboneError for invalid values.
     """
     path = folder and folder / "preprocessor_config.json"
     if not path or not path.is_file():

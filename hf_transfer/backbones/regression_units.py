@@ -1,4 +1,5 @@
-"""Regression in the targets' own units: trained on standard numbers, published in theirs.
+"""Regression in the targets' own units: trained on standardised numbers, published in the targets'
+units.
 
 The last layer is affine, so a scale and a shift of what it gives can be put into its weights. The
 published model needs no extra step in any library; while it trains, the weights stay standard.
@@ -32,8 +33,8 @@ def plain_scale(targets: int) -> Scale:
 def take_scale(model: nn.Module, images: Any) -> None:
     """Give a model the scale of the standard numbers that `images` are labelled with, if they are.
 
-    A head that gives numbers in another scale already is changed so that it goes on saying the
-    same. Raises UserError where the model is for another task, or its head cannot take a scale.
+    A head that already answers in another scale is changed so that its answers stay the same.
+    Raises UserError where the model is for another task, or its head cannot take a scale.
     """
     scale: Scale | None = getattr(images, "scale", None)
     backbone = getattr(model, "backbone", None)
@@ -54,8 +55,8 @@ def take_scale(model: nn.Module, images: Any) -> None:
 
 @contextmanager
 def in_units(model: nn.Module) -> Iterator[None]:
-    """Hold a model so that it answers in the targets' units, then give its weights back as they
-    were, bit for bit; nothing happens to a model that has no scale."""
+    """Make a model answer in the targets' units, then restore its weights bit for bit; a model
+    without a scale is left alone."""
     backbone: Backbone = model.backbone
     if backbone.scale is None:
         yield
@@ -100,7 +101,7 @@ def _turn(layers: list[Pair], old: Scale, new: Scale) -> None:
 
 
 def _check(model: nn.Module, backbone: Backbone, scale: Scale) -> None:
-    """Raise UserError unless the scale in the head's weights does what it does on the answers."""
+    """Raise UserError unless the scale in the head's weights does the same as on the answers."""
     probe = _Probe(model, backbone)
     model.backbone = replace(backbone, scale=scale)
     try:

@@ -72,7 +72,8 @@ def wrap(
 
 
 def _pretrained_cfg(network: nn.Module, image: ImageSettings) -> dict[str, Any]:
-    """Return timm's description of the network, with the pixels as this model was trained."""
+    """Return timm's description of the network, with the pixel settings that this model was trained
+    with."""
     own = network.pretrained_cfg
     return {key: own[key] for key in KEPT if own.get(key) is not None} | {
         "custom_load": False,
@@ -88,9 +89,9 @@ def _pretrained_cfg(network: nn.Module, image: ImageSettings) -> dict[str, Any]:
 def save_model(model: PreTrainedModel, folder: str | Path) -> None:
     """Write a model of `load_backbone` as one folder that transformers opens, and timm its own.
 
-    The files are there all or not at all. Those of a model that was saved there before go, those of
-    others stay; where one has a name that is needed WriteError is raised. A regression's scale goes
-    into the weights that are written: everywhere it answers in the targets' units.
+    Either all files are written or none. Those of a model that was saved there before are removed,
+    those of others stay; if one has a name that is needed, WriteError is raised. A regression's
+    scale goes into the weights that are written: everywhere it answers in the targets' units.
     """
     if not isinstance(getattr(model, "backbone", None), Backbone):
         raise BackboneError(

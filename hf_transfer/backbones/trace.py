@@ -238,7 +238,7 @@ def _calls(model: nn.Module, watch: Uses) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold the network in evaluation mode, then give every module its own mode back."""
+    """Keep the network in evaluation mode, then restore every module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         # Through training mode both times: what some networks keep for evaluation goes with it.

@@ -69,7 +69,7 @@ def _unpickled(path: Path) -> Any:
             if not others:
                 raise
             raise BackboneError(
-                f"cannot read {path}: beside tensors it contains {_few(others)}, and opening that "
+                f"cannot read {path}: besides tensors it contains {_few(others)}, and opening that "
                 "may run code; if you trust the file, save the network's state_dict alone"
             ) from error
 
