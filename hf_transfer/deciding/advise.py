@@ -64,8 +64,15 @@ class BackboneAdvice:
 
     @property
     def expected(self) -> float:
-        """The score that the probe of the advised depth has on images that it never saw."""
-        return self.choice.depth.value
+        """The score to expect on new images: halfway from the head alone to what probes on the
+        features of all that would train say, which training need not reach."""
+        return (self.evidence.depths[0].value + self.choice.depth.value) / 2
+
+    @property
+    def expected_interval(self) -> tuple[float, float]:
+        """What the score lies in: both probes' 95% intervals together."""
+        both = (self.evidence.depths[0].interval, self.choice.depth.interval)
+        return min(low for low, _ in both), max(high for _, high in both)
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,11 @@ class Advice:
             del plain[key]
         plain["recipe"] = dump_recipe(self.recipe)
         plain["majority"] = self.majority
-        for backbone in plain["backbones"]:
+        for backbone, one in zip(plain["backbones"], self.backbones, strict=True):
+            backbone["expected"] = [one.expected, *one.expected_interval]
             del backbone["evidence"]["right"]
-            for one in backbone["evidence"]["suspects"]:
-                del one["row"]
+            for suspect in backbone["evidence"]["suspects"]:
+                del suspect["row"]
         return plain
 
 

@@ -55,18 +55,23 @@ def sentences(advice: Advice) -> list[tuple[str, str]]:
 
 def expected(advice: Advice) -> str:
     """Return what accuracy to expect on new images."""
-    depth, head = advice.best.choice.depth, advice.best.evidence.depths[0]
-    low, high = depth.interval
+    best = advice.best
+    depth, head = best.choice.depth, best.evidence.depths[0]
+    low, high = best.expected_interval
     kept = f" of {advice.groups:,} groups" if advice.groups is not None else ""
     text = (
-        f"An accuracy of about {depth.value:.0%} on new images (95% interval {low:.0%} to "
-        f"{high:.0%}), by probes on {advice.images:,} images{kept} that did not see what they "
-        f"judge. The largest class alone is {advice.majority:.0%}"
+        f"An accuracy of about {best.expected:.0%} on new images ({low:.0%} to {high:.0%}), by "
+        f"probes on {advice.images:,} images{kept} that did not see what they judge. The largest "
+        f"class alone is {advice.majority:.0%}"
     )
-    if depth.stages:
-        gain, error = depth.gain
-        return f"{text}, the head alone {head.value:.0%} ({gain:+.1%}, standard error {error:.1%})."
-    return f"{text}."
+    if not depth.stages:
+        return f"{text}."
+    gain, error = depth.gain
+    return (
+        f"{text}, the head alone {head.value:.0%}; features of all that would train tell "
+        f"{depth.value:.0%} ({gain:+.1%}, standard error {error:.1%}), which training may not "
+        "reach."
+    )
 
 
 def nearness(backbone: BackboneAdvice) -> str:
@@ -249,7 +254,7 @@ def shown(backbone: str) -> str:
 
 def recipe_text(advice: Advice, recipe: Recipe | None = None) -> str:
     """Return the recipe as a file, with what it is for in its first lines."""
-    low, high = advice.best.choice.depth.interval
+    low, high = advice.best.expected_interval
     expect = f"{advice.best.expected:.2f} ({low:.2f} to {high:.2f})"
     lines = [
         "# recipe.yaml: written by hf-transfer advise",

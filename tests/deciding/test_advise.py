@@ -83,6 +83,13 @@ def test_backbones_are_ranked_on_the_same_images(advice, backbones):
     assert second.behind is not None
 
 
+def test_what_to_expect_lies_between_the_head_alone_and_all_that_would_train(advice):
+    for one in advice.backbones:
+        low, high = one.expected_interval
+        ends = sorted((one.evidence.depths[0].value, one.choice.depth.value))
+        assert low <= ends[0] <= one.expected <= ends[1] <= high
+
+
 def test_networks_without_batch_normalisation_say_so(advice):
     (vit,) = [one for one in advice.backbones if "test_vit" in one.id]
     assert vit.evidence.distance is None
