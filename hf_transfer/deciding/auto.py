@@ -189,6 +189,7 @@ def search(
             validation=images.subset(np.flatnonzero(work.folds[0] == 0)),
         )
     told_of = _facts(work, rows, logits)
+    told_of["groups"] = None if images.groups is None else images.groups[rows]
     if shows_images(recipe.page_images, data.audit):
         shown, findings = images.subset(rows), data.audit.findings
         told_of["examples"] = examples("classification", logits / heat, shown, findings, [images])
@@ -213,12 +214,14 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     """Write the run's folder as any run's, and return its report."""
     here, data, images = run_folder.RunFolder(folder), found.data, found.data.train
     labels = found.facts["labels"]
-    metrics = measure("classification", found.logits, labels, images.names, None)
+    groups = found.facts.pop("groups")
+    metrics = measure("classification", found.logits, labels, images.names, groups=groups)
     metrics["said"] = told(found.facts)
     shown = found.facts.pop("examples", {})
     if data.test is not None:
         logits = bag.model_logits(found.model, data.test)
-        metrics["test"] = measure("classification", logits, data.test.labels, images.names, None)
+        of_test = {"names": images.names, "groups": data.test.groups}
+        metrics["test"] = measure("classification", logits, data.test.labels, **of_test)
         if shown:
             shown = examples("classification", logits, data.test, data.audit.findings, [images])
     save_model(found.model.cpu(), here.model)
