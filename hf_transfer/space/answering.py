@@ -16,7 +16,6 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.serving.familiar import familiar_of
 from hf_transfer.serving.predict import Prediction, predict
 from hf_transfer.space.drawn import answer_card, answer_table, figures, note, panel
-from hf_transfer.space.drawn_made import told_of
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
 from hf_transfer.space.site import Site
@@ -215,8 +214,3 @@ def write_csv(
 def _no_formula(cell: str) -> str:
     """Return a cell that a spreadsheet does not take for a formula."""
     return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
-
-
-def summary_line(models: Sequence[Shown]) -> str:
-    """Return what is known of the models, in a line each."""
-    return " ".join(told_of(model) for model in models)

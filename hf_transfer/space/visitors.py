@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,10 +76,6 @@ class Visitors:
                 self._known[session] = visitor
             visitor.used = time.monotonic()
             return visitor
-
-    def __iter__(self) -> Iterator[Visitor]:
-        with self._lock:
-            return iter(list(self._known.values()))
 
     def leave(self, session: str | None) -> None:
         """Forget a visitor: stop the training, remove images and models."""
