@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 ALLOWED_MB = 100.0
-SETTLE_SECONDS = 45.0
+SETTLE_SECONDS = 30.0
 
 
 def memory_mb(pid: int) -> float:
