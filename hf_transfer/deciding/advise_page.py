@@ -17,7 +17,8 @@ from hf_transfer.results.svg import mark, shorten, svg, text, text_width, ticks
 from hf_transfer.results.words import show_seconds
 
 if TYPE_CHECKING:
-    from hf_transfer.deciding.advise import Advice, BackboneAdvice
+    from hf_transfer.deciding.advise import Advice
+    from hf_transfer.deciding.looks import BackboneAdvice
     from hf_transfer.recipe.specs import Recipe
 
 LEFT, RIGHT, TOP = 44.0, 14.0, 44.0

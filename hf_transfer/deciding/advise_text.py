@@ -14,7 +14,8 @@ from hf_transfer.recipe.load import dump_recipe
 from hf_transfer.results.words import listed, show_rate, show_seconds
 
 if TYPE_CHECKING:
-    from hf_transfer.deciding.advise import Advice, BackboneAdvice
+    from hf_transfer.deciding.advise import Advice
+    from hf_transfer.deciding.looks import BackboneAdvice
     from hf_transfer.recipe.specs import Recipe
 
 IMBALANCE = 3.0  # largest class to smallest, from which it is told

@@ -11,7 +11,7 @@ import hf_transfer
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
-from hf_transfer.deciding import advise as module
+from hf_transfer.deciding import looks as module
 from hf_transfer.deciding.advise import advise, seconds_of
 from hf_transfer.deciding.advise_text import format_advice
 from hf_transfer.plans import plan
@@ -63,7 +63,7 @@ def test_the_recipe_it_writes_is_one_that_plan_accepts(advice):
 def test_it_looks_at_the_images_two_and_a_half_times_at_most(data, backbones, monkeypatch):
     seen = []
     original = module.input_of
-    for where in ("boundaries", "shift", "advise"):
+    for where in ("boundaries", "shift", "looks"):
         monkeypatch.setattr(
             f"hf_transfer.deciding.{where}.input_of",
             lambda model, images, rows: (seen.append(len(rows)), original(model, images, rows))[1],
