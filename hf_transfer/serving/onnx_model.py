@@ -27,6 +27,7 @@ class OnnxFacts:
     labels: tuple[str, ...]
     image: ImageSettings
     task: str
+    thresholds: tuple[float, ...] = ()  # from which labels of several are there; (): one half
     scale: None = None  # units are inside
 
 
@@ -51,8 +52,13 @@ class OnnxModel:
             told = self._session.get_modelmeta().custom_metadata_map
             if "labels" not in told:
                 raise UserError(f"{path} does not name its labels; hf-transfer export writes them")
+            limits = json.loads(told.get("threshold", "0.5"))
             self.backbone = OnnxFacts(
-                str(path), tuple(json.loads(told["labels"])), _settings(told), told["task"]
+                str(path),
+                tuple(json.loads(told["labels"])),
+                _settings(told),
+                told["task"],
+                tuple(limits) if isinstance(limits, list) else (),
             )
 
     def outputs(self, pixels: torch.Tensor) -> torch.Tensor:

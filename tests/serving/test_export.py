@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,13 @@ def test_onnx_runtime_answers_files_as_predict_does(task, tmp_path):
 def test_an_onnx_file_predicts_and_is_evaluated_as_its_model_is(tmp_path):
     pytest.importorskip("onnxruntime")
     model, file = network(task="multi_label"), tmp_path / "model.onnx"
+    model.backbone = replace(model.backbone, thresholds=(0.3, 0.5, 0.6))
     export(model, file)
     images = sorted(photos(tmp_path / "data", count=3).glob("*/*.png"))
     for one, other in zip(predict(file, images), predict(model, images), strict=True):
         assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-5)
         assert (one.file, one.threshold) == (other.file, other.threshold)
+        assert one.thresholds == other.thresholds
     with pytest.raises(UserError, match="is an ONNX file"):
         embed(file, images)
     (tmp_path / "bad.onnx").write_bytes(b"x")

@@ -76,6 +76,10 @@ BACKBONES: dict[str, Any] = {
     "timm/test_resnet": {"image_size": 64},
     "timm/test_vit": {},
     "timm/test_convnext": {"image_size": 96},
+    "timm/test_efficientnet": {"image_size": 64},
+    "timm/mobilenetv3_small_050": {"image_size": 64},
+    "timm/test_byobnet": {"image_size": 64},
+    "timm/test_vit3": {},
     "torchvision/squeezenet1_1": {"image_size": 64},
     "torchvision/resnet18": {"image_size": 64},
     "vit": {},
@@ -243,8 +247,18 @@ def test_a_card_for_other_channels_names_our_own_command_only(tmp_path):
     assert "hf-transfer predict path/to/model image.jpg" in card
 
 
-def test_timm_opens_its_own_from_the_same_folder(tmp_path, files):
-    model = saved("timm/test_resnet", tmp_path)
+@pytest.mark.slow
+def test_onnx_runtime_answers_as_predict_does(model, files, tmp_path):
+    pytest.importorskip("onnxruntime")
+    export(model, tmp_path / "model.onnx")
+    found = [dict(row.labels) for row in predict(tmp_path / "model.onnx", files)]
+    answers = [[row[label] for label in LABELS] for row in found]
+    assert_same(answers, ours(model, files), files)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("timm")])
+def test_timm_opens_its_own_from_the_same_folder(name, tmp_path, files):
+    model = saved(name, tmp_path)
     network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
     settings = timm.data.resolve_model_data_config(network)
     transform = timm.data.create_transform(**settings, is_training=False)
