@@ -78,7 +78,9 @@ def test_a_run_leaves_its_folder_as_described(finished):
     assert {"phase-1-head", "phase-2-all"} <= names
     model = {path.name for path in (finished / "model").iterdir()}
     files = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
-    assert model == {*files, ".hf_transfer"}
+    pictures = {name for name in model if name.endswith(".svg")}  # of the card
+    assert {"confusion.svg", "calibration.svg"} <= pictures
+    assert model - pictures == {*files, "unknown.safetensors", ".hf_transfer"}
     report = json.loads((finished / "report.json").read_text())
     assert 0 <= report["metrics"]["accuracy"] <= 1
     assert [phase["name"] for phase in report["phases"]] == ["head", "all"]

@@ -24,7 +24,7 @@ MEANS = {
 }
 
 
-@pytest.mark.parametrize("task", LOSSES)
+@pytest.mark.parametrize("task", MEANS)
 def test_sums_over_any_batches_add_up_to_the_mean_over_all(task):
     logits, target = batch(task)
     parts = [LOSSES[task](logits[rows], target[rows]) for rows in (slice(5), slice(5, 12))]
