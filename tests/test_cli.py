@@ -201,6 +201,18 @@ def test_an_unknown_recipe_names_those_there_are(capsys):
     assert "lp_ft" in mistake(capsys, "train", "lp_ff")
 
 
+def test_a_misspelt_folder_or_table_of_images_is_found_beside_it(tmp_path, capsys, monkeypatch):
+    (tmp_path / "flowers").mkdir()
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    line = mistake(capsys, "train", "flower", "--minutes", "3")
+    assert "no recipe 'flower'; nearest: lora; did you mean the folder flowers?" in line
+    assert "did you mean the folder" in mistake(capsys, "train", tmp_path / "flower")
+    assert "did you mean the table labels.csv?" in mistake(capsys, "train", "label.csv")
+    assert "did you mean" not in mistake(capsys, "train", "note.txt")
+
+
 def test_a_recipe_file_that_is_not_there(tmp_path, capsys):
     assert "gone.yaml" in mistake(capsys, "train", tmp_path / "gone.yaml")
 

@@ -11,6 +11,7 @@ from typing import Any
 from hf_transfer.base import launch
 from hf_transfer.base.console import count, say, stopped_in_words, width
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.nearest import nearest
 from hf_transfer.cli.arguments import command, recipe_arguments, recipe_of
 from hf_transfer.deciding.presets import PRESETS
 
@@ -76,6 +77,7 @@ def _trained(args: argparse.Namespace) -> Path:
         args.set.append(f"report_to={names[0] if len(names) == 1 else names}")
     if is_auto(args.recipe):
         return _auto(args)
+    _check_word(args.recipe)
     args.set += _plain_options(args)
     recipe = recipe_of(args, args.allow_code)
     out = Path(args.out or Path("runs") / recipe.name)
@@ -121,6 +123,20 @@ def is_auto(word: str) -> bool:
     if path.is_dir() or (path.is_file() and path.suffix.lower() in (*SUFFIXES, ".parquet")):
         return True
     return not path.exists() and re.fullmatch(r"[\w-]+/[\w.-]+", word) is not None  # on the Hub
+
+
+def _check_word(word: str) -> None:
+    """Raise UserError for what is no recipe and no path, where images have nearly its name."""
+    from hf_transfer.data.sources import near_places
+    from hf_transfer.recipe.shipped import shipped_recipes
+
+    recipes, path = shipped_recipes(), Path(word)
+    if word in recipes or path.exists():
+        return
+    if images := [str(near) for near in near_places(path) if is_auto(str(near))]:
+        kind = "folder" if Path(images[0]).is_dir() else "table"
+        near = nearest(word, recipes)
+        raise UserError(f"there is no recipe {word!r}{near}; did you mean the {kind} {images[0]}?")
 
 
 def _auto(args: argparse.Namespace) -> Path:

@@ -45,7 +45,7 @@ from hf_transfer.data.unlabelled import list_unlabelled
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import TASKS
 
-__all__ = ["SPLITS", "DataError", "Scan", "limited", "list_source", "scan"]
+__all__ = ["SPLITS", "DataError", "Scan", "limited", "list_source", "near_places", "scan"]
 
 
 def scan(
@@ -243,10 +243,16 @@ def _not_there(path: Path) -> str:
             f"data {str(path)!r}: a file, not a folder of class folders or a "
             f"{', '.join(SUFFIXES)} table{unpack}"
         )
-    near = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
-    close = get_close_matches(path.name, near, 3)
-    hint = f"; nearest: {', '.join(str(path.parent / name) for name in close)}" if close else ""
+    close = near_places(path)
+    hint = f"; nearest: {', '.join(map(str, close))}" if close else ""
     return f"data {str(path)!r}: no such folder{hint}"
+
+
+def near_places(path: Path) -> list[Path]:
+    """Return up to three folders or files beside a path whose names are similar to its own."""
+    folder = path.parent
+    beside = sorted(os.listdir(folder)) if os.access(folder, os.R_OK) and folder.is_dir() else []
+    return [folder / name for name in get_close_matches(path.name, beside, 3)]
 
 
 # --- splits ----------------------------------------------------------------------------------
