@@ -111,6 +111,11 @@ def advise(
     _check_task(overrides)
     free = images_in(unlabelled)
     wanted = asked(BASE, data, str(names[0]), seed, overrides)
+    if not wanted.pretrained:
+        raise UserError(
+            "advise is about pretrained weights, and pretrained: false has none; remove it, or "
+            "train all layers from random weights with the recipe scratch"
+        )
     listed = list_source(wanted.data, wanted.task)
     looks = Looks(wanted, listed, seed, None if seconds is None else seconds / len(names))
     found = []

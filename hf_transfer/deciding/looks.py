@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.load import BackboneError, load_backbone
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.image_settings import fitted
 from hf_transfer.data.pixels import open_pixels
@@ -23,6 +24,7 @@ from hf_transfer.recipe.specs import Recipe
 MOST, PER_CLASS = 1500, 20  # images looked at, or so many of each class where that is more
 PASSES = 2.5  # over the images at most, of each backbone
 PASS_SHARE = 0.6  # of the budget; the rest is for what is computed from the features
+UNTRAINED = re.compile(r",? or set pretrained: false( for random weights)?")  # no advice for these
 WHOLE_SHARE, MOST_WHOLE = 0.25, 300  # images that say whether cropping loses
 
 
@@ -82,17 +84,20 @@ class Looks:
         )
 
     def _model(self, name: str, fit: str | None) -> PreTrainedModel:
-        model = load_backbone(
-            name,
-            self.listed.labels,
-            weights=self.recipe.weights,
-            image_size=self.recipe.data.image_size,
-            channels=self.recipe.data.channels,
-            fit=fit,
-            window=self.recipe.data.window,
-            frame=self.recipe.data.frame,
-            seed=self.seed,
-        )
+        try:
+            model = load_backbone(
+                name,
+                self.listed.labels,
+                weights=self.recipe.weights,
+                image_size=self.recipe.data.image_size,
+                channels=self.recipe.data.channels,
+                fit=fit,
+                window=self.recipe.data.window,
+                frame=self.recipe.data.frame,
+                seed=self.seed,
+            )
+        except BackboneError as error:
+            raise BackboneError(UNTRAINED.sub("", str(error))) from error
         model.eval()
         if torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())

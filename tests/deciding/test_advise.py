@@ -1,6 +1,7 @@
 """Advice on drawn images: it trains nothing, reads a few passes, and writes a recipe that runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -160,3 +161,12 @@ def test_what_is_no_time_is_refused(text):
 def test_other_tasks_are_refused_in_a_line(data, backbones):
     with pytest.raises(UserError, match="one class an image"):
         advise(data, backbone=backbones[0], overrides=["task=multi_label"])
+
+
+def test_advice_about_random_weights_is_refused_and_never_suggested(data, backbones, tmp_path):
+    with pytest.raises(UserError, match="pretrained: false has none; remove it, or train all"):
+        advise(data, backbone=backbones[0], overrides=[*SIZE, "pretrained=false"])
+    bare = shutil.copytree(backbones[0], tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="save the model again$"):
+        advise(data, backbone=str(bare), overrides=SIZE)
