@@ -131,6 +131,11 @@ def _chosen(
         split = next((name for name in ("test", "validation") if name in there), ALL)
     if split == ALL:
         return found, ALL
+    if not there:
+        raise UserError(
+            f"{found.path} has no splits; leave out split {split!r} to score all its images, or "
+            "sort them into folders train, validation and test (a table: add a column split)"
+        )
     if split not in there:
         own = ", ".join([*there, ALL])
         raise UserError(f"{found.path} has no split {split!r}; choose one of {own}")

@@ -107,6 +107,8 @@ def test_a_table_is_scored_and_the_test_split_goes_first(model, tmp_path):
     )
     with pytest.raises(UserError, match="no split 'validation'; choose one of train, test, all"):
         evaluate(model, folder / "all.csv", split="validation")
+    with pytest.raises(UserError, match="has no splits; leave out split 'validation' to"):
+        evaluate(model, folder, split="validation")
 
 
 def test_mirror_images_are_averaged(model, tmp_path):
