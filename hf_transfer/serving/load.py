@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from hf_transfer.recipe.specs import DataSpec
-from hf_transfer.serving import evaluate as evaluating
 from hf_transfer.serving.embed import Embeddings, embed
+from hf_transfer.serving.evaluate import evaluate
 from hf_transfer.serving.explain import BATCH, Explanation, explain
 from hf_transfer.serving.export import export
 from hf_transfer.serving.hub import push
@@ -53,12 +55,34 @@ class Model:
         options: Any = {"batch_size": batch_size, "threads": threads, "unknown": unknown}
         return predict(self.network, images, top=top, **options)
 
-    def evaluate(self, data: str | Path | DataSpec, **options: Any) -> dict[str, Any]:
-        """Return metrics on labelled images, with the options of `hf_transfer.evaluate`."""
-        other = options.get("compare")
-        if isinstance(other, Model):
-            options["compare"] = other.network
-        return evaluating.evaluate(self.network, data, **options)
+    def evaluate(
+        self,
+        data: str | Path | DataSpec,
+        *,
+        compare: Model | PreTrainedModel | str | Path | None = None,
+        split: str | None = None,
+        threshold: float | None = None,
+        tta: bool = False,
+        unknown: bool = False,
+        group: str | None = None,
+        out: str | Path | None = None,
+        page_images: bool | None = None,
+        batch_size: int = 32,
+    ) -> dict[str, Any]:
+        """Return metrics on labelled images, as `hf_transfer.evaluate` does."""
+        return evaluate(
+            self.network,
+            data,
+            compare=compare.network if isinstance(compare, Model) else compare,
+            split=split,
+            threshold=threshold,
+            tta=tta,
+            unknown=unknown,
+            group=group,
+            out=out,
+            page_images=page_images,
+            batch_size=batch_size,
+        )
 
     def embed(self, images: Any, *, batch_size: int = 32) -> Embeddings:
         """Return the features of each image, as `hf_transfer.embed` does."""
@@ -82,9 +106,32 @@ class Model:
         """Write one file for another runtime, as `hf_transfer.export` does."""
         return export(self.network, out, to=to, half=half, int8=int8, data=data)
 
-    def push(self, repo_id: str, **options: Any) -> str:
-        """Upload the model and its card, with the options of `hf_transfer.push`."""
-        return push(self._name, repo_id, **options)
+    def push(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        pr: bool = False,
+        revision: str | None = None,
+        license: str | None = None,
+        language: str | Sequence[str] | None = None,
+        token: str | None = None,
+        message: str | None = None,
+        check: bool = True,
+    ) -> str:
+        """Upload the model and its card, as `hf_transfer.push` does; return the address."""
+        return push(
+            self._name,
+            repo_id,
+            private=private,
+            pr=pr,
+            revision=revision,
+            license=license,
+            language=language,
+            token=token,
+            message=message,
+            check=check,
+        )
 
     def __repr__(self) -> str:
         size = self.network.backbone.image.size

@@ -1,5 +1,6 @@
 """Features before the head: the head makes logits of them, files hold them, like is near like."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import hf_transfer
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.serving.embed import Embeddings, embed, embed_to, iter_embeddings, write_embeddings
+from hf_transfer.serving.load import Model
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import outputs
 
@@ -108,3 +110,12 @@ def test_a_loaded_model_has_what_one_does_with_it_as_methods(run, files, tmp_pat
     found = model.evaluate(tmp_path / "data", compare=model)
     assert found["metrics"]["n"] == 2
     assert "5 labels" in repr(model)
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate", "embed", "explain", "export", "push"])
+def test_the_methods_of_a_loaded_model_take_what_the_functions_take(name):
+    def options(call):
+        _, *rest = inspect.signature(call).parameters.values()  # all but the model
+        return [(each.name, each.kind, each.default) for each in rest]
+
+    assert options(getattr(Model, name)) == options(getattr(hf_transfer, name))
