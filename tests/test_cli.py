@@ -399,6 +399,8 @@ def test_groups_of_an_unknown_backbone(capsys):
         (["train", "lp"], "there is no recipe 'lp'; nearest: lp_ft"),
         (["train", "lp_ft", "--bakcbone", "x"], "unknown argument '--bakcbone'; nearest: --back"),
         (["train", "lp_ft", "--fast"], "unknown argument '--fast'"),
+        (["export", "run", "--to", "onx"], "argument --to: no choice 'onx'; nearest: onnx"),
+        (["export", "run", "--to", "executorch"], "to executorch is not supported; write --to"),
         (["groups", "timm/resnet18", "--grain", "stage"], "no choice 'stage'; nearest: stages"),
     ],
 )

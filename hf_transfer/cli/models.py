@@ -10,6 +10,7 @@ from typing import Any
 from hf_transfer.base import console
 from hf_transfer.base.console import count, say
 from hf_transfer.cli.arguments import MODEL, command
+from hf_transfer.serving.runtimes import OTHERS, SUFFIXES, refusal
 
 
 def add(commands: Any) -> None:
@@ -70,12 +71,12 @@ def add(commands: Any) -> None:
         commands, "export", _export, "write a model as a file for another runtime", loads=True
     )
     export.path("model", "MODEL", MODEL)
-    runtimes = ("onnx", "torch", "openvino")
-    export.argument("--to", None, "form to write (default: onnx)", choices=runtimes)
+    form = "form to write (default: onnx)"
+    export.argument("--to", None, form, type=_runtime, choices=tuple(SUFFIXES))
     export.flag("--half", "weights of 16 bits")
     export.flag("--int8", "weights and activations of 8 bits, for ONNX Runtime; needs --data")
     export.path("--data", "PATH", "labelled images like those of training, to calibrate 8 bits on")
-    export.path("--out", "FILE", "file (default: the model's name, .onnx or .pt2)")
+    export.path("--out", "FILE", "file (default: the model's name with .onnx, .pt2 or .xml)")
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -121,6 +122,13 @@ def _explain(args: argparse.Namespace) -> int:
     for error in errors:
         console.warn(f"left out: {error}")
     return 2 if errors else 0
+
+
+def _runtime(word: str) -> str:
+    """Return a runtime. Raises ArgumentTypeError for one that others serve."""
+    if word.lower() in OTHERS:
+        raise argparse.ArgumentTypeError(refusal(word))
+    return word
 
 
 def _export(args: argparse.Namespace) -> None:

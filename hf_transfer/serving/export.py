@@ -32,10 +32,10 @@ from hf_transfer.serving.export_formats import (
 from hf_transfer.serving.export_int8 import compare_int8, write_int8
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import Prediction, network_of, predict
+from hf_transfer.serving.runtimes import SUFFIXES, refusal
 
 SAME = 1e-4  # how far an exported model's answers may lie from ours
 SAME_HALF = 2e-2  # in 16 bits
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 WRITE: dict[str, Callable[[Whole, Path], Answers]] = {
     "onnx": write_onnx,
     "torch": write_torch,
@@ -64,7 +64,7 @@ def export(
     labelled images of `data`, and both files' milliseconds an image in one thread.
     """
     if to not in SUFFIXES:
-        raise UserError(f"cannot export to {to!r}; choose one of {', '.join(SUFFIXES)}")
+        raise UserError(refusal(to))
     out = Path(out).expanduser()
     if out.suffix.lower() != SUFFIXES[to]:
         raise UserError(f"--out {out}: for --to {to} the file's name ends with {SUFFIXES[to]}")

@@ -162,6 +162,8 @@ def test_a_file_whose_answers_differ_is_refused_and_not_kept(tmp_path, monkeypat
 def test_mistakes_are_told_before_anything_is_exported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot export to 'tflite'; choose one of onnx, torch"):
         export("nowhere", tmp_path / "a", to="tflite")
+    with pytest.raises(UserError, match="export to coreml is not supported; write --to onnx, whi"):
+        export("nowhere", tmp_path / "a.mlpackage", to="coreml")
     with pytest.raises(UserError, match=r"the file's name ends with \.onnx"):
         export("nowhere", tmp_path / "a.pb")
     for name in ("onnx_ir", "onnxruntime"):
