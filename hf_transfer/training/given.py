@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbones.load import load_backbone
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.scale import Scale
 from hf_transfer.inputs.model_input import collate
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
+from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.training.labels import names_of
 from hf_transfer.training.recovery import checkpoints
 
@@ -103,6 +107,29 @@ def given_collator(collator: Any, args: TrainingArguments, images: Any) -> Any:
             f"label_names {names}: an image has one label, or one array of them; name one"
         )
     return Renamed(collator, names[0])
+
+
+def given_metrics(own: Mapping[str, Any], task: str, scale: Scale | None) -> Any:
+    """Return `compute_metrics` of Trainer's `own` arguments, by default the task's.
+
+    A user's function that fails, or returns no dict, raises UserError.
+    """
+    compute = own.get("compute_metrics", EpochMetrics(task=task, scale=scale))
+    if compute is None or isinstance(compute, EpochMetrics):
+        return compute
+    asked = "it takes an EvalPrediction and returns a dict such as {'accuracy': 0.9}"
+    if not callable(compute):
+        raise UserError(f"compute_metrics is {_kind(compute)}, not a function; {asked}")
+
+    @wraps(compute)
+    def told(*args: Any, **options: Any) -> Any:
+        with untrusted("compute_metrics", asked, verb="run"):
+            found = compute(*args, **options)
+        if options.get("compute_result", True) and not isinstance(found, dict):
+            raise UserError(f"compute_metrics returned {_kind(found)}; {asked}")
+        return found
+
+    return told
 
 
 def given_phases(phases: Any) -> Sequence[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -125,7 +126,7 @@ def metric_names(compute_metrics: Any) -> set[str] | None:
     """Return the names of what an evaluation gives; None for a function that does not tell."""
     if compute_metrics is None:
         return {"loss"}
-    if compute_metrics is classification.compute_metrics:
+    if inspect.unwrap(compute_metrics) is classification.compute_metrics:
         return set(CLASSIFICATION.metrics)
     names = getattr(compute_metrics, "names", None)
     return None if names is None else {"loss", *names}

@@ -26,7 +26,6 @@ from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.steps import warmup_steps
 from hf_transfer.recipe.specs import PhaseSpec
-from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training import arguments, given, search, skew
 from hf_transfer.training.argument_table import check_arguments
@@ -85,7 +84,7 @@ class TransferTrainer(Trainer):
         self.reports: list[PhaseReport] = []
         self.now: PhaseState | None = None
         kwargs["data_collator"] = given.given_collator(kwargs.get("data_collator"), args, images)
-        kwargs.setdefault("compute_metrics", EpochMetrics(task=task, scale=self.backbone.scale))
+        kwargs["compute_metrics"] = given.given_metrics(kwargs, task, self.backbone.scale)
         super().__init__(model=model, args=args, **kwargs)
         self.label_smoother = None  # smoothing is a phase's, and for training only
         self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact

@@ -232,6 +232,21 @@ def test_metrics_see_inputs_where_the_set_gives_them(tmp_path):
         trainer(tmp_path, [HEAD], **own)
 
 
+def test_metrics_of_ones_own_that_fail_are_named_in_a_line(tmp_path):
+    def fails(prediction):
+        return {"right": 1 / 0}
+
+    with pytest.raises(
+        UserError, match="cannot run compute_metrics: division by zero; it t"
+    ) as one:
+        trained(tmp_path, [HEAD], compute_metrics=fails)
+    assert isinstance(one.value.__cause__, ZeroDivisionError)
+    with pytest.raises(UserError, match="compute_metrics returned .* float; it takes an EvalPred"):
+        trained(tmp_path, [HEAD], compute_metrics=lambda prediction: 0.5)
+    with pytest.raises(UserError, match="compute_metrics is of type list, not a function"):
+        trainer(tmp_path, [HEAD], compute_metrics=["accuracy"])
+
+
 @pytest.mark.parametrize(
     ("label", "says"),
     [
