@@ -14,6 +14,9 @@ from drawn import photos
 from PIL import Image
 
 from hf_transfer.cli import main
+from hf_transfer.cli.training import TRACKERS
+from hf_transfer.recipe.mistakes import allowed, schema_of
+from hf_transfer.recipe.specs import Recipe
 from hf_transfer.results.report import RunReport
 
 HEAD = "phases:\n  - {train: head, epochs: 1}\n"
@@ -399,6 +402,10 @@ def test_groups_of_an_unknown_backbone(capsys):
         (["train", "lp"], "there is no recipe 'lp'; nearest: lp_ft"),
         (["train", "lp_ft", "--bakcbone", "x"], "unknown argument '--bakcbone'; nearest: --back"),
         (["train", "lp_ft", "--fast"], "unknown argument '--fast'"),
+        (
+            ["train", "lp_ft", "--report-to", "wandb", "--report-to", "tensorbord"],
+            "argument --report-to: no choice 'tensorbord'; nearest: tensorboard",
+        ),
         (["export", "run", "--to", "onx"], "argument --to: no choice 'onx'; nearest: onnx"),
         (["export", "run", "--to", "executorch"], "to executorch is not supported; write --to"),
         (["groups", "timm/resnet18", "--grain", "stage"], "no choice 'stage'; nearest: stages"),
@@ -406,6 +413,12 @@ def test_groups_of_an_unknown_backbone(capsys):
 )
 def test_what_is_unknown_is_told_with_the_nearest(words, says, capsys):
     assert says in mistake(capsys, *words)
+
+
+def test_the_trackers_of_the_command_line_are_those_of_a_recipe():
+    assert f"one of {', '.join(TRACKERS[:-1])} and {TRACKERS[-1]}, or a list" == allowed(
+        schema_of(Recipe)["properties"]["report_to"]
+    )
 
 
 @pytest.mark.parametrize("count", ["-3", "0", "two"])

@@ -15,6 +15,8 @@ from hf_transfer.base.nearest import nearest
 from hf_transfer.cli.arguments import command, recipe_arguments, recipe_of
 from hf_transfer.deciding.presets import PRESETS
 
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")  # those of a recipe's report_to
+
 
 def add(commands: Any) -> None:
     """Add the commands that plan and train."""
@@ -32,7 +34,8 @@ def add(commands: Any) -> None:
     more = "finished run to add the images to, of new classes or old: only its head is solved again"
     train.path("--add", "RUN", more)
     tracker = "log to tensorboard, trackio, wandb or mlflow; may be repeated"
-    train.argument("--report-to", "NAME", tracker, action="append", default=[])
+    options: dict[str, Any] = {"action": "append", "default": [], "choices": TRACKERS}
+    train.argument("--report-to", "NAME", tracker, **options)
     train.flag("--allow-code", "run the Python files that the recipe's metrics name")
     train.argument("--push-to", "REPO", "repository to push the finished run to, as OWNER/NAME")
 

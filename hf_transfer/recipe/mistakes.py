@@ -133,9 +133,9 @@ def _children(node: Node, schema: Schema) -> dict[str | int, tuple[Node, Schema]
         if "properties" not in schema:  # a mapping that is read as a list of pairs
             found |= {i: below for i, (_, below) in enumerate(pairs)}
         return found
-    if isinstance(node.value, tuple):
+    if isinstance(node.value, tuple) and (not schema or schema.get("type") == "array"):
         return {i: (child, _item(schema, i)) for i, child in enumerate(node.value)}
-    return {}
+    return {}  # also a list where a mapping is due: it is wrong itself, whatever is in it
 
 
 def _remedy(key: str, known: Mapping[str, Any]) -> str:

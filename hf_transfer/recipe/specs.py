@@ -46,9 +46,10 @@ AnyPhase = Annotated[
     Discriminator(_kind),
     Field(json_schema_extra={"allowed": "a mapping such as {train: head, epochs: 10}"}),
 ]
+Weight = Annotated[Number, Field(ge=0, le=1e6)]
 ByLabel = Annotated[
-    Literal["sqrt"] | tuple[tuple[Text, Annotated[Number, Field(ge=0, le=1e6)]], ...],
-    BeforeValidator(pairs, json_schema_input_type=Literal["sqrt"] | dict[str, Number]),
+    Literal["sqrt"] | tuple[tuple[Text, Weight], ...],
+    BeforeValidator(pairs, json_schema_input_type=Literal["sqrt"] | dict[str, Weight]),
 ]
 Thresholds = Annotated[
     Literal["f1"] | tuple[tuple[Text, Rate], ...],

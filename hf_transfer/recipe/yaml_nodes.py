@@ -74,8 +74,9 @@ CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
 DEEPEST = 50  # brackets within brackets; a recipe has four
 
 
-def parse(text: str, place: str) -> Node:
-    """Return the node of a YAML text. Raises Mistakes for bad YAML and for more than data."""
+def parse(text: str, place: str, name: str = "the recipe") -> Node:
+    """Return the node of a YAML text, called `name`. Raises Mistakes for bad YAML and for more than
+    data."""
     try:
         _refuse_features(text, place)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -89,7 +90,7 @@ def parse(text: str, place: str) -> Node:
         raise Mistakes([(1, f"{place}:1: brackets are nested too deeply")]) from None
     if tree is None:
         raise Mistakes([(1, f"{place}:1: the file is empty; start with the line 'phases:'")])
-    return _node(tree, place, "the recipe", 0)
+    return _node(tree, place, name, 0)
 
 
 def _refuse_features(text: str, place: str) -> None:
@@ -162,7 +163,7 @@ def override(tree: Node, setting: str) -> Node:
         raise Mistakes([(0, f"{place}: this sets nothing; {example}")])
     name = key.rpartition(".")[2]
     try:
-        value = parse(text, place).value if text.strip() else ""
+        value = parse(text, place, name).value if text.strip() else ""
     except Mistakes:
         value = text  # not YAML by itself: a text, such as a path with a colon
     return _set(tree, key.split("."), Node(_placed(value, place), place, name, raw=text), [])

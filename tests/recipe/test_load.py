@@ -246,6 +246,9 @@ BAD = {
     HEAD + "pretrained: yes\n": (2, "pretrained must be true or false, got 'yes'"),
     HEAD + "loss: hinge\n": (2, "squared_error or pretext, got 'hinge'"),
     HEAD + "loss: balanced\nclass_weights: sqrt\n": (3, "cannot be combined with loss: balanced"),
+    HEAD + "class_weights: [1, 2]\n": (
+        2, "class_weights must be sqrt or a mapping such as {daisy: 2, rose: 0.5}, got a list of"),
+    HEAD + "class_weights: {daisy: -2}\n": (2, "daisy must be a number from 0 to 1,000,000, got -"),
     HEAD + "task: multi_label\nloss: logit_adjusted\n": (3, "write balanced or focal"),
     "loss: focal\nphases: [{train: head, solve: lbfgs}]\n": (2, "lbfgs minimises cross-entropy"),
     HEAD + "loss: pretext\n": (2, "task: classification has the loss cross_entropy"),
@@ -317,6 +320,7 @@ BAD_PHASES = {
     "train: head, epochs: 1, lr: [1e-5, 1e-3], layer_decay: 0.5": "both set the rate",
     "train: head, epochs: 1, layer_decay: 1.2": "above 0 and at most 1, got 1.2",
     "train: head, epochs: 1, lrs: 3": "lrs must be a mapping",
+    "train: head, epochs: 1, lrs: [1, 2]": "lrs must be a mapping such as {head: 1e-3, last 1 sta",
     "train: head, epochs: 1, lrs: {head: -1}": "head must be a number above 0",
     "train: head, epochs: 1, optimizer: adamm": "optimizer must be adamw, sgd",
     "train: head, epochs: 1, momentum: 0.9": "momentum does nothing in adamw",
@@ -450,6 +454,7 @@ def test_an_override_sets_what_it_names_and_nothing_else(setting, read):
         ("phases.0.lr=fast", "of the last; or auto, got 'fast'"),
         ("phases.0.steps=3", "either epochs or steps"),
         ("seed=", "seed must be a whole number"),
+        ("metrics=[3, auroc]", "metrics[0] must be a text, got 3"),
         ("phases=3", "phases must be a list"),
     ],
 )
