@@ -70,7 +70,7 @@ def check_head(blueprint: Blueprint, labels: Sequence[str], keep: bool, layers: 
     if layers < 1:
         raise BackboneError(f"head.replace is {layers}; the head is at least 1 layer")
     if keep and layers > 1:
-        raise BackboneError(f"keep_head and head.replace {layers} exclude each other; drop one")
+        raise BackboneError(f"keep_head and head.replace {layers} exclude each other; remove one")
 
 
 def classifier_of(blueprint: Blueprint, labels: int) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ Donor = tuple[nn.Module, frozenset[str]]  # a pretrained network, and what its c
 
 def _task(task: str) -> str:
     if task not in TASKS:
-        raise BackboneError(f"task {task!r}; there are {', '.join(TASKS)}")
+        raise BackboneError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
     return task
 
 

@@ -55,10 +55,10 @@ class ImageSettings:
             )
         if self.interpolation not in FILTERS:
             raise UserError(f"interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
-        if self.size < 1 or not 0 < self.crop_pct <= 1:
-            raise UserError(
-                f"size {self.size} and crop_pct {self.crop_pct} must be at least 1 and in (0, 1]"
-            )
+        if self.size < 1:
+            raise UserError(f"size must be at least 1 pixel, got {self.size}")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
 
     @property
     def stored(self) -> int:

@@ -59,7 +59,7 @@ def unpublished(*_: Any, **__: Any) -> NoReturn:
     """Raise UserError in place of Trainer's ways to publish: they know nothing of the run."""
     raise UserError(
         "a Trainer does not publish, as its card would not tell what was trained on what; train "
-        "with hf_transfer.run or hf-transfer train, then hf-transfer push FOLDER OWNER/NAME"
+        "with hf_transfer.train or hf-transfer train, then hf-transfer push FOLDER OWNER/NAME"
     )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_settings import ImageSettings, fitted, share_lost
 
@@ -33,3 +34,9 @@ def test_squashed_and_padded_pictures_are_seen_whole():
     assert share_lost(USUAL, sizes) == pytest.approx(1 - 0.64 * (1 / 2 + 1 / 3) / 2)
     assert fitted(USUAL, None) is USUAL
     assert share_lost(USUAL, np.empty((0, 2))) == 0
+
+
+@pytest.mark.parametrize(("given", "says"), [({"size": 0}, "got 0"), ({"crop_pct": 2}, "got 2")])
+def test_only_the_setting_that_is_out_of_range_is_named(given, says):
+    with pytest.raises(UserError, match=f"{next(iter(given))} must be .*{says}"):
+        ImageSettings(**{"size": 40, **given})
