@@ -44,7 +44,7 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
     """Serve the Space's own app; a function from MODEL to the page's address."""
     apps = []
 
-    def start(*models: Path | str, **more: str) -> str:
+    def start(*models: Path | str, app: Path = SPACE / "app.py", **more: str) -> str:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -53,10 +53,10 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
         log = tmp_path_factory.mktemp("log") / "app.log"
         address = f"http://127.0.0.1:{port}/"
         with log.open("wb") as out:
-            command = [sys.executable, str(SPACE / "app.py")]
-            app = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
-        apps.append(app)
-        wait_for(address, app, log)
+            command = [sys.executable, str(app)]
+            served = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+        apps.append(served)
+        wait_for(address, served, log)
         return address
 
     yield start

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -273,8 +274,37 @@ def test_a_port_in_use_is_named(run):
     assert f"UserError: port {port} is not free; choose another" in done.stderr
 
 
-def test_a_model_that_is_not_there_is_named():
-    command = [sys.executable, str(SPACE / "app.py")]
+FIRST_APP = """
+import os, sys
+from pathlib import Path
+from hf_transfer.demo import launch
+from hf_transfer.recipe import UserError
+model = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("MODEL")
+examples = Path(__file__).parent / "examples"
+try:
+    launch(model, examples=examples if examples.is_dir() else None, announce=print)
+except UserError as error:
+    sys.exit(f"error: {error}")
+"""  # what spaces/demo/app.py does in 0.1.0
+
+
+@pytest.mark.slow
+def test_a_space_of_the_first_version_still_shows_its_model(run, serve, tmp_path):
+    app = tmp_path / "app.py"
+    app.write_text(FIRST_APP)
+    (tmp_path / "examples").mkdir()
+    picture(1).save(tmp_path / "examples" / "tulip.png")
+    (tmp_path / "examples" / "README.md").write_text("where they are from")
+    with urllib.request.urlopen(f"{serve(run, app=app)}config", timeout=60) as answer:
+        config = json.load(answer)
+    assert config["title"] == "flowers-lp_ft"
+    assert "Try the example" in json.dumps(config)
+
+
+@pytest.mark.parametrize("text", [(SPACE / "app.py").read_text(), FIRST_APP])
+def test_a_model_that_is_not_there_is_named(text, tmp_path):
+    (tmp_path / "app.py").write_text(text)
+    command = [sys.executable, str(tmp_path / "app.py")]
     env = {**os.environ, "MODEL": "./nothing-here"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
