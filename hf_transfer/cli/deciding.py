@@ -16,10 +16,10 @@ def add(commands: Any) -> None:
     advise.path("--data", "PATH", data, required=True)
     names = "timm/NAME, transformers/REPO, torchvision/NAME or folders; several are ranked"
     advise.path("--backbone", "ID", names, nargs="+", required=True)
-    images = "folder of images without labels: is it worth learning from them first?"
+    images = "images without labels: also say whether to learn from them first"
     advise.path("--unlabelled", "FOLDER", images)
-    advise.argument("--budget", "TIME", "time to take, such as 10m; else what it takes")
-    advise.argument("--seed", "N", "seed of the images drawn (default: 0)", type=int, default=0)
+    advise.argument("--budget", "TIME", "time limit, such as 10m (default: none)")
+    advise.argument("--seed", "N", "seed that draws the images (default: 0)", type=int, default=0)
     setting = "change a key of the recipe, such as data.image_size=96"
     advise.argument("--set", "KEY=VALUE", setting, action="append", default=[])
     advise.path("--out", "DIR", "folder to write recipe.yaml, advice.html and advice.json to")
@@ -31,18 +31,19 @@ def add(commands: Any) -> None:
     numbers = "labelled images of each class, such as 5,20,100 (default: all)"
     compare.argument("--per-class", "N,N", numbers, type=counts, default=())
     compare.argument("--seeds", "N", "number of seeds (default: 3)", type=count, default=3)
-    compare.argument("--minutes", "N", "time of auto, each (default: 5)", type=float, default=5.0)
+    budget = "minutes for each run of auto (default: 5)"
+    compare.argument("--minutes", "N", budget, type=float, default=5.0)
     setting = "change a key of all recipes, such as data.image_size=96"
     compare.argument("--set", "KEY=VALUE", setting, action="append", default=[])
     compare.path("--out", "DIR", "folder to write the comparison to")
 
-    words = "list backbones to choose from, and what is here without a network"
+    words = "list backbones to choose from, and which of them are already downloaded"
     listed = command(commands, "backbones", _backbones, words)
     listed.path("ids", "ID", "further backbones or folders to list", nargs="*")
-    listed.path("--data", "PATH", "images to measure the time of one pass over")
+    listed.path("--data", "PATH", "images: measure the time of one pass over them")
     listed.argument("--image-size", "N", "side of the images in pixels", type=count)
 
-    words = "list the runs in a folder, and say which of those on the same images is best"
+    words = "list the runs in a folder, and the best of those on the same images"
     made = command(commands, "runs", _runs, words)
     made.path("folder", "DIR", "folder of run folders (default: runs)", nargs="?", default="runs")
 

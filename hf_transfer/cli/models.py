@@ -19,14 +19,14 @@ def add(commands: Any) -> None:
         commands, "predict", _predict, "label images with a trained model", loads=True
     )
     predict.path("model", "MODEL", MODEL)
-    images = "files, folders or patterns; - reads paths from standard input, one a line"
+    images = "files, folders or patterns; - reads paths from standard input, one per line"
     predict.path("images", "IMAGE", images, nargs="+")
     predict.argument("--top", "N", "number of labels to show (default: 3 classes)", type=count)
     at_once = "images in a batch (default: 32; 1 answers each path of standard input at once)"
     predict.argument("--batch-size", "N", at_once, type=count, default=32)
     predict.flag("--unknown", "say which images are unlike anything in training")
     forms = ("text", "json", "jsonl", "csv")
-    predict.argument("--format", None, "form of the output (default: text)", choices=forms)
+    predict.argument("--format", None, "format of the output (default: text)", choices=forms)
     predict.flag("--json", "the same as --format json")
 
     evaluate = command(
@@ -37,12 +37,12 @@ def add(commands: Any) -> None:
     split = "one of the data's splits, or all (default: test if there is one)"
     evaluate.argument("--split", "NAME", split)
     evaluate.path("--compare", "MODEL", "second model to compare with, by a paired test")
-    sure = "smallest probability of an answer that counts; of several labels: that is present"
+    sure = "least probability for an answer to count, or with several labels for one to be present"
     evaluate.argument("--threshold", "P", sure, type=float)
-    evaluate.flag("--tta", "average with the mirror image")
+    evaluate.flag("--tta", "average the answers for each image and its mirror image")
     evaluate.flag("--unknown", "count images that are unlike anything in training")
     grouped = "column of the table, or pattern on file names with one group, such as '^(\\d+)_'"
-    evaluate.argument("--group", "NAME", f"score by group of images too: {grouped}")
+    evaluate.argument("--group", "NAME", f"also score each group of images: {grouped}")
     evaluate.path("--out", "DIR", "folder to write evaluation.json and the page report.html to")
     evaluate.flag("--no-images", "leave images out of the page")
     evaluate.flag("--json", "print JSON instead of text")
@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
     embed.path("model", "MODEL", MODEL)
     embed.path("images", "IMAGE", "files, folders or patterns", nargs="+")
     embed.path("--out", "FILE", "features to write: .npy or .parquet")
-    embed.path("--near", "IMAGE", "image to find the most similar ones of")
+    embed.path("--near", "IMAGE", "image to find the most similar images to")
     embed.argument("--top", "N", "number of similar images (default: 10)", type=count, default=10)
 
     explain = command(
@@ -61,9 +61,9 @@ def add(commands: Any) -> None:
     )
     explain.path("model", "MODEL", MODEL)
     explain.path("images", "IMAGE", "files, folders or patterns", nargs="+")
-    label = "label to explain, also several times (default: the likeliest of each image)"
+    label = "label to explain; may be repeated (default: the likeliest of each image)"
     explain.argument("--label", "NAME", label, action="append")
-    written = "folder for the heat maps, as PNG (default: heat-maps)"
+    written = "folder for the heat maps as PNG files (default: heat-maps)"
     explain.path("--out", "DIR", written, default="heat-maps")
     explain.argument("--batch-size", "N", "images in a batch (default: 16)", type=count, default=16)
 
@@ -71,11 +71,11 @@ def add(commands: Any) -> None:
         commands, "export", _export, "write a model as a file for another runtime", loads=True
     )
     export.path("model", "MODEL", MODEL)
-    form = "form to write (default: onnx)"
+    form = "format of the file (default: onnx)"
     export.argument("--to", None, form, type=_runtime, choices=tuple(SUFFIXES))
     export.flag("--half", "weights of 16 bits")
     export.flag("--int8", "weights and activations of 8 bits, for ONNX Runtime; needs --data")
-    export.path("--data", "PATH", "labelled images like those of training, to calibrate 8 bits on")
+    export.path("--data", "PATH", "labelled images like those of training, to calibrate --int8 on")
     export.path("--out", "FILE", "file (default: the model's name with .onnx, .pt2 or .xml)")
 
 

@@ -18,12 +18,12 @@ def add(commands: Any) -> None:
     push.flag("--private", "make the repository private")
     push.flag("--space", "also make a Space of that name that shows the model")
     push.flag("--pr", "open a pull request instead of committing to the branch")
-    push.argument("--revision", "BRANCH", "branch to push to, created if need be (default: main)")
+    push.argument("--revision", "BRANCH", "branch to push to, made if missing (default: main)")
     push.argument("--license", "NAME", "licence for the card (default: the backbone's)")
     push.argument(
         "--language",
         "CODE",
-        "language of the labels, such as en, also several times",
+        "language of the labels, such as en; may be repeated",
         action="append",
     )
     push.argument("--message", "TEXT", "commit message")
@@ -31,12 +31,12 @@ def add(commands: Any) -> None:
     words = "try models in the browser, and train your own"
     demo = command(commands, "demo", _demo, words, loads=True)
     demo.path("models", "MODEL", f"{MODEL}; several are shown side by side", nargs="*")
-    own = "network to train, besides those in the Hub's cache; may be given several times"
+    own = "network that can be trained, besides those in the Hub's cache; may be repeated"
     demo.argument("--backbone", "ID", own, action="append", default=[])
     demo.argument("--port", "N", "port (default: the first free one)", type=int)
 
     cache = command(commands, "cache", _cache, "list or clear cached pixels and features")
-    cache.argument("keys", "KEY", "beginnings of entries (default: all)", nargs="*")
+    cache.argument("keys", "KEY", "first characters of the entries' keys (default: all)", nargs="*")
     cache.flag("--clear", "remove entries that are not in use")
     cache.flag("--json", "print JSON instead of text")
 

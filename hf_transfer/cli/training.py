@@ -27,11 +27,12 @@ def add(commands: Any) -> None:
     train.argument("--minutes", "N", "auto: time budget (default: the preset's)", type=float)
     train.argument("--epochs", "N", "length of fine-tuning, or of a recipe's phases", type=float)
     train.argument("--image-size", "N", "side of the images in pixels", type=count)
-    train.argument("--group", "G", "column or pattern of what stays together, such as a patient")
+    together = "column, or pattern on file names, that keeps images together, as of a patient"
+    train.argument("--group", "G", together)
     train.flag("--no-refit", "auto: do not train on all labelled images at the end")
     train.path("--out", "DIR", "run folder (default: runs/RECIPE)")
     train.flag("--resume", "resume the run in --out")
-    more = "finished run to add the images to, of new classes or old: only its head is solved again"
+    more = "finished run to add the images to, of old or new classes; only its head is solved again"
     train.path("--add", "RUN", more)
     tracker = "log to tensorboard, trackio, wandb or mlflow; may be repeated"
     options: dict[str, Any] = {"action": "append", "default": [], "choices": TRACKERS}
@@ -50,7 +51,7 @@ def add(commands: Any) -> None:
     groups = command(commands, "groups", _groups, "show the layer groups of a backbone")
     groups.path("backbone", "BACKBONE", "such as timm/resnet50", nargs="?")
     grains = ("blocks", "stages")
-    groups.argument("--grain", None, "what makes a group (default: blocks)", choices=grains)
+    groups.argument("--grain", None, "size of a group (default: blocks)", choices=grains)
     groups.flag("--all", "group every known architecture")
     groups.path("--out", "FILE", "table to write with --all: .csv or .md")
 

@@ -21,9 +21,9 @@ class Augment:
             "area"
         },
     )
-    flip: Switch = Field(default=False, description="mirror every other image left to right")
+    flip: Switch = Field(default=False, description="mirror half of the images left to right")
     vertical_flip: Switch = Field(
-        default=False, description="mirror every other image top to bottom"
+        default=False, description="mirror half of the images top to bottom"
     )
     color: Number = Field(
         default=0.0,
@@ -57,12 +57,12 @@ AUGMENTS = {
 class Stop:
     """When a phase ends early: `patience` evaluations without a gain above `min_change`."""
 
-    metric: Text = Field(default="loss", description="validation metric that is watched")
+    metric: Text = Field(default="loss", description="validation metric to watch")
     patience: Whole = Field(
-        default=3, ge=1, le=1_000_000, description="evaluations without a gain until the phase ends"
+        default=3, ge=1, le=1_000_000, description="evaluations without a gain that end the phase"
     )
     min_change: Number = Field(
-        default=0.0, ge=0, le=1e9, description="smallest change that is a gain"
+        default=0.0, ge=0, le=1e9, description="smallest change that counts as a gain"
     )
 
 

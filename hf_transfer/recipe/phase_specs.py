@@ -42,7 +42,7 @@ class PhaseSettings:
 
     _: dataclasses.KW_ONLY
     name: Text | None = Field(
-        default=None, description="name of the phase and of its folder; else from `train`"
+        default=None, description="name of the phase and of its folder; by default from `train`"
     )
     epochs: Number | None = Field(
         default=None, gt=0, le=1e6, description="length in epochs; or give `steps`"
@@ -54,13 +54,13 @@ class PhaseSettings:
         default=None,
         ge=1,
         le=10**9,
-        description="fewest optimizer steps: with few images there are more epochs than `epochs`",
+        description="least number of optimizer steps: with few images, more epochs than `epochs`",
     )
     lr: Rate | tuple[Rate, Rate] | Literal["auto"] = Field(
         default=1e-3,
-        description="learning rate of the head; of two rates, the first is the lowest group's that "
-        "trains, the last the head's, with equal ratios between them; `auto` finds it by a range "
-        "test before the phase",
+        description="learning rate of the head. Of two rates, the first is for the lowest group "
+        "that trains, the last for the head, with equal ratios between them; `auto` finds one rate "
+        "by a range test before the phase",
         json_schema_extra={"allowed": f"a number above 0, or two: {RATE_PAIR}; or auto"},
     )
     layer_decay: Number | None = Field(
@@ -81,7 +81,7 @@ class PhaseSettings:
         default=0.01,
         ge=0,
         le=1e6,
-        description="weight decay; never of biases, norms and other parameters of one dimension",
+        description="weight decay; never for biases, norms and other one-dimensional parameters",
     )
     optimizer: Text = Field(
         default="adamw",
@@ -98,7 +98,7 @@ class PhaseSettings:
         default=0.0,
         ge=0,
         le=1e9,
-        description="how long the rates rise at first: below 1 a share of the phase, else steps",
+        description="how long the rates rise at first: below 1 a share of the phase, else in steps",
         json_schema_extra={"allowed": "a share of the phase below 1 or a whole number of steps"},
     )
     batch_size: Whole = Field(
@@ -109,7 +109,7 @@ class PhaseSettings:
     )
     sampler: Literal["shuffled", "balanced"] = Field(
         default="shuffled",
-        description="order of the images in an epoch; `balanced`: as many of each class",
+        description="how an epoch draws images; `balanced`: equally many of each class",
     )
     augment: AugmentByName = Field(
         default=AUGMENTS["none"],
@@ -123,14 +123,14 @@ class PhaseSettings:
         default=0.0, description="share of the target that goes to the other labels"
     )
     mixup: Number = Field(
-        default=0.0, ge=0, le=1e3, description="a of Beta(a, a) by which images are mixed"
+        default=0.0, ge=0, le=1e3, description="a of Beta(a, a) that mixes images"
     )
     cutmix: Number = Field(
-        default=0.0, ge=0, le=1e3, description="a of Beta(a, a) for pasted rectangles"
+        default=0.0, ge=0, le=1e3, description="a of Beta(a, a) that pastes rectangles"
     )
     stop: StopByName = Field(
         default=None,
-        description="when the phase ends early; `rises`: as soon as the validation loss rises",
+        description="when to end the phase early; `rises`: as soon as the validation loss rises",
         json_schema_extra={
             "allowed": "rises (until validation loss rises) or a mapping such as "
             "{metric: loss, patience: 3}"
@@ -138,7 +138,7 @@ class PhaseSettings:
     )
     best: Text = Field(
         default="loss",
-        description="metric whose best epoch the phase ends with; `last` is the last epoch",
+        description="metric whose best epoch the phase ends with; `last` means the last epoch",
     )
     l2_sp: Number = Field(
         default=0.0,
@@ -147,11 +147,11 @@ class PhaseSettings:
         description="strength of the pull of the backbone towards its pretrained weights (L2-SP)",
     )
     max_grad_norm: Number = Field(
-        default=1.0, ge=0, le=1e9, description="largest norm of the gradient; 0 = no limit"
+        default=1.0, ge=0, le=1e9, description="largest norm of the gradient; 0 means no limit"
     )
     features: Literal["auto", "cached", "live"] = Field(
         default="auto",
-        description="whether the frozen part runs once and its outputs are kept on disk",
+        description="whether the frozen part runs once, with its outputs kept on disk (`cached`)",
     )
     feature_precision: Literal["fp32", "fp16"] = Field(
         default="fp32", description="precision of cached features on disk"
@@ -165,7 +165,7 @@ class PhaseSettings:
     )
     still_norms: Switch = Field(
         default=False,
-        description="keep the statistics of normalisation layers fixed where they train, too",
+        description="keep the statistics of normalisation layers fixed even where they train",
     )
     reestimate_norms: Switch | Annotated[Whole, Field(ge=2, le=10**9)] = Field(
         default=False,
@@ -178,7 +178,7 @@ class PhaseSettings:
     )
     on_nan: Literal["stop", "rollback"] = Field(
         default="stop",
-        description="what to do when the loss is no number; `rollback`: return to the last good "
+        description="what to do when the loss is not a number; `rollback`: return to the last good "
         "checkpoint and divide the rates by 10",
     )
     cold_head: Switch = Field(
@@ -289,7 +289,7 @@ class GradualSpec(PhaseSettings):
         default=None,
         ge=1,
         le=1_000_000,
-        description="number of steps; else until everything trains",
+        description="number of steps; by default until everything trains",
     )
 
     @field_validator("gradual")

@@ -88,7 +88,7 @@ class DataSpec:
         default=None,
         ge=8,
         le=4096,
-        description="side of the images in pixels; else the backbone's own",
+        description="side of the images in pixels; by default the backbone's own",
     )
     train_per_class: Whole | None = Field(
         default=None, ge=1, le=10**9, description="largest number of training images of each class"
@@ -121,27 +121,27 @@ class DataSpec:
         default=None,
         ge=1,
         le=4096,
-        description="channels of the images; else as the backbone's checkpoint",
+        description="channels of the images; by default the backbone's",
     )
 
     fit: Literal["crop", "squash", "pad"] | None = Field(
         default=None,
-        description="how pictures become squares: cut, distorted, or whole with borders; else as "
-        "for the backbone's checkpoint",
+        description="how pictures become squares: cropped, distorted, or whole with borders; by "
+        "default as for the backbone's checkpoint",
     )
     group: Text | None = Field(
         default=None,
-        description="images that stay together in splits, as those of a patient or video: a column "
+        description="images that stay together in splits, such as a patient's or video's: a column "
         "of the table, a pattern on the files' names with one group, such as `^(\\d+)_`, or a tag "
         "of DICOM files, such as `dicom:PatientID`",
     )
     window: tuple[Number, Number] | None = Field(
         default=None,
-        description="window of DICOM files, [centre, width]; else each file's own",
+        description="window of DICOM files, [centre, width]; by default each file's own",
         json_schema_extra={"allowed": "a list of two numbers, [centre, width]"},
     )
     frame: Whole | None = Field(
-        default=None, ge=1, le=10**6, description="frame of DICOM files that have several, from 1"
+        default=None, ge=1, le=10**6, description="frame of DICOM files with several, from 1"
     )
 
     @model_validator(mode="after")
@@ -189,16 +189,18 @@ class SourceSpec:
     backbone: Text = Field(description="network that is trained first")
     phases: Phases = Field(description="phases of its training")
     data: DataSpec | None = Field(
-        default=None, description="images to learn first; or give `letters`"
+        default=None, description="images to learn from first; or give `letters`"
     )
-    letters: LettersSpec | None = Field(default=None, description="drawn letters to learn first")
+    letters: LettersSpec | None = Field(
+        default=None, description="drawn letters to learn from first"
+    )
     pretext: PretextName | None = Field(
         default=None,
         description="task whose labels cost nothing, learned from the images of `data`, whose "
         "labels are ignored",
     )
     start: Literal["random", "pretrained"] = Field(
-        default="random", description="weights that it starts from"
+        default="random", description="weights that the network starts from"
     )
 
     @model_validator(mode="after")
@@ -218,7 +220,7 @@ class CompareSpec:
         description="numbers of labelled images per class to compare",
         json_schema_extra={"allowed": "a list of whole numbers such as [2, 5, 10]"},
     )
-    seeds: Whole = Field(default=3, ge=1, le=1000, description="repeats of each number")
+    seeds: Whole = Field(default=3, ge=1, le=1000, description="number of repeats for each")
 
 
 def _loss(values: dict[str, Any]) -> Any:
@@ -230,13 +232,13 @@ class Recipe:
     """Everything that a run is made of; the same recipe, data and seed give the same run."""
 
     name: Text = Field(
-        description="name of the recipe and of its run's folder; else its file's",
+        description="name of the recipe and of its run's folder; by default its file's",
         json_schema_extra={"allowed": "a name without / and \\"},
     )
     phases: Phases = Field(description="what is trained, one phase after the other")
     task: Literal["classification", "multi_label", "regression"] | PretextName = Field(
         default="classification",
-        description="what the model says of an image: one class, labels, numbers; or a pretext, "
+        description="what the model says about an image: one class, labels, numbers; or a pretext, "
         "which learns features from images without labels",
     )
     backbone: Text | None = Field(
@@ -245,10 +247,10 @@ class Recipe:
         "folder",
     )
     pretrained: Switch = Field(
-        default=True, description="start from pretrained weights; false: from random ones"
+        default=True, description="start from pretrained weights; if false, from random ones"
     )
     weights: Text | None = Field(
-        default=None, description="file of weights for a backbone whose library cannot load it"
+        default=None, description="file of weights for a backbone that its library cannot load"
     )
     head: HeadSpec = Field(
         default=HeadSpec(), description="what is newly initialised for the labels"
@@ -260,41 +262,42 @@ class Recipe:
         "cross_entropy", "balanced", "focal", "logit_adjusted", "squared_error", "pretext"
     ] = Field(
         default_factory=_loss,
-        description="loss; for uneven classes: `balanced` weighs them by how rare they are, "
-        "`focal` counts what is easy little, `logit_adjusted` learns answers as if all were as "
-        "frequent",
+        description="loss; for uneven classes: `balanced` gives rare ones more weight, `focal` "
+        "gives easy images less weight, `logit_adjusted` learns to answer as if all classes were "
+        "equally frequent",
         json_schema_extra={
             "default": "cross_entropy; squared_error for a regression; pretext for a pretext"
         },
     )
     class_weights: ByLabel = Field(
         default=(),
-        description="weights of classes in the loss: a number by label, or `sqrt` of the balanced "
-        "ones",
+        description="weights of classes in the loss: a number for each label, or `sqrt` of the "
+        "balanced weights",
         json_schema_extra={"allowed": "sqrt or a mapping such as {daisy: 2, rose: 0.5}"},
     )
     thresholds: Thresholds = Field(
         default=(),
-        description="from which probability a label of several counts as there, chosen on "
-        "validation: by `f1`, or by what missing a label costs, in false alarms; else one half",
+        description="for several labels, the probability from which a label counts as present; "
+        "chosen on validation by `f1`, or by what missing a label costs, in false alarms; by "
+        "default one half",
         json_schema_extra={"allowed": "f1 or a mapping such as {crack: 5}"},
     )
     metrics: tuple[Text, ...] = Field(
         default=(),
-        description="more metrics of the `evaluate` library, by name",
+        description="additional metrics of the `evaluate` library, by name",
         json_schema_extra={"allowed": "a list of metrics"},
     )
     page_images: Literal["none", "page", "card"] | None = Field(
         default=None,
-        description="where images are shown: on the report's `page` alone, also on the model's "
-        "`card` and in what is pushed, or nowhere",
+        description="where images are shown: only on the report's `page`, also on the model's "
+        "`card` and so in what is pushed, or nowhere",
         json_schema_extra={"default": "page; none for DICOM"},
     )
     seed: Whole = Field(
         default=0,
         ge=0,
         le=2**31 - 1,
-        description="seed of all that is random: split, head, augmentation",
+        description="seed of everything random: split, head, augmentation",
     )
     seeds: Whole = Field(
         default=1, ge=1, le=1000, description="number of repeats, with seed, seed + 1, and so on"
@@ -304,7 +307,7 @@ class Recipe:
     )
     report_to: Trackers = Field(
         default=(),
-        description="trackers that are logged to: tensorboard, trackio, wandb, mlflow",
+        description="trackers to log to: tensorboard, trackio, wandb, mlflow",
         json_schema_extra={"allowed": "one of tensorboard, trackio, wandb and mlflow, or a list"},
     )
     workers: Whole = Field(default=0, ge=0, le=1024, description="processes that load images")
@@ -313,10 +316,10 @@ class Recipe:
     )
     compile: Switch = Field(default=False, description="compile each phase with torch.compile")
     ends_with: Literal["best", "last"] = Field(
-        default="best", description="phase whose weights the model has in the end"
+        default="best", description="phase whose weights the finished model has"
     )
     gradient_checkpointing: Switch = Field(
-        default=False, description="run forward twice, which takes less memory and more time"
+        default=False, description="run forward twice, which needs less memory and more time"
     )
     source: SourceSpec | None = Field(
         default=None, description="task on which the backbone is trained first"

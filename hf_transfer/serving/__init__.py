@@ -1,5 +1,5 @@
-"""A finished model in use: load, predict, evaluate, embed, export, the Hub, the demo.
+"""A finished model in use: load, predict, evaluate, embed, explain, export, the Hub.
 
 Knows nothing of training. Read `pictures` (what counts as images), `predict` and `answers`, then
-`evaluate`, `embed` and `export`, which `load` makes methods; last `hub`, `published` and `demo`.
+`evaluate`, `embed`, `explain` and `export`, which `load` makes methods; last `hub` and `published`.
 """
