@@ -565,3 +565,18 @@ def test_resuming_is_suggested_where_it_can_be_done(where, words, more, capsys, 
     monkeypatch.setattr(f"hf_transfer.{where}", stop)
     assert main(words) == 130
     assert capsys.readouterr().err == f"hf-transfer: interrupted{more}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--add", "run", "--epochs", "3"], "--add does not use --epochs; remove it"),
+        (["--add", "run", "--set", "seed=1"], "--add does not use --set; remove it"),
+        (["--add", "run", "--report-to", "wandb"], "--add does not use --report-to; remove it"),
+        (["--allow-code"], "auto does not use --allow-code; remove it"),
+        (["--unlabelled", "more"], "auto does not use --unlabelled; remove it"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(tmp_path, capsys, words, said):
+    assert main(["train", str(photos(tmp_path / "photos")), *words]) == 2
+    assert said in capsys.readouterr().err

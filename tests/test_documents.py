@@ -43,7 +43,7 @@ def hub(tmp_path_factory):
 
 def read(hub, folder: Path, pages: list[Path]) -> dict[str, list[dict]]:
     """Run pages in a reader's folder; return what came of each block, by page."""
-    photos(folder / "flowers", classes=("daisy", "rose", "tulip"), count=10, size=64)
+    photos(folder / "flowers", classes=("daisy", "rose", "tulip"), count=9, size=64)
     env = {
         **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN,
         "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / ".home"),

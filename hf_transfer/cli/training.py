@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def _trained(args: argparse.Namespace) -> Path:
 def _added(args: argparse.Namespace) -> Path:
     if args.data and is_auto(args.recipe) and args.recipe != "auto":
         raise UserError(f"the images are given twice: {args.recipe} and --data {args.data}")
+    ignored = ("set", "backbone", "preset", "minutes", "epochs", "image_size", "group", "no_refit")
+    _refuse(args, (*ignored, "unlabelled", "resume", "report_to", "allow_code"), "--add")
     from hf_transfer.deciding.add import add_images, format_added
     from hf_transfer.progress import quiet
 
@@ -112,6 +115,12 @@ def _added(args: argparse.Namespace) -> Path:
     found = add_images(args.add, args.data or args.recipe, out=args.out, seed=args.seed or 0)
     say(format_added(found))
     return found.out
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    """Raise UserError for an option that was given and that `what` would not look at."""
+    if given := [name for name in names if getattr(args, name)]:
+        raise UserError(f"{what} does not use --{given[0].replace('_', '-')}; remove it")
 
 
 def is_auto(word: str) -> bool:
@@ -151,6 +160,7 @@ def _auto(args: argparse.Namespace) -> Path:
         raise UserError("auto needs labelled images: hf-transfer train FOLDER, or --data FOLDER")
     if args.resume:
         raise UserError("auto cannot be resumed; remove --resume, and choose another --out")
+    _refuse(args, ("unlabelled", "allow_code"), "auto")
     from hf_transfer.deciding.auto import auto
     from hf_transfer.progress import quiet, summary
 

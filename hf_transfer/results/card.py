@@ -196,7 +196,7 @@ def _rows(report: RunReport) -> JsonDict:
     found = [*values.get("per_class", ()), *values.get("per_label", ())]
     title = f"By {noun}"
     if values.get("per_label"):
-        title += ", predicted at a probability of one half or more"
+        title += ", predicted where the probability reaches the label's threshold"
     if len(found) > MOST_ROWS:
         found = sorted(found, key=lambda row: (row["f1"] or 0.0, row["label"]))[:WEAKEST]
         title = f"The {len(found)} weakest {nouns}"

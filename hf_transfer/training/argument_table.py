@@ -88,7 +88,7 @@ REFUSED = {
 # Their usual values cannot be told from what a user says, so another value is set in their place.
 ALWAYS = {
     "remove_unused_columns": (False, "it would drop the images"),
-    "logging_nan_inf_filter": (False, "it would hide a loss that is no number"),
+    "logging_nan_inf_filter": (False, "it would hide a loss that is not a number"),
 }
 VALUES = {  # of what is honoured otherwise
     "save_strategy": (
