@@ -49,7 +49,7 @@ def test_a_recipe_is_short_and_its_header_says_what_for_when_how_and_with_what_r
     (command,) = (line for line in header if line.startswith("# run: "))
     assert re.fullmatch(rf"# run: hf-transfer train {name}( .*)?", command)
     (result,) = (line for line in header if line.startswith("# result: "))
-    assert result == "# result: not measured" or re.search(r"\d\.\d+.*seeds", result)
+    assert result == "# result: not measured" or re.search(r"\d\.\d+.*seed", result)
 
 
 @pytest.mark.parametrize("name", NAMES)
