@@ -41,8 +41,8 @@ def chosen(text: str, here: dict[str, str], offline: bool) -> str:
     name = " ".join(text.split())
     if not HUB_ID.fullmatch(name) or ".." in name or Path(name).exists():
         raise Refused(
-            f"{printable(name)[:60]!r} names no network. Choose one of the list, or write a name "
-            "such as timm/resnet18.a1_in1k or google/vit-base-patch16-224."
+            f"{printable(name)[:60]!r} is not a known network. Choose one from the list, or "
+            "write a name such as timm/resnet18.a1_in1k or google/vit-base-patch16-224."
         )
     if offline:
         raise Refused(f"{name} is not on this machine, which is offline. Choose one of the list.")

@@ -1,6 +1,6 @@
-"""Trackers such as TensorBoard see one run over all phases: one start, steps that go on, one end.
+"""Trackers such as TensorBoard see one run over all phases: one start, continuous steps, one end.
 
-Trainer's callbacks for them begin anew in each `train()`, of which a phase is one: steps would be
+Trainer's callbacks for them start again in each `train()`, of which a phase is one: steps would be
 written over each other, and MLflow would open a run a phase.
 """
 

@@ -85,14 +85,14 @@ HERE = {"nice": "/somewhere/nice", "timm/a": "timm/a"}
     ["/etc", "~/x", "../../model", ".", "timm/../../x", "transformers//etc", "a/b/c", "", "x"],
 )
 def test_no_choice_of_a_network_reaches_a_path_of_the_server(name):
-    with pytest.raises(Refused, match="names no network"):
+    with pytest.raises(Refused, match="is not a known network"):
         chosen(name, HERE, offline=False)
 
 
 def test_a_folder_of_the_server_is_not_taken_for_a_name_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refused, match="names no network"):
+    with pytest.raises(Refused, match="is not a known network"):
         chosen("owner/name", {}, offline=False)
 
 
