@@ -52,9 +52,13 @@ def add(commands: Any) -> None:
     )
     embed.path("model", "MODEL", MODEL)
     embed.path("images", "IMAGE", "files, folders or patterns", nargs="+")
-    embed.path("--out", "FILE", "features to write: .npy or .parquet")
+    written = "features to write: .npy, .parquet, or without a suffix a folder of datasets"
+    embed.path("--out", "FILE", written)
+    arriving = "group at which the features are taken, as hf-transfer groups names it"
+    embed.argument("--group", "NAME", f"{arriving} (default: the head)")
     embed.path("--near", "IMAGE", "image to find the most similar images to")
     embed.argument("--top", "N", "number of similar images (default: 10)", type=count, default=10)
+    embed.argument("--batch-size", "N", "images in a batch (default: 32)", type=count, default=32)
 
     explain = command(
         commands, "explain", _explain, "show where in images a model sees a label", loads=True
@@ -107,7 +111,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _embed(args: argparse.Namespace) -> int:
     from hf_transfer.serving.embed import embed_to
 
-    found, errors = embed_to(args.model, args.images, args.out, args.near, args.top)
+    options = {key: getattr(args, key) for key in ("out", "near", "top", "group", "batch_size")}
+    found, errors = embed_to(args.model, args.images, **options)
     say("\n".join(found))
     for error in errors:
         console.warn(f"left out: {error}")

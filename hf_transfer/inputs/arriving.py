@@ -33,9 +33,9 @@ def input_of(model: PreTrainedModel, images: ImageSet, rows: Sequence[int] | np.
 
 
 @torch.no_grad()
-def arriving(model: PreTrainedModel, values: Tensor) -> dict[str, Tensor]:
-    """Return what arrives at each group but the first, pooled: float32 (B, D); a group whose
-    modules take no tensor with a row for each image is left out."""
+def arriving(model: PreTrainedModel, values: Tensor, only: str | None = None) -> dict[str, Tensor]:
+    """Return what arrives at each group but the first, or at one only, pooled: float32 (B, D); a
+    group whose modules take no tensor with a row for each image is left out."""
     backbone, caught = model.backbone, dict[str, Tensor]()
 
     def note(group: str) -> Callable[..., None]:
@@ -47,7 +47,8 @@ def arriving(model: PreTrainedModel, values: Tensor) -> dict[str, Tensor]:
 
     with ExitStack() as stack:
         for group in backbone.groups.groups[1:]:
-            for module in _modules_of(model, group.modules):
+            modules = () if only not in (None, group.name) else _modules_of(model, group.modules)
+            for module in modules:
                 handle = module.register_forward_pre_hook(note(group.name), with_kwargs=True)
                 stack.callback(handle.remove)
         model(pixel_values=values)

@@ -1,23 +1,33 @@
-"""Images to the features that the head reads: numbers in which similar images lie close."""
+"""Images to features, numbers in which similar images lie close: those that the head reads, or
+those that arrive at any other group of the network."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
-from hf_transfer.base.bars import bar
-from hf_transfer.base.boundary import printable, untrusted
+from hf_transfer.backbones.access import evaluating
+from hf_transfer.base.boundary import printable
+from hf_transfer.base.cache import StoreError
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.nearest import nearest
+from hf_transfer.inputs.arriving import arriving
 from hf_transfer.inputs.head_features import head_features
-from hf_transfer.serving.pictures import batches, find_images
+from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.serving.embed_files import write_embeddings
+from hf_transfer.serving.kept_embeddings import Files, Part
+from hf_transfer.serving.pictures import batches, files_of, find_images
 from hf_transfer.serving.predict import network_of
 
-SUFFIXES = (".npy", ".parquet")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,37 +45,99 @@ class Embeddings:
         order = np.argsort(-cosines, kind="stable")[:count]
         return [(self.files[row], float(cosines[row])) for row in order]
 
+    def to_dataset(self) -> Any:
+        """Return a `datasets.Dataset` with the columns "file" and "features"."""
+        from datasets import Dataset
 
-def embed(model: PreTrainedModel | str | Path, images: Any, *, batch_size: int = 32) -> Embeddings:
-    """Return the features of images, as `iter_embeddings` yields them, in memory."""
-    files: list[str] = []
-    errors: list[tuple[str, str]] = []
-    parts = []
-    for names, features, failed in iter_embeddings(model, images, batch_size=batch_size):
-        files += names
-        errors += failed
-        parts.append(features)
+        return Dataset.from_dict({"file": list(self.files), "features": self.features})
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame with a row for each file and a column for each feature."""
+        from pandas import DataFrame, Index
+
+        return DataFrame(self.features, index=Index(self.files, name="file"))
+
+
+def embed(
+    model: PreTrainedModel | str | Path,
+    images: Any,
+    *,
+    group: str | None = None,
+    batch_size: int = 32,
+    keep: bool = True,
+) -> Embeddings:
+    """Return the features of images: what arrives at a `group` of the network, as `hf-transfer
+    groups` names them (default: the head), one vector an image.
+
+    `images` are what `predict` takes. The features of files are kept in the cache, so that nothing
+    is computed twice and a call that was stopped continues, unless `keep` is False. Images that
+    cannot be read are in the result's `errors`. Raises UserError.
+    """
+    found = list(iter_embeddings(model, images, group=group, batch_size=batch_size, keep=keep))
+    files = tuple(name for names, _, _ in found for name in names)
+    errors = tuple(error for _, _, failed in found for error in failed)
     if not files:
         raise UserError(errors[0][1] if errors else "there are no images to embed")
-    return Embeddings(tuple(files), np.concatenate(parts), tuple(errors))
+    features = np.concatenate([part for names, part, _ in found if names])
+    return Embeddings(files, features, errors)
 
 
 def iter_embeddings(
-    model: PreTrainedModel | str | Path, images: Any, *, batch_size: int = 32
-) -> Iterator[tuple[list[str], np.ndarray[Any, Any], list[tuple[str, str]]]]:
+    model: PreTrainedModel | str | Path,
+    images: Any,
+    *,
+    group: str | None = None,
+    batch_size: int = 32,
+    keep: bool = True,
+) -> Iterator[Part]:
     """Yield batches of (names, features float32 (B, D), images that fail with the reason).
 
-    Features are what the head's first layer gets: one vector an image, averaged over places or
-    tokens where the head gets more. `images` are what `predict` takes. Raises UserError.
+    They are as `embed` says, averaged over places or tokens where there are several.
     """
     model = network_of(model)
+    features = partial(_features_at(model, group), model)
+    files = files_of(images) if keep else None
+    if files:
+        kept = Files(model, files, group or model.backbone.groups.names[-1], features, batch_size)
+        try:
+            yield from kept.parts()
+            return
+        except StoreError as error:
+            logger.warning("features are not kept: %s", error.strerror or error)
     for batch in batches(images, model.backbone.image, batch_size):
         pairs = list(zip(batch.names, batch.errors, strict=True))
         yield (
             [name for name, error in pairs if not error],
-            head_features(model, batch.pixels),
+            features(batch.pixels),
             [(name, error) for name, error in pairs if error],
         )
+
+
+def _features_at(model: PreTrainedModel, group: str | None) -> Any:
+    """Return the function of (model, stored pixels) that gives what arrives at a group."""
+    names = model.backbone.groups.names
+    if group is None or group == names[-1]:
+        return head_features
+    if group not in names[1:]:
+        first = " (the images themselves arrive there)" * (group == names[0])
+        raise UserError(
+            f"{model.backbone.id} has no group {group!r} to take features at{first}"
+            f"{nearest(group, names[1:])}; its groups: {', '.join(names[1:])}"
+        )
+    return partial(_arriving, group=group)
+
+
+@torch.no_grad()
+def _arriving(model: PreTrainedModel, pixels: torch.Tensor, *, group: str) -> Any:
+    """Return what arrives at a group, pooled: float32 (B, D) of stored pixels (B, S', S', C)."""
+    if not len(pixels):
+        return np.zeros((0, 0), np.float32)
+    with evaluating(model):
+        seen = to_model_input(pixels.to(model.device), model.backbone.image).to(model.dtype)
+        found = arriving(model, seen, group)
+    if group not in found:
+        raise UserError(f"{model.backbone.id}: no vector for each image arrives at group {group}")
+    return found[group].cpu().numpy()
 
 
 def embed_to(
@@ -74,110 +146,26 @@ def embed_to(
     out: str | Path | None = None,
     near: str | Path | None = None,
     top: int = 10,
+    group: str | None = None,
+    batch_size: int = 32,
 ) -> tuple[list[str], list[str]]:
-    """Write features to `out`, or find the `top` images most similar to the image `near`; return
-    lines that tell of it, and why images were left out. Raises UserError, also for neither."""
-    if (out is None) == (near is None):
+    """Write features to `out`, or find the `top` images most similar to the image `near`, or both;
+    return lines that tell of it, and why images were left out. Raises UserError, also for
+    neither."""
+    if out is None and near is None:
         raise UserError("embed writes features (--out FILE) or finds similar images (--near IMAGE)")
     files = find_images(images)
-    network = network_of(model)
-    parts = iter_embeddings(network, files)
+    query = find_images([near]) if near is not None else []
+    network, lines, errors = network_of(model), list[str](), list[str]()
+    options: Any = {"group": group, "batch_size": batch_size}
     if out is not None:
         place = Path(out).expanduser()
-        with bar(len(files), "embed") as progress:
-            count, errors = write_embeddings(_counted(parts, progress), place)
-        return [f"features of {count:,} images written to {place}"], [why for _, why in errors]
-    query = embed(network, find_images([near or ""])[:1]).features[0]
-    found = embed(network, files)
-    lines = [f"{cosine:.3f}  {printable(file)}" for file, cosine in found.near(query, top)]
-    return lines, [why for _, why in found.errors]
-
-
-def _counted(parts: Iterator[Any], progress: Any) -> Iterator[Any]:
-    for part in parts:
-        yield part
-        progress.update(len(part[0]) + len(part[2]))
-
-
-# --- files -------------------------------------------------------------------------------------
-
-
-def write_embeddings(
-    parts: Iterator[tuple[list[str], np.ndarray[Any, Any], list[tuple[str, str]]]], out: Path
-) -> tuple[int, list[tuple[str, str]]]:
-    """Write batches of features to a .npy or .parquet file, batch by batch; return how many rows
-    there are, and the images that failed.
-
-    Beside a .npy file NAME.txt has the images' names, one a line, in the order of the rows. Files
-    appear when they are whole. Raises UserError, for another suffix, too.
-    """
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--out {out}: features are written as .npy or .parquet")
-    write = _write_npy if out.suffix.lower() == ".npy" else _write_parquet
-    scratch = out.with_name(f".{out.name}.part")
-    errors: list[tuple[str, str]] = []
-    try:
-        with untrusted(f"or write {out}"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            count = write(parts, scratch, errors)
-            if not count:
-                raise UserError(errors[0][1] if errors else "there are no images to embed")
-            scratch.replace(out)
-            names = scratch.with_suffix(".txt")
-            if names.exists():
-                names.replace(out.with_suffix(".txt"))
-    finally:
-        for left in (scratch, scratch.with_suffix(".txt")):
-            left.unlink(missing_ok=True)
-    return count, errors
-
-
-def _write_npy(parts: Any, path: Path, errors: list[tuple[str, str]]) -> int:
-    count = width = 0
-    with path.open("w+b") as file, path.with_suffix(".txt").open("w", encoding="utf-8") as names:
-        for files, features, failed in parts:
-            errors += failed
-            if not files:
-                continue
-            if not width:
-                width = features.shape[1]
-                _header(file, 0, width)
-            file.write(np.ascontiguousarray(features, np.float32).tobytes())
-            names.writelines(f"{_line(name)}\n" for name in files)
-            count += len(files)
-        if count:
-            file.seek(0)
-            _header(file, count, width)  # as long as before: numpy leaves room for the number
-    return count
-
-
-def _header(file: IO[bytes], rows: int, width: int) -> None:
-    form = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
-    np.lib.format.write_array_header_1_0(file, form)
-
-
-def _line(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
-
-
-def _write_parquet(parts: Any, path: Path, errors: list[tuple[str, str]]) -> int:
-    import pyarrow
-    from pyarrow import parquet
-
-    writer, count = None, 0
-    try:
-        for files, features, failed in parts:
-            errors += failed
-            if not files:
-                continue
-            values = pyarrow.array(np.ascontiguousarray(features, np.float32).reshape(-1))
-            vectors = pyarrow.FixedSizeListArray.from_arrays(values, features.shape[1])
-            names: Sequence[str] = [_line(name) for name in files]
-            table = pyarrow.table({"file": pyarrow.array(names), "features": vectors})
-            writer = writer or parquet.ParquetWriter(path, table.schema)
-            writer.write_table(table)
-            count += len(files)
-    finally:
-        if writer is not None:
-            writer.close()
-    return count
+        count, failed = write_embeddings(iter_embeddings(network, files, **options), place)
+        lines.append(f"features of {count:,} images written to {place}")
+        errors = [why for _, why in failed]
+    if query:
+        (asked,) = embed(network, query[:1], **options).features
+        found = embed(network, files, **options)
+        lines += [f"{cosine:.3f}  {printable(file)}" for file, cosine in found.near(asked, top)]
+        errors = [why for _, why in found.errors]
+    return lines, errors

@@ -84,9 +84,11 @@ class Model:
             batch_size=batch_size,
         )
 
-    def embed(self, images: Any, *, batch_size: int = 32) -> Embeddings:
+    def embed(
+        self, images: Any, *, group: str | None = None, batch_size: int = 32, keep: bool = True
+    ) -> Embeddings:
         """Return the features of each image, as `hf_transfer.embed` does."""
-        return embed(self.network, images, batch_size=batch_size)
+        return embed(self.network, images, group=group, batch_size=batch_size, keep=keep)
 
     def explain(
         self, images: Any, *, label: str | Sequence[str] | None = None, batch_size: int = BATCH

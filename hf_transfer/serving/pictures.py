@@ -180,6 +180,18 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+def files_of(images: Any) -> tuple[str, ...] | None:
+    """Return the files that a path, or a list of paths, stands for; None for anything else, and
+    where a path stands for none."""
+    given = [images] if isinstance(images, (str, Path)) else images
+    if not isinstance(given, (list, tuple)) or not all(isinstance(x, (str, Path)) for x in given):
+        return None
+    found = [file for place in given for file in _files(place)]
+    if any(isinstance(file, Failed) for file in found):
+        return None
+    return tuple(map(str, found))
+
+
 def _content(file: Any, name: str) -> bytes | Failed:
     try:
         with untrusted(name):

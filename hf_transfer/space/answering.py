@@ -136,7 +136,7 @@ def _similar(image: Asked, model: Shown, site: Site) -> str:
         return ""
     files, features = found
     with site.networks.lock:
-        query = embed(site.networks.of(model), [image.file]).features[0]
+        query = embed(site.networks.of(model), [image.file], keep=False).features[0]
     cosines = features @ (query / max(float(np.linalg.norm(query)), 1e-12))
     rows = np.argsort(-cosines, kind="stable")[:SIMILAR]
     cells = []

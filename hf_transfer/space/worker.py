@@ -167,7 +167,7 @@ def _shown(recipe: Recipe, out: Path) -> dict[str, Any]:
             rows.append([found.files[row], true, label, share])
     train = [found.root / found.files[row] for row in by_split["train"]]
     with contextlib.suppress(UserError):
-        features = embed(network, train)
+        features = embed(network, train, keep=False)
         np.save(out / "features.npy", features.features)
         names = [str(Path(file).relative_to(found.root)) for file in features.files]
         write_text(out / "features.json", json.dumps(names))

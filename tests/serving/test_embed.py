@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import load_from_disk
 from pyarrow import parquet
 from tiny_folders import stir
 from tiny_model import picture, tiny_run
@@ -13,7 +14,11 @@ from tiny_model import picture, tiny_run
 import hf_transfer
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.base.errors import UserError
-from hf_transfer.serving.embed import Embeddings, embed, embed_to, iter_embeddings, write_embeddings
+from hf_transfer.inputs.arriving import arriving
+from hf_transfer.inputs.head_features import head_features
+from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.serving.embed import Embeddings, embed, embed_to, iter_embeddings
+from hf_transfer.serving.embed_files import write_embeddings
 from hf_transfer.serving.load import Model
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import outputs
@@ -51,13 +56,57 @@ def test_places_are_averaged_where_the_head_is_a_convolution(files):
     assert embed(model, files).features.shape == (5, 512)
 
 
+def test_features_of_any_group_are_those_that_arrive_there(files):
+    model = stir(load_backbone("timm/test_resnet", LABELS, pretrained=False, image_size=64))
+    (batch,) = batches(files, model.backbone.image)
+    with torch.no_grad():
+        every = arriving(model, to_model_input(batch.pixels, model.backbone.image))
+    for group in (list(every)[0], list(every)[-1]):
+        found = embed(model, files, group=group)
+        assert np.allclose(found.features, every[group].numpy(), atol=1e-5)
+    with pytest.raises(UserError, match=r"no group 'stages.9'.*; its groups: .*head"):
+        embed(model, files, group="stages.9")
+
+
+def test_a_stopped_call_continues_and_a_finished_one_computes_nothing(
+    run, files, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hf_transfer.base.shards.SHARD_ROWS", 2)
+    model, seen = load_model(run), []
+
+    def counted(model, pixels):
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        seen.extend(range(len(pixels)))
+        return head_features(model, pixels)
+
+    monkeypatch.setattr("hf_transfer.serving.embed.head_features", counted)
+    (tmp_path / "bad.png").write_bytes(b"x")
+    images = [tmp_path / "bad.png", *files]
+    stop = 5  # two of which were a look at the width, one image is bad
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, images, batch_size=2)
+    stop, seen = None, []
+    found = embed(model, images, batch_size=2)
+    assert len(seen) == 2 + 2  # the width, and the last two of five
+    assert found.errors[0][0] == str(tmp_path / "bad.png")
+    assert found.errors[0][1].startswith(str(tmp_path / "bad.png"))
+    seen = []
+    again = embed(model, images)
+    assert len(seen) == 2
+    assert np.allclose(again.features, embed(model, images, keep=False).features, atol=1e-5)
+    picture(9).save(files[0])
+    assert not np.allclose(embed(model, images).features[0], again.features[0], atol=1e-3)
+
+
 def test_files_hold_the_features_and_the_names_in_order(run, files, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"x")
     model = load_model(run)
     images = [files[0], bad, *files[1:]]
     expected = embed(model, files)
-    for out in (tmp_path / "out" / "f.npy", tmp_path / "f.parquet"):
+    for out in (tmp_path / "out" / "f.npy", tmp_path / "f.parquet", tmp_path / "rows"):
         parts = iter_embeddings(model, images, batch_size=2)
         count, errors = write_embeddings(parts, out)
         assert (count, [name for name, _ in errors]) == (5, [str(bad)])
@@ -69,6 +118,10 @@ def test_files_hold_the_features_and_the_names_in_order(run, files, tmp_path):
     table = parquet.read_table(tmp_path / "f.parquet").to_pydict()
     assert names == table["file"] == list(map(str, files))
     assert np.allclose(table["features"], expected.features, atol=1e-6)
+    rows = load_from_disk(str(tmp_path / "rows"))
+    assert rows["file"][:] == names
+    assert np.allclose(rows["features"][:], expected.features, atol=1e-6)
+    assert expected.to_dataset()["file"][:] == expected.to_pandas().index.tolist() == names
 
 
 def test_a_copy_is_nearest_and_others_follow_by_their_cosine(run, files, tmp_path):
