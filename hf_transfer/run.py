@@ -129,6 +129,7 @@ def run_seed(
         seed=recipe.seed,
     )
     model = start()
+    joined(recipe, out)  # before images are read: whoever ends from here on is missed at once
     without, labelled = watching.target_of(recipe, target, model, resume)
     data = load_data(
         recipe.data,

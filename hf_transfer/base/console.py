@@ -45,8 +45,7 @@ class Parser(argparse.ArgumentParser):
             near = nearest(word, known) or f"; choose {' or '.join(known)}"
             what = "unknown command" if argument == "COMMAND" else f"argument {argument}: no choice"
             message = f"{what} {word!r}{near}"
-        if launch.is_main():
-            warn(f"error: {message}; see {self.prog} --help")
+        warn(f"error: {launch.speaker()}{message}; see {self.prog} --help")
         raise SystemExit(MISTAKE)
 
     def argument(self, name: str, metavar: str | None, text: str, **options: Any) -> None:
@@ -224,11 +223,10 @@ def stopped_in_words() -> Iterator[None]:
 
 def _failed(error: Exception, lines: Sequence[str], status: int) -> int:
     who = launch.speaker()
-    if who is not None:
-        if os.environ.get(TRACEBACK) == "1":
-            traceback.print_exception(error, file=sys.stderr)
-        for line in lines:
-            warn(f"error: {who}{line}")
+    if os.environ.get(TRACEBACK) == "1":
+        traceback.print_exception(error, file=sys.stderr)
+    for line in lines:
+        warn(f"error: {who}{line}")
     return status
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
+import time
 
 from hf_transfer.base.errors import UserError
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
+MOMENT_SECONDS = 2.0  # in which the first process says what is wrong with all of them
 NO_DEEPSPEED = (
     "is not supported; to shard parameters use accelerate/fsdp2, else accelerate/eight_gpus "
     "(hf-transfer recipes)"
@@ -74,15 +75,14 @@ def _on(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1")
 
 
-def speaker() -> str | None:
-    """Return how this process begins a line about a mistake; None if it should stay silent.
+def speaker() -> str:
+    """Return how this process begins a line about a mistake: the first one with nothing.
 
-    Until they have found each other, all processes of a machine do the same, and one reports for
-    all.
+    The others of a machine first wait a moment: where all make the same mistake, the first one's
+    line is enough, and the launcher ends them meanwhile.
     """
     if is_main():
         return ""
-    found = sys.modules.get("torch.distributed")
-    joined = found is not None and found.is_available() and found.is_initialized()
-    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-    return f"process {rank()}: " if joined or first_here else None
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(MOMENT_SECONDS)
+    return f"process {rank()}: "

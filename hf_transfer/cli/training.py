@@ -89,8 +89,8 @@ def _trained(args: argparse.Namespace) -> Path:
     if recipe.compare is not None:
         return _quickstart(args, recipe, out)
     args.resumable = True
-    check_folder(out, recipe, args.resume)
-    if launch.is_main():
+    if launch.is_main():  # alone: what it writes into the folder is in the way of no other
+        check_folder(out, recipe, args.resume)
         logging.getLogger("hf_transfer").setLevel(logging.INFO)
         say(plans_text(recipe, launch.count(), width()))
     from hf_transfer.progress import EpochLines, TrainingBar, quiet, summary

@@ -1,7 +1,5 @@
 """What the launcher says, and the launches that would not do what was asked for."""
 
-import sys
-import types
 from dataclasses import replace
 
 import pytest
@@ -93,22 +91,23 @@ def test_sharding_by_the_second_version_is_taken(given):
     assert launch.check() is None
 
 
-def test_a_mistake_of_all_processes_is_said_once(given, capsys, monkeypatch):
+def test_the_first_process_speaks_for_all_and_one_that_is_left_says_why_it_ends(
+    given, capsys, monkeypatch
+):
+    waits = []
+    monkeypatch.setattr(launch.time, "sleep", waits.append)  # in which a launcher ends the others
     given({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"})
-    apart = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: False)
-    monkeypatch.setitem(sys.modules, "torch.distributed", apart)
     assert main(["train", "no_such_recipe"]) == 2
+    assert waits == [launch.MOMENT_SECONDS]
+    assert capsys.readouterr().err.startswith("hf-transfer: error: process 1: there is no recipe")
     with pytest.raises(SystemExit):
         main(["train"])
-    assert capsys.readouterr().err == ""
+    assert waits == [launch.MOMENT_SECONDS] * 2
+    assert capsys.readouterr().err.startswith("hf-transfer: error: process 1: the following")
     given({"LOCAL_RANK": "0"})  # the first of another machine, whose files may be others
     assert main(["train", "no_such_recipe"]) == 2
     assert capsys.readouterr().err.startswith("hf-transfer: error: process 1: ")
-
-
-def test_a_mistake_of_one_of_several_joined_processes_says_whose(given, capsys, monkeypatch):
-    given({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"})
-    joined = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)
-    monkeypatch.setitem(sys.modules, "torch.distributed", joined)
+    given({"RANK": "0"})
     assert main(["train", "no_such_recipe"]) == 2
-    assert capsys.readouterr().err.startswith("hf-transfer: error: process 1: ")
+    assert capsys.readouterr().err.startswith("hf-transfer: error: there is no recipe")
+    assert waits == [launch.MOMENT_SECONDS] * 2

@@ -246,9 +246,10 @@ def test_a_disk_that_is_full_for_one_process_ends_both_in_one_line(tmp_path):
 # --- by the command line -------------------------------------------------------------------------
 
 
-def run_as(place, words, slow, broken):
+def run_as(place, words, slow, broken, late):
     """Be one of several processes of the command line; of functions named as module:function the
-    first process waits a second before each of `slow`, and the second fails in each of `broken`."""
+    first process waits a second before each of `slow`, and the second fails in each of `broken`.
+    The second starts `late`: when this path is there."""
 
     def surround(where, do):
         module, _, name = where.partition(":")
@@ -259,6 +260,8 @@ def run_as(place, words, slow, broken):
     def fail():
         raise UserError("nothing to be seen here")
 
+    while late and place[0] and not late.exists():
+        time.sleep(0.05)
     join(*place)
     names, do = (broken, fail) if place[0] else (slow, lambda: time.sleep(1))
     for where in names:
@@ -266,11 +269,11 @@ def run_as(place, words, slow, broken):
     raise SystemExit(main(words))
 
 
-def commanded(out, words, slow=(), broken=()):
+def commanded(out, words, slow=(), broken=(), late=None):
     """Run the command line in two processes; return their exit statuses and what they printed."""
     port, logs = free_port(), [out.with_name(f"{rank}.log") for rank in range(2)]
     words = [*map(str, words), "--out", str(out), "--set", "data.image_size=32"]
-    children = [start(run_as, logs[i], (i, 2, port), words, slow, broken) for i in range(2)]
+    children = [start(run_as, logs[i], (i, 2, port), words, slow, broken, late) for i in range(2)]
     return [ended(child) for child in children], [log.read_text() for log in logs]
 
 
@@ -290,7 +293,8 @@ def test_a_source_is_whole_before_any_process_loads_it(tmp_path):
 
 
 def test_a_pretext_trains_and_is_measured_alike_on_two_processes(tmp_path):
-    """Its evaluation counts each image once, in the batches that one process would make."""
+    """Its evaluation counts each image once, in the batches that one process would make; the second
+    process finds the run's folder in use by the first."""
     images = photos(tmp_path / "images", count=24)
     (tmp_path / "free.yaml").write_text(
         "phases: [{train: head, epochs: 1, batch_size: 8}]\n"
@@ -298,7 +302,8 @@ def test_a_pretext_trains_and_is_measured_alike_on_two_processes(tmp_path):
         "[{train: all, epochs: 1, batch_size: 5, augment: light}]}\n"
     )
     words = ["train", tmp_path / "free.yaml", "--data", images, "--unlabelled", images]
-    statuses, logs = commanded(tmp_path / "out", words)
+    out = tmp_path / "out"
+    statuses, logs = commanded(out, words, late=out / "recipe.yaml")
     assert statuses == [0, 0], logs
     source = RunReport.load(tmp_path / "out" / "source")
     assert source.phases[0].checks["ranks"] == 2
@@ -314,13 +319,19 @@ def test_a_pretext_trains_and_is_measured_alike_on_two_processes(tmp_path):
     assert alone.evaluate()["eval_loss"] == pytest.approx(row["eval_loss"], rel=1e-4)
 
 
-def test_a_mistake_of_one_process_alone_is_told_by_it_and_the_other_says_it_is_gone(tmp_path):
+@pytest.mark.parametrize(
+    "broken", ["hf_transfer.run:load_data", "hf_transfer.training.measuring:measure"]
+)
+def test_a_mistake_of_one_process_alone_is_told_by_it_and_the_other_says_it_is_gone(
+    tmp_path, broken
+):
+    """Before they train as after it, and long before one that does not answer is lost."""
     (tmp_path / "one.yaml").write_text("phases: [{train: head, epochs: 1, batch_size: 8}]\n")
     words = ["train", tmp_path / "one.yaml", "--data", photos(tmp_path / "images")]
     words += ["--backbone", "timm/test_resnet", "--set", "pretrained=false"]
-    statuses, logs = commanded(
-        tmp_path / "out", words, broken=("hf_transfer.training.measuring:measure",)
-    )
+    started = time.monotonic()
+    statuses, logs = commanded(tmp_path / "out", words, broken=(broken,))
+    assert time.monotonic() - started < 60
     assert statuses == [2, 2], logs
     assert "hf-transfer: error: process 1: nothing to be seen here\n" in logs[1]
     assert "hf-transfer: error: the run: process 1 does not answer any more (" in logs[0]
