@@ -1,7 +1,12 @@
-"""Where the demo was in 0.1.0: Spaces that were published then import it from here."""
+"""Where the demo was in 0.1.0: Spaces that were published then import `launch` from here.
+
+The function `hf_transfer.demo` has the same name. So it stands for this module, too, and whoever
+imports either gets both.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,3 +31,7 @@ def launch(
     """Serve the page of one model, with the images in the folder `examples`, as `demo` does."""
     shown = sorted(Path(examples).iterdir()) if examples else ()
     return demo(model, port=port, host=host, examples=shown, announce=announce, wait=wait)
+
+
+demo.launch = launch  # type: ignore[attr-defined]
+sys.modules[__name__] = demo  # type: ignore[assignment]

@@ -107,6 +107,17 @@ def test_spaces_of_the_first_version_find_what_they_import():
     assert run_python(code).strip() == "True"
 
 
+def test_the_demo_is_a_function_whoever_imports_the_module_of_its_name_before_or_after():
+    lines = ["from hf_transfer.demo import launch", "from hf_transfer import demo"]
+    for first, second in (lines, lines[::-1]):
+        code = (
+            f"{first}; {second}; import hf_transfer, hf_transfer.demo; import inspect; "
+            "from hf_transfer.space import app; both = demo, hf_transfer.demo, app.demo; "
+            "print(len(set(map(id, both))), inspect.isfunction(demo), demo.launch is launch)"
+        )
+        assert run_python(code).split() == ["1", "True", "True"]
+
+
 def test_no_file_of_the_project_names_a_path_of_a_machine():
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -46,3 +46,13 @@ def recipe_of(args: argparse.Namespace, allow_code: bool = True) -> Any:
 def counts(text: str) -> tuple[int, ...]:
     """Return numbers given on the command line with commas between them."""
     return tuple(count(part.strip()) for part in text.split(","))
+
+
+def seeds_of(text: str) -> int | tuple[int, ...]:
+    """Return a number of seeds; with a comma, the seeds themselves: "7," is the seed 7 alone."""
+    if "," not in text:
+        return count(text)
+    parts = [part.strip() for part in text.removesuffix(",").split(",")]
+    if not all(part.isdecimal() and len(part) < 11 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of seeds such as 0,2,5")
+    return tuple(map(int, parts))

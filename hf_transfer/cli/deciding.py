@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from hf_transfer.base.console import count, say, width
-from hf_transfer.cli.arguments import command, counts
+from hf_transfer.cli.arguments import command, counts, seeds_of
 
 
 def add(commands: Any) -> None:
@@ -30,7 +30,8 @@ def add(commands: Any) -> None:
     compare.path("--backbone", "ID", "timm/NAME, transformers/REPO, torchvision/NAME or a folder")
     numbers = "labelled images of each class, such as 5,20,100 (default: all)"
     compare.argument("--per-class", "N,N", numbers, type=counts, default=())
-    compare.argument("--seeds", "N", "number of seeds (default: 3)", type=count, default=3)
+    seeds = "number of seeds, or the seeds, such as 0,2,5 or 7, (default: 3)"
+    compare.argument("--seeds", "N", seeds, type=seeds_of, default=3)
     budget = "minutes for each run of auto (default: 5)"
     compare.argument("--minutes", "N", budget, type=float, default=5.0)
     setting = "change a key of all recipes, such as data.image_size=96"

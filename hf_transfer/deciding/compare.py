@@ -43,6 +43,7 @@ USUAL = (
 )
 TEST = 0.2  # share of the images that test, where the data has no test split of its own
 VALIDATION = 0.2  # share of the labelled images that choose epochs
+MOST_SEEDS = 1000
 DRAWS = 2000  # of the bootstrap over test images
 
 Say = Callable[[str], None]
@@ -97,8 +98,7 @@ def compare(
     data: str | Path,
     backbone: str | None = None,
     per_class: Sequence[int] = (),
-    seeds: int = 3,
-    seed: int = 0,
+    seeds: int | Sequence[int] = 3,
     overrides: Sequence[str] = (),
     minutes: float = 5.0,
     out: str | Path | None = None,
@@ -107,21 +107,22 @@ def compare(
     """Compare recipes on a user's data; without names, the usual ways from scratch to auto.
 
     `per_class` are numbers of labelled images of each class, a fifth of which choose epochs; empty:
-    all there are. Images that test are set aside first, a fifth of each class unless the data has a
-    test split. `minutes` is the budget of `auto` each time. With `out` a folder, comparison.json,
+    all there are. `seeds` is how many seeds, from 0 on, or the seeds themselves. Images that test
+    are set aside first, a fifth of each class unless the data has a test split. `minutes` is the
+    budget of `auto` each time. With `out` a folder, comparison.json,
     .txt and .html are written there. Raises UserError.
     """
     started, say = time.monotonic(), on_progress or (lambda _: None)
     changes = [f"data.path={json.dumps(str(data))}", *overrides]
     changes += [f"backbone={json.dumps(backbone)}"] if backbone else []
+    numbers = _seeds(seeds)
     ways = [_way(name, changes, minutes) for name in recipes or USUAL]
     _check(ways, per_class)
     task = ways[0].recipe.task
     spec = ways[0].recipe.data
-    if not scan(spec, seed, task).counts.get("test"):
+    if not scan(spec, numbers[0], task).counts.get("test"):
         spec = dataclasses.replace(spec, test=TEST)
-    numbers = tuple(range(seed, seed + seeds))
-    found = scan(spec, seed, task)
+    found = scan(spec, numbers[0], task)
 
     def draw(count: int | None, of_seed: int, model: PreTrainedModel) -> ImageData:
         few = spec
@@ -156,6 +157,20 @@ def _way(name: str, changes: Sequence[str], minutes: float) -> Way:
     if name != NAME:
         return Way(name, load_recipe(name, changes))
     return Way(name, parse_recipe(TEXT, f"{NAME}.yaml", changes), minutes)
+
+
+def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the seeds: so many from 0 on, or those given. Raises UserError."""
+    if isinstance(given, int):
+        given = range(min(max(given, 0), MOST_SEEDS + 1))
+    numbers = tuple(given) if isinstance(given, list | tuple | range) else ()
+    different = 0 < len(set(map(repr, numbers))) == len(numbers) <= MOST_SEEDS
+    if different and all(isinstance(one, int) and 0 <= one < 2**32 for one in numbers):
+        return numbers
+    raise UserError(
+        f"seeds must be a number from 1 to {MOST_SEEDS:,}, or a list of different seeds such as "
+        "0,2,5"
+    )
 
 
 def _check(ways: Sequence[Way], per_class: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ def compared(tmp_path_factory):
         data=photos(folder / "photos", count=10, size=32),
         backbone="timm/test_resnet",
         per_class=(2, 4),
-        seeds=2,
+        seeds=[0, 5],
         overrides=SMALL,
         out=folder / "out",
         on_progress=said.append,
@@ -43,6 +43,8 @@ def test_every_way_is_tried_at_each_number_of_images_with_each_seed(compared):
     ]  # fmt: skip
     assert all(len(row.values) == 2 for row in found.rows)
     assert len(said) == 8
+    assert found.seeds == (0, 5)
+    assert ["seed 5, " in line for line in said] == [False, False, False, False, *[True] * 4]
     assert found.test_images == 4  # a fifth of each class of ten
     written = json.loads((out / "comparison.json").read_text())
     assert [row["mean"] for row in written["rows"]] == [row.mean for row in found.rows]
@@ -75,6 +77,9 @@ def test_auto_is_compared_on_the_same_images(tmp_path):
         ({"recipes": ["lp_ft", "regression"]}, "different tasks cannot be compared"),
         ({"per_class": [1]}, "per_class: 1 is too few"),
         ({"recipes": ["quickstart"], "backbone": None}, "has a source task"),
+        ({"seeds": 0}, "seeds must be a number from 1 to 1,000, or a list of different seeds"),
+        ({"seeds": [3, 3]}, "seeds must be"),
+        ({"seeds": "3"}, "seeds must be"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, options, said):
@@ -119,15 +124,19 @@ def test_the_conclusion_names_the_cheapest_of_those_that_cannot_be_told_apart():
 
 def test_the_command_compares_and_writes_what_it_prints(tmp_path, capsys):
     folder = photos(tmp_path / "photos", count=10, size=32)
-    words = ["compare", "feature_extraction", "lp_ft", "--data", str(folder), "--seeds", "1"]
+    words = ["compare", "feature_extraction", "lp_ft", "--data", str(folder), "--seeds", "7,"]
     words += ["--backbone", "timm/test_resnet", "--per-class", "2", "--out", str(tmp_path / "out")]
     assert main([*words, *(word for key in SMALL for word in ("--set", key))]) == 0
     printed = capsys.readouterr().out
     assert (tmp_path / "out" / "comparison.txt").read_text() in printed
     assert "2 labelled images per class" in printed
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"] == [7]
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "lp_ft", "--data", str(folder), "--per-class", "2,x"])
     assert "--per-class: x is not a whole number" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "lp_ft", "--data", str(folder), "--seeds", "0,,2"])
+    assert "--seeds: 0,,2 is not a list of seeds such as 0,2,5" in capsys.readouterr().err
 
 
 def test_the_page_shows_every_way_in_both_pictures_and_a_table_for_each_number(compared):
