@@ -22,8 +22,8 @@ from hf_transfer.recipe.specs import CompareSpec, HeadSpec, LettersSpec, Recipe
 from hf_transfer.recipe.tasks import PROBED, labels_of
 
 LEFT_OUT = (
-    "the validation and test images of {data} are left out of these, by content; after each epoch "
-    "a linear probe of its labelled images says what the features are worth"
+    "the validation and test images of {data} are left out of these, by content and by their "
+    "group; after each epoch a linear probe of its labelled images says what the features are worth"
 )
 
 

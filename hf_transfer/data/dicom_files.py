@@ -51,6 +51,21 @@ def tag_groups(root: str | os.PathLike[str], names: Sequence[str], group: str) -
 
     Raises DataError for a tag that DICOM does not know, or that no file has.
     """
+    values = tag_values(root, names, group)
+    if names and not any(values):
+        raise DataError(f"data.group {group!r}: none of the {len(names):,} files has this tag")
+    keyword, numbers = group.removeprefix(GROUP).strip(), dict[str, int]()
+    return [
+        f"{keyword} {numbers.setdefault(value, len(numbers) + 1)}" if value else name
+        for name, value in zip(names, values, strict=True)
+    ]
+
+
+def tag_values(root: str | os.PathLike[str], names: Sequence[str], group: str) -> list[str]:
+    """Return the value of a tag of each file, "" where it has none; to compare and never to repeat.
+
+    Raises DataError for a tag that DICOM does not know.
+    """
     keyword = group.removeprefix(GROUP).strip()
     try:
         from pydicom.datadict import tag_for_keyword
@@ -61,19 +76,9 @@ def tag_groups(root: str | os.PathLike[str], names: Sequence[str], group: str) -
             f"data.group {group!r}: DICOM has no tag {keyword!r}; write one such as "
             "dicom:PatientID, dicom:StudyInstanceUID or dicom:SeriesInstanceUID"
         )
-    numbers: dict[str, int] = {}
-    found = []
-    for name in names:
-        with warnings.catch_warnings():  # they may repeat what stands in the file
-            warnings.simplefilter("ignore")
-            value = _tag(os.path.join(root, name), keyword)
-        if value:
-            found.append(f"{keyword} {numbers.setdefault(value, len(numbers) + 1)}")
-        else:
-            found.append(name)
-    if names and not numbers:
-        raise DataError(f"data.group {group!r}: none of the {len(names):,} files has this tag")
-    return found
+    with warnings.catch_warnings():  # they may repeat what stands in the file
+        warnings.simplefilter("ignore")
+        return [_tag(os.path.join(root, name), keyword) for name in names]
 
 
 def _tag(path: str, keyword: str) -> str:

@@ -5,6 +5,7 @@ They stay together in splits: else the same patient trains and judges, and score
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections import Counter, defaultdict
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
-from hf_transfer.data.dicom_files import GROUP
+from hf_transfer.data.dicom_files import GROUP, tag_groups, tag_values
 from hf_transfer.data.findings import Finding, finding
 from hf_transfer.data.scan import Scan
 from hf_transfer.recipe.specs import DataSpec
@@ -53,6 +54,27 @@ def groups_of(names: Sequence[str], pattern: str) -> list[str]:
         name = posixpath.basename(names[0])
         raise DataError(f"data.group is {pattern!r}, which matches no image's name; one is {name}")
     return [match[1] or "" if match else name for name, match in zip(names, found, strict=True)]
+
+
+def rule_groups(root: str | os.PathLike[str], names: Sequence[str], rule: str) -> list[str]:
+    """Return the group of each file by a pattern on its name or by a DICOM tag. Raises DataError
+    where no file has one."""
+    by_tag = rule.startswith(GROUP)
+    return tag_groups(root, names, rule) if by_tag else groups_of(names, rule)
+
+
+def owners(found: Scan, rule: str | None) -> list[str]:
+    """Return whose each image is, to compare with those of another source: the value of a DICOM
+    tag, what a pattern finds in the name, or that of a column; "" for an image that has none."""
+    if rule is None:
+        return [""] * len(found.files)
+    if found.table is not None or "(" not in rule and not rule.startswith(GROUP):
+        return [""] * len(found.files) if found.groups is None else list(found.groups)
+    if rule.startswith(GROUP):
+        return tag_values(found.root, found.files, rule)
+    look = compiled(rule)
+    names = (name if "/" in rule else posixpath.basename(name) for name in found.files)
+    return [match[1] or "" if (match := look.search(name)) else "" for name in names]
 
 
 def together(found: Scan, spec: DataSpec) -> list[Finding]:

@@ -206,8 +206,8 @@ def load_data(
     Decoded pixels are kept under `cache_dir` (by default in the cache) unless they take more than
     `limit_bytes`. With `read_all` the content of every file is read again, as a resumed run needs
     to prove that its images are the same. `listed` is what `list_source` has found. Images that
-    show a picture of `without` are left out, and a finding says so. With `folds` of the training
-    images validating, there need be no validation images.
+    show a picture of `without`, or are of its groups, are left out, and findings say so. With
+    `folds` of the training images validating, there need be no validation images.
     Raises DataError, one line.
     """
     settings = with_dicom(settings, spec.window, spec.frame)
@@ -215,7 +215,7 @@ def load_data(
     pixels, seen = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)
     about, kept = audit(found, seen, settings, spec, folds)
     if without is not None:
-        about, kept = without.leave_out(found, seen, about, kept)
+        about, kept = without.leave_out(found, seen, about, kept, spec.group)
     kept = kept[limited(found.take(kept), spec, seed)]
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
@@ -255,7 +255,7 @@ def held_out(
     """Return the pictures in validation and test of a recipe's data, as `load_data` splits it."""
     found = scan(_with_spare(spec), seed, task)
     _, seen = open_pixels(found, with_dicom(settings, spec.window, spec.frame))
-    return HeldOut.of(found, seen)
+    return HeldOut.of(found, seen, spec.group)
 
 
 def _labels(found: Scan) -> np.ndarray:

@@ -18,9 +18,8 @@ from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.columns import Codes
 from hf_transfer.data.datasets_tables import is_datasets, read_datasets
-from hf_transfer.data.dicom_files import GROUP, tag_groups
 from hf_transfer.data.folders import Listing, labelled, list_folder, unused
-from hf_transfer.data.image_groups import groups_of
+from hf_transfer.data.image_groups import rule_groups
 from hf_transfer.data.scan import SPLITS, Scan
 from hf_transfer.data.split_names import split_of
 from hf_transfer.data.splits import (
@@ -88,9 +87,7 @@ def list_source(spec: DataSpec, task: str = "classification", *, least: int = 2)
     if spec.group and found.groups is None:
         if found.table is not None:
             raise DataError(f"{path}: no column {spec.group!r}, as data.group names")
-        by_tag = spec.group.startswith(GROUP)
-        groups = tag_groups(found.root, found.files, spec.group) if by_tag else None
-        found = replace(found, groups=Codes(groups or groups_of(found.files, spec.group)))
+        found = replace(found, groups=Codes(rule_groups(found.root, found.files, spec.group)))
     if not {"train", ""} & set(found.splits.table):
         raise DataError(f"{path}: no training images; splits: {', '.join(sorted(found.images))}")
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.columns import Codes
 from hf_transfer.data.folders import list_folder
-from hf_transfer.data.image_groups import groups_of
+from hf_transfer.data.image_groups import rule_groups
 from hf_transfer.data.scan import Scan
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import Task
@@ -36,7 +36,7 @@ def list_unlabelled(path: Path, spec: DataSpec, task: Task) -> Scan:
         raise DataError(f"{path}: no images; task: {task.name} takes a folder of them")
     if task.video:
         files = tuple(sorted(files, key=in_time))
-    groups = Codes(groups_of(files, spec.group)) if spec.group else None
+    groups = Codes(rule_groups(path, files, spec.group)) if spec.group else None
     return Scan(
         path=str(path),
         root=path,

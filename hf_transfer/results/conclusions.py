@@ -273,8 +273,8 @@ def learned_first(report: RunReport) -> str:
     found = f"The backbone first trained on {source_start(report)}."
     if facts.get("held_out"):
         found += (
-            f" {facts['held_out']:,} of these images were left out, as they are among the "
-            "validation or test images."
+            f" {facts['held_out']:,} of these images were left out, as they, or others of their "
+            "group, are among the validation or test images."
         )
     if probed := _probed(report):
         name, (before, after) = facts["probe"], probed

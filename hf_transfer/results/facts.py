@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_transfer.base import launch
 from hf_transfer.base.version import __version__
+from hf_transfer.data.held_out import KINDS
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.recipe.tasks import PROBES
 from hf_transfer.results.metrics.regression import rounded
@@ -118,7 +119,7 @@ def source_facts(report: RunReport) -> JsonDict:
         "weights": report.backbone.get("weights"),
         "path": report.data.get("path"),
         "images": report.data.get("images"),
-        "held_out": sum(one["count"] for one in findings if one["kind"] == "held-out"),
+        "held_out": sum(one["count"] for one in findings if one["kind"] in KINDS),
         "phases": [phase.name for phase in report.phases],
         "metrics": {name: value for name, value in report.metrics.items() if is_number(value)},
         "before": report.metrics.get("before") or {},

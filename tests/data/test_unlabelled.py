@@ -1,12 +1,15 @@
 """Images without labels: any layout, labels ignored; what judges the target is kept out of them."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from dicoms import dicom, ramp
 from PIL import Image
 
 from hf_transfer.base.errors import DataError
+from hf_transfer.data.image_groups import owners
 from hf_transfer.data.image_set import held_out, load_data
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.sources import scan
@@ -66,6 +69,54 @@ def test_validation_and_test_pictures_of_the_target_are_left_out_by_content(labe
     (finding,) = [one for one in data.audit.findings if one.kind == "held-out"]
     assert finding.count == 12
     assert str(labelled) in finding.done
+
+
+def of_patients(place, first, group, **more):
+    """Lay out four images of each of eight patients, and return their source."""
+    for number in range(32):
+        folder = place / "ab"[number % 2] if first == 0 else place
+        picture(folder / f"p{number // 4:02d}_{number}.png", first + number)
+    return DataSpec(path=str(place), group=group, **more)
+
+
+@pytest.mark.parametrize("own", [None, r"^p(\d+)_"])
+def test_other_images_of_the_patients_who_judge_are_left_out_too(tmp_path, own):
+    """By the target's group, or by one of their own that gives the same names."""
+    target = of_patients(tmp_path / "labelled", 0, r"^p(\d+)_", validation=0.25, test=0.25)
+    judging, without = load_data(target, SETTINGS), held_out(target, SETTINGS)
+    spec = of_patients(tmp_path / "mine", 100, own, validation=0.25)
+    data = load_data(spec, SETTINGS, task="rotation", without=without)
+    kept = {name[:3] for name in (*data.train.files, *data.validation.files)}
+    judged = {Path(f).name[:3] for f in (*judging.validation.files, *judging.test.files)}
+    assert kept.isdisjoint(judged)
+    assert len(kept | judged) == 8
+    (finding,) = [one for one in data.audit.findings if one.kind == "held-out-group"]
+    assert finding.count == 4 * len(judged)
+
+
+def test_dicom_patients_are_told_by_their_tag_wherever_their_files_lie(tmp_path):
+    def scanned(place, patients):
+        for number, patient in enumerate(patients):
+            path = place / "ab"[number % 2] / f"{number}.dcm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            dicom(path, ramp(), PatientID=patient)
+        return scan(DataSpec(path=str(place), group="dicom:PatientID", validation=0.0))
+
+    one, two = scanned(tmp_path / "one", "ABCD"), scanned(tmp_path / "two", "DXBY")
+    assert list(one.groups) == list(two.groups)  # numbers of each folder's own
+    assert owners(one, "dicom:PatientID") == list("ACBD")  # in the order of their names
+    assert owners(two, "dicom:PatientID") == list("DBXY")
+
+
+def test_images_whose_patients_cannot_be_told_are_kept_and_a_finding_says_so(tmp_path):
+    target = of_patients(tmp_path / "labelled", 0, r"^p(\d+)_", validation=0.25)
+    for number in range(10):
+        picture(tmp_path / "mine" / f"{number}.png", 100 + number)
+    spec = DataSpec(path=str(tmp_path / "mine"))
+    data = load_data(spec, SETTINGS, task="rotation", without=held_out(target, SETTINGS))
+    (finding,) = [one for one in data.audit.findings if one.kind == "no-group"]
+    assert "source.data.group" in finding.done
+    assert len(data.train) + len(data.validation) == 10
 
 
 def test_a_folder_of_nothing_but_held_out_pictures_is_refused(labelled):
