@@ -149,7 +149,7 @@ def run_seed(
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
-    metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images, rule)
+    metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images, rule, recipe.tta)
     metrics, told = watching.concluded(metrics, watch)
     change = []
     if launch.is_main():

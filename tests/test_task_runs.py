@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from hf_transfer.backbones.load import load_model
 from hf_transfer.recipe.load import load_recipe, parse_recipe
 from hf_transfer.results.report import RunReport
 from hf_transfer.run import run
@@ -135,7 +136,9 @@ def test_the_shipped_recipe_runs_on_a_table(task, place, several, numbers):
     settings = [f"data.path={table}", "data.image_size=32", "phases.*.epochs=1"]
     settings += ["backbone=timm/test_resnet", "pretrained=false"]
     settings += ["data.label_columns=[y]"] if task == "regression" else []
+    settings += ["tta=true"] if task == "multi_label" else []
     report = run(load_recipe(task, settings), place / f"shipped-{task}")
     assert report.task.name == task
     assert report.headline is not None
+    assert load_model(place / f"shipped-{task}").backbone.tta == (task == "multi_label")
     assert [phase.name for phase in report.phases] == ["head", "all"]

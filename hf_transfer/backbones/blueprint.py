@@ -51,6 +51,7 @@ class Backbone:
     task: str = "classification"
     scale: Scale | None = None  # of the numbers that it gives; None: they have none yet
     thresholds: tuple[float, ...] = ()  # from which labels of several are there; (): one half
+    tta: bool = False  # whether its answers are means over an image and its mirror image
 
     @property
     def layout(self) -> Layout:

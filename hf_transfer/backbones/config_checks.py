@@ -54,6 +54,8 @@ def _wanted(key: str, value: Any) -> str:
         found = list(value.values()) if isinstance(value, dict) else [None]
         fits = all(_is_number(n) and 0 < n < 1 for n in found)
         return "" if fits else "a mapping of labels to numbers between 0 and 1"
+    if key == "tta":
+        return "" if isinstance(value, bool) else "true or false"
     if key in STATISTICS:
         least = 0.0 if key == "std" else -math.inf
         fits = all(_is_number(n) and math.isfinite(n) and n > least for n in _leaves(value))

@@ -120,6 +120,7 @@ def load_backbone(
         thresholds=thresholds_of(blueprint.origin.config, names)
         if keep and task == "multi_label"
         else (),
+        tta=keep and bool((blueprint.origin.config or {}).get("tta")),
     )
     return model
 

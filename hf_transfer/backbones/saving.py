@@ -112,6 +112,7 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
             type(model).register_for_auto_class("AutoModelForImageClassification")
             type(model.config).register_for_auto_class()
         model.config.thresholds = _thresholds(backbone) or None
+        model.config.tta = backbone.tta or None
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         model.save_pretrained(folder, state_dict=state)
     _write_json(folder / "preprocessor_config.json", processor_config(backbone.image, timm))
@@ -139,6 +140,8 @@ def _write_timm(model: PreTrainedModel, folder: Path) -> None:
     }
     if backbone.thresholds:
         config["thresholds"] = _thresholds(backbone)
+    if backbone.tta:
+        config["tta"] = True
     if model.config.problem_type:
         config["problem_type"] = model.config.problem_type
     if model.config.model_args:

@@ -60,6 +60,10 @@ class Parser(argparse.ArgumentParser):
         """Add an argument without a value."""
         self.add_argument(name, action="store_true", help=text)
 
+    def either(self, name: str, text: str) -> None:
+        """Add an argument without a value that can be negated (--no-…); None where neither is."""
+        self.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the arguments of a command, or exit for what is unknown."""
         args, unknown = self.parse_known_args(words)
@@ -86,6 +90,11 @@ def count(text: str) -> int:
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """Return a number that may be 0."""
+    return 0 if text.strip("0") == "" and text else count(text)
 
 
 # --- output ----------------------------------------------------------------------------------

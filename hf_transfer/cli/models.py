@@ -8,9 +8,14 @@ import sys
 from typing import Any
 
 from hf_transfer.base import console
-from hf_transfer.base.console import count, say
+from hf_transfer.base.console import count, say, whole
 from hf_transfer.cli.arguments import MODEL, command
 from hf_transfer.serving.runtimes import OTHERS, SUFFIXES, refusal
+
+TTA = (
+    "average the answers for each image and its mirror image, or do not (default: as saved with "
+    "the model)"
+)
 
 
 def add(commands: Any) -> None:
@@ -24,6 +29,9 @@ def add(commands: Any) -> None:
     predict.argument("--top", "N", "number of labels to show (default: 3 classes)", type=count)
     at_once = "images in a batch (default: 32; 1 answers each path of standard input at once)"
     predict.argument("--batch-size", "N", at_once, type=count, default=32)
+    predict.either("--tta", TTA)
+    decoding = "processes that decode images (default: 0, threads of this process)"
+    predict.argument("--workers", "N", decoding, type=whole, default=0)
     predict.flag("--unknown", "say which images are unlike anything in training")
     forms = ("text", "json", "jsonl", "csv")
     predict.argument("--format", None, "format of the output (default: text)", choices=forms)
@@ -39,7 +47,7 @@ def add(commands: Any) -> None:
     evaluate.path("--compare", "MODEL", "second model to compare with, by a paired test")
     sure = "least probability for an answer to count, or with several labels for one to be present"
     evaluate.argument("--threshold", "P", sure, type=float)
-    evaluate.flag("--tta", "average the answers for each image and its mirror image")
+    evaluate.either("--tta", TTA)
     evaluate.flag("--unknown", "count images that are unlike anything in training")
     grouped = "column of the table, or pattern on file names with one group, such as '^(\\d+)_'"
     evaluate.argument("--group", "NAME", f"also score each group of images: {grouped}")
@@ -89,7 +97,8 @@ def _predict(args: argparse.Namespace) -> int:
     from_input = args.images == ["-"]
     images = (line.rstrip("\r\n") for line in sys.stdin) if from_input else args.images
     form = "json" if args.json else args.format or "text"
-    found = Answers(args.model, images, form, args.top, args.batch_size, args.unknown)
+    keys = ("top", "batch_size", "unknown", "tta", "workers")
+    found = Answers(args.model, images, form, **{key: getattr(args, key) for key in keys})
     for line in found:
         print(line, flush=from_input)
     return 2 if found.failed else 0

@@ -176,6 +176,8 @@ def _with_task(recipe: Recipe) -> Iterator[Problem]:
         )
     if recipe.compare is not None:
         yield ("compare",), "compare is for task: classification; remove one of them"
+    if recipe.tta and task.is_pretext:
+        yield ("tta",), f"tta averages answers about images, and task: {task.name} has none"
 
 
 def _of_loss(recipe: Recipe, task: Task) -> Iterator[Problem]:

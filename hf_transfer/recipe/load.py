@@ -238,6 +238,7 @@ def source_recipe(recipe: Recipe) -> Recipe:
         loss="pretext" if source.pretext else "cross_entropy" if other else recipe.loss,
         class_weights=(),  # of other labels
         thresholds=(),
+        tta=False,
         metrics=() if other or source.pretext else recipe.metrics,
         backbone=source.backbone,
         pretrained=source.start == "pretrained",

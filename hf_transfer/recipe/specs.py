@@ -282,6 +282,12 @@ class Recipe:
         "default one half",
         json_schema_extra={"allowed": "f1 or a mapping such as {crack: 5}"},
     )
+    tta: Switch = Field(
+        default=False,
+        description="average the answers for an image and its mirror image (test-time "
+        "augmentation): in the run's metrics, and saved with the model for predict, evaluate and "
+        "the demo",
+    )
     metrics: tuple[Text, ...] = Field(
         default=(),
         description="additional metrics of the `evaluate` library, by name",

@@ -312,6 +312,11 @@ def _limits(report: RunReport) -> Iterator[str]:
             )
     if words := weakest_words(report):
         yield words
+    if report.recipe.get("tta"):
+        yield (
+            "The results are of answers averaged over each image and its mirror image, which "
+            "`hf-transfer predict` gives; other loaders answer for the image alone."
+        )
     yield (
         "How it does on other data, its robustness and its fairness towards groups of people: "
         f"{NOT_MEASURED}."

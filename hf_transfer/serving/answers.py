@@ -30,9 +30,11 @@ class Answers:
         top: int | None = None,
         batch_size: int = 32,
         unknown: bool = False,
+        tta: bool | None = None,
+        workers: int = 0,
     ) -> None:
         self.model: Any = ready(model)
-        self.unknown = unknown
+        self.unknown, self.tta, self.workers = unknown, tta, workers
         self.images: Any = find_images(images) if isinstance(images, Sequence) else images
         self.form, self.batch_size, self.failed = form, batch_size, 0
         self.top = top or (3 if self.model.backbone.task == "classification" else None)
@@ -42,7 +44,8 @@ class Answers:
 
     def _counted(self) -> Iterator[Prediction]:
         total = len(self.images) if isinstance(self.images, Sized) else None
-        options: Any = {"batch_size": self.batch_size, "unknown": self.unknown}
+        keys = ("batch_size", "unknown", "tta", "workers")
+        options: Any = {key: getattr(self, key) for key in keys}
         found = iter_predictions(self.model, self.images, top=self.top, **options)
         with bar(total, "predict") as progress:
             for prediction in found:

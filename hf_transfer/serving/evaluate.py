@@ -27,7 +27,7 @@ from hf_transfer.serving.familiar import alarms
 from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.paired import accuracy_interval, by_group, compared
 from hf_transfer.serving.pictures import Failed, batches
-from hf_transfer.serving.predict import iter_predictions, outputs, ready
+from hf_transfer.serving.predict import averages, iter_predictions, outputs, ready
 
 ALL = "all"  # images of every split
 
@@ -53,7 +53,7 @@ def evaluate(
     compare: PreTrainedModel | str | Path | None = None,
     split: str | None = None,
     threshold: float | None = None,
-    tta: bool = False,
+    tta: bool | None = None,
     unknown: bool = False,
     group: str | None = None,
     out: str | Path | None = None,
@@ -67,15 +67,15 @@ def evaluate(
     labels that the model lacks are left out. `split` is one of the data's own or "all" (default:
     its test images, else its validation images, else all). `metrics` has every metric of the task
     with n and a 95% interval, and each class. `tta` averages each image's answer with its mirror
-    image's. `threshold` counts, of classes, answers of at least that probability only; of several
-    labels it is the probability from which one counts as present. `unknown` counts the images that
-    the model calls unlike its training: false alarms among those of its labels, and those found
-    among images of labels that it lacks, with the AUROC of the distance. `compare` is another
-    model: what it does on the same images, with a paired test. `group` is a column of the
-    table, or a pattern on the files' names with one group: metrics come for each group, and
-    intervals draw whole ones. `out` is a folder to write evaluation.json and the page report.html
-    to, with images unless `page_images` is False (None: unless some are DICOM files). Raises
-    UserError.
+    image's (default: as saved with the model). `threshold` counts, of classes, answers of at least
+    that probability only; of several labels it is the probability from which one counts as
+    present. `unknown` counts the images that the model calls unlike its training: false
+    alarms among those of its labels, and those found among images of labels that it lacks, with
+    the AUROC of the distance. `compare` is another model: what it does on the same images, with a
+    paired test. `group` is a column of the table, or a pattern on the files' names with one group:
+    metrics come for each group, and intervals draw whole ones. `out` is a folder to write
+    evaluation.json and the page report.html to, with images unless `page_images` is False (None:
+    unless some are DICOM files). Raises UserError.
     """
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")
@@ -92,7 +92,7 @@ def evaluate(
         "task": backbone.task,
         "labels": matched,
         "unreadable": failed,
-        "tta": tta,
+        "tta": averages(model, tta),
     }
     logits = _from_threshold(result, scored, threshold, backbone)
     groups = None if found.groups is None else [found.groups[row] for row in scored.rows]
@@ -199,7 +199,7 @@ def _few(labels: Any) -> str:
 
 
 def _scored(
-    model: PreTrainedModel, found: Scan, batch_size: int, tta: bool, what: str
+    model: PreTrainedModel, found: Scan, batch_size: int, tta: bool | None, what: str
 ) -> tuple[Scored, list[dict[str, str]]]:
     """Return a model's outputs for the images whose labels it knows, and those that fail."""
     labels, task = model.backbone.labels, model.backbone.task
@@ -215,7 +215,7 @@ def _scored(
     with bar(len(rows), what) as progress:
         images = _images(found, rows)
         for batch in batches(images, model.backbone.image, batch_size):
-            logits.append(_averaged(model, batch.pixels, tta))
+            logits.append(_in_units(model, batch.pixels, tta))
             for error in batch.errors:
                 row = next(number)
                 if error:
@@ -281,19 +281,10 @@ def _truth(
     return truth[:, columns], columns
 
 
-def _averaged(model: PreTrainedModel, pixels: torch.Tensor, tta: bool) -> torch.Tensor:
-    """Return outputs (B, C) as logits, of a regression in units; `tta` adds the mirror image."""
-    task, scale = model.backbone.task, model.backbone.scale
-    each = [outputs(model, view) for view in ([pixels, pixels.flip(2)] if tta else [pixels])]
-    if task == "regression":
-        units = [torch.as_tensor(scale.to_units(one)) if scale else one for one in each]
-        return torch.stack(units).mean(dim=0).double()
-    if not tta:
-        return each[0].double()
-    if task == "multi_label":
-        return torch.stack([one.double().sigmoid() for one in each]).mean(dim=0).logit(eps=1e-12)
-    shares = torch.stack([one.double().log_softmax(-1) for one in each])
-    return torch.logsumexp(shares, dim=0)
+def _in_units(model: PreTrainedModel, pixels: torch.Tensor, tta: bool | None) -> torch.Tensor:
+    """Return outputs float64 (B, C) as logits, of a regression in units."""
+    found, scale = outputs(model, pixels, averages(model, tta)), model.backbone.scale
+    return (torch.as_tensor(scale.to_units(found)) if scale else found).double()
 
 
 def _from_threshold(

@@ -118,7 +118,7 @@ def _compare(model: PreTrainedModel, answers: Answers) -> tuple[int, float]:
     image = backbone.image
     with tempfile.TemporaryDirectory() as folder:
         files = odd_files(Path(folder), image.channels)
-        rows = predict(model, files, top=len(backbone.labels))
+        rows = predict(model, files, top=len(backbone.labels), tta=False)
         (batch,) = batches(files, image, len(files))
     if failed := [row.error for row in rows if row.error]:
         raise UserError(f"cannot compare the exported model: {failed[0]}")

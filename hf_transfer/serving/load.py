@@ -14,7 +14,7 @@ from hf_transfer.serving.evaluate import evaluate
 from hf_transfer.serving.explain import BATCH, Explanation, explain
 from hf_transfer.serving.export import export
 from hf_transfer.serving.hub import push
-from hf_transfer.serving.predict import Prediction, predict, ready
+from hf_transfer.serving.predict import Predictions, predict, ready
 
 
 class Model:
@@ -44,16 +44,19 @@ class Model:
         top: int | None = None,
         batch_size: int = 32,
         threads: int | None = None,
+        workers: int = 0,
         unknown: bool = False,
-    ) -> list[Prediction]:
+        tta: bool | None = None,
+    ) -> Predictions:
         """Return a prediction for each image, as `hf_transfer.predict` does.
 
         `images` are paths, folders, patterns, bytes, open files, PIL images, arrays, tensors, a
         column of `datasets`, or any iterable of these. The `top` likeliest labels are kept.
-        `threads` decode. With `unknown` each prediction says how unlike training its image is.
+        `threads` decode, or `workers`, which are processes. With `unknown` each prediction says
+        how unlike training its image is. `tta` averages answers with those for mirror images.
         """
-        options: Any = {"batch_size": batch_size, "threads": threads, "unknown": unknown}
-        return predict(self.network, images, top=top, **options)
+        decoding: Any = {"batch_size": batch_size, "threads": threads, "workers": workers}
+        return predict(self.network, images, top=top, unknown=unknown, tta=tta, **decoding)
 
     def evaluate(
         self,
@@ -62,7 +65,7 @@ class Model:
         compare: Model | PreTrainedModel | str | Path | None = None,
         split: str | None = None,
         threshold: float | None = None,
-        tta: bool = False,
+        tta: bool | None = None,
         unknown: bool = False,
         group: str | None = None,
         out: str | Path | None = None,

@@ -41,7 +41,7 @@ def check_loaders(folder: Path) -> list[str]:
     labels = model.backbone.labels
     with tempfile.TemporaryDirectory() as scratch:
         files = odd_files(Path(scratch), model.backbone.image.channels)
-        rows = predict(model, files, top=len(labels))
+        rows = predict(model, files, top=len(labels), tta=False)
         if failed := [row.error for row in rows if row.error]:
             raise UserError(f"cannot check {folder}: {failed[0]}")
         expected = np.array([in_order(row, labels) for row in rows])
@@ -83,7 +83,11 @@ def _loaders(folder: str) -> Iterator[tuple[str, Answer]]:
     own = load_model(folder)
     backbone = own.backbone
     labels, channels = backbone.labels, backbone.image.channels
-    yield "hf_transfer", lambda file: in_order(predict(own, file, top=len(labels))[0], labels)
+
+    def ours(file: Path) -> list[float]:
+        return in_order(predict(own, file, top=len(labels), tta=False)[0], labels)
+
+    yield "hf_transfer", ours
     if channels not in (1, 3, 4) or backbone.image.crop_mode == "border":
         return  # the card names our own command alone
     yield from _in_transformers(folder, backbone)

@@ -29,6 +29,7 @@ class OnnxFacts:
     task: str
     thresholds: tuple[float, ...] = ()  # from which labels of several are there; (): one half
     scale: None = None  # units are inside
+    tta: bool = False  # it sees one image at a time
 
 
 class OnnxModel:

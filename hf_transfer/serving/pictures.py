@@ -11,10 +11,11 @@ import glob
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from hf_transfer.base.boundary import printable, said, untrusted
 from hf_transfer.base.errors import UserError
@@ -53,28 +55,72 @@ class Batch:
 
 
 def batches(
-    images: Any, settings: ImageSettings, size: int = 32, threads: int | None = None
+    images: Any,
+    settings: ImageSettings,
+    size: int = 32,
+    threads: int | None = None,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Yield decoded images in their order, `size` at a time; no image is read before its turn.
 
-    `threads` decode at once (default: one for each core). Raises UserError where nothing is given.
+    `threads` decode at once (default: one for each core), or so many `workers`, which are
+    processes, while the network computes; these take paths only. Raises UserError.
     """
     if size < 1 or (threads is not None and threads < 1):
         raise UserError(f"batch_size and threads must be at least 1, got {size} and {threads}")
+    if workers:
+        files = files_of(images)
+        if files is None or workers < 0:
+            raise UserError(
+                f"{workers} workers cannot decode these images: they take paths of files, folders "
+                "and patterns that are there; leave workers out"
+            )
+        yield from _by_workers(files, settings, size, workers)
+        return
     stream = named(images, settings.channels)
     with _pool(threads or max(1, int(allowed_cores()))) as mapped:
         while some := list(islice(stream, size)):
             with warnings.catch_warnings():  # in this thread alone: the filters are of all threads
                 warnings.simplefilter("ignore")
                 found = list(mapped(lambda one: _decoded(*one, settings), some))
-            pixels = [one for one in found if not isinstance(one, str)]
-            side = settings.stored
-            empty = torch.empty((0, side, side, settings.channels), dtype=torch.uint8)
-            yield Batch(
-                tuple(name for name, _ in some),
-                tuple(one if isinstance(one, str) else None for one in found),
-                torch.from_numpy(np.stack(pixels)) if pixels else empty,
-            )
+            names = [name for name, _ in some]
+            yield _batch(list(zip(names, found, strict=True)), settings)
+
+
+def _batch(found: list[tuple[str, np.ndarray[Any, Any] | str]], settings: ImageSettings) -> Batch:
+    """Return images with these names, each with its pixels or in one line why there are none."""
+    pixels = [one for _, one in found if not isinstance(one, str)]
+    empty = torch.empty((0, settings.stored, settings.stored, settings.channels), dtype=torch.uint8)
+    return Batch(
+        tuple(name for name, _ in found),
+        tuple(one if isinstance(one, str) else None for _, one in found),
+        torch.from_numpy(np.stack(pixels)) if pixels else empty,
+    )
+
+
+class _FilesToDecode(Dataset[tuple[str, Any]]):
+    """Files as a DataLoader's workers decode them: names, each with pixels or why it has none."""
+
+    def __init__(self, files: Sequence[str], settings: ImageSettings) -> None:
+        self.files, self.settings = files, settings
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple[str, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self.files[row], _decoded(self.files[row], self.files[row], self.settings)
+
+
+def _by_workers(
+    files: Sequence[str], settings: ImageSettings, size: int, workers: int
+) -> Iterator[Batch]:
+    """Yield batches that so many processes decode, as those of training do."""
+    collate = partial(_batch, settings=settings)
+    yield from DataLoader(
+        _FilesToDecode(files, settings), size, num_workers=workers, collate_fn=collate
+    )
 
 
 @contextmanager

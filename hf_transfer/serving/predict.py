@@ -15,6 +15,7 @@ from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.load import load_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.inputs.head_features import outputs_and_features
+from hf_transfer.inputs.mirror import mean_of_views
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.recipe.tasks import THRESHOLD
 from hf_transfer.serving.familiar import Familiar, familiar_of
@@ -80,6 +81,29 @@ class Prediction:
         return answer | {"threshold": self.threshold, **own, "there": there}
 
 
+class Predictions(list[Prediction]):
+    """Predictions in order: a list that turns into a table of `datasets` or pandas."""
+
+    def to_dataset(self) -> Any:
+        """Return a `datasets.Dataset` with a row for each image, of what `to_dict` returns."""
+        from datasets import Dataset
+
+        return Dataset.from_list([row.to_dict() for row in self])
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame with a row for each image: its file, why it has no answer, the
+        likeliest label, and a column with the probability or value of each label or target."""
+        from pandas import DataFrame
+
+        rows = []
+        for row in self:
+            label = {} if row.values is not None else {"label": row.label}
+            told = dict(row.labels if row.values is None else row.values)
+            unknown = {} if row.unlike is None else {"unknown": row.unknown, "unlike": row.unlike}
+            rows.append({"file": row.file, "error": row.error, **label, **unknown, **told})
+        return DataFrame(rows)
+
+
 def predict(
     model: PreTrainedModel | OnnxModel | str | Path,
     images: Any,
@@ -87,11 +111,25 @@ def predict(
     top: int | None = None,
     batch_size: int = 32,
     threads: int | None = None,
+    workers: int = 0,
     unknown: bool = False,
-) -> list[Prediction]:
-    """Return a prediction for each image, in order; see `iter_predictions`."""
-    options: Any = {"top": top, "batch_size": batch_size, "threads": threads, "unknown": unknown}
-    return list(iter_predictions(model, images, **options))
+    tta: bool | None = None,
+) -> Predictions:
+    """Return a prediction for each image, in order, as a list that turns into a table.
+
+    `model` is a run folder, a model folder, a Hub repository, an ONNX file that `export` wrote, or
+    a loaded model. `images` are paths, folders, patterns ("photos/*.jpg"), bytes, open files, PIL
+    images, arrays (H, W, C) or tensors (C, H, W) of uint8 or of floats in 0..1, rows or columns of
+    `datasets`, or any iterable of these. The `top` likeliest labels are kept: 5 of classes, all of
+    several labels. `threads` decode (default: one for each core), or so many `workers`, which are
+    processes, where all images are files. With `unknown` each prediction says how `unlike` the
+    training images its image is. `tta` averages the answers for an image and its mirror image
+    (default: as saved with the model). An image that cannot be read has a prediction with an
+    `error`. Raises UserError where there is no model, or with `unknown` where it knows nothing of
+    its training images.
+    """
+    options: Any = {"top": top, "batch_size": batch_size, "threads": threads, "workers": workers}
+    return Predictions(iter_predictions(model, images, unknown=unknown, tta=tta, **options))
 
 
 def iter_predictions(
@@ -101,25 +139,25 @@ def iter_predictions(
     top: int | None = None,
     batch_size: int = 32,
     threads: int | None = None,
+    workers: int = 0,
     unknown: bool = False,
+    tta: bool | None = None,
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each image, in order, as soon as its batch is done.
-
-    `model` is a model of ours, what `load_model` takes, or an ONNX file that `export` wrote.
-    `images` are paths, folders, patterns ("photos/*.jpg"), bytes, open files, PIL images, arrays
-    (H, W, C) or tensors (C, H, W) of uint8 or of floats in 0..1, or any iterable of these. The
-    `top` likeliest labels are kept: 5 of classes, all of several labels. `threads` decode (default:
-    one for each core). With `unknown` each prediction says how `unlike` the training images its
-    image is. An image that cannot be read yields a prediction with an `error`. Raises UserError
-    where there is no model, or with `unknown` where it knows nothing of its training images.
-    """
+    """Yield a prediction for each image, in order, as soon as its batch is done; see `predict`."""
     if (top is not None and top < 1) or batch_size < 1:
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     if not isinstance(model, (PreTrainedModel, OnnxModel)):
         model = ready(model)
     familiar = familiar_of(network_of(model)) if unknown else None
-    for batch in batches(images, model.backbone.image, batch_size, threads):
-        yield from _answers(model, batch, top, familiar)
+    both = averages(model, tta)
+    for batch in batches(images, model.backbone.image, batch_size, threads, workers):
+        yield from _answers(model, batch, top, familiar, both)
+
+
+def averages(model: PreTrainedModel | OnnxModel, tta: bool | None) -> bool:
+    """Return whether a model's answers are means with those for mirror images: as asked, else as
+    saved with it."""
+    return bool(model.backbone.tta if tta is None else tta)
 
 
 def ready(where: str | Path) -> PreTrainedModel | OnnxModel:
@@ -131,13 +169,18 @@ def ready(where: str | Path) -> PreTrainedModel | OnnxModel:
 
 
 def _answers(
-    model: PreTrainedModel | OnnxModel, batch: Batch, top: int | None, familiar: Familiar | None
+    model: PreTrainedModel | OnnxModel,
+    batch: Batch,
+    top: int | None,
+    familiar: Familiar | None,
+    tta: bool,
 ) -> Iterator[Prediction]:
     if familiar is None or not len(batch.pixels) or isinstance(model, OnnxModel):
-        logits, unlike = outputs(model, batch.pixels), None
+        logits, unlike = outputs(model, batch.pixels, tta), None
     else:
         logits, features = outputs_and_features(model, batch.pixels)
         unlike = familiar.unlike(features).tolist()
+        logits = _mean(model, batch.pixels, logits) if tta else logits
     row = 0
     for name, error in zip(batch.names, batch.errors, strict=True):
         if error:
@@ -181,11 +224,16 @@ def network_of(model: PreTrainedModel | OnnxModel | str | Path) -> PreTrainedMod
 
 
 @torch.inference_mode()
-def outputs(model: PreTrainedModel | OnnxModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Return the model's outputs (B, C), float32 on the CPU, for images of uint8 (B, S', S', C).
+def outputs(
+    model: PreTrainedModel | OnnxModel, pixels: torch.Tensor, tta: bool = False
+) -> torch.Tensor:
+    """Return the model's outputs (B, C), float32 on the CPU, for images of uint8 (B, S', S', C);
+    with `tta` as means with those for the mirror images.
 
     The model is in evaluation mode meanwhile, and as it was afterwards.
     """
+    if tta:
+        return _mean(model, pixels, outputs(model, pixels))
     if isinstance(model, OnnxModel):
         return model.outputs(pixels)
     if not len(pixels):
@@ -193,3 +241,11 @@ def outputs(model: PreTrainedModel | OnnxModel, pixels: torch.Tensor) -> torch.T
     with evaluating(model):
         x = to_model_input(pixels.to(model.device), model.backbone.image).to(model.dtype)
         return model(pixel_values=x).logits.float().cpu()
+
+
+def _mean(
+    model: PreTrainedModel | OnnxModel, pixels: torch.Tensor, found: torch.Tensor
+) -> torch.Tensor:
+    """Return outputs (B, C) as means with those for the mirror images."""
+    views = [found, outputs(model, pixels.flip(2))]
+    return mean_of_views(model.backbone.task, views).float()

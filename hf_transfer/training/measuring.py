@@ -10,6 +10,7 @@ import torch
 
 from hf_transfer.base import launch
 from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.inputs.mirror import mean_of_views, mirrored
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.examples import examples, shows_images
@@ -49,15 +50,20 @@ def measure(
     extra: Sequence[Extra] = (),
     page_images: str | None = "none",
     rule: Rule = "",
+    tta: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the final metrics on validation, and under `test` on test where there is one; and the
     examples of the split that counts, which is test where there is one.
 
     `extra` metrics are computed from the same logits. `page_images` is the recipe's. By a `rule`
-    the thresholds of several labels are chosen on validation, and the model keeps them.
+    the thresholds of several labels are chosen on validation, and the model keeps them. With `tta`
+    answers are means over each image and its mirror image, and the model keeps that, too.
     """
     images = data.validation
     found = trainer.predict_validation()
+    if tta:
+        trainer.model.backbone = replace(trainer.model.backbone, tta=True)
+        found = _with_mirror(trainer, images, found)
     limits: tuple[float, ...] = ()
     if rule:
         limits = best_thresholds(found.predictions, images.labels, images.names, rule)
@@ -65,6 +71,7 @@ def measure(
     metrics = _measured(found, images, data.task, extra, limits)
     if data.test is not None:
         images, found = data.test, trainer.predict(data.test)
+        found = _with_mirror(trainer, images, found) if tta else found
         metrics["test"] = _measured(found, images, data.task, extra, limits)
     if rule:
         metrics["thresholds"] = dict(zip(images.names, limits, strict=True))
@@ -83,6 +90,16 @@ def thresholds(recipe: Recipe, labels: Sequence[str]) -> Rule:
     rule: Rule = given if isinstance(given, str) else dict(given) or ""
     check_rule(rule, labels)
     return rule
+
+
+def _with_mirror(trainer: TransferTrainer, images: ImageSet, found: Any) -> Any:
+    """Return predictions as means with those of the mirror images."""
+    if not len(images):
+        return found
+    views = [found.predictions, trainer.predict(mirrored(images)).predictions]
+    task = trainer.model.backbone.task
+    mean = mean_of_views(task, [torch.from_numpy(view) for view in views]).float().numpy()
+    return found._replace(predictions=mean)
 
 
 def _measured(

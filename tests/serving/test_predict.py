@@ -2,12 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sample_report import FLOWERS
 from tiny_model import picture, tiny_run
 from transformers import pipeline
@@ -387,3 +388,44 @@ def test_settings_out_of_range_are_refused(model, files, setting):
 def test_a_model_that_is_not_there_is_named(tmp_path, files):
     with pytest.raises(UserError, match="absent"):
         predict(tmp_path / "absent", files)
+
+
+def test_workers_decode_files_as_threads_do_and_nothing_else(run, tmp_path):
+    for i in range(5):
+        picture(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"x")
+    expected = predict(run, tmp_path, batch_size=2)
+    assert predict(run, tmp_path, batch_size=2, workers=1) == expected
+    with pytest.raises(UserError, match="1 workers cannot decode these images"):
+        predict(run, [picture(1)], workers=1)
+
+
+def test_a_table_of_pandas_or_datasets_has_the_answers(run):
+    found = predict(run, [picture(0), None], top=2)
+    table = found.to_pandas()
+    assert table["label"][0] == found[0].label
+    assert table[found[0].label][0] == found[0].labels[0][1]
+    assert table["error"][1] == found[1].error
+    assert found.to_dataset()[0]["labels"] == found[0].to_dict()["labels"]
+
+
+def test_means_with_the_mirror_image_are_a_setting_that_a_model_keeps(run, tmp_path):
+    model = load_model(run)
+    images = [picture(0), picture(1)]
+    turned = [ImageOps.mirror(image) for image in images]
+    plain, other = predict(model, images, top=5), predict(model, turned, top=5)
+    asked = predict(model, images, top=5, tta=True)
+    for row, one, two in zip(asked, plain, other, strict=True):
+        for label, share in row.labels:
+            mean = (dict(one.labels)[label] + dict(two.labels)[label]) / 2
+            assert share == pytest.approx(mean, abs=1e-5)
+    model.backbone = replace(model.backbone, tta=True)
+    save_model(model, tmp_path / "model")
+    kept = load_model(tmp_path / "model")
+    assert kept.backbone.tta
+    assert predict(kept, images, top=5)[0].labels == asked[0].labels
+    assert predict(kept, images, top=5, tta=False)[0].labels == plain[0].labels
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"tta": true', '"tta": "yes"'))
+    with pytest.raises(UserError, match="tta is 'yes', not true or false"):
+        load_model(tmp_path / "model")
