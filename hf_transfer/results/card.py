@@ -84,7 +84,7 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             task=report.task,
             split=split,
             kind=KINDS[report.task.kind],
-            recipe=report.name,
+            recipe=report.name if "phases" in report.recipe else None,  # else a Trainer in Python
             backbone=report.backbone.get("id") or NOT_STATED,
             data_name=conclusions.data_name(report) or f"data that is {NOT_STATED}",
             start=_start(report),

@@ -274,12 +274,12 @@ def finish(report: RunReport, out: Path) -> RunReport:
     if is_main():
         here = RunFolder(out)
         write_html(report, here.page)
-        _write_card(report, here.model)
+        write_card(report, here.model)
         report.save(here.report)
     return report
 
 
-def _write_card(report: RunReport, model: Path) -> None:
+def write_card(report: RunReport, model: Path) -> None:
     """Write a model's card and its pictures into the model's folder."""
     for name, (_, drawn) in card_pictures(report).items():
         add_text(model, name, drawn, "model")
@@ -301,7 +301,7 @@ def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:
             if one.is_dir():
                 _copy(one, place)
         write_html(median, here.page, seeds=reports)
-        _write_card(median, here.model)
+        write_card(median, here.model)
         median.save(here.report)
     return median
 

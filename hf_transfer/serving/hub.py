@@ -21,6 +21,8 @@ from hf_transfer.serving.published import published_file, published_recipe
 
 logger = logging.getLogger(__name__)
 
+TRAINERS = ("trainer_state.json", "*_results.json")  # save_state, save_metrics
+
 
 def push(
     run: str | Path,
@@ -128,11 +130,14 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
 
 
 def _files_of(folder: Path, prefix: str) -> dict[str, Path | bytes]:
-    """Return the files of a folder that are published: safetensors, JSON and text, no pickles."""
+    """Return the files of a folder that are published: safetensors, JSON and text; no pickles, and
+    nothing that a Trainer notes of its own."""
     return {
         f"{prefix}{path.name}": path if path.suffix == ".safetensors" else published_file(path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in PUBLISHED)
+        if path.is_file()
+        and any(fnmatch(path.name, pattern) for pattern in PUBLISHED)
+        and not any(fnmatch(path.name, pattern) for pattern in TRAINERS)
     }
 
 

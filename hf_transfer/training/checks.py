@@ -58,8 +58,8 @@ def check_model(
 def unpublished(*_: Any, **__: Any) -> NoReturn:
     """Raise UserError in place of Trainer's ways to publish: they know nothing of the run."""
     raise UserError(
-        "a Trainer does not publish, as its card would not tell what was trained on what; train "
-        "with hf_transfer.train or hf-transfer train, then hf-transfer push FOLDER OWNER/NAME"
+        "a Trainer does not publish; save_model(FOLDER) writes the model with its card, and "
+        "hf-transfer push FOLDER OWNER/NAME, or hf_transfer.push, uploads that"
     )
 
 

@@ -21,13 +21,12 @@ from transformers.trainer_utils import BestRun, EvalLoopOutput, PredictionOutput
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.regression_units import take_scale
-from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.steps import warmup_steps
 from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.report import PhaseReport
-from hf_transfer.training import arguments, given, search, skew
+from hf_transfer.training import arguments, given, search, skew, trainer_report
 from hf_transfer.training.argument_table import check_arguments
 from hf_transfer.training.checks import check_model, unpublished
 from hf_transfer.training.labels import check_labels
@@ -219,13 +218,15 @@ class TransferTrainer(Trainer):
         return 0.0
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the folder that is published, of a model of `load_backbone`; else as Trainer does.
+        """Write the folder that is published, of a model of `load_backbone`, with its card; else as
+        Trainer does.
         A checkpoint gets the weights by their own names."""
         if self.now and self.now.saving:
             checkpoints.save_whole(self.model, Path(output_dir), self.args.should_save)
         elif isinstance(getattr(self.model, "backbone", None), Backbone):
             if self.args.should_save:
-                save_model(self.model, output_dir or self.args.output_dir)
+                best = self.runner.best.index
+                trainer_report.save(self, output_dir or self.args.output_dir, best)
         else:
             super().save_model(output_dir, _internal_call)
 

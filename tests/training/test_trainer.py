@@ -36,6 +36,7 @@ from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs.model_input import collate as together
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.metrics.by_name import EpochMetrics
+from hf_transfer.serving.hub import gather
 from hf_transfer.training.freezing import FreezingError
 from hf_transfer.training.layerwise import LayerwiseTrainer
 from hf_transfer.training.loss import LOSSES
@@ -648,20 +649,37 @@ def test_the_reports_say_what_was_trained(tmp_path):
     json.dumps(head.history)
 
 
-def test_save_model_writes_the_published_folder_and_leaves_other_files_alone(tmp_path):
-    done = trained(tmp_path / "run", [HEAD])
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "notes.txt").write_text("mine")
-    done.save_model(str(tmp_path / "model"))
-    files = {path.name for path in (tmp_path / "model").iterdir()}
+def test_save_model_writes_what_is_published_with_its_card_and_leaves_other_files_alone(tmp_path):
+    done = trained(tmp_path / "run", [HEAD, {**COLD, "epochs": 1}])
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "notes.txt").write_text("mine")
+    done.save_model(str(place))
+    files = {path.name for path in place.iterdir()}
     assert files == {
         "config.json", "model.safetensors", "preprocessor_config.json", "notes.txt", ".hf_transfer",
+        "README.md", "report.json", "curve-1.svg", "curve-2.svg",
     }  # fmt: skip
-    again = load_model(tmp_path / "model")
+    again = load_model(place)
     assert again.backbone.labels == NAMES
     assert changed(state(done.model), state(again)) == set()
+    card = (place / "README.md").read_text()
+    assert "trained on data that is not stated with hf_transfer's Trainer, from random" in card
+    assert f"| Accuracy | validation | {done.reports[1].metrics['accuracy']:.3f} |" in card
+    assert "| 1 head |" in card
+    assert "recipe" not in card
     done.save_model()
-    assert (tmp_path / "run" / "config.json").is_file()
+    done.save_state()
+    assert (
+        set(gather(tmp_path / "run")) == set(gather(place)) == files - {"notes.txt", ".hf_transfer"}
+    )
+
+
+def test_the_card_of_a_model_that_was_not_trained_says_so(tmp_path):
+    trainer(tmp_path, [HEAD]).save_model(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Phases: not stated." in card
+    assert "Accuracy: not measured." in card
 
 
 def test_save_pretrained_works_after_training_in_channels_last(tmp_path):
