@@ -157,11 +157,6 @@ def _check_own(own: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
             "include_for_metrics=['inputs'] needs a validation set of pixel_values, and an "
             "ImageSet gives stored pixels; remove it, or pass a data set of your own"
         )
-    if own.get("preprocess_logits_for_metrics") and not own.get("compute_metrics"):
-        raise UserError(
-            "preprocess_logits_for_metrics needs compute_metrics, because the usual metrics take "
-            "logits as they are"
-        )
     kind = own.get("optimizer_cls_and_kwargs")
     set_there = {"params", "lr", "weight_decay"} & set(kind[1] if kind else ())
     if set_there:

@@ -8,6 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -21,6 +22,7 @@ from hf_transfer.inputs.model_input import collate
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
+from hf_transfer.recipe.tasks import CLASSIFICATION
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.training.labels import names_of
 from hf_transfer.training.recovery import checkpoints
@@ -109,14 +111,18 @@ def given_collator(collator: Any, args: TrainingArguments, images: Any) -> Any:
     return Renamed(collator, names[0])
 
 
-def given_metrics(own: Mapping[str, Any], task: str, scale: Scale | None) -> Any:
-    """Return `compute_metrics` of Trainer's `own` arguments, by default the task's.
+def given_metrics(own: Mapping[str, Any], task: str, scale: Scale | None, outputs: int) -> Any:
+    """Return `compute_metrics` of Trainer's `own` arguments, by default the task's, for a model of
+    so many outputs.
 
     A user's function that fails, or returns no dict, raises UserError.
     """
     compute = own.get("compute_metrics", EpochMetrics(task=task, scale=scale))
-    if compute is None or isinstance(compute, EpochMetrics):
-        return compute
+    if isinstance(compute, EpochMetrics):
+        first = own.get("preprocess_logits_for_metrics")
+        return compute.of_classes() if first and _gives_classes(first, task, outputs) else compute
+    if compute is None:
+        return None
     asked = "it takes an EvalPrediction and returns a dict such as {'accuracy': 0.9}"
     if not callable(compute):
         raise UserError(f"compute_metrics is {_kind(compute)}, not a function; {asked}")
@@ -130,6 +136,28 @@ def given_metrics(own: Mapping[str, Any], task: str, scale: Scale | None) -> Any
         return found
 
     return told
+
+
+def _gives_classes(first: Callable[..., Any], task: str, outputs: int) -> bool:
+    """Return whether `preprocess_logits_for_metrics` makes classes of logits; it is called once.
+
+    Raises UserError for what the usual metrics cannot use.
+    """
+    rows, several = outputs + 2, task != CLASSIFICATION.name  # other than outputs, to tell them
+    labels = torch.zeros((rows, outputs) if several else rows, dtype=None if several else int)
+    asked = "it takes logits (B, C) and labels"
+    with untrusted("preprocess_logits_for_metrics", asked, verb="run"):
+        found = first(torch.zeros(rows, outputs), labels)
+    shape = tuple(getattr(found[0] if isinstance(found, tuple) else found, "shape", ()))
+    if shape == (rows, outputs):
+        return False
+    if shape == (rows,) and not several:
+        return True
+    needed = "logits" if several else "logits or the class of each image"
+    raise UserError(
+        f"preprocess_logits_for_metrics returns a shape of {shape} for logits of "
+        f"{(rows, outputs)}, and the usual metrics need {needed}; pass compute_metrics for anything else"
+    )
 
 
 def given_phases(phases: Any) -> Sequence[Any]:

@@ -83,7 +83,9 @@ class TransferTrainer(Trainer):
         self.reports: list[PhaseReport] = []
         self.now: PhaseState | None = None
         kwargs["data_collator"] = given.given_collator(kwargs.get("data_collator"), args, images)
-        kwargs["compute_metrics"] = given.given_metrics(kwargs, task, self.backbone.scale)
+        kwargs["compute_metrics"] = given.given_metrics(
+            kwargs, task, self.backbone.scale, len(labels)
+        )
         super().__init__(model=model, args=args, **kwargs)
         self.label_smoother = None  # smoothing is a phase's, and for training only
         self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact

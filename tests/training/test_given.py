@@ -174,14 +174,42 @@ def test_a_checkpoint_opens_with_from_pretrained(tmp_path):
     assert set(state(opened)) == set(state(done.model))
 
 
-def test_logits_that_are_preprocessed_need_metrics_of_their_own(tmp_path):
-    own = {"preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1)}
-    with pytest.raises(UserError, match="preprocess_logits_for_metrics needs compute_metrics"):
-        TransferTrainer(network(), arguments(tmp_path), [HEAD], **DATA, **own)
+def test_our_metrics_take_what_logits_are_preprocessed_to(tmp_path):
+    """Classes give the same accuracy as logits, and nothing that needs probabilities."""
+
+    def made(first, **own):
+        own = {"preprocess_logits_for_metrics": first, **own}
+        return TransferTrainer(network(), arguments(tmp_path), [HEAD], **DATA, **own)
+
+    usual, doubled, classes = (
+        made(first).evaluate()
+        for first in (None, lambda logits, _: logits * 2, lambda logits, _: logits.argmax(-1))
+    )
+    assert doubled["eval_nll"] != usual["eval_nll"]
+    of_classes = {"eval_accuracy", "eval_macro_f1", "eval_balanced_accuracy"}
+    assert of_classes < set(usual)
+    assert {key for key in classes if key.startswith("eval_") and "_per_" not in key} == {
+        *of_classes, "eval_loss", "eval_runtime", "eval_model_preparation_time",
+    }  # fmt: skip
+    for key in of_classes:
+        assert classes[key] == doubled[key] == usual[key]
+
+
+def test_metrics_of_preprocessed_logits_that_there_cannot_be_are_named_before_training(tmp_path):
+    def refused(says, first, phase=HEAD):
+        own = {"preprocess_logits_for_metrics": first}
+        with pytest.raises(UserError, match=says):
+            TransferTrainer(network(), arguments(tmp_path), [phase], **DATA, **own).train()
+
+    refused(r"returns a shape of \(3,\) for logits of \(5, 3\), and the usual", lambda x, _: x[0])
+    refused("cannot run preprocess_logits_for_metrics: .*; it takes logits", lambda x: x)
+    best = {**HEAD, "best": "auroc"}
+    refused("no metric 'auroc'; have accuracy, balanced_accuracy", lambda x, _: x.argmax(-1), best)
 
     def right(prediction):
         return {"right": float((prediction.predictions == prediction.label_ids).mean())}
 
+    own = {"preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1)}
     made = TransferTrainer(
         network(), arguments(tmp_path), [HEAD], compute_metrics=right, **DATA, **own
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.scale import Scale
-from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS
 from hf_transfer.results.metrics.classification import classification_metrics, softmax
 from hf_transfer.results.metrics.multi_label import multilabel_metrics
 from hf_transfer.results.metrics.pretexts import (
@@ -28,6 +29,7 @@ from hf_transfer.results.metrics.regression import regression_metrics
 # `evaluate.load(str(MODULE))` gives all our metrics as an `evaluate` module, offline.
 MODULE = Path(__file__).with_name("evaluate_module.py")
 OURS = ("accuracy", "top5", "macro_f1", "balanced_accuracy", "auroc", "ece", "nll")
+OF_CLASSES = ("accuracy", "macro_f1", "balanced_accuracy")  # what needs no probabilities
 # What a foreign metric may not overwrite in a report's metrics.
 RESERVED = {
     *OURS,
@@ -94,6 +96,12 @@ class EpochMetrics:
         self.kept: list[tuple[Any, ...]] = []  # batches of an evaluation under way
         self.names = frozenset({*TASKS[task].metrics, *self._tried(classes)})
 
+    def of_classes(self) -> EpochMetrics:
+        """Return these metrics as they are where predictions are classes (N,) instead of logits."""
+        fewer = copy.copy(self)
+        fewer.names = self.names - {*TASKS[self.task].metrics} | {*OF_CLASSES}
+        return fewer
+
     def _tried(self, classes: int) -> dict[str, Any]:
         if not self.extra:
             return {}  # the logits of thousands of classes are hundreds of megabytes
@@ -107,6 +115,8 @@ class EpochMetrics:
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, Any]:
         """Return the defined scalars of an EvalPrediction; of several outputs the first counts.
 
+        Predictions may be classes (N,), as `preprocess_logits_for_metrics` may make them of logits.
+
         Without `compute_result` a batch is only kept for the call that has it, as Trainer's
         `batch_eval_metrics` wants it.
         """
@@ -119,8 +129,12 @@ class EpochMetrics:
                 return {}
             logits, labels = (np.concatenate(each) for each in zip(*self.kept, strict=True))
             self.kept.clear()
+        told = np.ndim(logits) == 1 and self.task == CLASSIFICATION.name
+        if told:
+            logits = np.eye(max(*logits, *labels) + 1)[logits]
         found = measure(self.task, logits, labels, scale=self.scale, bootstrap=0, tables=False)
         ours = {key: value for key, value in found.items() if isinstance(value, float)}
+        ours = {key: value for key, value in ours.items() if not told or key in OF_CLASSES}
         return {**self._extras(logits, labels), **ours}
 
 
