@@ -156,7 +156,8 @@ def _gives_classes(first: Callable[..., Any], task: str, outputs: int) -> bool:
     needed = "logits" if several else "logits or the class of each image"
     raise UserError(
         f"preprocess_logits_for_metrics returns a shape of {shape} for logits of "
-        f"{(rows, outputs)}, and the usual metrics need {needed}; pass compute_metrics for anything else"
+        f"{(rows, outputs)}, and the usual metrics need {needed}; pass compute_metrics for "
+        "anything else"
     )
 
 
