@@ -87,6 +87,8 @@ def add(commands: Any) -> None:
     export.argument("--to", None, form, type=_runtime, choices=tuple(SUFFIXES))
     export.flag("--half", "weights of 16 bits")
     export.flag("--int8", "weights and activations of 8 bits, for ONNX Runtime; needs --data")
+    inside = "take images of any size: resizing and cutting are inside the file; for onnx"
+    export.flag("--resize", inside)
     export.path("--data", "PATH", "labelled images like those of training, to calibrate --int8 on")
     export.path("--out", "FILE", "file (default: the model's name with .onnx, .pt2 or .xml)")
 
@@ -148,8 +150,5 @@ def _runtime(word: str) -> str:
 def _export(args: argparse.Namespace) -> None:
     from hf_transfer.serving.export import export_to
 
-    say(
-        "\n".join(
-            export_to(args.model, args.to or "onnx", args.out, args.half, args.int8, args.data)
-        )
-    )
+    options = {key: getattr(args, key) for key in ("half", "int8", "resize", "data")}
+    say("\n".join(export_to(args.model, args.to or "onnx", args.out, **options)))

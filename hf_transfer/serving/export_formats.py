@@ -134,9 +134,17 @@ def write_openvino(whole: Whole, path: Path) -> Answers:
         for key, value in facts(whole.backbone).items():
             program.set_rt_info(value, ["model_info", key])
         openvino.save_model(program, str(path), compress_to_fp16=False)
-        compiled = openvino.Core().compile_model(
-            str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
+    return openvino_answers(path)
+
+
+def openvino_answers(path: Path, threads: int = 0) -> Answers:
+    """Return the answers (B, labels) of an OpenVINO model to pixels (B, size, size, C)."""
+    import openvino
+
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(str(path), "CPU", options)
     return lambda pixels: compiled({0: pixels})[0]
 
 

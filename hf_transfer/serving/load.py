@@ -106,10 +106,12 @@ class Model:
         to: str = "onnx",
         half: bool = False,
         int8: bool = False,
+        resize: bool = False,
         data: str | Path | DataSpec | None = None,
     ) -> dict[str, Any]:
         """Write one file for another runtime, as `hf_transfer.export` does."""
-        return export(self.network, out, to=to, half=half, int8=int8, data=data)
+        options: Any = {"half": half, "int8": int8, "resize": resize, "data": data}
+        return export(self.network, out, to=to, **options)
 
     def push(
         self,

@@ -34,7 +34,7 @@ def check_loaders(folder: Path) -> list[str]:
 
     Raises UserError with the loader and the file where one does not, or does not load.
     """
-    from hf_transfer.serving.export import in_order, odd_files
+    from hf_transfer.serving.odd_files import in_order, odd_files
     from hf_transfer.serving.predict import predict, ready
 
     model = ready(folder)
@@ -77,7 +77,7 @@ def _in_a_fresh_process(folder: Path, files: Path) -> dict[str, Any]:
 def _loaders(folder: str) -> Iterator[tuple[str, Answer]]:
     """Yield each loader's name, and its answer to a file: (labels,) in the model's order."""
     from hf_transfer.backbones.load import load_model
-    from hf_transfer.serving.export import in_order
+    from hf_transfer.serving.odd_files import in_order
     from hf_transfer.serving.predict import predict
 
     own = load_model(folder)

@@ -16,6 +16,7 @@ from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import check_pixels
 
 SUFFIX = ".onnx"
+INSIDE = "resizes"  # the metadata of a file that resizes and cuts
 TINY = 1e-12
 
 
@@ -54,6 +55,7 @@ class OnnxModel:
             if "labels" not in told:
                 raise UserError(f"{path} does not name its labels; hf-transfer export writes them")
             limits = json.loads(told.get("threshold", "0.5"))
+            self._resizes = told.get(INSIDE) == "true"
             self.backbone = OnnxFacts(
                 str(path),
                 tuple(json.loads(told["labels"])),
@@ -69,8 +71,10 @@ class OnnxModel:
         if not len(pixels):
             return torch.empty((0, len(self.backbone.labels)))
         check_pixels(pixels, image)
-        start = image.middle(pixels.shape[1])
-        seen = pixels[:, start : start + image.size, start : start + image.size]
+        seen = pixels
+        if not self._resizes:  # which cuts, too
+            start = image.middle(pixels.shape[1])
+            seen = pixels[:, start : start + image.size, start : start + image.size]
         (found,) = self._session.run(None, {"pixels": np.ascontiguousarray(seen.cpu().numpy())})
         answers = torch.from_numpy(found).float()
         if self.backbone.task == "regression":

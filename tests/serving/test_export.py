@@ -17,12 +17,16 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
+from hf_transfer.data.decoding import decode_noted, load_image
 from hf_transfer.data.image_set import ImageSet
+from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.scale import Scale
 from hf_transfer.serving import export as exporting
 from hf_transfer.serving.embed import embed
-from hf_transfer.serving.export import export, odd_files
+from hf_transfer.serving.export import export
 from hf_transfer.serving.export_formats import Whole
+from hf_transfer.serving.export_resizing import put_resizing_inside
+from hf_transfer.serving.odd_files import odd_files
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import predict
 
@@ -96,14 +100,73 @@ def test_eight_bits_are_calibrated_and_their_price_is_told(tmp_path):
     model = network()
     save_model(model, tmp_path / "model")
     small = tmp_path / "small.onnx"
-    lines = exporting.export_to(tmp_path / "model", "onnx", small, int8=True, data=data)
+    options = {"int8": True, "resize": True, "data": data}
+    lines = exporting.export_to(tmp_path / "model", "onnx", small, **options)
     assert "before rounding to 8 bits" in lines[0]
+    assert "takes images of any size" in lines[-1]
     assert re.search(r"8 bits: accuracy \d.* on 24 images; .* ms an image in one thread", lines[1])
     image = sorted(data.glob("*/*.png"))[0]
     one, other = (dict(predict(it, image, top=3)[0].labels) for it in (small, model))
     assert one == pytest.approx(other, abs=0.1)
     assert one != pytest.approx(other, abs=1e-6)
     assert logging.getLogger().level != logging.ERROR
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ImageSettings(20, crop_pct=20 / 23),
+        ImageSettings(21, interpolation="bilinear", crop_pct=21 / 24, crop_offset="down"),
+        ImageSettings(24, interpolation="bilinear", crop_mode="squash"),
+        ImageSettings(20, 1, (0.5,), (0.5,), crop_pct=20 / 23),
+    ],
+)
+def test_resizing_inside_gives_the_pixels_of_pillow_but_for_roundings(settings, tmp_path):
+    """Of a file whose only answer is the square that it sees."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, save
+
+    sides = ["batch", settings.size, settings.size, settings.channels]
+    named = [helper.make_tensor_value_info(n, TensorProto.UINT8, sides) for n in ("pixels", "seen")]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["pixels"], ["seen"])], "same", named[:1], named[1:]
+    )
+    opset = [helper.make_opsetid("", 20)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(tmp_path / "same.onnx"))
+    put_resizing_inside(tmp_path / "same.onnx", settings)
+    session = onnxruntime.InferenceSession(tmp_path / "same.onnx")
+    (tmp_path / "files").mkdir()
+    start, off = settings.middle(settings.stored), []
+    for file in odd_files(tmp_path / "files", settings.channels):
+        whole = np.asarray(load_image(file, settings.channels))
+        whole = whole.reshape(1, *whole.shape[:2], settings.channels)
+        (found,) = session.run(None, {"pixels": whole})
+        expected = decode_noted(file, settings, reduced=False).pixels[start:, start:]
+        expected = expected[: settings.size, : settings.size].astype(int)
+        off.append(np.abs(found[0] - expected))
+    assert max(each.max() for each in off) <= 1
+    assert np.mean([each.mean() for each in off]) < 2e-3
+
+
+def test_what_cannot_resize_inside_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--resize is for --to onnx, not for torch"):
+        export(network(), tmp_path / "a.pt2", to="torch", resize=True)
+    model = network()
+    image = replace(model.backbone.image, interpolation="lanczos")
+    model.backbone = replace(model.backbone, image=image)
+    with pytest.raises(UserError, match=r"\(lanczos, center, 3 channels\): it takes bilinear or"):
+        export(model, tmp_path / "a.onnx", resize=True)
+
+
+def test_what_eight_bits_lose_is_said_where_it_is_more_than_a_point(tmp_path, monkeypatch):
+    full, small = ({"value": value, "ms": 2.0, "bytes": 2**20} for value in (0.9, 0.885))
+    told = {"metric": "accuracy", "n": 9, "full": full, "int8": small}
+    answer = {"file": "a.onnx", "compared": 10, "difference": 1e-7, "int8": told}
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: answer)
+    lines = exporting.export_to(tmp_path, "onnx", None, int8=True, data="x")
+    assert "8 bits cost 1.5 points of accuracy here, more than one" in lines[2]
+    small["value"] = 0.895
+    assert "points" not in " ".join(exporting.export_to(tmp_path, "onnx", None, int8=True))
 
 
 @pytest.mark.slow
