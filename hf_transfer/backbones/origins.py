@@ -136,6 +136,8 @@ def _in_folder(folder: Path) -> Origin:
             f"backbone folder {folder} has no config.json; give a folder that timm, transformers "
             "or hf-transfer saved"
         )
+    if (processor := folder / "preprocessor_config.json").is_file():
+        _read(processor, str(processor))
     return _by_config(_read(path, str(path)), str(path), folder=folder)
 
 
