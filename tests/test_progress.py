@@ -1,6 +1,5 @@
 """What a user sees while a run trains."""
 
-import pytest
 from small import ALL, HEAD, trained
 
 from hf_transfer.base import bars
@@ -26,6 +25,11 @@ def test_where_the_output_is_no_terminal_there_is_no_bar(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("phase", [{"train": "head", "solve": "lbfgs"}])
-def test_a_head_that_is_solved_for_has_no_steps_to_show(tmp_path, phase):
-    trained(tmp_path, [phase], callbacks=[TrainingBar()])
+def test_a_head_that_is_solved_for_has_no_steps_to_show(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bars, "visible", lambda: True)
+    monkeypatch.setattr(bars, "DELAY_SECONDS", 0.0)
+    lines = []
+    callbacks = [EpochLines(lines.append), TrainingBar()]
+    trained(tmp_path, [{"train": "head", "solve": "lbfgs"}], callbacks=callbacks)
+    assert "phase-1-head" not in capsys.readouterr().err
+    assert [line.partition(" steps")[0][:11] for line in lines] == ["  solved in"]

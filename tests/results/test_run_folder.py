@@ -7,6 +7,7 @@ import pytest
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import written_folder
+from hf_transfer.base.locks import LOCK
 from hf_transfer.recipe.load import dump_recipe, load_recipe
 from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, SourceSpec
 from hf_transfer.results import run_folder
@@ -105,10 +106,14 @@ def test_the_second_run_in_a_folder_is_told_who_writes_there(tmp_path):
 
 def test_all_processes_of_a_launch_share_one_lock(tmp_path, monkeypatch):
     with opened(tmp_path, recipe(), False):
+        there = sorted(tmp_path.iterdir())
+        lock = (tmp_path / LOCK).read_bytes()
         monkeypatch.setenv("RANK", "1")
         with opened(tmp_path, recipe(), False):
-            pass
+            assert sorted(tmp_path.iterdir()) == there
+        assert (tmp_path / LOCK).read_bytes() == lock  # which is still the first one's
         monkeypatch.delenv("RANK")
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_link_that_leads_nowhere_is_refused(tmp_path):

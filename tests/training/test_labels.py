@@ -98,7 +98,10 @@ def test_more_classes_than_the_model_has_are_refused(tmp_path):
 def test_labels_without_names_of_their_own_fit_any_model(tmp_path):
     stored = images(12)
     plain = ImageSet.from_arrays(stored.pixels, stored.labels)
-    trainer(tmp_path, [HEAD], train_dataset=plain).train()
+    made = trainer(tmp_path, [HEAD], train_dataset=plain)
+    made.train()
+    assert made.backbone.labels == NAMES
+    assert made.reports[0].steps > 0
 
 
 def test_one_of_several_validation_sets_is_named(tmp_path):
@@ -117,3 +120,4 @@ def test_a_models_default_names_are_no_names(tmp_path):
         train_dataset=Folder(NAMES), data_collator=default_data_collator,
     )  # fmt: skip
     made.train()
+    assert made.reports[0].checks["unmoved"] == []

@@ -79,6 +79,10 @@ def test_a_new_head_may_have_other_values(finished):
     args = arguments(finished)
     again = TransferTrainer(model, args, [HEAD], checkpoint_seconds=1000, **own)
     again.train(resume_from_checkpoint=True)
+    first = trainer(finished, [HEAD], checkpoint_seconds=1000)
+    first.train(resume_from_checkpoint=True)
+    assert again.reports == first.reports  # read back, and not trained again
+    assert torch.equal(model.timm_model.fc.weight, first.model.timm_model.fc.weight)
 
 
 def test_names_of_labels_are_a_part_of_what_a_set_is():
