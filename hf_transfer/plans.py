@@ -39,8 +39,10 @@ def plan(
 ) -> tuple[Plan, ...]:
     """Return what a recipe would do with this data and backbone, and train nothing.
 
-    `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
-    "phases.0.lr=1e-4". A recipe with a source task has two plans. Raises UserError.
+    `recipe` is a shipped recipe's name, a path, or a Recipe; `data`, `backbone` and `seed` take the
+    place of its own, and `overrides` are settings such as "phases.0.lr=1e-4". `unlabelled` is a
+    folder of images for a recipe that learns from them first. Costs are those of so many
+    `processes`. A recipe with a source task has two plans. Raises UserError.
     """
     wanted = asked(recipe, data, backbone, seed, overrides, True, unlabelled)  # no code is run here
     return tuple(plans_of(wanted, processes))

@@ -56,10 +56,11 @@ def train(
 ) -> RunReport:
     """Train a recipe and return its report; the run is in the folder `out` (runs/RECIPE).
 
-    `recipe` is a shipped recipe's name, a path, or a Recipe; `overrides` are settings such as
-    "phases.0.lr=1e-4". A recipe with a pretext first learns from the images below `unlabelled`.
-    With `resume` an interrupted run continues. Metrics that are Python files run only with
-    `allow_code`. Raises UserError.
+    `recipe` is a shipped recipe's name, a path, or a Recipe; `data`, `backbone` and `seed` take the
+    place of its own, and `overrides` are settings such as "phases.0.lr=1e-4". A recipe with a
+    pretext first learns from the images below `unlabelled`. With `resume` an interrupted run
+    continues. Metrics that are Python files run only with `allow_code`. `callbacks` are Trainer's.
+    Raises UserError.
     """
     wanted = asked(recipe, data, backbone, seed, overrides, allow_code, unlabelled)
     if wanted.compare is not None:

@@ -1,7 +1,9 @@
 """What helps at a terminal: examples in every help, completion, and `hf transfer`."""
 
+import inspect
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import hf_transfer
 from hf_transfer.base import console
 from hf_transfer.cli import main, parser
 from hf_transfer.cli.examples import EXAMPLES
@@ -33,6 +36,48 @@ def test_every_help_ends_with_examples_that_the_command_line_takes(command, caps
         assert f"  hf-transfer {example}\n" in told
         words = shlex.split(example.partition(" > ")[0])
         assert parser().parse(words).parser.prog == f"hf-transfer {command}"
+
+
+# What a function calls otherwise than the command line does, and what only one of them has.
+OTHERWISE = {"set": "overrides", "no_images": "page_images", "no_refit": "refit", "add": "run"}
+OTHERWISE |= {"demo.backbone": "backbones"}
+OF_PYTHON = {"callbacks", "on_progress", "announce", "token", "keep", "threads", "check"}
+OF_PYTHON |= {"host", "examples", "limits", "wait", "page_images"}
+OF_TERMINAL = {
+    "format",
+    "json",
+    "traceback",
+    "help",
+    "report_to",
+    "push_to",
+    "space",
+    "near",
+    "top",
+}
+FUNCTIONS = ("plan", "train", "advise", "compare", "evaluate", "predict", "embed", "explain",
+             "export", "push", "demo")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_command_and_the_function_of_its_name_have_the_same_words_for_arguments(name):
+    also = ("auto", "add_images") if name == "train" else ()  # what train does with a folder, --add
+    known = {
+        word
+        for each in (name, *also)
+        for word in inspect.signature(getattr(hf_transfer, each)).parameters
+    }
+    words = {action.dest for action in commands()[name]._actions}
+    words = {OTHERWISE.get(f"{name}.{word}", OTHERWISE.get(word, word)) for word in words}
+    assert words - known - OF_TERMINAL == set()
+    assert known - words - OF_PYTHON == set()
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "auto", "add_images", "list_backbones"])
+def test_the_help_of_a_function_tells_of_each_argument(name):
+    call = getattr(hf_transfer, name)
+    told = inspect.getdoc(call)
+    arguments = inspect.signature(call).parameters
+    assert [word for word in arguments if not re.search(rf"\b{word}\b", told)] == []
 
 
 def test_there_are_examples_of_no_command_that_is_gone():

@@ -52,6 +52,9 @@ def add(commands: Any) -> None:
     grouped = "column of the table, or pattern on file names with one group, such as '^(\\d+)_'"
     evaluate.argument("--group", "NAME", f"also score each group of images: {grouped}")
     evaluate.path("--out", "DIR", "folder to write evaluation.json and the page report.html to")
+    evaluate.argument(
+        "--batch-size", "N", "images in a batch (default: 32)", type=count, default=32
+    )
     evaluate.flag("--no-images", "leave images out of the page")
     evaluate.flag("--json", "print JSON instead of text")
 
@@ -110,7 +113,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from hf_transfer.serving.evaluate import evaluate
     from hf_transfer.serving.evaluate_text import format_evaluation
 
-    keys = ("split", "compare", "threshold", "tta", "unknown", "group", "out")
+    keys = ("split", "compare", "threshold", "tta", "unknown", "group", "out", "batch_size")
     options = {key: getattr(args, key) for key in keys}
     options["page_images"] = False if args.no_images else None
     found = evaluate(args.model, args.data, **options)

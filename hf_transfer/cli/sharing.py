@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
     """Add the commands that show and share what there is."""
     push = command(commands, "push", _push, "upload a run's model and card to the Hub")
     push.path("run", "RUN", "folder of a finished run")
-    push.argument("repo", "REPO", "repository, as OWNER/NAME")
+    push.argument("repo_id", "REPO", "repository, as OWNER/NAME")
     push.flag("--private", "make the repository private")
     push.flag("--space", "also make a Space of that name that shows the model")
     push.flag("--pr", "open a pull request instead of committing to the branch")
@@ -53,10 +53,10 @@ def _push(args: argparse.Namespace) -> None:
             raise UserError("--space cannot be combined with --pr or --revision")
         from hf_transfer.space.deploy import push_space
 
-        return say(push_space(args.run, args.repo, **options))
+        return say(push_space(args.run, args.repo_id, **options))
     from hf_transfer.serving.hub import push
 
-    say(push(args.run, args.repo, pr=args.pr, revision=args.revision, **options))
+    say(push(args.run, args.repo_id, pr=args.pr, revision=args.revision, **options))
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -83,8 +83,8 @@ def add_images(
 
     `data` holds more images of its classes, or of new ones, which come after the old. The head is
     solved to convergence on the features of all images; the backbone does not change. The model is
-    written to `out`/model (default: the run's name with -more). Raises UserError, also for a model
-    whose head is not one dense layer.
+    written to `out`/model (default: the run's name with -more); `seed` splits the new images.
+    Raises UserError, also for a model whose head is not one dense layer.
     """
     folder = Path(run).expanduser()
     place = Path(out).expanduser() if out else folder.with_name(f"{folder.resolve().name}-more")

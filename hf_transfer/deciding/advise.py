@@ -101,7 +101,8 @@ def advise(
     "10m", by which fewer images are looked at. Of images below a folder `unlabelled` it says
     whether to learn from them first. With `out` a folder, recipe.yaml, advice.json and
     advice.html are written there. `overrides` are settings of a recipe, such as
-    "data.image_size=96". Raises UserError.
+    "data.image_size=96"; `seed` draws the images. `on_progress` gets a line for each step. Raises
+    UserError.
     """
     began, say = time.monotonic(), on_progress or (lambda _: None)
     names = [backbone] if isinstance(backbone, (str, Path)) else list(backbone)

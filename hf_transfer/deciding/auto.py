@@ -84,8 +84,10 @@ def auto(
 ) -> RunReport:
     """Train the best model that a time budget allows, and return its report; the run is in `out`.
 
-    `preset` (fast, good, best) says which backbone, image size and minutes, where they are not
-    given. `group` keeps a patient or video together, as data.group. With `refit` the chosen way is
+    `preset` (fast, good, best) says which `backbone`, `image_size` in pixels and `minutes`, where
+    they are not given; `epochs` is how long fine-tuning may take. `group` keeps a patient or video
+    together, as data.group; `seed` draws the folds; `overrides` are settings of a recipe, such as
+    "data.image_size=96". With `refit` the chosen way is
     trained on all labelled images at the end, else on all but one fold. `on_progress` gets a line
     for each thing that is tried, and why it is kept or not. Raises UserError.
     """

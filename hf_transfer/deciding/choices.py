@@ -36,10 +36,10 @@ class Choice:
 def list_backbones(
     ids: Sequence[str] = (), data: str | Path | None = None, image_size: int | None = None
 ) -> tuple[Choice, ...]:
-    """Return the backbones to choose from: the known ones, and any given by id or folder.
+    """Return the backbones to choose from: the known ones, and any of `ids` or folders.
 
-    With `data` the time of one pass over its images is measured for those whose weights are here.
-    Raises UserError.
+    With `data` the time of one pass over its images, of `image_size` pixels, is measured for those
+    whose weights are here. Raises UserError.
     """
     images = _count(data) if data is not None else None
     given = [_given(each) for each in ids]

@@ -109,8 +109,9 @@ def compare(
     `per_class` are numbers of labelled images of each class, a fifth of which choose epochs; empty:
     all there are. `seeds` is how many seeds, from 0 on, or the seeds themselves. Images that test
     are set aside first, a fifth of each class unless the data has a test split. `minutes` is the
-    budget of `auto` each time. With `out` a folder, comparison.json,
-    .txt and .html are written there. Raises UserError.
+    budget of `auto` each time. `backbone` takes the place of the recipes' own, and `overrides` are
+    settings of all of them, such as "data.image_size=96". With `out` a folder, comparison.json,
+    .txt and .html are written there. `on_progress` gets a line for each run. Raises UserError.
     """
     started, say = time.monotonic(), on_progress or (lambda _: None)
     changes = [f"data.path={json.dumps(str(data))}", *overrides]

@@ -65,13 +65,16 @@ def embed(
     group: str | None = None,
     batch_size: int = 32,
     keep: bool = True,
+    out: str | Path | None = None,
 ) -> Embeddings:
     """Return the features of images: what arrives at a `group` of the network, as `hf-transfer
     groups` names them (default: the head), one vector an image.
 
-    `images` are what `predict` takes. The features of files are kept in the cache, so that nothing
-    is computed twice and a call that was stopped continues, unless `keep` is False. Images that
-    cannot be read are in the result's `errors`. Raises UserError.
+    `model` and `images` are what `predict` takes; `batch_size` of them are passed through the
+    network at once. The features of files are kept in the cache, so that nothing is computed twice
+    and a call that was stopped continues, unless `keep` is False. `out` is a .npy or .parquet file,
+    or a folder of `datasets`, to write them to as well. Images that cannot be read are in the
+    result's `errors`; its `near` finds the images most similar to one. Raises UserError.
     """
     found = list(iter_embeddings(model, images, group=group, batch_size=batch_size, keep=keep))
     files = tuple(name for names, _, _ in found for name in names)
@@ -79,6 +82,8 @@ def embed(
     if not files:
         raise UserError(errors[0][1] if errors else "there are no images to embed")
     features = np.concatenate([part for names, part, _ in found if names])
+    if out is not None:
+        write_embeddings(found, Path(out).expanduser())
     return Embeddings(files, features, errors)
 
 

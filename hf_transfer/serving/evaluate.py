@@ -75,7 +75,8 @@ def evaluate(
     paired test. `group` is a column of the table, or a pattern on the files' names with one group:
     metrics come for each group, and intervals draw whole ones. `out` is a folder to write
     evaluation.json and the page report.html to, with images unless `page_images` is False (None:
-    unless some are DICOM files). Raises UserError.
+    unless some are DICOM files). `batch_size` images are passed through the network at once. Raises
+    UserError.
     """
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")

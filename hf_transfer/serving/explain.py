@@ -87,9 +87,22 @@ def explain(
     *,
     label: str | Sequence[str] | None = None,
     batch_size: int = BATCH,
+    out: str | Path | None = None,
 ) -> list[Explanation]:
-    """Return a heat map for each image, in order; see `iter_explanations`."""
-    return list(iter_explanations(model, images, label=label, batch_size=batch_size))
+    """Return a heat map for each image, in order; for several labels one after the other.
+
+    `model` and `images` are what `predict` takes; `batch_size` of them are passed through the
+    network at once. `label` is one of the model's labels or targets, or several; None: the
+    likeliest of each image, the first target of a regression. `out` is a folder to write each map
+    over its image to, as PNG. An image that cannot be read has an explanation with an `error`.
+    Raises UserError.
+    """
+    found = list(iter_explanations(model, images, label=label, batch_size=batch_size))
+    if out is not None:
+        taken = set[str]()
+        for one in found:
+            _write(one, Path(out).expanduser(), taken)
+    return found
 
 
 def iter_explanations(
@@ -99,12 +112,7 @@ def iter_explanations(
     label: str | Sequence[str] | None = None,
     batch_size: int = BATCH,
 ) -> Iterator[Explanation]:
-    """Yield a heat map for each image, in order; for several labels one after the other.
-
-    `model` and `images` are what `predict` takes. `label` is one of the model's labels or targets,
-    or several; None: the likeliest of each image, the first target of a regression. An image that
-    cannot be read yields an explanation with an `error`. Raises UserError.
-    """
+    """Yield a heat map for each image, as `explain` returns them, as soon as its batch is done."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     model = network_of(model)
@@ -257,12 +265,20 @@ def explain_to(
             if one.error:
                 errors.append(one.error)
                 continue
-            content = io.BytesIO()
-            one.overlay().save(content, "PNG")
-            place = write_bytes(folder / _name(one, taken), content.getvalue())
+            place = _write(one, folder, taken)
             told = f"{one.value:.7g}" if one.probability is None else f"{one.probability:.3f}"
             lines.append(f"{printable(str(place))}   {one.label} {told}")
     return lines, errors
+
+
+def _write(one: Explanation, folder: Path, taken: set[str]) -> Path:
+    """Write a map over its image and return where; one without a map writes nothing."""
+    place = folder / _name(one, taken)
+    if one.error is None:
+        content = io.BytesIO()
+        one.overlay().save(content, "PNG")
+        write_bytes(place, content.getvalue())
+    return place
 
 
 def _name(one: Explanation, taken: set[str]) -> str:

@@ -59,7 +59,8 @@ def export(
     data: str | Path | DataSpec | None = None,
 ) -> dict[str, Any]:
     """Write a model as one file, for `to` "onnx" (ONNX Runtime), "torch" (`torch.export.load`) or
-    "openvino" (.xml, with .bin beside it); return {file, format, compared, difference}.
+    "openvino" (.xml, with .bin beside it), to the path `out`; return {file, format, compared,
+    difference}.
 
     The input "pixels" is uint8 (B, size, size, channels) for any B, the output "probabilities" (B,
     labels), of a regression "values" in units. Labels, size, resizing, mean and std are in the

@@ -39,14 +39,16 @@ def push(
 ) -> str:
     """Upload a run's model, card, report, recipe and adapters in one commit; return the address.
 
-    `run` is a run folder or a model folder, `repo_id` is OWNER/NAME or NAME, created if need be.
-    With `pr` the commit is a pull request, whose address is returned; `revision` is the branch,
-    created if need be. `license` and `language` (codes such as "en") go into the card; sections
-    that others wrote into the card there are kept. With `check` a fresh process loads the model
-    first, in every way that the card shows, and must answer as `predict` does. Of this machine's
-    paths only the last part is published. An upload that is interrupted leaves no commit, and the
-    next push sends only what is missing. Raises HubError, or UserError for a folder that holds no
-    finished model or one that answers differently; nothing is uploaded then.
+    `run` is a run folder or a model folder, `repo_id` is OWNER/NAME or NAME, created if need be. A
+    `private` one is seen by its owner alone. `token` is by default that of `hf auth login` or
+    HF_TOKEN, `message` the commit's. With `pr` the commit is a pull request, whose address is
+    returned; `revision` is the branch, created if need be. `license` and `language` (codes such as
+    "en") go into the card; sections that others wrote into the card there are kept. With `check` a
+    fresh process loads the model first, in every way that the card shows, and must answer as
+    `predict` does. Of this machine's paths only the last part is published. An upload that is
+    interrupted leaves no commit, and the next push sends only what is missing. Raises HubError, or
+    UserError for a folder that holds no finished model or one that answers differently; nothing is
+    uploaded then.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

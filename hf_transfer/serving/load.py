@@ -88,16 +88,28 @@ class Model:
         )
 
     def embed(
-        self, images: Any, *, group: str | None = None, batch_size: int = 32, keep: bool = True
+        self,
+        images: Any,
+        *,
+        group: str | None = None,
+        batch_size: int = 32,
+        keep: bool = True,
+        out: str | Path | None = None,
     ) -> Embeddings:
         """Return the features of each image, as `hf_transfer.embed` does."""
-        return embed(self.network, images, group=group, batch_size=batch_size, keep=keep)
+        options: Any = {"group": group, "batch_size": batch_size, "keep": keep, "out": out}
+        return embed(self.network, images, **options)
 
     def explain(
-        self, images: Any, *, label: str | Sequence[str] | None = None, batch_size: int = BATCH
+        self,
+        images: Any,
+        *,
+        label: str | Sequence[str] | None = None,
+        batch_size: int = BATCH,
+        out: str | Path | None = None,
     ) -> list[Explanation]:
         """Return where in each image the model sees a label, as `hf_transfer.explain` does."""
-        return explain(self.network, images, label=label, batch_size=batch_size)
+        return explain(self.network, images, label=label, batch_size=batch_size, out=out)
 
     def export(
         self,

@@ -121,12 +121,12 @@ def predict(
     a loaded model. `images` are paths, folders, patterns ("photos/*.jpg"), bytes, open files, PIL
     images, arrays (H, W, C) or tensors (C, H, W) of uint8 or of floats in 0..1, rows or columns of
     `datasets`, or any iterable of these. The `top` likeliest labels are kept: 5 of classes, all of
-    several labels. `threads` decode (default: one for each core), or so many `workers`, which are
-    processes, where all images are files. With `unknown` each prediction says how `unlike` the
-    training images its image is. `tta` averages the answers for an image and its mirror image
-    (default: as saved with the model). An image that cannot be read has a prediction with an
-    `error`. Raises UserError where there is no model, or with `unknown` where it knows nothing of
-    its training images.
+    several labels. Of `batch_size` images at a time, `threads` decode (default: one for each core),
+    or so many `workers`, which are processes, where all images are files. With `unknown` each
+    prediction says how `unlike` the training images its image is. `tta` averages the answers for an
+    image and its mirror image (default: as saved with the model). An image that cannot be read has
+    a prediction with an `error`. Raises UserError where there is no model, or with `unknown` where
+    it knows nothing of its training images.
     """
     options: Any = {"top": top, "batch_size": batch_size, "threads": threads, "workers": workers}
     return Predictions(iter_predictions(model, images, unknown=unknown, tta=tta, **options))

@@ -36,11 +36,11 @@ def demo(
 ) -> gradio.Blocks:
     """Serve the page until Ctrl-C, or return it at once without `wait`; `.close()` ends it.
 
-    `models` are run folders, model folders or Hub repositories, shown side by side; without any
-    the page offers the example and training. `backbones` are networks that visitors may train,
-    besides those in the Hub's cache; `examples` are images to click on. `announce` is called with
-    the address. Without a port it is the first free one from 7860 on; `host` is this machine
-    alone, or GRADIO_SERVER_NAME. Raises UserError, also for a port in use.
+    `models` are run folders, model folders or Hub repositories, shown side by side; without any the
+    page offers the example and training. `backbones` are networks that visitors may train, besides
+    those in the Hub's cache; `examples` are images to click on. `announce` is called with the
+    address; `limits` are those of a visitor. Without a port it is the first free one from 7860 on;
+    `host` is this machine alone, or GRADIO_SERVER_NAME. Raises UserError, also for a port in use.
     """
     gr = _gradio()
     from hf_transfer.space.page import build_page
