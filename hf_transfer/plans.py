@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hf_transfer.base import launch
 from hf_transfer.base.cache import room
+from hf_transfer.data.beside import count_beside
 from hf_transfer.data.sources import scan
 from hf_transfer.planning.cost import measure_speed
 from hf_transfer.planning.data_checks import Counts
@@ -24,6 +25,12 @@ from hf_transfer.recipe.tasks import PROBED, labels_of
 LEFT_OUT = (
     "the validation and test images of {data} are left out of these, by content and by their "
     "group; after each epoch a linear probe of its labelled images says what the features are worth"
+)
+
+
+BESIDE = (
+    "phases with pseudo also learn from {count:,} images without labels, where the network is sure "
+    "of its answer; one that makes validation worse is undone"
 )
 
 
@@ -90,7 +97,10 @@ def _plan_on_data(
     recipe: Recipe, drawn: Recipe, speed: float, processes: int, probed: int = 0
 ) -> Plan:
     found = scan(recipe.data, recipe.seed, recipe.task)
-    return _plan(recipe, drawn, found.counts, speed, processes, found.images, probed)
+    planned = _plan(recipe, drawn, found.counts, speed, processes, found.images, probed)
+    if count := count_beside(recipe):
+        planned = dataclasses.replace(planned, notes=(*planned.notes, BESIDE.format(count=count)))
+    return planned
 
 
 def _labelled(recipe: Recipe) -> int:

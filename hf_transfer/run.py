@@ -20,6 +20,7 @@ from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.threads import fitting
+from hf_transfer.data.beside import load_beside
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
 from hf_transfer.data.sources import list_source
@@ -141,12 +142,15 @@ def run_seed(
         read_all=resume,
         without=without,
     )
+    beside = load_beside(recipe, model.backbone.image, resume)
     watch = watching.watched(model, data, labelled)
     extra = (*extra, *watch)
     check_metrics(recipe, data.counts)
     rule = measuring.thresholds(recipe, data.labels)
     run_folder.keep_inputs(out, measuring.inputs(model, data), torch.get_num_threads())
-    trainer, speed = prepare(recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS)
+    trainer, speed = prepare(
+        recipe, model, data, out, extra, callbacks, CHECKPOINT_SECONDS, beside=beside
+    )
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
@@ -161,7 +165,7 @@ def run_seed(
         name=recipe.name,
         recipe=dataclasses.asdict(recipe),
         backbone=facts.backbone_facts(model, backbone_id),
-        data=facts.data_facts(data),
+        data=facts.data_facts(data, beside),
         phases=tuple(trainer.reports),
         metrics=metrics,
         seconds={"wall": time.monotonic() - started, "training": trained},
@@ -188,8 +192,10 @@ def prepare(
     callbacks: Sequence[TrainerCallback] = (),
     checkpoint_seconds: float | None = None,
     phases: Sequence[Phase] | None = None,
+    beside: ImageData | None = None,
 ) -> tuple[TransferTrainer, dict[str, Any]]:
-    """Return a Trainer for a recipe's phases (or for `phases`), and the precision that it takes."""
+    """Return a Trainer for a recipe's phases (or for `phases`), and the precision that it takes;
+    `beside` are images without labels for phases with `pseudo`."""
     speed = precision.settle(recipe, model, out)
     trainer = TransferTrainer(
         model,
@@ -198,6 +204,7 @@ def prepare(
         train_dataset=data.train,
         eval_dataset=data.validation if len(data.validation) else None,
         loss=recipe.loss,
+        unlabelled=beside.train if beside else None,
         class_weights=measuring.class_weights(recipe),
         compute_metrics=EpochMetrics(extra, len(data.labels), data.task, data.scale),
         checkpoint_seconds=checkpoint_seconds,

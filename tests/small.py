@@ -90,7 +90,7 @@ class Explode(TrainerCallback):
 OWN = (
     "train_dataset", "eval_dataset", "head", "groups", "class_weights", "checkpoint_seconds",
     "callbacks", "compute_metrics", "compute_loss_func", "data_collator", "sync_batchnorm",
-    "ends_with", "loss",
+    "ends_with", "loss", "unlabelled",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from small import RESNET, images, state, trainer
 from transformers import TrainerCallback
 
 from hf_transfer.backbones.load import load_backbone
+from hf_transfer.base.errors import UserError
 from hf_transfer.plans import plans_of, plans_text
 from hf_transfer.progress import summary
 from hf_transfer.recipe.load import parse_recipe
@@ -176,3 +177,27 @@ def test_a_pretrained_start_keeps_what_a_pretext_does_not_train(place, tmp_path,
     phase = RunReport.load(tmp_path / "out" / "source").phases[0]
     assert phase.checks["still"] > 0
     assert phase.features == "live"
+
+
+def test_a_run_learns_from_images_without_labels_beside_labelled_ones_and_tells(place, tmp_path):
+    text = (
+        "backbone: timm/test_resnet\npretrained: false\n"
+        f"data: {{path: {place / 'labelled'}, image_size: 32, validation: 0.25, test: 0.25}}\n"
+        "phases:\n  - {train: head, solve: lbfgs}\n"
+        "  - {train: all, epochs: 1, batch_size: 8, augment: light, best: accuracy,\n"
+        "     pseudo: {per_image: 2, confidence: 0.5}}\n"
+    )
+    made = parse_recipe(text, "pseudo.yaml", [f"source.data.path={place / 'mine'}"])
+    assert made.data.unlabelled == str(place / "mine")
+    (planned,) = plans_of(made)
+    assert planned.phases[1].operations > 4 * planned.phases[0].operations
+    assert "76 images without labels" in plans_text(made, 1, 200)
+    report = run(made, tmp_path / "out")
+    facts = report.data["unlabelled"]
+    assert (facts["images"], facts["held_out"]) == (58, 18)
+    said = "Phase all also learned from 58 images without labels of mine"
+    assert said in report_page(report)
+    assert said in summary(report)
+    assert RunReport.load(tmp_path / "out") == report
+    with pytest.raises(UserError, match="name a folder with --unlabelled"):
+        next(plans_of(parse_recipe(text, "pseudo.yaml")))

@@ -49,7 +49,7 @@ class HeldOut:
         theirs = np.array([one in self.groups for one in whose], bool) & ~known
         findings = self._findings(found, kept, known, theirs, any(whose))
         left = kept[~known & ~theirs]
-        if len(left) < len(kept) and not {"train", "validation"} <= set(found.splits.take(left)):
+        if set(found.splits.take(left)) != set(found.splits.take(kept)):
             raise DataError(
                 f"{found.path}: {len(kept) - len(left):,} of its images are in the validation or "
                 f"test images of {self.path}, or of their groups, and too few are left to learn "

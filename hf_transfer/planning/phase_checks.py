@@ -23,6 +23,8 @@ def never_cached(phase: Phase) -> tuple[str, str] | None:
     if not phase.frozen_prefix:
         wanted = "solve: lbfgs and write epochs: 10" if spec.solve else "features: cached"
         return "nothing is frozen below what trains", f"remove {wanted}"
+    if spec.pseudo:
+        return "images without labels vary in every epoch", "remove pseudo"
     if spec.mixup or spec.cutmix:
         return "images are mixed differently in every epoch", "remove mixup and cutmix"
     if spec.is_augmented and spec.views < 2:
@@ -41,6 +43,7 @@ def phase_problems(phase: Phase, before: Sequence[Phase], alone: bool) -> list[s
     """
     found = [
         *_head_problems(phase, before),
+        *_pseudo_problems(phase, before),
         *_rate_problems(phase),
         *_solve_problems(phase),
         *_adapter_problems(phase),
@@ -84,6 +87,17 @@ def _below_head(phase: Phase) -> list[str]:
     """Return what trains below the head, except first layers that must."""
     aside = {*phase.network.head, *phase.layout.refitted}
     return [name for name in phase.parameters if name not in aside]
+
+
+def _pseudo_problems(phase: Phase, before: Sequence[Phase]) -> Iterator[str]:
+    """Yield that a phase would learn from the answers of a head that has not learned any."""
+    layout = phase.layout
+    learned = {name for past in before for name in past.parameters}
+    if phase.spec.pseudo and not layout.head_kept and learned.isdisjoint(layout.head):
+        yield (
+            "pseudo learns from the network's own answers, and its head has not learned any yet; "
+            "put {train: head, solve: lbfgs} before it"
+        )
 
 
 def _rate_problems(phase: Phase) -> Iterator[str]:

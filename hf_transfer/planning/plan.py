@@ -143,7 +143,8 @@ def _planned(
     steps = optimizer_steps(spec, train, machine.processes)
     seen = images_seen(spec, train, machine.processes)
     judged = validation * task.views + probed
-    work = Work(phase, train, judged, seen, live=live is not None, views=task.views)
+    views = task.views + (2 * spec.pseudo.per_image if spec.pseudo else 0)
+    work = Work(phase, train, judged, seen, live=live is not None, views=views)
     parameters = sum(sizes[name] for name in phase.parameters)
     rates = param_groups(phase)
     return PlannedPhase(

@@ -20,7 +20,7 @@ Problem = tuple[tuple[str | int, ...], str]  # where in the recipe, and what is 
 UNSOLVED = (
     *("epochs", "steps", "min_steps", "lr", "lrs", "layer_decay", "weight_decay", "optimizer"),
     *("momentum", "schedule", "warmup", "batch_size", "accumulate", "label_smoothing", "mixup"),
-    *("cutmix", "stop", "best", "l2_sp", "max_grad_norm", "on_nan", "sampler"),
+    *("cutmix", "stop", "best", "l2_sp", "max_grad_norm", "on_nan", "sampler", "pseudo"),
 )
 SKEWED = ("balanced", "focal", "logit_adjusted")  # losses for uneven classes
 
@@ -95,6 +95,10 @@ def _of_features(spec: PhaseSettings) -> Iterator[str]:
         yield "feature_precision is for cached features; remove features: live or feature_precision"
     if (spec.mixup or spec.cutmix) and cached:
         yield "mixup and cutmix mix pixels, not features; remove them or features: cached"
+    if spec.pseudo and (spec.mixup or spec.cutmix):
+        yield "pseudo cannot be combined with mixup or cutmix; remove one of them"
+    if spec.pseudo and cached:
+        yield "pseudo varies images in every epoch; remove it or features: cached"
     if spec.solve and live:
         yield "solve: lbfgs works on cached features; remove features: live"
 
@@ -127,6 +131,7 @@ def in_recipe(recipe: Recipe) -> Iterator[Problem]:
     """Yield what sections of a recipe contradict each other, or do not go with its task."""
     yield from _of_weights(recipe)
     yield from _with_task(recipe)
+    yield from _of_pseudo(recipe)
     for i, spec in enumerate(recipe.phases):
         for text in _phase_problems(spec, recipe.metrics, recipe.task, recipe.loss):
             yield ("phases", i), text
@@ -152,6 +157,15 @@ def _of_weights(recipe: Recipe) -> Iterator[Problem]:
     if recipe.weights is not None:
         remedy = "remove one of them"
         yield ("weights",), f"weights cannot be combined with source; {remedy}"
+
+
+def _of_pseudo(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what contradicts itself of images without labels."""
+    if recipe.data.unlabelled and not any(spec.pseudo for spec in recipe.phases):
+        yield ("data", "unlabelled"), "unlabelled is for phases with pseudo; add it to one"
+    for i, spec in enumerate(recipe.source.phases if recipe.source else ()):
+        if spec.pseudo:
+            yield ("source", "phases", i), "pseudo is for phases of the target; move it there"
 
 
 def _with_task(recipe: Recipe) -> Iterator[Problem]:
@@ -214,6 +228,8 @@ def phase_conflicts(spec: PhaseSettings, task: str, loss: str = "cross_entropy")
     """Yield what is wrong with the settings of a phase for a task and a loss."""
     if spec.sampler == "balanced" and task != CLASSIFICATION.name:
         yield f"sampler: balanced is for task: classification, not {task}; remove it"
+    if spec.pseudo and task != CLASSIFICATION.name:
+        yield f"pseudo is for task: classification, not {task}; remove it"
     if spec.solve and loss == "focal":
         yield "solve: lbfgs minimises cross-entropy; remove loss: focal, or write epochs: 10"
     if spec.solve and task != CLASSIFICATION.name:
@@ -222,6 +238,11 @@ def phase_conflicts(spec: PhaseSettings, task: str, loss: str = "cross_entropy")
         for key in ("label_smoothing", "mixup", "cutmix"):
             if getattr(spec, key):
                 yield f"{key} is for labels, and a {TASKS[task].kind} has none; remove it"
+    yield from _with_pretext(spec, task)
+
+
+def _with_pretext(spec: PhaseSettings, task: str) -> Iterator[str]:
+    """Yield what a pretext cannot do, or lacks."""
     if TASKS[task].is_pretext and spec.features == "cached":
         yield f"features: cached is for images that stay as they are, not for {task}; remove it"
     if TASKS[task].moves and spec.is_augmented:

@@ -149,16 +149,27 @@ def parse_recipe(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe
 
 
 def _of_source(setting: str, tree: Node) -> str:
-    """Return a setting; that of a backbone for the source, in a recipe that trains one first.
+    """Return a setting; that of a backbone for the source, in a recipe that trains one first, and
+    images without labels where its phases have them beside labelled ones (`pseudo`).
 
-    Raises Mistakes for images to learn from first in a recipe that does not.
+    Raises Mistakes for images without labels in a recipe that learns nothing from them.
     """
-    found = dict(tree.value).get("source") if isinstance(tree.value, yaml_nodes.Pairs) else None
+    sections = dict(tree.value) if isinstance(tree.value, yaml_nodes.Pairs) else {}
+    found = sections.get("source")
     first = found is not None and found.value is not None
     if setting.startswith("source.data.path=") and not first:
-        text = "--unlabelled: this recipe learns from nothing first; free_labels does"
-        raise Mistakes([(0, text)])
+        if _has_pseudo(sections.get("phases")):
+            return setting.replace("source.data.path", "data.unlabelled", 1)
+        text = "--unlabelled: this recipe learns nothing from images without labels; free_labels "
+        raise Mistakes([(0, f"{text}does")])
     return f"source.{setting}" if first and setting.startswith("backbone=") else setting
+
+
+def _has_pseudo(phases: Node | None) -> bool:
+    """Whether any phase of a list, as far as it is one, has `pseudo`."""
+    rows = phases.value if phases is not None and isinstance(phases.value, tuple) else ()
+    kept = [row.value for row in rows if isinstance(getattr(row, "value", None), yaml_nodes.Pairs)]
+    return any(key == "pseudo" for pairs in kept for key, _ in pairs)
 
 
 def parse_phase(phase: Mapping[str, Any], place: str = "phase") -> PhaseSpec | GradualSpec:

@@ -1,4 +1,4 @@
-"""Parts of a phase: how images are varied, and when the phase stops."""
+"""Parts of a phase: how images are varied, when it stops, what it learns without labels."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class Augment:
         return crop
 
 
+STRONG = Augment(crop=(0.2, 1.0), flip=True, color=0.6, erase=0.5)
 AUGMENTS = {
     "none": Augment(),
     "light": Augment(crop=(0.6, 1.0), flip=True),
@@ -83,4 +84,35 @@ AugmentByName = Annotated[
 StopByName = Annotated[
     Stop | None,
     BeforeValidator(_named_stop, json_schema_input_type=Literal["rises"] | Stop | None),
+]
+
+
+@spec
+class Pseudo:
+    """What a phase learns of images without labels: its own confident answers (FixMatch)."""
+
+    per_image: Whole = Field(
+        default=4, ge=1, le=64, description="images without labels beside each labelled one"
+    )
+    confidence: Rate = Field(
+        default=0.95,
+        le=1,
+        description="probability from which an answer counts, on an image varied as `augment` of "
+        "the phase says",
+    )
+    weight: Rate = Field(default=1.0, description="of their loss, beside that of labelled images")
+    augment: AugmentByName = Field(
+        default=STRONG,
+        description="how the same image is varied to learn that answer",
+        json_schema_extra={"default": "{crop: [0.2, 1], flip: true, color: 0.6, erase: 0.5}"},
+    )
+
+
+def _named_pseudo(value: Any) -> Any:
+    return Pseudo() if value == "fixmatch" else value
+
+
+PseudoByName = Annotated[
+    Pseudo | None,
+    BeforeValidator(_named_pseudo, json_schema_input_type=Literal["fixmatch"] | Pseudo | None),
 ]

@@ -12,7 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import Self
 
 from hf_transfer.recipe import conflicts
-from hf_transfer.recipe.phase_parts import AUGMENTS, AugmentByName, StopByName
+from hf_transfer.recipe.phase_parts import AUGMENTS, AugmentByName, PseudoByName, StopByName
 from hf_transfer.recipe.values import (
     Conflict,
     Number,
@@ -127,6 +127,15 @@ class PhaseSettings:
     )
     cutmix: Number = Field(
         default=0.0, ge=0, le=1e3, description="a of Beta(a, a) that pastes rectangles"
+    )
+    pseudo: PseudoByName = Field(
+        default=None,
+        description="also learn from the images of `data.unlabelled`, by the network's own "
+        "confident answers; `fixmatch`: with the defaults. A phase that makes validation worse is "
+        "undone",
+        json_schema_extra={
+            "allowed": "fixmatch or a mapping such as {per_image: 4, confidence: 0.95}"
+        },
     )
     stop: StopByName = Field(
         default=None,

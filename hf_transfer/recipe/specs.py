@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from typing_extensions import Self
 
 from hf_transfer.recipe import conflicts
-from hf_transfer.recipe.phase_parts import AUGMENTS, Augment, Stop
+from hf_transfer.recipe.phase_parts import AUGMENTS, Augment, Pseudo, Stop
 from hf_transfer.recipe.phase_specs import GradualSpec, PhaseSettings, PhaseSpec, pairs
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.recipe.values import Conflict, Number, Rate, Share, Switch, Text, Whole, spec
@@ -27,6 +27,7 @@ __all__ = [
     "LettersSpec",
     "PhaseSettings",
     "PhaseSpec",
+    "Pseudo",
     "Recipe",
     "SourceSpec",
     "Stop",
@@ -142,6 +143,11 @@ class DataSpec:
     )
     frame: Whole | None = Field(
         default=None, ge=1, le=10**6, description="frame of DICOM files with several, from 1"
+    )
+    unlabelled: Text | None = Field(
+        default=None,
+        description="folder of images without labels, in any layout, for phases with `pseudo`; by "
+        "default that of the pretext in `source`",
     )
 
     @model_validator(mode="after")

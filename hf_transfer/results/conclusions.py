@@ -266,21 +266,42 @@ def worsened(report: RunReport) -> list[str]:
 
 
 def learned_first(report: RunReport) -> str:
-    """Return in sentences what the backbone was trained on first; empty where there was nothing."""
+    """Return in sentences what the backbone was trained on first, and what of images without labels
+    it learned from beside the labelled ones; empty where there was neither."""
+    return " ".join(text for text in (_of_source(report), _of_unlabelled(report)) if text)
+
+
+def _of_source(report: RunReport) -> str:
     facts = report.source
     if not facts:
         return ""
-    found = f"The backbone first trained on {source_start(report)}."
-    if facts.get("held_out"):
-        found += (
-            f" {facts['held_out']:,} of these images were left out, as they, or others of their "
-            "group, are among the validation or test images."
-        )
+    found = f"The backbone first trained on {source_start(report)}.{_left(facts)}"
     if probed := _probed(report):
         name, (before, after) = facts["probe"], probed
         ends = (show_headline(name.removeprefix("probe_"), value) for value in (before, after))
         found += f" The {metric_phrase(name)} went from {' to '.join(ends)}."
     return found
+
+
+def _of_unlabelled(report: RunReport) -> str:
+    facts = report.data.get("unlabelled")
+    if not facts:
+        return ""
+    names = [phase.name for phase in report.phases if phase.settings.get("pseudo")]
+    return (
+        f"Phase {', '.join(names)} also learned from {facts['images']:,} images without labels of "
+        f"{place_name(facts['path'])}, where the network was sure of its answer.{_left(facts)}"
+    )
+
+
+def _left(facts: JsonDict) -> str:
+    """Return how many images without labels were left out, in a sentence; empty for none."""
+    if not facts.get("held_out"):
+        return ""
+    return (
+        f" {facts['held_out']:,} of these images were left out, as they, or others of their group, "
+        "are among the validation or test images."
+    )
 
 
 def _probed(report: RunReport) -> tuple[float, float] | None:

@@ -62,8 +62,9 @@ def backbone_facts(model: Any, backbone_id: str) -> JsonDict:
     }
 
 
-def data_facts(data: ImageData) -> JsonDict:
-    """Return what the report says of the data: counts per split and class, and the audit."""
+def data_facts(data: ImageData, beside: ImageData | None = None) -> JsonDict:
+    """Return what the report says of the data: counts per split and class, and the audit; and of
+    images without labels `beside` it."""
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
         "path": data.path,
@@ -73,6 +74,18 @@ def data_facts(data: ImageData) -> JsonDict:
         **({"targets": _targets(data)} if data.scale else {}),
         "fingerprint": data.fingerprint,
         "audit": data.audit.to_dict(),
+        **({"unlabelled": _unlabelled(beside)} if beside else {}),
+    }
+
+
+def _unlabelled(beside: ImageData) -> JsonDict:
+    """Return where images without labels are, how many, and how many were left out of them."""
+    left = sum(one.count for one in beside.audit.findings if one.kind in KINDS)
+    return {
+        "path": beside.path,
+        "images": len(beside.train),
+        "held_out": left,
+        "fingerprint": beside.fingerprint,
     }
 
 

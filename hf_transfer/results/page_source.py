@@ -11,13 +11,15 @@ from hf_transfer.results.words import JsonDict, is_number, metric_title, show_me
 
 
 def source(report: RunReport) -> JsonDict | None:
-    """Return what the backbone was trained on first; None where there was no such task."""
-    facts = report.source
-    if not facts:
+    """Return what the backbone was trained on first, and what of images without labels it learned
+    from later; None where there was neither."""
+    facts, text = report.source, conclusions.learned_first(report)
+    if not text:
         return None
     before, after = facts.get("before") or {}, facts.get("metrics") or {}
     return {
-        "text": conclusions.learned_first(report),
+        "title": "Learned first" if facts else "Learned without labels",
+        "text": text,
         "rows": [
             (metric_title(name), show_metric(name, before[name]), show_metric(name, after[name]))
             for name in before

@@ -230,6 +230,15 @@ class Unmatched(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class UnlabelledFacts(TypedDict):
+    """Images without labels that phases with `pseudo` learned from."""
+
+    path: str
+    images: Count
+    held_out: Count
+
+
+@with_config(ConfigDict(extra="allow"))
 class DataFacts(TypedDict, total=False):
     """The images: where they came from, how many there are, and what they show."""
 
@@ -242,6 +251,7 @@ class DataFacts(TypedDict, total=False):
     fingerprint: str | None
     audit: AuditFacts | None
     unmatched: list[Unmatched]
+    unlabelled: UnlabelledFacts
 
 
 @with_config(ConfigDict(extra="allow"))

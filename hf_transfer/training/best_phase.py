@@ -1,4 +1,7 @@
-"""Which phase a run ends with: the best, unless told otherwise; and what a later one spoilt."""
+"""Which phase a run ends with: the best, unless told otherwise; and what a later one spoilt.
+
+A phase that learned from its own answers (`pseudo`) is undone where validation says it is worse.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +31,44 @@ class BestPhase:
         self.phases, self.task, self.best = phases, task, best
         self.index = 0  # of the phase that the run ends with, as far as is known
         self.weights: dict[str, torch.Tensor] = {}
+        self.undone: list[str] = []  # what was said of phases that were
+        self.guarded = any(phase.spec.pseudo for phase in phases)
 
     def after(self, model: nn.Module, reports: Sequence[PhaseReport]) -> None:
         """Look at the newest of the reports; the model has the weights of that phase."""
         last = len(reports) - 1
+        if said := self._undone(reports):
+            logger.warning("%s", said)
+            self.undone.append(said)
+            model.load_state_dict(self.weights)
+            return
         if said := worse(self.phases, reports, self.task):
             logger.warning("%s", said)
         if not self.best or best_index(self.phases, reports, self.task) == last:
             self.index, self.weights = last, {}
-            if self.best and len(reports) < len(self.phases):
+            if (self.best or self.guarded) and len(reports) < len(self.phases):
                 self.weights = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+
+    def _undone(self, reports: Sequence[PhaseReport]) -> str | None:
+        """Return what to say of a newest phase with `pseudo` that left validation worse than the
+        phase whose weights are kept; None where it did not."""
+        metric = compared_by(self.phases, reports, self.task)
+        if not self.phases[len(reports) - 1].spec.pseudo or metric is None or not self.weights:
+            return None
+        now, then = (report.metrics[metric] for report in (reports[-1], reports[self.index]))
+        if stopping.best_index(metric, [now, then]) == 0:
+            return None
+        return (
+            f"phase {reports[-1].name} is undone: {metric} {now:.4f}, after phase "
+            f"{reports[self.index].name} it was {then:.4f}; the network's own answers taught it "
+            "wrong"
+        )
 
     def bring_back(self, model: nn.Module, reports: Sequence[PhaseReport]) -> None:
         """Give the model the weights of the best phase, where that is not the last one."""
-        if said := end(reports, self.index):
-            logger.warning("%s", said)
+        if self.index < len(reports) - 1:
+            for said in self._end(reports):
+                logger.warning("%s", said)
             model.load_state_dict(self.weights)
         self.weights = {}
 
@@ -53,7 +79,12 @@ class BestPhase:
         for i in range(1, len(reports)):
             first = next((row["loss"] for row in reports[i].history if "loss" in row), None)
             found.append(jump(reports[i - 1], self.phases[i], first))
-        return tuple(note for note in [*found, end(reports, self.index)] if note)
+        return tuple(note for note in [*found, *self.undone, *self._end(reports)] if note)
+
+    def _end(self, reports: Sequence[PhaseReport]) -> list[str]:
+        """Return what to say of the phase that a run ends with, where that was chosen."""
+        said = end(reports, self.index) if self.best else None
+        return [said] if said else []
 
 
 def compared_by(phases: Sequence[Phase], reports: Sequence[PhaseReport], task: str) -> str | None:

@@ -76,6 +76,7 @@ def check_run(trainer: Seam) -> None:
     metrics = metric_names(trainer.compute_metrics)
     loss = "focal" if trainer.loss.objective.focal else "cross_entropy"
     check_phases(trainer.phases, train, evaluation, metrics, own, trainer.loss.task, loss)
+    check_pseudo(trainer.phases, train, trainer.unlabelled, own)
     check_labels(train, "the training set", labels)
     check_labels(evaluation, "the validation set", labels)
     check_items(train, evaluation, trainer.data_collator, trainer.backbone)
@@ -113,6 +114,24 @@ def check_phases(
     ]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def check_pseudo(phases: Sequence[Phase], train: Any, beside: Any, own_loss: bool) -> None:
+    """Raise UserError where a phase with `pseudo` has no images without labels to learn from."""
+    for phase in phases:
+        if phase.spec.pseudo is None:
+            continue
+        where = f"phase {phase.name}: pseudo"
+        if own_loss:
+            raise UserError(f"{where} would change the loss that compute_loss_func gives")
+        if not isinstance(train, ImageSet):
+            kind = type(train).__name__
+            raise UserError(f"{where} needs an ImageSet, as load_data makes it, not a {kind}")
+        if not isinstance(beside, ImageSet) or not len(beside):
+            raise UserError(
+                f"{where} learns from images without labels, and there are none; pass them as "
+                "unlabelled=, an ImageSet"
+            )
 
 
 def check_items(train: Any, evaluation: Any, collator: Any, backbone: Backbone) -> None:

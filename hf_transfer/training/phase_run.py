@@ -42,7 +42,7 @@ from hf_transfer.training.outcome import announced, joined, phase_report
 from hf_transfer.training.phase_state import Part, PhaseState
 from hf_transfer.training.recovery import checkpoints, failures, resuming, rollback
 from hf_transfer.training.recovery.divergence import DivergedError, Divergence, check_finite
-from hf_transfer.training.recovery.identity import made_of
+from hf_transfer.training.recovery.identity import content, made_of
 from hf_transfer.training.recovery.interruption import Interruption
 from hf_transfer.training.seam import Seam, unwrap
 from hf_transfer.training.trackers import joined_trackers
@@ -107,6 +107,8 @@ class PhaseRunner:
                 trainer.loss.objective,
                 read_all=resume,
             )
+            if trainer.unlabelled is not None:
+                run["images without labels"] = content(trainer.unlabelled, read_all=resume)
         try:
             with kept_memory():
                 for phase in trainer.phases:

@@ -32,6 +32,7 @@ class PhaseState:
     slower: int = 0  # rollbacks since the checkpoint that it goes on from
     began: float = field(default_factory=time.monotonic)
     replay: Replay | None = None  # what it trains on in place of images
+    confident: torch.Tensor | None = None  # share of the last step's images that `pseudo` counts
     share: float | None = None  # weight of the batch that is trained on; None is 1
     best: dict[str, torch.Tensor] | None = None  # what moves, as the best evaluation found it
     running: dict[str, float] | None = None  # loss since the last log, to be taken up

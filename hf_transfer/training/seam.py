@@ -10,6 +10,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.processes import Processes
+from hf_transfer.data.image_set import ImageSet
 from hf_transfer.planning.phase import Phase
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training.phase_state import PhaseState
@@ -26,6 +27,7 @@ class Seam(Protocol):
     loss: StepLoss
     now: PhaseState | None
     sharded: bool
+    unlabelled: ImageSet | None  # for phases with `pseudo`
     running: dict[str, float]  # the loss since the last log, and the step of that log
 
     def __getattr__(self, name: str) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.batches import evaluation_inputs, training_inputs
 from hf_transfer.inputs.pretexts import Pretext
+from hf_transfer.inputs.pseudo import with_unlabelled
 from hf_transfer.training.machine.image_weights import SHARE
 from hf_transfer.training.phase_state import PhaseState
 
@@ -23,15 +25,21 @@ def step_inputs(
     training: bool,
     to_device: Callable[[Batch], Batch],
     pretext: Pretext | None = None,
+    unlabelled: ImageSet | None = None,
 ) -> Batch:
     """Return a batch with features, or with stored pixels as the model takes them: varied while
     `training`, as a pure function of the phase's seed, the epoch and the image's place in `images`.
-    The weight of a batch goes with it. A `pretext` makes its own pictures and labels.
+    The weight of a batch goes with it. A `pretext` makes its own pictures and labels; a phase with
+    `pseudo` has `unlabelled` images beside its own.
     """
     share = {key: batch[key] for key in (SHARE,) if key in batch}
     varies = state if training else None
     if pretext is None:
         made = _inputs(batch, epoch, image, images, state, training, to_device)
+        if varies is not None and unlabelled is not None and varies.phase.spec.pseudo:
+            spec, seed = varies.phase.spec, varies.args.seed
+            own = epoch, seed, spec.pseudo, spec.augment
+            made = with_unlabelled(made, batch["index"], *own, unlabelled, image)
     elif varies is None:
         made = pretext.inputs(to_device(batch), image)
     else:

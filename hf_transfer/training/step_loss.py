@@ -19,6 +19,7 @@ from hf_transfer.planning.phase import Phase
 from hf_transfer.training.loss import Objective, distance_from_start
 from hf_transfer.training.machine import image_weights
 from hf_transfer.training.phase_state import PhaseState
+from hf_transfer.training.pseudo_loss import pseudo_sum
 
 
 @dataclass
@@ -61,12 +62,20 @@ class StepLoss:
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.objective.is_plain
         plain = plain and isinstance(model, PreTrainedModel) and self.task == "classification"
+        plain = plain and not (spec and spec.pseudo)
         if plain or self.function:
             loss, outputs = trainers()
         else:
             labels = inputs.pop("labels")
             logits = by_image(access.logits_of(wrapped(**inputs)), len(labels))
-            loss = self._mean(logits, labels if soft is None else soft, labels, smoothing, items)
+            beside = torch.zeros((), device=logits.device)
+            if state and spec and spec.pseudo:
+                classes = logits.shape[1] // (1 + 2 * spec.pseudo.per_image)
+                own = classes, spec.pseudo.confidence
+                beside, state.confident = pseudo_sum(logits[:, classes:], *own)
+                beside, logits = spec.pseudo.weight * beside, logits[:, :classes]
+            target = labels if soft is None else soft
+            loss = self._mean(logits, target, labels, smoothing, items, beside)
             outputs = {"loss": loss, "logits": logits}
         if share is not None:  # a sum over all items of the step needs no weight
             loss = loss * (share if items is None else float(share > 0))
@@ -82,8 +91,9 @@ class StepLoss:
         labels: torch.Tensor,
         smoothing: float,
         items: torch.Tensor | int | None,
+        beside: torch.Tensor,
     ) -> torch.Tensor:
-        loss = self.objective.total(logits, target, smoothing)
+        loss = self.objective.total(logits, target, smoothing) + beside
         if items is not None and self.args.average_tokens_across_devices:
             loss = loss * self.processes.count  # DDP divides by it again
         return loss / (labels.numel() if items is None else items)

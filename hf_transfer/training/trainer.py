@@ -22,6 +22,7 @@ from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.base.processes import Processes
+from hf_transfer.data.image_set import ImageSet
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.steps import warmup_steps
 from hf_transfer.recipe.specs import PhaseSpec
@@ -46,7 +47,8 @@ class TransferTrainer(Trainer):
     or any transformers classifier, or a module that maps pixel_values to logits with `head`: names
     or patterns of its newly initialised parameters. `groups` are layers given by hand, from input
     to output: {"stem": ["conv1.*"], …}. `loss` and `class_weights` are those of a recipe, or one
-    weight a class. With `checkpoint_seconds` a checkpoint is written whenever that many seconds
+    weight a class. Phases with `pseudo` also learn from the images of `unlabelled`, whose labels
+    are ignored. With `checkpoint_seconds` a checkpoint is written whenever that many seconds
     have passed. `sync_batchnorm` takes batch statistics over the images of all processes.
     `ends_with` is the best phase, or the last. All else is as for a Trainer.
     """
@@ -61,6 +63,7 @@ class TransferTrainer(Trainer):
         groups: Mapping[str, Sequence[str]] | None = None,
         class_weights: torch.Tensor | Sequence[float] | Mapping[str, float] | str | None = None,
         loss: str = "cross_entropy",
+        unlabelled: ImageSet | None = None,
         checkpoint_seconds: float | None = None,
         sync_batchnorm: bool = False,
         ends_with: str = "best",
@@ -91,6 +94,7 @@ class TransferTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact
         self.remove_callback(PrinterCallback)  # a library does not print
         self.processes = Processes.here(args.ddp_timeout)
+        self.unlabelled = unlabelled
         self.loss = StepLoss(minimised, self.processes, self.compute_loss_func, args)
         self.loss.vary_as(self.phases)
         self.loss.of_logits = self.preprocess_logits_for_metrics is None
@@ -184,7 +188,8 @@ class TransferTrainer(Trainer):
         """Turn a batch of stored pixels into the model's input, varied while training."""
         epoch, images, own = int(self.state.epoch or 0), self.train_dataset, super()._prepare_inputs
         training, image = self.model.training, self.backbone.image
-        return step_inputs(inputs, epoch, image, images, self.now, training, own, self.loss.pretext)
+        now, beside = self.now, (self.loss.pretext, self.unlabelled)
+        return step_inputs(inputs, epoch, image, images, now, training, own, *beside)
 
     def compute_loss(
         self,
@@ -213,6 +218,8 @@ class TransferTrainer(Trainer):
         """Log, and beside a loss the rate of each group that trains."""
         if "loss" in logs and self.now and self.optimizer is not None:
             logs.update(arguments.group_rates(self.now, self.optimizer))
+            if self.now.confident is not None:
+                logs["confident"] = self.now.confident.item()
         super().log(logs, *args)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:

@@ -19,6 +19,7 @@ from hf_transfer.recipe.specs import (
     HeadSpec,
     LettersSpec,
     PhaseSpec,
+    Pseudo,
     Recipe,
     SourceSpec,
     Stop,
@@ -136,6 +137,7 @@ EVERYTHING = Recipe(
         PhaseSpec("all", epochs=1.0, label_smoothing=0.1, mixup=0.2, cutmix=1.0),
         PhaseSpec("all", epochs=1.0, stop=Stop("accuracy", 2, 1e-4), best="macro_f1", l2_sp=0.01),
         PhaseSpec("all", epochs=1.0, max_grad_norm=0.0, features="live", still_norms=True),
+        PhaseSpec("all", epochs=1.0, pseudo=Pseudo(3, 0.9, 0.5, Augment(erase=0.2))),
         PhaseSpec("lora(r=4)", epochs=1.0, keep_adapters=True, sampler="balanced"),
         PhaseSpec("all", epochs=1.0, reestimate_norms=True),
         PhaseSpec("all", epochs=1.0, reestimate_norms=512, on_nan="rollback"),
@@ -167,7 +169,7 @@ SOURCED = replace(
     weights=None,
     source=SourceSpec("timm/b", (PhaseSpec("all", epochs=1.0),), letters=LettersSpec(3, 99)),
 )
-OTHERS = ("label_columns", "channels", "fit", "group", "window", "frame")
+OTHERS = ("label_columns", "channels", "fit", "group", "window", "frame", "unlabelled")
 NUMBERS = replace(
     EVERYTHING,
     task="regression",
@@ -190,9 +192,10 @@ SKEWED = replace(
     loss="focal",
     class_weights=(("null", 2.0), ("1e-3", 0.5)),
 )
+PSEUDO = replace(EVERYTHING, data=DataSpec("x", unlabelled="~/1e3"))
 
 
-@pytest.mark.parametrize("recipe", [EVERYTHING, SOURCED, NUMBERS, SKEWED])
+@pytest.mark.parametrize("recipe", [EVERYTHING, SOURCED, NUMBERS, SKEWED, PSEUDO])
 def test_a_recipe_that_is_written_and_read_is_the_same(recipe):
     assert parse_recipe(dump_recipe(recipe), "other.yaml") == recipe
 
@@ -206,7 +209,8 @@ def test_every_setting_of_a_phase_and_of_data_differs_from_its_default_somewhere
     names = [field.name for field in fields(DataSpec)]
     kept = [name for name in names if getattr(EVERYTHING.data, name) == getattr(plain, name)]
     assert kept == [*OTHERS]  # which NUMBERS has
-    assert all(getattr(NUMBERS.data, name) for name in OTHERS)
+    assert all(getattr(NUMBERS.data, name) for name in OTHERS[:-1])
+    assert PSEUDO.data.unlabelled
 
 
 def test_what_is_default_is_not_written():
