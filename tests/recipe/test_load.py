@@ -375,7 +375,7 @@ def test_the_backbone_that_is_given_is_that_of_the_source_in_a_recipe_that_train
     assert (given.backbone, given.source.backbone) == (None, "timm/y")
     assert given.source.data.path == "some/images"
     assert asked(parse_recipe(HEAD, "a.yaml"), backbone="timm/y").backbone == "timm/y"
-    with pytest.raises(RecipeError, match="this recipe learns from nothing first"):
+    with pytest.raises(RecipeError, match="learns nothing from images without labels"):
         asked("lp_ft", unlabelled="some/images")
 
 
