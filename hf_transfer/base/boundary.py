@@ -17,8 +17,8 @@ from hf_transfer.base.errors import UserError
 
 LONGEST = 200  # characters of another library's reason that are worth repeating
 TRACEBACK = "HF_TRANSFER_TRACEBACK"  # set to 1, errors come with their traceback
-_TOKENS = re.compile(
-    r"hf_(?!transfer\b)[A-Za-z0-9]{8,}"
+_TOKENS = re.compile(  # one has capitals or digits, a name such as hf_transfer_torchvision has none
+    r"hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
     r"|(?i:(?<=bearer )|(?<=authorization: ))[^\s'\",;]+"
 )

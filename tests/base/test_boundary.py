@@ -52,6 +52,7 @@ def test_no_token_and_no_password_is_left_in_a_text(text, monkeypatch):
 
 def test_the_name_of_this_package_is_no_token():
     text = "No module named 'hf_transfer.serving.nothing'; hf_transfer 0.1.0"
+    text += ', "model_type": "hf_transfer_torchvision"'
     assert redacted(text) == text
     assert "hf_transferABC" not in redacted("hf_transferABC12345")
 

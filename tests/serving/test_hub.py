@@ -13,14 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from hub_server import OWNER, TOKEN, Hub, serve
 from safetensors.numpy import save_file
 from sample_report import FLOWERS, sample_report
-from tiny_model import tiny_run
 
-from hf_transfer.backbones.load import load_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.serving import hub as hub_module
 from hf_transfer.serving.hub import gather, model_folder
@@ -35,16 +32,6 @@ try:
     print(getattr(hub, sys.argv[1])(*json.loads(sys.argv[2]), **options))
 except UserError as error:
     sys.exit(f"error: {error}")
-"""
-
-LOGITS = """
-import sys
-import numpy as np, torch
-from hf_transfer.backbones.load import load_model
-model = load_model(sys.argv[1])
-x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
-np.save(sys.argv[2], model(pixel_values=x).logits.detach().numpy())
-print(*model.backbone.labels)
 """
 
 
@@ -272,19 +259,6 @@ def test_what_went_up_comes_down_byte_for_byte(hub, run, tmp_path):
     assert again.stdout == done.stdout
     downloads = [path for path in hub.paths if path.startswith("GET") and "/resolve/" in path]
     assert len(downloads) == len(there)
-
-
-def test_a_model_from_the_hub_has_the_logits_of_the_one_that_was_pushed(hub, tmp_path):
-    run = tiny_run(tmp_path / "run")
-    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
-    there = str(tmp_path / "there.npy")
-    remote = client(hub, tmp_path / "other", LOGITS, REPO, there, token="")
-    assert remote.returncode == 0, remote.stderr
-    assert remote.stdout.split() == list(FLOWERS)
-    x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)
-    with torch.no_grad():
-        logits = load_model(run)(pixel_values=x).logits.numpy()
-    assert np.array_equal(np.load(there), logits)
 
 
 def test_a_changed_run_makes_a_second_commit_and_an_unchanged_one_none(hub, run, tmp_path):

@@ -6,7 +6,13 @@ The card's own blocks are executed, with the path of the file in place of theirs
 from __future__ import annotations
 
 import builtins
+import functools
+import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +21,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hub_server import OWNER, TOKEN, serve
 from PIL import Image
 from sample_report import sample_report
 from tiny_folders import dinov2_folder, resnet_folder, stir, vit_folder
@@ -112,9 +119,15 @@ def spread(model: Any) -> Any:
     return model
 
 
+@pytest.fixture(scope="module")
+def every(tmp_path_factory) -> Callable[[str], Path]:
+    """The saved model of each backbone, made when it is first asked for."""
+    return functools.cache(lambda name: saved(name, tmp_path_factory.mktemp("model")))
+
+
 @pytest.fixture(scope="module", params=BACKBONES)
-def model(request, tmp_path_factory) -> Path:
-    return saved(request.param, tmp_path_factory.mktemp("model"))
+def model(request, every) -> Path:
+    return every(request.param)
 
 
 def ours(model: Path, files: list[Path]) -> np.ndarray:
@@ -251,6 +264,42 @@ def test_a_card_for_other_channels_names_our_own_command_only(tmp_path):
     assert "hf-transfer predict path/to/model image.jpg" in card
 
 
+THERE_AND_BACK = """
+import json, sys
+from hf_transfer.serving.hub import pull, push
+from hf_transfer.serving.predict import predict
+folders, files = map(json.loads, sys.argv[1:])
+found = {}
+for name, folder in folders.items():
+    push(folder, name, check=False)
+    found[name] = pull(name).__fspath__(), [dict(row.labels) for row in predict(name, files)]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.alone
+def test_every_backbone_comes_back_from_the_hub_with_the_same_files_and_answers(
+    every, files, tmp_path
+):
+    """So what the other tests here say of the folders holds of what anyone gets from the Hub."""
+    folders = {f"{OWNER}/{name.replace('/', '-')}": every(name) for name in BACKBONES}
+    few = [file for file in files if "size" not in file.name and file.name != "photo.jpg"]
+    told = [json.dumps({name: str(folder) for name, folder in folders.items()})]
+    told.append(json.dumps([str(file) for file in few]))
+    with serve() as hub:
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}
+        env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", THERE_AND_BACK, *told]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name, (place, rows) in json.loads(done.stdout.splitlines()[-1]).items():
+        folder, came = folders[name], {p.name: p.read_bytes() for p in Path(place).iterdir()}
+        assert came == {file: (folder / file).read_bytes() for file in came}
+        assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= came.keys()
+        answers = [[row[label] for label in LABELS] for row in rows]
+        assert_same(answers, ours(folders[name], few), few)
+
+
 @pytest.mark.slow
 def test_onnx_runtime_answers_as_predict_does(model, files, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -261,8 +310,8 @@ def test_onnx_runtime_answers_as_predict_does(model, files, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("timm")])
-def test_timm_opens_its_own_from_the_same_folder(name, tmp_path, files):
-    model = saved(name, tmp_path)
+def test_timm_opens_its_own_from_the_same_folder(name, every, files):
+    model = every(name)
     network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
     settings = timm.data.resolve_model_data_config(network)
     transform = timm.data.create_transform(**settings, is_training=False)
