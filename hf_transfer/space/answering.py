@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -22,7 +21,6 @@ from hf_transfer.space.site import Site
 from hf_transfer.space.uploads import data_address, refusal, thumbnail
 from hf_transfer.space.visitors import Visitor
 
-TOP = 5
 SIMILAR = 4
 FIGURE_PX = 160
 
@@ -128,33 +126,25 @@ def _short_told(model: Shown) -> str:
 
 
 def _similar(image: Asked, model: Shown, site: Site) -> str:
-    """Return the training images that a model finds most similar, where they are here."""
+    """Return the images of a model that it finds most similar, where they may be seen."""
     from hf_transfer.serving.embed import embed
 
-    found = model.neighbours
-    if found is None:
+    known = model.known
+    if known is None:
         return ""
-    files, features = found
     with site.networks.lock:
         query = embed(site.networks.of(model), [image.file], keep=False).features[0]
-    cosines = features @ (query / max(float(np.linalg.norm(query)), 1e-12))
-    rows = np.argsort(-cosines, kind="stable")[:SIMILAR]
     cells = []
-    for row in rows.tolist():
+    for file, label, cosine in known.near(query, SIMILAR):
         try:
-            address = thumbnail(files[row], site.limits)
+            cells.append((thumbnail(file, site.limits), label, f"{cosine:.0%} alike"))
         except (Refused, OSError):
             continue
-        cells.append((address, files[row].parent.name, f"{cosines[row]:.0%} alike"))
-    if not cells:
-        return ""
-    return f"<h5>Most similar training images</h5>{figures(cells, 'hft-figures small')}"
+    return f"<h4>{known.title}</h4>{figures(cells, 'hft-figures small')}" if cells else ""
 
 
-def why_view(
-    image: Asked, label: str | None, models: Sequence[Shown], site: Site
-) -> tuple[str, str]:
-    """Return where each model sees a label, as pictures, and the label. Raises UserError."""
+def why_view(image: Asked, label: str | None, models: Sequence[Shown], site: Site) -> str:
+    """Return where each model sees a label, as pictures. Raises UserError."""
     pairs = []
     for model in models:
         try:
@@ -165,12 +155,9 @@ def why_view(
         pairs.append((data_address(picture), model.title, f"{told_label} {words}"))
     shown = [pair for pair in pairs if pair[0]]
     missing = "".join(note(f"{title}: {why}") for address, title, why in pairs if not address)
-    told_words = label or "the likeliest label"
     text = "Brighter places speak for the label; dark ones do not count, or speak against it."
-    return (
-        panel(f"{figures(shown)}{missing}{note(text)}", f"Where the models see {told_words}"),
-        told_words,
-    )
+    title = f"Where the models see {label or 'the likeliest label'}"
+    return panel(f"{figures(shown)}{missing}{note(text)}", title)
 
 
 def explained(
@@ -195,7 +182,7 @@ def write_csv(
     rows: Sequence[Sequence[Prediction]],
 ) -> Path:
     """Write the answers as a table with a row for each image and model; return the file."""
-    place = visitor.folder / "answers" / secrets.token_urlsafe(16)
+    place = visitor.served / secrets.token_urlsafe(16)
     place.mkdir(parents=True)
     path = place / "answers.csv"
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hf_transfer.space.site import Site
 
 logger = logging.getLogger(__name__)
+HERE = ("127.0.0.1", "localhost", "::1")
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial")
 MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
@@ -46,14 +48,30 @@ def demo(
     from hf_transfer.space.page import build_page
     from hf_transfer.space.site import Site
 
-    site = Site(models, backbones, limits, examples)
-    restore = _uploads_to(site.visitors.root / "uploads")
-    try:
+    site = Site(models, backbones, limits, examples, _is_alone(host))
+    with contextlib.ExitStack() as undone:  # all of it, should the page not come up
+        undone.callback(site.close)
+        undone.callback(_uploads_to(site.visitors.uploads))
         page = build_page(site)
         page.queue(default_concurrency_limit=4, max_size=site.limits.visitors)
         site.jobs.warm_up()
-        if not models and os.environ.get("SPACE_ID"):  # where many come, the first need not wait
+        if not models:  # the page begins with the example, which needs them
             site.learn_letters()
+        _launch(gr, page, site.limits, host, port)
+        _close_with(page, site, undone.pop_all().close)
+    logger.info("serving %d models at %s", len(models), page.local_url)
+    if announce:
+        announce(page.local_url)
+    if wait:
+        page.block_thread()
+    return page
+
+
+def _launch(
+    gr: Any, page: gradio.Blocks, limits: Limits, host: str | None, port: int | None
+) -> None:
+    """Serve the page. Raises UserError where that cannot be."""
+    try:
         page.launch(
             server_name=host,
             server_port=port,
@@ -61,26 +79,20 @@ def demo(
             quiet=True,
             share=False,
             ssr_mode=False,
-            max_file_size=site.limits.upload_bytes,
+            max_file_size=limits.upload_bytes,
             css=_asset("style.css"),
             theme=_theme(gr),
             footer_links=["api"],
         )
-    except BaseException as error:
-        restore()
-        site.close()
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         if port is None:
             raise UserError(f"the demo cannot be served: {said(error)}") from error
         raise UserError(f"port {port} is not free; choose another, or leave it out") from error
-    _close_with(page, site, restore)
-    logger.info("serving %d models at %s", len(models), page.local_url)
-    if announce:
-        announce(page.local_url)
-    if wait:
-        page.block_thread()
-    return page
+
+
+def _is_alone(host: str | None) -> bool:
+    """Return whether no other machine reaches a page at this host."""
+    return (host or os.environ.get("GRADIO_SERVER_NAME") or HERE[0]) in HERE
 
 
 def _theme(gr: Any) -> Any:
@@ -115,19 +127,18 @@ def _uploads_to(folder: Path) -> Callable[[], None]:
     return restore
 
 
-def _close_with(page: gradio.Blocks, site: Site, restore: Callable[[], None]) -> None:
+def _close_with(page: gradio.Blocks, site: Site, undo: Callable[[], None]) -> None:
     """Close the site when the page closes, or the program ends."""
     close = page.close
 
     def closed(verbose: bool = True) -> None:
         close(verbose=verbose)
-        atexit.unregister(site.close)
-        restore()
-        site.close()
+        atexit.unregister(undo)
+        undo()
 
     page.close = closed
     page.site = site
-    atexit.register(site.close)
+    atexit.register(undo)
 
 
 def _asset(name: str) -> str:

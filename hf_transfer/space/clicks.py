@@ -13,20 +13,23 @@ from hf_transfer.data.audit import audit
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import scan
+from hf_transfer.recipe.load import parse_recipe
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.space import training
-from hf_transfer.space.draft import advised_draft, new_draft
+from hf_transfer.space.draft import advised_draft, draft_of, new_draft
 from hf_transfer.space.drawn import classes_view, findings_view, note
 from hf_transfer.space.drawn_made import made_views
 from hf_transfer.space.drawn_plan import plan_view
+from hf_transfer.space.examples import TUNED, example_ways
 from hf_transfer.space.jobs import Job, events_of
 from hf_transfer.space.limits import Refused
+from hf_transfer.space.networks import LETTERS
 from hf_transfer.space.site import Site, told
-from hf_transfer.space.tab_try import SIDE_BY_SIDE, no_model_view
+from hf_transfer.space.tab_try import SIDE_BY_SIDE, examples_view, no_model_view
 from hf_transfer.space.visitors import Visitor
 
 LETTERS_PX = 32  # the size that the built-in network knows
-LISTS = 9  # parts of the page that show which models there are
+LISTS = 10  # parts of the page that show which models there are
 
 
 class Clicks:
@@ -98,18 +101,19 @@ class Clicks:
 
         visitor, job, backbone = await asyncio.to_thread(told(start))
         async for view, _ in training.follow(self.site, visitor, job):
-            yield view, "", gr.skip()
+            yield view, gr.skip()
         if job.state != "done":
             return
 
         def plan() -> str:
+            visitor.advice = (backbone, training.advice_view(job))
             text = next(events_of(job, "advice"))["recipe"]
             data = visitor.pictures.folder
             visitor.draft = advised_draft(text, data, backbone, self.site.limits)
             return plan_view(visitor.draft)
 
         shown = await asyncio.to_thread(told(plan))
-        yield training.job_view(self.site, job), training.advice_view(job), shown
+        yield gr.skip(), shown
 
     def planned(self, network: str, start: str, size: int, request: gr.Request) -> str:
         """Make a plan."""
@@ -136,7 +140,7 @@ class Clicks:
             yield update
 
     async def run_example(self, request: gr.Request) -> AsyncIterator[Any]:
-        """Train the example."""
+        """Train the example, and show the plan of its fine-tuning."""
         async for update in self._run(request, training.start_example):
             yield update
 
@@ -148,9 +152,21 @@ class Clicks:
             return visitor, begin(self.site, visitor)
 
         visitor, job = await asyncio.to_thread(told(start))
-        yield classes_view(visitor.pictures), training.job_view(self.site, job), *_same()
+        shown, same = classes_view(visitor.pictures), [gr.skip()] * 3
+        yield shown, *same, training.job_view(self.site, job), *_same()
+        drawn = visitor.draft is not None  # the example's plan waits for its network
         async for view, news in training.follow(self.site, visitor, job):
-            yield gr.skip(), view, *(model_updates(self.site, visitor) if news else _same())
+            plan = same
+            if not drawn and visitor.digits and any(events_of(job, "way")):
+                drawn = True
+                plan = [LETTERS, LETTERS_PX, await asyncio.to_thread(self._example_plan, visitor)]
+            lists = model_updates(self.site, visitor) if news else _same()
+            yield gr.skip(), *plan, view, *lists
+
+    def _example_plan(self, visitor: Visitor) -> str:
+        ways = example_ways(visitor.pictures.folder, self.site.letters)
+        visitor.draft = draft_of(TUNED, parse_recipe(ways[TUNED], "example.yaml"), self.site.limits)
+        return plan_view(visitor.draft)
 
     def stop(self, request: gr.Request) -> None:
         """Stop the training."""
@@ -161,7 +177,7 @@ class Clicks:
 
     def _changed(self, visitor: Visitor, words: str) -> tuple[Any, ...]:
         """Return what shows a visitor's images after a change: the old plan is void."""
-        visitor.draft = None
+        visitor.draft, visitor.advice, visitor.digits = None, ("", ""), False
         shown = classes_view(visitor.pictures)
         return note(words), shown, "", plan_view(None)
 
@@ -173,7 +189,7 @@ def _same() -> list[Any]:
 def model_updates(site: Site, visitor: Visitor) -> list[Any]:
     """Return what changes on the page when a visitor's models have changed: the models of Try, the
     model of How it was made with its view, the model to take away, the hint without any, the
-    button that leads to Try, and the images of a cell."""
+    button that leads to Try, the examples to click on, and the images of a cell."""
     known = site.models_of(visitor)
     titles, own = list(known), list(visitor.models)
     newest = own[-1] if own else (titles[0] if titles else None)
@@ -185,6 +201,7 @@ def model_updates(site: Site, visitor: Visitor) -> list[Any]:
         gr.update(choices=own, value=own[-1] if own else None),
         no_model_view(titles),
         gr.update(visible=bool(titles)),
+        examples_view(site, visitor),
         "",
     ]
 

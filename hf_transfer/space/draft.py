@@ -159,7 +159,12 @@ def new_draft(data: Path, backbone: str, start: str, image_px: int | None, limit
     check_id(backbone)
     spec = DataSpec(path=str(data), image_size=image_px, max_bad=0.0)
     recipe = dataclasses.replace(load_recipe(start), data=spec, backbone=backbone)
-    draft = Draft(STARTS[start].partition(" (")[0], recipe, limits)
+    return draft_of(STARTS[start].partition(" (")[0], recipe, limits)
+
+
+def draft_of(title: str, recipe: Recipe, limits: Limits) -> Draft:
+    """Return a draft of a recipe with its plan."""
+    draft = Draft(title, recipe, limits)
     draft.make()
     return draft
 
@@ -168,9 +173,8 @@ def advised_draft(text: str, data: Path, backbone: str, limits: Limits) -> Draft
     """Return a draft of the recipe that `advise` wrote. Raises UserError."""
     recipe = parse_recipe(text, "advice.yaml")
     spec = dataclasses.replace(recipe.data, path=str(data))
-    draft = Draft("As advised", dataclasses.replace(recipe, data=spec, backbone=backbone), limits)
-    draft.make()
-    return draft
+    recipe = dataclasses.replace(recipe, data=spec, backbone=backbone)
+    return draft_of("As advised", recipe, limits)
 
 
 def check_length(plan: Plan, limits: Limits) -> None:

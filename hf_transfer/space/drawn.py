@@ -43,7 +43,7 @@ def picture(address: str, words: str, style: str = "hft-thumb") -> str:
 
 def answer_card(title: str, told: str, row: Prediction) -> str:
     """Return what one model says of one image: ranked labels with bars, or numbers."""
-    head = f'<h4>{escape(title)}</h4><p class="hft-soft">{escape(told)}</p>'
+    head = f'<h3>{escape(title)}</h3><p class="hft-soft">{escape(told)}</p>'
     if row.error:
         return f'<article class="hft-answer">{head}{note(row.error, "problem")}</article>'
     if row.values is not None:
@@ -82,7 +82,7 @@ def answer_table(models: Sequence[str], rows: Sequence[tuple[str, str, Sequence[
         + "</tr>"
         for name, thumb, cells in rows
     )
-    top = f"<thead><tr><th></th><th scope='col'>Image</th>{head}</tr></thead>"
+    top = f"<thead><tr><td></td><th scope='col'>Image</th>{head}</tr></thead>"
     return (
         '<div class="hft hft-scroll" tabindex="0" role="region" aria-label="Answers">'
         f'<table class="hft-table">{top}<tbody>{body}</tbody></table></div>'
@@ -168,6 +168,11 @@ def about(seconds: float | None) -> str:
     if seconds < 8:
         return "a few seconds"
     return f"about {show_seconds(5 * round(seconds / 5))}"
+
+
+def show_share(share: float) -> str:
+    """Return a share in percent, never as 0% where it is not: 12%, 0.05%."""
+    return f"{share:.0%}" if share == 0 or share >= 0.01 else f"{100 * share:.1g}%"
 
 
 def plain(words: str) -> str:

@@ -9,12 +9,20 @@ from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.recipe.tasks import THRESHOLD
 from hf_transfer.results import conclusions, page_phases
+from hf_transfer.results.card_training import expected
 from hf_transfer.results.charts import Band, Line, line_chart
+from hf_transfer.results.figures import figure
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.svg import escape, thin
-from hf_transfer.results.words import METRIC_TITLES, JsonDict, show_count, show_seconds
+from hf_transfer.results.words import (
+    METRIC_TITLES,
+    JsonDict,
+    show_count,
+    show_headline,
+    show_seconds,
+)
 from hf_transfer.serving.published import place_name
-from hf_transfer.space.drawn import note, panel
+from hf_transfer.space.drawn import note, panel, show_share
 from hf_transfer.space.models import Shown
 
 LABELS_NAMED = 12
@@ -81,9 +89,10 @@ def made_views(model: Shown | None) -> tuple[str, str, str]:
 
 def _trained(model: Shown, report: RunReport) -> str:
     curves = _titled("Curves, with the points where layers were unfrozen", _curves(report))
-    moved = _titled("What moved", _moved(report))
     phases = panel(_phases(report), "What trained when")
-    return panel(_headline(report), model.title) + phases + curves + moved
+    seen = _titled("What advice saw in these images", model.advice)
+    moved = _titled("What moved", _moved(report))
+    return panel(_headline(report), model.title) + phases + curves + moved + seen
 
 
 def _answered(model: Shown, report: RunReport) -> str:
@@ -105,20 +114,23 @@ def _titled(title: str, content: str, wrap: str = "") -> str:
 def _headline(report: RunReport) -> str:
     leads, (split, values) = report.leading_metric, report.measured
     value, bounds = values.get(leads), values.get("intervals", {}).get(leads)
-    facts = [(METRIC_TITLES.get(leads, leads), "not measured" if value is None else f"{value:.3f}")]
+    found = "not measured" if value is None else show_headline(leads, value)
+    facts = [(METRIC_TITLES.get(leads, leads), found)]
     if bounds:
-        facts.append(("95% interval", f"{bounds[0]:.3f} to {bounds[1]:.3f}"))
+        facts.append(("95% interval", " to ".join(show_headline(leads, end) for end in bounds)))
     facts.append((f"{split} images".capitalize(), f"{values.get('n', 0):,}"))
     facts.append(("Network", place_name(str(report.backbone.get("id", "not stated")))))
     seconds = report.seconds.get("wall")
     if seconds is not None:
         facts.append(("Took", show_seconds(seconds)))
     cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
-    lines = [
-        f"<p class='hft-soft'>To beat: {escape(what)} gives {value_:.3f}.</p>"
-        for what, _, value_ in conclusions.baselines(report, split)
+    lines = [expected(report)]
+    lines += [
+        f"To beat: {what} reaches {show_headline(metric, least)}."
+        for what, metric, least in conclusions.baselines(report, split)[:1]
     ]
-    return f'<dl class="hft-facts">{cells}</dl>{"".join(lines[:1])}'
+    words = "".join(f"<p class='hft-soft'>{escape(line)}</p>" for line in lines if line)
+    return f'<dl class="hft-facts">{cells}</dl>{words}'
 
 
 def _phases(report: RunReport) -> str:
@@ -129,10 +141,11 @@ def _phases(report: RunReport) -> str:
         )
         result = f"{phase['metric']} {phase['value']}" if phase["value"] else "not measured"
         kept = '<span class="hft-kept">the model</span>' if phase["kept"] else ""
+        rate = phase["rate"].removeprefix("none: ")
+        how = phase["length"] if rate != phase["rate"] else f"rates {rate}, {phase['length']}"
         words = (
             f"{show_count(phase['trainable'])} of {show_count(phase['total'])} parameters "
-            f"({phase['share']:.0%}), rates {phase['rate']}, {phase['length']}, "
-            f"{show_seconds(phase['seconds'])}"
+            f"({show_share(phase['share'])}), {how}, {show_seconds(phase['seconds'])}"
         )
         rows.append(
             f"<li><div class='hft-class'><b>{i}. {escape(phase['name'])}</b>{kept}"
@@ -145,14 +158,20 @@ def _phases(report: RunReport) -> str:
 
 
 def _moved(report: RunReport) -> str:
-    """Return what the check after each phase counted."""
+    """Return how far each group moved, and what the check after each phase counted."""
+    charts = "".join(
+        f"<figure>{drawn}<figcaption>{escape(found.get('note', ''))}</figcaption></figure>"
+        for found in report.figures
+        if (drawn := figure(found, title=True))
+    )
     rows = [(phase["name"], phase["proof"]) for phase in page_phases.phases(report)]
-    return "".join(
+    counts = "".join(
         f"<p class='hft-soft'><b>{escape(name)}</b>: parameters and buffers, "
         f"{escape(', '.join(proof))}</p>"
         for name, proof in rows
         if proof
     )
+    return counts + (f'<div class="hft-charts">{charts}</div>' if charts else "")
 
 
 def _curves(report: RunReport) -> str:
@@ -172,7 +191,7 @@ def _matrix(model: Shown, values: JsonDict) -> str:
         for i, row in enumerate(confusion)
     )
     hint = "Rows are the true classes, columns the answers."
-    if model.answers or (model.report and model.report.examples):
+    if model.answers or (model.may_show and model.report and model.report.examples):
         hint += " Choose a cell to see its images."
     return (
         f"<p class='hft-soft'>{hint}</p>"
@@ -186,11 +205,11 @@ def _cell(labels: Sequence[str], i: int, j: int, count: int, total: int) -> str:
     if not count:
         return "<td></td>"
     share = count / max(1, total)
-    strength = max(8, round(100 * (share if i == j else share**0.7)))
+    strength = max(0.08, share if i == j else share**0.7)
     words = f"{count} of {total} {labels[i]} answered {labels[j]}"
-    kind = ("hit" if i == j else "miss") + (" strong" if strength > 55 else "")
+    kind = "hit" if i == j else "miss"
     return (
-        f'<td><button type="button" class="hft-count {kind}" style="--s:{strength}%" '
+        f'<td><button type="button" class="hft-count {kind}" style="--s:{strength:.2f}" '
         f'data-act="cell" data-true="{i}" data-said="{j}" data-key="{i}-{j}" '
         f'aria-label="{escape(words)}" title="{escape(words)}">{count}</button></td>'
     )

@@ -10,7 +10,7 @@ from hf_transfer.recipe.phase_parts import AUGMENTS as KINDS
 from hf_transfer.results.svg import escape
 from hf_transfer.results.words import show_count, show_rate
 from hf_transfer.space.draft import AUGMENTS, Draft
-from hf_transfer.space.drawn import about, note, panel
+from hf_transfer.space.drawn import about, note, panel, show_share
 
 
 def plan_view(draft: Draft | None) -> str:
@@ -53,7 +53,7 @@ def _headline(draft: Draft) -> str:
     facts = (
         ("Time", about(plan.seconds)),
         ("Memory", format_bytes(memory)),
-        ("Trains", f"{share:.0%} of {show_count(plan.groups.total)} parameters"),
+        ("Trains", f"{show_share(share)} of {show_count(plan.groups.total)} parameters"),
         ("Images", " + ".join(f"{n:,} {split}" for split, n in plan.counts.items())),
     )
     cells = "".join(f"<div><dt>{a}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
@@ -100,7 +100,13 @@ def _settings(planned: PlannedPhase) -> str:
         return '<span class="hft-soft">solved exactly: no rate to choose</span>'
     fields = [
         _field("Rate", "rate", at, show_rate(planned.highest)),
-        _field("Epochs", "epochs", at, f"{spec.epochs:g}" if spec.epochs else ""),
+        _field(
+            "Epochs",
+            "epochs",
+            at,
+            f"{spec.epochs:g}" if spec.epochs else "",
+            f"{spec.steps} steps" if spec.steps else "",
+        ),
     ]
     named = next((name for name in AUGMENTS if KINDS[name] == spec.augment), "")
     options = "".join(
@@ -114,10 +120,11 @@ def _settings(planned: PlannedPhase) -> str:
     return "".join(fields)
 
 
-def _field(title: str, act: str, at: int, value: str) -> str:
+def _field(title: str, act: str, at: int, value: str, hint: str = "") -> str:
     return (
         f'<label>{title}<input type="text" inputmode="decimal" autocomplete="off" '
-        f'data-act="{act}" data-phase="{at}" data-key="{act}{at}" value="{escape(value)}"></label>'
+        f'data-act="{act}" data-phase="{at}" data-key="{act}{at}" '
+        f'value="{escape(value)}" placeholder="{hint}"></label>'
     )
 
 
@@ -126,5 +133,5 @@ def _cost(planned: PlannedPhase) -> str:
     if planned.steps:
         lines.append(f"{planned.steps:,} steps")
     lines.append(about(planned.seconds))
-    lines.append("features kept" if not planned.live else "every image each epoch")
+    lines.append("every image each epoch" if planned.live else "features computed once")
     return "<br>".join(map(escape, lines))

@@ -43,6 +43,7 @@ class Job:
     why: str = ""  # it ended so
     events: list[dict[str, Any]] = field(default_factory=list)
     leased: bool = True  # whether it stops when nobody reads its progress
+    advice: str = ""  # what advice saw before it, as HTML
     created: float = field(default_factory=time.monotonic)
     started: float = 0.0
     ended: float = 0.0
@@ -182,6 +183,7 @@ class Jobs:
             job.end("failed")
             return
         self._running[process.pid] = (job, process)
+        self.warm_up()  # for the one after it
 
     def _look(self, pid: int, job: Job, process: subprocess.Popen[bytes]) -> None:
         """End a process that is done, or that must not go on."""

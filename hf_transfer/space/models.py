@@ -6,16 +6,14 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.results.report import RunReport
 from hf_transfer.serving.hub import find_report, model_folder
+from hf_transfer.space import similar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +35,9 @@ class Answered:
 class Shown:
     """One model on the page: its title, its folder, and what is known of how it was made.
 
-    `run` is the folder of its run, where that is on this machine.
+    `run` is the folder of its run, where that is on this machine. `may_show` says whether visitors
+    may see its images: their own, those of a server that this machine alone reaches, and those of
+    a recipe that publishes them.
     """
 
     title: str
@@ -46,24 +46,19 @@ class Shown:
     why_no_report: str = ""
     run: Path | None = None
     own: bool = False  # trained by the visitor, so that it can be downloaded
+    may_show: bool = True
     answers: tuple[Answered, ...] = field(default=())
-
-    @cached_property
-    def neighbours(self) -> tuple[tuple[Path, ...], np.ndarray[Any, Any]] | None:
-        """The training images and their features (N, D) of length 1; None if they are not here."""
-        if self.run is None or not (self.run / "features.npy").is_file():
-            return None
-        root = Path(json.loads((self.run / "shown.json").read_text())["root"])
-        names = json.loads((self.run / "features.json").read_text())
-        features = np.load(self.run / "features.npy", allow_pickle=False)
-        features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-        return tuple(root / name for name in names), features
+    known: similar.Known | None = None  # images that it was made with
+    advice: str = ""  # what advice saw in its images, as HTML
 
 
-def shown_model(where: str | Path, title: str | None = None, own: bool = False) -> Shown:
+def shown_model(
+    where: str | Path, title: str | None = None, own: bool = False, alone: bool = True
+) -> Shown:
     """Return a run folder, a model folder or a Hub repository as a model on the page.
 
-    A report that cannot be read is noted, and the page goes on. Raises UserError without a model.
+    `alone` says that no other machine reaches the page. A report that cannot be read is noted, and
+    the page goes on. Raises UserError without a model.
     """
     folder = model_folder(where)
     report, why = None, ""
@@ -72,7 +67,11 @@ def shown_model(where: str | Path, title: str | None = None, own: bool = False) 
     except UserError as error:
         why = str(error)
     run = folder.parent if folder.name == "model" else None
-    return Shown(title or _title(where, folder), folder, report, why, run, own, _answers(run))
+    may_show = own or alone or (report is not None and report.recipe.get("page_images") == "card")
+    made = Shown(title or _title(where, folder), folder, report, why, run, own, may_show)
+    if own and run is not None:
+        made.answers, made.known = _answers(run), similar.known_of(run)
+    return made
 
 
 def _title(where: str | Path, folder: Path) -> str:
@@ -83,8 +82,8 @@ def _title(where: str | Path, folder: Path) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def _answers(run: Path | None) -> tuple[Answered, ...]:
-    if run is None or not (run / "shown.json").is_file():
+def _answers(run: Path) -> tuple[Answered, ...]:
+    if not (run / "shown.json").is_file():
         return ()
     with untrusted("shown.json"):
         found = json.loads((run / "shown.json").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.space.limits import Refused
 
-LETTERS = "Built in: a small network that knows drawn letters (32 px)"
+LETTERS = "Built in: drawn letters, 32 px"
 IMAGE_MODELS = re.compile(
     r"beit|bit|convnext|cvt|data2vec-vision|deit|dinov2|dinov3|efficientnet|focalnet|hiera|ijepa|"
     r"levit|mobilenet|mobilevit|poolformer|pvt|regnet|resnet|segformer|swiftformer|swin|timm|"

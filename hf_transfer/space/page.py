@@ -8,7 +8,7 @@ import gradio as gr
 
 from hf_transfer.results.svg import escape
 from hf_transfer.space.drawn_made import labels_of, told_of
-from hf_transfer.space.endpoint import build_endpoint
+from hf_transfer.space.endpoint import build_endpoints
 from hf_transfer.space.parts import html
 from hf_transfer.space.site import Site
 from hf_transfer.space.tab_made import build_made
@@ -33,7 +33,7 @@ def build_page(site: Site) -> gr.Blocks:
                 made = build_made(site)
         with train:  # last, since it changes the others
             build_train(site, tabs, try_tab, made)
-        build_endpoint(site)
+        build_endpoints(site)
         page.unload(_leave(site))
     return page
 

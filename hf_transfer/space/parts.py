@@ -44,6 +44,11 @@ def heading(words: str) -> gr.HTML:
     return html(f'<h2 class="hft-step">{words}</h2>')
 
 
+def heard(words: str) -> gr.HTML:
+    """Return the heading of a tab, for those who hear the page."""
+    return html(f'<h2 class="hft-heard">{words}</h2>')
+
+
 def button(words: str, **options: Any) -> gr.Button:
     """Return a button as wide as its words."""
     return gr.Button(words, **{"scale": 0, "min_width": 12 * len(words) + 48, **options})

@@ -10,7 +10,7 @@ from hf_transfer.space.drawn import figures, note, panel
 from hf_transfer.space.drawn_made import made_views
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
-from hf_transfer.space.parts import HIDDEN, html
+from hf_transfer.space.parts import HIDDEN, heard, html
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.uploads import thumbnail
 
@@ -29,6 +29,7 @@ class MadeTab:
 def build_made(site: Site) -> MadeTab:
     """Put the tab on the page."""
     titles = list(site.models)
+    heard("How it was made")
     first = site.models[titles[0]] if titles else None
     model = gr.Dropdown(
         choices=titles, value=titles[0] if titles else None, label="Model", elem_id="made-model"
@@ -86,7 +87,7 @@ def cell_view(site: Site, model: Shown, true: str, said: str) -> str:
 
 def _carried(model: Shown, true: str, said: str) -> list[tuple[str, str, str]]:
     """Return the images of a cell that the report carries."""
-    rows = model.report.examples.get("rows", ()) if model.report else ()
+    rows = model.report.examples.get("rows", ()) if model.report and model.may_show else ()
     found = [row for row in rows if (row["truth"], row["answer"]) == (true, said)]
     return [
         (

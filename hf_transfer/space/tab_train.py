@@ -70,11 +70,12 @@ def build_train(site: Site, tabs: gr.Tabs, try_tab: TryTab, made: MadeTab) -> No
     clicks = Clicks(site)
     _wire(clicks, images, plan)
     lists = [try_tab.models, made.model, *made.views, result.model, try_tab.no_model, lead]
-    lists.append(made.cell)
+    lists += [try_tab.examples, made.cell]
+    outputs = [images.classes, plan.network, plan.size, plan.view, live, *lists]
     for one, run in ((go, clicks.train_plan), (example, clicks.run_example)):
-        one.click(run, None, [images.classes, live, *lists], concurrency_limit=None, **HIDDEN)
+        one.click(run, None, outputs, concurrency_limit=None, **HIDDEN)
     stop.click(told(clicks.stop), None, None, **QUIET)
-    asked, said = [plan.network, plan.size], [live, plan.advice, plan.view]
+    asked, said = [plan.network, plan.size], [plan.advice, plan.view]
     plan.advise.click(clicks.advised, asked, said, concurrency_limit=None, **HIDDEN)
     lead.click(lambda: gr.update(selected="try"), None, tabs, **HIDDEN)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,110 +12,138 @@ from hf_transfer.space import answering
 from hf_transfer.space.drawn import note, panel, picture
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
-from hf_transfer.space.parts import QUIET, html
+from hf_transfer.space.parts import QUIET, heard, html
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.uploads import thumbnail
 from hf_transfer.space.visitors import Visitor
 
 SIDE_BY_SIDE = 4  # models that are chosen at first
-EMPTY = '<p class="hft-soft">The answer stands here.</p>'
+EMPTY = '<p class="hft-soft">Add an image, and the answer appears here.</p>'
+ONCE: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "answer"}
 
 
 @dataclass
 class TryTab:
-    """The parts of the tab that others change."""
+    """The parts of the tab; others change the models, the examples and the hint without a model."""
 
-    models: gr.CheckboxGroup
-    images: gr.Gallery
     no_model: gr.HTML
+    images: gr.Gallery
+    examples: gr.HTML
+    models: gr.CheckboxGroup
+    answer: gr.HTML
+    table: gr.DownloadButton
+    why_row: gr.Row
+    label: gr.Dropdown
+    ask_why: gr.Button
+    why: gr.HTML
 
 
 def build_try(site: Site) -> TryTab:
     """Put the tab on the page."""
     titles = list(site.models)
+    heard("Try")
     no_model = html(no_model_view(titles))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300, scale=2):
-            images = gr.Gallery(
-                label="Images",
-                type="filepath",
-                sources=["upload", "webcam", "clipboard"],
-                interactive=True,
-                height=300,
-                columns=3,
-                object_fit="contain",
-                elem_id="try-images",
-                buttons=[],
-            )
-            shown = html(_examples(site), "try-examples", clicks=True)
-            models = gr.CheckboxGroup(
-                choices=titles,
-                value=titles[:SIDE_BY_SIDE],
-                label="Models",
-                visible=len(titles) > 1,
-                elem_id="try-models",
-            )
+            left = _left(site, titles)
         with gr.Column(min_width=300, scale=3):
-            answer = html(panel(EMPTY), "try-answer")
-            table = gr.DownloadButton(
-                "Download the answers (CSV)", visible=False, elem_id="try-csv", size="sm"
-            )
-            with gr.Row(visible=False, elem_id="try-why-row") as why_row:
-                label = gr.Dropdown(
-                    choices=[], label="Why this label?", filterable=True, scale=2, min_width=160
-                )
-                ask_why = gr.Button("Show where it looks", scale=1, min_width=160)
-            why = html(name="try-why")
+            right = _right()
+    tab = TryTab(no_model, *left, *right)
+    _wire(Answers(site), tab)
+    return tab
+
+
+def _left(site: Site, titles: Sequence[str]) -> tuple[Any, ...]:
+    images = gr.Gallery(
+        label="Images",
+        type="filepath",
+        sources=["upload", "webcam", "clipboard"],
+        interactive=True,
+        height=300,
+        columns=3,
+        object_fit="contain",
+        elem_id="try-images",
+        buttons=[],
+    )
     # The files as they were sent: gradio would open them first, and fail without a reason.
     images.preprocess = lambda sent: [_path(one) for one in sent.root] if sent else None
+    examples = html(examples_view(site), "try-examples", clicks=True)
+    models = gr.CheckboxGroup(
+        choices=list(titles),
+        value=list(titles[:SIDE_BY_SIDE]),
+        label="Models",
+        visible=len(titles) > 1,
+        elem_id="try-models",
+    )
+    return images, examples, models
 
-    @told
-    def answered(files: list[str] | None, titles: list[str], request: gr.Request) -> Any:
-        visitor = site.visitors.of(request.session_hash)
+
+def _right() -> tuple[Any, ...]:
+    answer = html(panel(EMPTY), "try-answer")
+    table = gr.DownloadButton(
+        "Download the answers (CSV)", visible=False, elem_id="try-csv", size="sm"
+    )
+    with gr.Row(visible=False, elem_id="try-why-row") as why_row:
+        label = gr.Dropdown(
+            choices=[], label="Why this label?", filterable=True, scale=2, min_width=160
+        )
+        ask_why = gr.Button("Show where it looks", scale=1, min_width=160)
+    return answer, table, why_row, label, ask_why, html(name="try-why")
+
+
+def _wire(answers: Answers, tab: TryTab) -> None:
+    asked = [tab.images, tab.models]
+    outputs = [tab.answer, tab.table, tab.why_row, tab.label, tab.why]
+    answered = told(answers.of)
+    for event in (tab.images.change, tab.models.change):
+        event(answered, asked, outputs, trigger_mode="always_last", **ONCE, **QUIET)
+    tab.ask_why.click(told(answers.why), [*asked, tab.label], tab.why, **ONCE, **QUIET)
+    clicked = tab.examples.ask(told(answers.example), None, tab.images, **QUIET)
+    clicked.then(answered, asked, outputs, **ONCE, **QUIET)  # no change of theirs
+
+
+class Answers:
+    """What happens when a visitor sends images or asks why."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def of(self, files: list[str] | None, titles: list[str], request: gr.Request) -> Any:
+        """Answer images: of one in full, of many as a table."""
+        site, visitor = self.site, self.site.visitors.of(request.session_hash)
         chosen = _chosen(site, visitor, titles)
         hidden = gr.update(visible=False)
         if not files:
             return panel(EMPTY), hidden, hidden, gr.update(choices=[], value=None), ""
+        site.visitors.note(visitor, files)
         asked = answering.asked_of(files, site)
         rows = answering.answers(asked, chosen, site)
-        if len(asked) == 1:
-            view = answering.one_view(asked[0], chosen, rows[0], site)
-        else:
+        if len(asked) > 1:
             view = answering.many_view(asked, chosen, rows, site)
-        one = len(asked) == 1 and not rows[0][0].error
-        ranked = [name for name, _ in rows[0][0].labels] if one else []
-        rest = [name for model in chosen for name in _labels(site, model) if name not in ranked]
-        choices = list(dict.fromkeys([*ranked, *rest])) if one else []
-        csv = answering.write_csv(visitor, asked, chosen, rows)
-        return (
-            view,
-            gr.update(visible=len(asked) > 1, value=str(csv)),
-            gr.update(visible=bool(choices)),
-            gr.update(choices=choices, value=choices[0] if choices else None),
-            "",
-        )
+            csv = gr.update(
+                visible=True, value=str(answering.write_csv(visitor, asked, chosen, rows))
+            )
+            return view, csv, hidden, gr.update(choices=[], value=None), ""
+        view = answering.one_view(asked[0], chosen, rows[0], site)
+        labels = [] if rows[0][0].error else [name for name, _ in rows[0][0].labels]
+        if labels:
+            labels += [name for model in chosen for name in _labels(site, model)]
+        choices = list(dict.fromkeys(labels))
+        pick = gr.update(choices=choices, value=choices[0] if choices else None)
+        return view, hidden, gr.update(visible=bool(choices)), pick, ""
 
-    @told
-    def reasons(files: list[str], titles: list[str], label: str, request: gr.Request) -> str:
-        visitor = site.visitors.of(request.session_hash)
-        (image,) = answering.asked_of((files or [])[:1], site)
-        view, _ = answering.why_view(image, label, _chosen(site, visitor, titles), site)
-        return view
+    def why(self, files: list[str], titles: list[str], label: str, request: gr.Request) -> str:
+        """Show where the models see a label."""
+        visitor = self.site.visitors.of(request.session_hash)
+        (image,) = answering.asked_of((files or [])[:1], self.site)
+        chosen = _chosen(self.site, visitor, titles)
+        return answering.why_view(image, label, chosen, self.site)
 
-    def example(event: gr.EventData) -> list[str]:
+    def example(self, event: gr.EventData, request: gr.Request) -> list[str]:
+        """Take the example that was clicked as the image."""
         at = str(getattr(event, "index", ""))
-        files = site.examples
+        files = self.site.examples_of(self.site.visitors.of(request.session_hash))
         return [str(files[int(at)])] if at.isdecimal() and int(at) < len(files) else []
-
-    outputs = [answer, table, why_row, label, why]
-    once: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "answer"}
-    for event in (images.change, models.change):
-        event(answered, [images, models], outputs, trigger_mode="always_last", **once, **QUIET)
-    ask_why.click(reasons, [images, models, label], why, **once, **QUIET)
-    clicked = shown.ask(example, None, images, **QUIET)
-    clicked.then(answered, [images, models], outputs, **once, **QUIET)  # no change of theirs
-    _endpoints(site, once)
-    return TryTab(models, images, no_model)
 
 
 def no_model_view(titles: Sequence[str]) -> str:
@@ -129,47 +155,22 @@ def no_model_view(titles: Sequence[str]) -> str:
     )
 
 
-def _endpoints(site: Site, once: dict[str, Any]) -> None:
-    """Offer /predict and /explain to programs."""
-    image = gr.File(visible=False, label="image")
-    title = gr.Textbox(visible=False, label="model")
-    label = gr.Textbox(visible=False, label="label")
-    found = gr.JSON(visible=False, label="answers")
-    heat = gr.JSON(visible=False, label="heat map")
-    ask, ask_why = gr.Button(visible=False), gr.Button(visible=False)
-    image.preprocess = lambda sent: sent.path if sent else None
-
-    @told
-    def predict(image: str, model: str, request: gr.Request) -> dict[str, Any]:
-        """Return the ranked labels of an image by each model, or by the one that is named."""
-        visitor = site.visitors.of(request.session_hash)
-        chosen = _named(site, visitor, model)
-        if not image:
-            raise Refused("Send an image.")
-        rows = answering.answers(answering.asked_of([image], site), chosen, site)
-        if rows[0][0].error:
-            raise Refused(rows[0][0].error)
-        told_rows = [row.to_dict() for row in rows[0]]
-        for row in told_rows:
-            row["file"] = Path(image).name
-        return dict(zip([one.title for one in chosen], told_rows, strict=True))
-
-    @told
-    def explain(image: str, label: str, model: str, request: gr.Request) -> dict[str, Any]:
-        """Return where a model sees a label: a picture under its heat map as a data: address."""
-        visitor = site.visitors.of(request.session_hash)
-        (chosen, *_) = _named(site, visitor, model)
-        (asked,) = answering.asked_of([image], site)
-        overlay, name, share = answering.explained(asked, label, chosen, site)
-        return {
-            "model": chosen.title,
-            "label": name,
-            "said": share,
-            "image": answering.data_address(overlay),
-        }
-
-    ask.click(predict, [image, title], found, api_name="predict", **once)
-    ask_why.click(explain, [image, label, title], heat, api_name="explain", **once)
+def examples_view(site: Site, visitor: Visitor | None = None) -> str:
+    """Return the example images as buttons."""
+    cells = []
+    for i, file in enumerate(site.examples_of(visitor)[:12]):
+        try:
+            address = thumbnail(file, site.limits)
+        except (Refused, OSError):
+            continue
+        name = file.stem.replace("-", " ")
+        cells.append(
+            f'<button type="button" class="hft-example" data-act="example" data-index="{i}" '
+            f'aria-label="Try the example {i + 1}">{picture(address, name)}</button>'
+        )
+    if not cells:
+        return ""
+    return f'<div class="hft"><p class="hft-soft">Or an example:</p>{"".join(cells)}</div>'
 
 
 def _path(one: Any) -> str:
@@ -187,33 +188,6 @@ def _chosen(site: Site, visitor: Visitor, titles: Sequence[str]) -> list[Shown]:
     return found
 
 
-def _named(site: Site, visitor: Visitor, title: str) -> list[Shown]:
-    known = site.models_of(visitor)
-    if not known:
-        raise Refused("There is no model yet. Train one with /train.")
-    if title and title not in known:
-        raise Refused(f"There is no model {json.dumps(title)}; there are {', '.join(known)}.")
-    return [known[title]] if title else list(known.values())
-
-
 def _labels(site: Site, model: Shown) -> Sequence[str]:
     labels: Sequence[str] = site.networks.of(model).backbone.labels
     return labels
-
-
-def _examples(site: Site) -> str:
-    """Return the example images as buttons."""
-    cells = []
-    for i, file in enumerate(site.examples[:12]):
-        try:
-            address = thumbnail(file, site.limits)
-        except (Refused, OSError):
-            continue
-        name = file.stem.replace("-", " ")
-        cells.append(
-            f'<button type="button" class="hft-example" data-act="example" data-index="{i}" '
-            f'aria-label="Try the example {i + 1}">{picture(address, name)}</button>'
-        )
-    if not cells:
-        return ""
-    return f'<div class="hft"><p class="hft-soft">Or an example:</p>{"".join(cells)}</div>'

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import time
 import zipfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def _start_plan(site: Site, visitor: Visitor) -> Job:
     check_cost(draft.plan, site.limits)
     title = free_title(draft.title, site.models_of(visitor))
     steps = {title: max(1, _steps(draft.plan))}
-    return _start(site, visitor, {title: draft.text()}, steps, draft.plan.seconds)
+    asked = {"ways": {title: draft.text()}, "steps": steps, "seconds": draft.plan.seconds}
+    network, seen = visitor.advice
+    return _submit(site, visitor, asked, seen if network == draft.recipe.backbone else "")
 
 
 def start_advice(site: Site, visitor: Visitor, backbone: str, image_px: int | None) -> Job:
@@ -58,26 +60,15 @@ def start_advice(site: Site, visitor: Visitor, backbone: str, image_px: int | No
 def start_example(site: Site, visitor: Visitor) -> Job:
     """Start the three ways of the example on a visitor's digits."""
     examples.add_digits(visitor.pictures)
-    visitor.draft = None
+    visitor.draft, visitor.advice, visitor.digits = None, ("", ""), True
     site.learn_letters()
     ways = examples.example_ways(visitor.pictures.folder, site.letters)
     named = {free_title(way, site.models_of(visitor)): text for way, text in ways.items()}
     steps = dict(zip(named, (100, 180, 80), strict=True))
-    return _start(site, visitor, named, steps, None)
+    return _submit(site, visitor, {"ways": named, "steps": steps, "seconds": None})
 
 
-def _start(
-    site: Site,
-    visitor: Visitor,
-    ways: Mapping[str, str],
-    steps: Mapping[str, int],
-    seconds: float | None,
-) -> Job:
-    asked = {"ways": dict(ways), "steps": dict(steps), "seconds": seconds}
-    return _submit(site, visitor, asked)
-
-
-def _submit(site: Site, visitor: Visitor, asked: dict[str, Any]) -> Job:
+def _submit(site: Site, visitor: Visitor, asked: dict[str, Any], advice: str = "") -> Job:
     with visitor.lock:
         if visitor.job is not None and not visitor.job.is_over:
             raise Refused("A training of yours is going on. Wait for it, or stop it first.")
@@ -85,7 +76,7 @@ def _submit(site: Site, visitor: Visitor, asked: dict[str, Any]) -> Job:
         for title in list(visitor.models)[: max(0, over)]:
             remove(visitor, title)
         folder = visitor.folder / secrets.token_urlsafe(16)
-        visitor.job = site.jobs.submit(Job(asked, folder))
+        visitor.job = site.jobs.submit(Job(asked, folder, advice=advice))
         return visitor.job
 
 
@@ -131,9 +122,11 @@ def new_models(visitor: Visitor, job: Job) -> int:
                 continue
             event["seen"] = True
             try:
-                visitor.models[title] = shown_model(run / "model", title, own=True)
+                model = shown_model(run / "model", title, own=True)
             except UserError:  # removed meanwhile
                 continue
+            model.advice = job.advice
+            visitor.models[title] = model
             count += 1
     return count
 
@@ -155,7 +148,7 @@ def job_view(site: Site, job: Job | None) -> str:
         share = progress_of(job)
         return panel(progress_bar(share, _doing(job, share)) + charts, "Training")
     if job.state == "done" and "advise" in job.asked:
-        return panel(progress_bar(1, "The advice is above; its plan can be trained now."), "Advice")
+        return panel(advice_view(job), "Advice")
     if job.state == "done":
         results = _results(job)
         return panel(progress_bar(1, results) + charts, "Trained")
@@ -175,7 +168,7 @@ def advice_view(job: Job) -> str:
     )
     chart = f'<div class="hft-depth">{found["chart"]}</div>'
     words = without_paths(found["answer"])
-    return panel(f'<p class="hft-lede">{escape(words)}</p>{chart}<dl>{pairs}</dl>', "Advice")
+    return f'<p class="hft-lede">{escape(words)}</p>{chart}<dl class="hft-said">{pairs}</dl>'
 
 
 def _results(job: Job) -> str:
@@ -263,7 +256,7 @@ def packed(visitor: Visitor, model: Shown) -> tuple[Path, Path, Path]:
     """Return files to download: the model's folder as a zip file, its recipe and its report."""
     if not model.own or model.run is None:
         raise Refused("Only models that you trained here can be downloaded.")
-    place = visitor.folder / "downloads" / secrets.token_urlsafe(16)
+    place = visitor.served / secrets.token_urlsafe(16)
     place.mkdir(parents=True)
     path = place / "model.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

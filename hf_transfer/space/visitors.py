@@ -1,6 +1,6 @@
 """Who is here: each visitor's images, models and training, apart from all others.
 
-A visitor is known by the session that the browser opened; the folder has a name that nobody can
+A visitor is known by the session that the browser opened; the folders have names that nobody can
 guess. What is not used for an hour goes, and so does everything when its visitor leaves.
 """
 
@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,20 +35,27 @@ KIND = "space"  # what the mark of a server's folder says
 
 @dataclass
 class Visitor:
-    """One visitor: pictures, models by title, the plan that is being made and the training."""
+    """One visitor: pictures, models by title, the plan that is being made and the training.
+
+    The server gives out nothing of `folder`; what the visitor downloads lies in `served`.
+    """
 
     folder: Path
+    served: Path
     pictures: Pictures
+    sent: set[Path] = field(default_factory=set)  # files that were sent to be answered
     models: dict[str, Shown] = field(default_factory=dict)
     draft: Draft | None = None
     job: Job | None = None
-    findings: object = None  # what the audit of the pictures said
+    advice: tuple[str, str] = ("", "")  # the network that was looked at, and what advice saw
+    digits: bool = False  # whether the pictures are the example's
     used: float = field(default_factory=time.monotonic)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 class Visitors:
-    """All visitors by session; `root` is the server's folder, private to its user."""
+    """All visitors by session; `root` is the server's folder, private to its user, and `uploads`
+    the one in it whose files are given to whoever knows their names."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -55,6 +63,7 @@ class Visitors:
         self.root = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
         self._hold = Hold(self.root)  # before its mark, without which nobody removes it
         mark(self.root, KIND)
+        self.uploads = self.root / "uploads"
         self._known: dict[str, Visitor] = {}
         self._lock = threading.Lock()
 
@@ -72,17 +81,24 @@ class Visitors:
                     )
                 folder = self.root / secrets.token_urlsafe(24)
                 folder.mkdir(mode=0o700)
-                visitor = Visitor(folder, Pictures(folder / "pictures", self.limits))
+                served = self.uploads / secrets.token_urlsafe(24)
+                visitor = Visitor(folder, served, Pictures(folder / "pictures", self.limits))
                 self._known[session] = visitor
             visitor.used = time.monotonic()
             return visitor
+
+    def note(self, visitor: Visitor, files: Iterable[str | Path]) -> None:
+        """Note which files a visitor sent, so that they go when the visitor leaves."""
+        places = map(Path, files)
+        visitor.sent.update(place for place in places if place.is_relative_to(self.uploads))
 
     def leave(self, session: str | None) -> None:
         """Forget a visitor: stop the training, remove images and models."""
         with self._lock:
             visitor = self._known.pop(session or "", None)
+            others = [one.sent for one in self._known.values()]
         if visitor is not None:
-            forget(visitor)
+            forget(visitor, visitor.sent.difference(*others))
 
     def sweep(self) -> None:
         """Forget the visitors of whom nothing was heard for as long as things are kept."""
@@ -106,13 +122,17 @@ class Visitors:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def forget(visitor: Visitor) -> None:
-    """Stop a visitor's training and remove all that is theirs."""
+def forget(visitor: Visitor, sent: Iterable[Path]) -> None:
+    """Stop a visitor's training and remove all that is theirs, with the files that were `sent`."""
     if visitor.job is not None:
         visitor.job.stop("its visitor left")
     visitor.models.clear()
     visitor.draft = None
-    shutil.rmtree(visitor.folder, ignore_errors=True)
+    for file in sent:
+        with suppress(OSError):
+            file.unlink()
+    for folder in (visitor.folder, visitor.served):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_left_behind() -> None:
