@@ -46,7 +46,7 @@ def heading(words: str) -> gr.HTML:
 
 def heard(words: str) -> gr.HTML:
     """Return the heading of a tab, for those who hear the page."""
-    return html(f'<h2 class="hft-heard">{words}</h2>')
+    return gr.HTML(f"<h2>{words}</h2>", elem_classes="hft-heard", apply_default_css=False)
 
 
 def button(words: str, **options: Any) -> gr.Button:

@@ -28,6 +28,7 @@ class TryTab:
 
     no_model: gr.HTML
     images: gr.Gallery
+    more: gr.UploadButton
     examples: gr.HTML
     models: gr.CheckboxGroup
     answer: gr.HTML
@@ -67,6 +68,10 @@ def _left(site: Site, titles: Sequence[str]) -> tuple[Any, ...]:
     )
     # The files as they were sent: gradio would open them first, and fail without a reason.
     images.preprocess = lambda sent: [_path(one) for one in sent.root] if sent else None
+    # In place of the gallery's own icon, a button in a button, which screen readers cannot tell.
+    more = gr.UploadButton(
+        "Add images", file_count="multiple", size="sm", visible=False, elem_id="try-more"
+    )
     examples = html(examples_view(site), "try-examples", clicks=True)
     models = gr.CheckboxGroup(
         choices=list(titles),
@@ -75,7 +80,7 @@ def _left(site: Site, titles: Sequence[str]) -> tuple[Any, ...]:
         visible=len(titles) > 1,
         elem_id="try-models",
     )
-    return images, examples, models
+    return images, more, examples, models
 
 
 def _right() -> tuple[Any, ...]:
@@ -93,13 +98,15 @@ def _right() -> tuple[Any, ...]:
 
 def _wire(answers: Answers, tab: TryTab) -> None:
     asked = [tab.images, tab.models]
-    outputs = [tab.answer, tab.table, tab.why_row, tab.label, tab.why]
+    outputs = [tab.answer, tab.table, tab.why_row, tab.label, tab.why, tab.more]
     answered = told(answers.of)
     for event in (tab.images.change, tab.models.change):
         event(answered, asked, outputs, trigger_mode="always_last", **ONCE, **QUIET)
     tab.ask_why.click(told(answers.why), [*asked, tab.label], tab.why, **ONCE, **QUIET)
     clicked = tab.examples.ask(told(answers.example), None, tab.images, **QUIET)
-    clicked.then(answered, asked, outputs, **ONCE, **QUIET)  # no change of theirs
+    added = tab.more.upload(told(answers.add), [tab.images, tab.more], tab.images, **QUIET)
+    for event in (clicked, added):
+        event.then(answered, asked, outputs, **ONCE, **QUIET)  # no change of theirs
 
 
 class Answers:
@@ -114,7 +121,8 @@ class Answers:
         chosen = _chosen(site, visitor, titles)
         hidden = gr.update(visible=False)
         if not files:
-            return panel(EMPTY), hidden, hidden, gr.update(choices=[], value=None), ""
+            return panel(EMPTY), hidden, hidden, gr.update(choices=[], value=None), "", hidden
+        more = gr.update(visible=True, value=None)
         site.visitors.note(visitor, files)
         asked = answering.asked_of(files, site)
         rows = answering.answers(asked, chosen, site)
@@ -123,14 +131,14 @@ class Answers:
             csv = gr.update(
                 visible=True, value=str(answering.write_csv(visitor, asked, chosen, rows))
             )
-            return view, csv, hidden, gr.update(choices=[], value=None), ""
+            return view, csv, hidden, gr.update(choices=[], value=None), "", more
         view = answering.one_view(asked[0], chosen, rows[0], site)
         labels = [] if rows[0][0].error else [name for name, _ in rows[0][0].labels]
         if labels:
             labels += [name for model in chosen for name in _labels(site, model)]
         choices = list(dict.fromkeys(labels))
         pick = gr.update(choices=choices, value=choices[0] if choices else None)
-        return view, hidden, gr.update(visible=bool(choices)), pick, ""
+        return view, hidden, gr.update(visible=bool(choices)), pick, "", more
 
     def why(self, files: list[str], titles: list[str], label: str, request: gr.Request) -> str:
         """Show where the models see a label."""
@@ -138,6 +146,10 @@ class Answers:
         (image,) = answering.asked_of((files or [])[:1], self.site)
         chosen = _chosen(self.site, visitor, titles)
         return answering.why_view(image, label, chosen, self.site)
+
+    def add(self, files: list[str] | None, more: list[str] | None) -> list[str]:
+        """Put more images beside those that are there."""
+        return [*(files or []), *map(str, more or [])]
 
     def example(self, event: gr.EventData, request: gr.Request) -> list[str]:
         """Take the example that was clicked as the image."""

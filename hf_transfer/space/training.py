@@ -166,7 +166,10 @@ def advice_view(job: Job) -> str:
     pairs = "".join(
         f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in found["sentences"]
     )
-    chart = f'<div class="hft-depth">{found["chart"]}</div>'
+    chart = (
+        '<div class="hft-depth" tabindex="0" role="region" aria-label="Accuracy against depth">'
+        f"{found['chart']}</div>"
+    )
     words = without_paths(found["answer"])
     return f'<p class="hft-lede">{escape(words)}</p>{chart}<dl class="hft-said">{pairs}</dl>'
 

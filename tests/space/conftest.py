@@ -32,14 +32,6 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def example(tmp_path_factory) -> Path:
-    """An image that the page offers to click on."""
-    path = tmp_path_factory.mktemp("examples") / "seven.png"
-    picture(7, 200, 120).save(path)
-    return path
-
-
-@pytest.fixture(scope="session")
 def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
     """Serve the Space's own app; a function from MODEL to the page's address."""
     apps = []
@@ -67,6 +59,15 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
         except subprocess.TimeoutExpired:
             app.kill()
             app.wait(10)
+
+
+@pytest.fixture(scope="session")
+def server(serve, run, tmp_path_factory) -> str:
+    """A page with a model and an image to click on; visitors may train the model's tiny network."""
+    app = Path(shutil.copy(SPACE / "app.py", tmp_path_factory.mktemp("app")))
+    (app.parent / "examples").mkdir()
+    picture(7, 200, 120).save(app.parent / "examples" / "seven.png")
+    return serve(run, app=app, BACKBONES=str(run / "model"))
 
 
 def wait_for(address: str, app: subprocess.Popen[bytes], log: Path) -> None:

@@ -7,8 +7,10 @@ import time
 import zipfile
 from pathlib import Path
 
+import hub_server
 import pytest
 import yaml
+from page_faults import assert_no_fault
 from tiny_model import picture
 
 from hf_transfer.serving.predict import predict
@@ -42,21 +44,22 @@ def archive(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def server(serve, run) -> str:
-    """A page without a model; visitors may train the tiny network."""
-    return serve(BACKBONES=str(run / "model"))
-
-
 @pytest.fixture
 def page(browser, server):
-    page = browser.new_context(accept_downloads=True).new_page()
+    page = opened(browser, server)
+    yield page
+    page.context.close()
+
+
+def opened(browser, server: str):
+    """Return the page of a new visitor, who is about to train."""
+    page = browser.new_context(accept_downloads=True, permissions=["camera"]).new_page()
     page.set_viewport_size({"width": 1200, "height": 900})
     page.set_default_timeout(PATIENCE)
     page.goto(server)
+    page.get_by_role("tab", name="Train your own").click()
     page.wait_for_selector("#train-example")
-    yield page
-    page.context.close()
+    return page
 
 
 def send(page, archive: Path) -> None:
@@ -100,20 +103,24 @@ def test_from_a_zip_of_folders_to_a_model_that_answers(page, archive, tmp_path):
     page.wait_for_function("document.querySelector('[data-act=rate]').value === '5e-3'")
     page.click("#train-go")
     page.wait_for_selector("#train-live [role=progressbar]")
+    assert_no_fault(page, "while it trains")
     page.get_by_text("Right on validation").wait_for()
     assert page.locator("#train-live svg").count() == 2
+    assert_no_fault(page, "after training")
     page.click("#train-lead")
     file = tmp_path / "red.png"
     file.write_bytes(colour("red", 99))
     page.wait_for_selector("#try-images input[type=file]", state="attached")
     page.set_input_files("#try-images input[type=file]", file)
     page.wait_for_selector("#try-answer .hft-bars li")
-    shown = page.inner_text("#try-answer")
+    shown = page.locator("#try-answer .hft-cards > div", has_text="Train a new head").inner_text()
     assert "Most similar training images" in shown
+    assert_no_fault(page, "an answer of two models")
     page.get_by_role("tab", name="How it was made").click()
     page.wait_for_selector("#made-matrix button.hft-count")
     page.locator("#made-matrix button.hft-count").first.click()
     page.wait_for_selector("#made-cell img")
+    assert_no_fault(page, "a cell of the matrix")
     page.get_by_role("tab", name="Train your own").click()
     page.click("#take-pack")
     found = {}
@@ -147,9 +154,14 @@ def test_advice_is_a_picture_and_a_plan_that_can_be_trained(page, archive):
     page.wait_for_selector("#train-plan table")
     assert page.locator("#train-advice dt").count() >= 2
     assert page.locator("#train-plan [role=alert]").count() == 0
+    assert_no_fault(page, "advice")
+    page.click("#train-go")
+    page.get_by_text("Right on validation").wait_for()
+    page.get_by_role("tab", name="How it was made").click()
+    page.get_by_text("What advice saw in these images").wait_for()
 
 
-def test_a_class_is_added_from_files_and_removed_again(page, tmp_path):
+def test_a_class_comes_from_files_and_the_camera_and_is_removed_again(page, tmp_path):
     page.get_by_role("tab", name="Class by class").click()
     files = [tmp_path / f"{seed}.png" for seed in range(3)]
     for seed, file in enumerate(files):
@@ -159,76 +171,127 @@ def test_a_class_is_added_from_files_and_removed_again(page, tmp_path):
     page.wait_for_selector("#train-classes button[data-label=rouge]")
     assert "3 images" in page.inner_text("#train-classes")
     assert "at least two" in page.inner_text("#train-classes")
-    page.click("#train-classes button[data-label=rouge]")
+    page.get_by_label("Class", exact=True).fill("test picture")
+    page.locator("#train-camera").get_by_text("Click to Access Webcam").click()
+    page.locator("#train-camera").get_by_role("button", name="capture photo").click()
+    page.wait_for_selector("#train-classes button[data-label='test picture']")
+    for label in ("rouge", "test picture"):
+        page.click(f"#train-classes button[data-label='{label}']")
     page.get_by_text("No images yet").wait_for()
 
 
-def test_stop_stops_and_the_next_training_starts(page, archive):
+def test_stop_stops_and_nothing_of_a_visitor_is_seen_by_another(browser, page, server, archive):
     send(page, archive)
     plan(page, "Head first, then everything")
     page.click("#train-go")
     page.wait_for_selector("#train-live [role=progressbar]")
+    other = opened(browser, server)
+    assert "No images yet" in other.inner_text("#train-classes")
+    assert "red" not in other.inner_text("#train-classes")
+    assert "Nothing has been trained yet." in other.inner_text("#train-live")
+    other.context.close()
     page.click("#train-stop")
     page.get_by_text("The training was stopped").wait_for(timeout=15_000)
     page.click("#train-stop")
     page.get_by_text("Nothing is being trained.").wait_for()
-
-
-def test_a_visitor_sees_nothing_of_another(browser, page, server, archive):
-    send(page, archive)
-    other = browser.new_context().new_page()
-    other.goto(server)
-    other.wait_for_selector("#train-classes")
-    assert "No images yet" in other.inner_text("#train-classes")
-    assert "red" not in other.inner_text("#train-classes")
-    other.context.close()
-
-
-def test_no_token_and_no_path_of_the_server_is_in_the_page(page, archive):
-    send(page, archive)
     content = page.content()
     assert not re.search(r"hf_[A-Za-z]{30,}", content)
     assert "hf-transfer-space" not in content
 
 
-@pytest.mark.parametrize("width", [390, 1200])
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_has_no_fault_that_axe_finds(width, theme, browser, server, archive):
-    sync_playwright = pytest.importorskip("axe_playwright_python.sync_playwright")
-    page = browser.new_context(color_scheme=theme).new_page()
-    page.set_viewport_size({"width": width, "height": 900})
-    page.set_default_timeout(PATIENCE)
-    page.goto(f"{server}?__theme={theme}")
-    page.wait_for_selector("#train-example")
-    send(page, archive)
-    plan(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for tab in ("Train your own", "Try", "How it was made"):
-        page.get_by_role("tab", name=tab).click()
-        page.wait_for_timeout(400)
-        found = sync_playwright.Axe().run(page).response["violations"]
-        assert [(one["id"], one["nodes"][0]["html"][:120]) for one in found] == [], tab
-    page.context.close()
+# --- the example, and a push -------------------------------------------------------------------
+
+WITHOUT_MODEL = """
+import gradio.oauth
+from hf_transfer.serving import hub
+from hf_transfer.space import app, examples, tab_result
+examples.LETTERS, whole = 400, examples.load_recipe
+shorter = ["phases.0.steps=20", "phases.1.steps=10"]
+examples.load_recipe = lambda name: whole(name, shorter)
+hub.check_loaders = lambda folder: None  # has tests of its own
+tab_result.on_a_space = lambda: True
+info = {{"access_token": "{token}", "scope": "openid", "userinfo": {{
+    "sub": "1", "name": "Alice", "preferred_username": "alice", "profile": "", "picture": ""}}}}
+gradio.oauth._get_mocked_oauth_info = lambda: info
+app.demo(announce=print)
+"""
+
+
+def test_without_a_model_the_example_shows_all_of_it_and_is_pushed_with_the_visitors_own_login(
+    browser, serve, tmp_path
+):
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    (tmp_path / "app.py").write_text(WITHOUT_MODEL.format(token=hub_server.TOKEN))
+    picture(1).save(tmp_path / "one.png")
+    with hub_server.serve() as hub:
+        place = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_of_the_server"}
+        server = serve(app=tmp_path / "app.py", HF_HUB_DISABLE_XET="1", **place)
+        client = Client(server, verbose=False)
+        with pytest.raises(AppError, match="no model yet"):
+            client.predict(handle_file(str(tmp_path / "one.png")), "", api_name="/predict")
+        client.close()
+        page = opened(browser, server)
+        page.get_by_role("button", name="Sign in with Hugging Face").click()
+        page.get_by_text("Logout (alice)").wait_for()
+        page.get_by_role("tab", name="Train your own").click()
+        page.click("#train-example")
+        page.wait_for_selector("#train-plan table")
+        page.get_by_text("Right on validation").wait_for()
+        page.get_by_label("Repository").fill("alice/digits")
+        page.get_by_role("button", name="Push to the Hub").click()
+        page.get_by_text("Pushed: ").wait_for()
+        assert hub_server.TOKEN not in page.content()
+        pushed = hub.repositories["alice/digits"]
+        assert pushed.private
+        assert {"config.json", "model.safetensors", "README.md", "report.json"} <= set(pushed.files)
+        assert not any(b"hf-transfer-space" in data for data in pushed.files.values())
+        page.click("#train-lead")
+        page.click(".hft-example >> nth=3")
+        page.wait_for_selector("#try-answer .hft-bars li")
+        shown = page.inner_text("#try-answer")
+        assert all(way in shown for way in ("Frozen", "Fine-tuned", "From scratch"))
+        page.context.close()
 
 
 # --- programs ----------------------------------------------------------------------------------
 
 
-def test_a_program_trains_and_asks(server, archive, tmp_path):
-    from gradio_client import Client, handle_file
+def snippet() -> str:
+    """Return the snippet of the documentation."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "space.md"
+    (code,) = re.findall(r"## From a program.*?```text\n(.*?)```", page.read_text(), re.S)
+    return code
 
-    client = Client(server, verbose=False)
-    job = client.submit(handle_file(str(archive)), "model", "exact_head", 32, api_name="/train")
-    told = list(job)
-    states = [progress["state"] for progress, _ in told]
+
+def test_a_program_trains_and_asks_as_the_documentation_says(server, run, archive, tmp_path):
+    from gradio_client import handle_file
+
+    file = tmp_path / "blue.png"
+    file.write_bytes(colour("blue", 50))
+    code = snippet()
+    for written, here in (
+        ("http://127.0.0.1:7860", server),
+        ("rose.jpg", str(file)),
+        ("flowers.zip", str(archive)),
+        ("timm/resnet18.a1_in1k", "model"),
+        ("128", "32"),
+        ("lp_ft", "exact_head"),
+    ):
+        assert written in code
+        code = code.replace(written, here)
+    said, found = [], {}
+    exec(code, {**found, "print": said.append}, found)
+    client, progress, model = found["client"], found["progress"], found["model"]
+    (expected,) = predict(run, file)
+    assert said[0]["flowers-lp_ft"]["labels"][0]["label"] == expected.labels[0][0]
+    states = [one["state"] for one in said if "state" in one]
     assert states[-1] == "done"
     assert set(states) <= {"waiting", "running", "done"}
-    progress, model = told[-1]
     assert progress["progress"] == 1.0
     ((name, accuracy),) = progress["models"].items()
     assert accuracy > 0.5
-    file = tmp_path / "blue.png"
-    file.write_bytes(colour("blue", 50))
     answers = client.predict(handle_file(str(file)), "", api_name="/predict")
     with zipfile.ZipFile(model) as packed:
         packed.extractall(tmp_path / "mine")
@@ -251,37 +314,24 @@ def test_a_program_is_told_what_is_wrong_in_a_sentence(server, tmp_path):
     bad.write_bytes(b"nothing")
     with pytest.raises(AppError, match="This is no zip file"):
         client.predict(handle_file(str(bad)), "model", "exact_head", 32, api_name="/train")
-    with pytest.raises(AppError, match="no model yet"):
-        client.predict(handle_file(str(bad)), "", api_name="/predict")
-    client.close()
-
-
-def test_what_visitors_click_is_not_offered_to_programs(server):
-    from gradio_client import Client
-
-    client = Client(server, verbose=False)
+    with pytest.raises(AppError, match="There is no model"):
+        client.predict(handle_file(str(bad)), "another's", api_name="/predict")
     found = client.view_api(return_format="dict")
     assert set(found["named_endpoints"]) == {"/predict", "/explain", "/train"}
-    assert found["unnamed_endpoints"] == {}
+    assert found["unnamed_endpoints"] == {}  # what visitors click is not for programs
     client.close()
 
 
 def test_the_training_of_a_visitor_who_leaves_ends(browser, server, archive):
-    page = browser.new_context().new_page()
-    page.set_default_timeout(PATIENCE)
-    page.goto(server)
-    page.wait_for_selector("#train-example")
+    page = opened(browser, server)
     send(page, archive)
     plan(page, "Head first, then everything")
     page.click("#train-go")
     page.wait_for_selector("#train-live [role=progressbar]")
     page.context.close()
-    second = browser.new_context().new_page()
-    second.set_default_timeout(PATIENCE)
-    second.goto(server)
-    second.wait_for_selector("#train-example")
+    second = opened(browser, server)
     send(second, archive)
-    plan(second)
+    plan(second, "Solve a new head")
     second.click("#train-go")
     started = time.monotonic()
     second.get_by_text("Right on validation").wait_for()
