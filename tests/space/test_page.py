@@ -270,18 +270,17 @@ except UserError as error:
 
 
 TWICE = """
-import json, socket, sys
-import hf_transfer.demo
-pages, first = [], hf_transfer.demo.launch
-def launch(*given, **options):
-    pages.append(first(*given, **options, wait=False))
-hf_transfer.demo.launch = launch
+import importlib, json, sys
+from hf_transfer.space.app import UserError, demo
+first, pages = importlib.import_module("hf_transfer.demo"), []
+launch = first.launch
+first.launch = lambda *given, **options: pages.append(launch(*given, **options, wait=False))
 exec(compile(open(__file__.replace("twice", "app")).read(), "app.py", "exec"))
 page = pages[0]
 print(json.dumps(page.config))
 try:
-    hf_transfer.demo.demo(sys.argv[1], port=page.server_port)
-except hf_transfer.UserError as error:
+    demo(sys.argv[1], port=page.server_port)
+except UserError as error:
     print(error)
 page.close()
 print(page.site.visitors.root.exists())
