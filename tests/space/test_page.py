@@ -273,8 +273,8 @@ TWICE = """
 import importlib, json, sys
 from hf_transfer.space.app import UserError, demo
 first, pages = importlib.import_module("hf_transfer.demo"), []
-launch = first.launch
-first.launch = lambda *given, **options: pages.append(launch(*given, **options, wait=False))
+whole = first.launch
+first.launch = lambda *given, **options: pages.append(whole(*given, **options, wait=False))
 exec(compile(open(__file__.replace("twice", "app")).read(), "app.py", "exec"))
 page = pages[0]
 print(json.dumps(page.config))
