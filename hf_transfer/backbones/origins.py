@@ -19,6 +19,7 @@ from hf_transfer.backbones.config_checks import check_config
 from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.download import BackboneError, answering_hub, one_line
 from hf_transfer.base.errors import unfinished
+from hf_transfer.base.files import read_limited
 
 SOURCES = ("timm", "transformers", "torchvision")
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -54,6 +55,8 @@ def locate(backbone_id: str) -> Origin:
         return _beside(path)
     if backbone_id.startswith((".", "/", "~")):
         what = "file" if path.suffix in WEIGHTS else "folder"
+        if path.exists():
+            raise BackboneError(f"backbone {backbone_id} is a file; give the folder of a model")
         raise BackboneError(f"backbone {what} {backbone_id} does not exist")
     if source in SOURCES and name:
         folder = Path(name).expanduser()
@@ -165,7 +168,7 @@ def _on_hub(repo: str) -> Origin:
 def _read(path: Path, place: str) -> dict[str, Any]:
     """Return a config that others wrote, checked."""
     with untrusted(place, "save the model again", BackboneError):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_limited(path))
         if not isinstance(config, dict):
             raise BackboneError(f"{place} has no named settings; save the model again")
         check_config(config, place)

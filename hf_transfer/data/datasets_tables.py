@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -100,7 +101,7 @@ def read_datasets(
 ) -> tuple[ImageTable, list[LabelledImage], tuple[str, ...], tuple[str, ...]]:
     """Return the images, a row for each, the names of classes, labels or targets in the source's
     order (empty where it has none) and what was ignored. Raises DataError, one line."""
-    with untrusted(f"data {str(path)!r}", kind=DataError), _without_bars():
+    with untrusted(f"data {str(path)!r}", kind=DataError), _quiet():
         loaded = _load(path, files, spec)
         rows: list[LabelledImage] = []
         images: dict[str, Any] = {}
@@ -282,14 +283,17 @@ def _folders(path: Path, files: Sequence[str]) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep the progress bars of `datasets` off standard error."""
+def _quiet() -> Iterator[None]:
+    """Keep the progress bars of `datasets` off standard error, and what it logs of errors, which
+    are raised as well."""
     import datasets
 
-    before = datasets.are_progress_bars_disabled()
+    before, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if not before:
             datasets.enable_progress_bars()

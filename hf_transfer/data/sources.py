@@ -237,8 +237,8 @@ def _not_there(path: Path) -> str:
             "; unpack it first" if path.suffix in (".zip", ".tar", ".gz", ".tgz", ".7z") else ""
         )
         return (
-            f"data {str(path)!r}: a file, not a folder of class folders or a "
-            f"{', '.join(SUFFIXES)} table{unpack}"
+            f"data {str(path)!r}: a file, not a folder of class folders or a table "
+            f"({', '.join(SUFFIXES)}, .parquet){unpack}"
         )
     close = near_places(path)
     hint = f"; nearest: {', '.join(map(str, close))}" if close else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,11 @@ def add_images(
     Raises UserError, also for a model whose head is not one dense layer.
     """
     folder = Path(run).expanduser()
-    place = Path(out).expanduser() if out else folder.with_name(f"{folder.resolve().name}-more")
-    if place.resolve() == folder.resolve():
-        raise UserError(f"--out {place} is the run that is added to; choose another folder")
+    name = Path(os.path.realpath(folder)).name
+    place = Path(out).expanduser() if out else folder.with_name(f"{name}-more")
     model = network_of(folder)
+    if os.path.realpath(place) == os.path.realpath(folder):
+        raise UserError(f"--out {place} is the run that is added to; choose another folder")
     weight = _head(model)
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
     old = _old(folder, model)

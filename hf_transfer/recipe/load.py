@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hf_transfer.base.errors import RecipeError, UserError
+from hf_transfer.base.files import read_limited
 from hf_transfer.base.nearest import nearest
 from hf_transfer.recipe import yaml_nodes
 from hf_transfer.recipe.mistakes import Problem, Reading, schema_of
@@ -118,12 +120,14 @@ def _path(name: str | Path) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        if path.is_file() and path.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"recipe {path} has over a megabyte; a recipe is a short YAML file")
-        return path.read_text(encoding="utf-8-sig")
+        return read_limited(path, LARGEST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"recipe {path} is not text in UTF-8; a recipe is a YAML file") from None
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"recipe {path} has over a megabyte; a recipe is a short YAML file"
+            ) from None
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
 
 
@@ -135,7 +139,7 @@ def parse_recipe(text: str, place: str, overrides: Sequence[str] = ()) -> Recipe
     problems: list[Problem] = []
     try:
         tree = yaml_nodes.parse(text, place)
-        for setting in overrides:
+        for setting in overrides if isinstance(tree.value, yaml_nodes.Pairs) else ():
             try:
                 tree = yaml_nodes.override(tree, _of_source(setting, tree))
             except Mistakes as mistakes:

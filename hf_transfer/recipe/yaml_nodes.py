@@ -95,17 +95,17 @@ def parse(text: str, place: str, name: str = "the recipe") -> Node:
 
 def _refuse_features(text: str, place: str) -> None:
     found = {
-        yaml.AnchorToken: "an anchor (&)",
-        yaml.AliasToken: "an alias (*); write a text that starts with * in quotes",
-        yaml.TagToken: "a tag (!)",
-        yaml.DirectiveToken: "a directive (%)",
-        yaml.DocumentStartToken: "a document mark (---)",
+        yaml.AnchorToken: "anchors (&)",
+        yaml.AliasToken: "aliases (*); write a text that starts with * in quotes",
+        yaml.TagToken: "tags (!)",
+        yaml.DirectiveToken: "directives (%)",
+        yaml.DocumentStartToken: "document marks (---)",
     }
     problems, depth = [], 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
         line = token.start_mark.line + 1
         if what := found.get(type(token)):
-            problems.append((line, f"{place}:{line}: a recipe is plain data and has no {what}"))
+            problems.append((line, f"{place}:{line}: a recipe is plain data, without {what}"))
         depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
         if depth > DEEPEST:  # each level makes all that follows slower to read
             raise Mistakes([(line, f"{place}:{line}: brackets are nested too deeply")])

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from transformers import TrainerState
 
-from hf_transfer.base.files import write_text
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.files import read_limited, write_text
 from hf_transfer.planning.phase import Phase
 from hf_transfer.training import adapter_layers
 from hf_transfer.training.phase_state import PhaseState
@@ -50,7 +51,7 @@ def rated(
     if phase.spec.lr != "auto":
         return phase
     kept = folder / NOTE if folder is not None else None
-    rate = json.loads(kept.read_text())["lr"] if resume and kept and kept.is_file() else None
+    rate = _kept(kept) if resume and kept and kept.is_file() else None
     if rate is None:
         with restored(trainer):
             losses = list(range_test(trainer, apply(phase)))
@@ -145,3 +146,8 @@ def chosen(losses: Sequence[float]) -> float:
             break
     known = [value if math.isfinite(value) else math.inf for value in smooth]
     return float(max(LOWEST, rates[int(np.argmin(known))] / BELOW))
+
+
+def _kept(path: Path) -> float:
+    with untrusted(str(path), "remove it to search for the rate again"):
+        return float(json.loads(read_limited(path))["lr"])

@@ -80,6 +80,9 @@ def test_what_cannot_be_added_to_is_named(run, tmp_path):
     new = plain(tmp_path / "new", "blue", count=4)
     with pytest.raises(UserError, match="is the run that is added to"):
         add_images(run, new, out=run)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="is neither a folder nor a Hub repository"):
+        add_images(tmp_path / "loop", new)
     model = shutil.copytree(run / "model", tmp_path / "model")
     with pytest.raises(UserError, match="holds neither recipe.yaml"):
         add_images(model, new, out=tmp_path / "more")

@@ -1,5 +1,6 @@
 """Recipes: what is read is what was written, and every mistake is named with its line."""
 
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -229,10 +230,10 @@ BAD = {
     "# nothing\n": (1, "the file is empty"),
     "- a\n": (1, "the recipe must be a mapping"),
     "hello": (1, "the recipe must be a mapping"),
-    "a: &x 1\n" + HEAD: (1, "an anchor (&)"),
-    HEAD + "metrics: *x\n": (2, "an alias (*)"),
-    "seed: !!python/name:os.system 1\n" + HEAD: (1, "a tag (!)"),
-    HEAD + "---\n" + HEAD: (2, "a document mark"),
+    "a: &x 1\n" + HEAD: (1, "anchors (&)"),
+    HEAD + "metrics: *x\n": (2, "aliases (*)"),
+    "seed: !!python/name:os.system 1\n" + HEAD: (1, "tags (!)"),
+    HEAD + "---\n" + HEAD: (2, "document marks (---)"),
     HEAD + "[a]: 1\n": (2, "a key must be a single word"),
     "[" * 800: (1, "nested too deeply"),
     "seed: 1\n": (1, "the recipe has no phases; add it"),
@@ -483,8 +484,17 @@ def test_a_recipe_file_is_found_by_path_and_named_after_its_file(tmp_path):
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no recipe 'lp_tf'; nearest: lp_ft; give a path"):
         load_recipe("lp_tf")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="cannot be read: it is a folder"):
         load_recipe(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="cannot be read: it is not a regular file"):
+        load_recipe(str(tmp_path / "pipe"))  # and nobody waits for who writes into it
+    (tmp_path / "word.yaml").write_text("hello")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(tmp_path / "word.yaml"), ["seed=1", "data.path=x"])
+    assert [line.partition(",")[0] for line in caught.value.problems] == [
+        "word.yaml:1: the recipe must be a mapping such as {phases: …}"
+    ]
     (tmp_path / "photo.yaml").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(UserError, match="is not text in UTF-8"):
         load_recipe(str(tmp_path / "photo.yaml"))

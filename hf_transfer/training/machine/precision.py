@@ -16,7 +16,8 @@ from torch import nn
 
 from hf_transfer.backbones.access import logits_of
 from hf_transfer.base import launch
-from hf_transfer.base.files import write_text
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.files import read_limited, write_text
 from hf_transfer.base.launch import mixed_precision
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.processes import Processes
@@ -31,6 +32,7 @@ WARM_STEPS, STEPS = 1, 2
 IMAGES, DEVICE_IMAGES = 16, 32  # of a step at most, on a CPU and on an accelerator
 GAIN = 1.05  # what another choice must be faster by, to be taken: less is noise
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+PRECISIONS = ("fp32", "bf16", "fp16")
 USUAL = "channels_last"  # ResNet-10-T: 1.2 times as fast on a CPU
 
 
@@ -55,8 +57,7 @@ def settle(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
 def _chosen(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
     """Return what was chosen before, what the launcher was told, or what is fastest here."""
     here, path = joined(recipe, out), RunFolder(out).precision
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    choice: dict[str, Any] | None = here.all(found)[0]
+    choice: dict[str, Any] | None = here.all(_kept(path))[0]
     if choice is None:
         told = launch.mixed_precision()
         if told == "bf16" or (told == "fp16" and torch.accelerator.is_available()):
@@ -67,6 +68,17 @@ def _chosen(recipe: Recipe, model: nn.Module, out: Path) -> dict[str, Any]:
             write_text(path, json.dumps(choice, indent=1) + "\n")
         logger.info("precision: auto is %s, %s", choice["precision"], choice["layout"])
     return choice
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """Return what was chosen before, None where nothing was."""
+    if not path.is_file():
+        return None
+    with untrusted(str(path), "remove it to measure again"):
+        found = json.loads(read_limited(path))
+        if found["precision"] not in PRECISIONS or found["layout"] not in LAYOUTS:
+            raise ValueError(f"it says {found}")
+        return dict(found)
 
 
 def _batch(recipe: Recipe) -> int:

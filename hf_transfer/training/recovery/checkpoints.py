@@ -196,7 +196,7 @@ def read(folder: Path) -> Checkpoint | None:
     except FileNotFoundError as error:
         if folder.is_dir():
             logger.warning("%s is not used: it has no %s", folder, Path(error.filename).name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s is not used: it is torn (%s)", folder, error)
     return None
 
@@ -205,7 +205,7 @@ def about_of(path: Path) -> dict[str, Any]:
     """Return what a checkpoint says about its run, complete or not; nothing without a manifest."""
     try:
         return dict(json.loads((path / MANIFEST).read_text())["about"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
 
 

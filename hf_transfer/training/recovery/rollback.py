@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.base.files import write_text
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.files import read_limited, write_text
 from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
 from hf_transfer.training.recovery import checkpoints
@@ -28,9 +29,11 @@ NOTE = "rollbacks.json"
 def went_back_to(folder: Path) -> tuple[int, ...]:
     """Return the steps that the phase of a folder went back to so far; 0 is its start."""
     try:
-        return tuple(json.loads((folder / NOTE).read_text(encoding="utf-8"))["went back to"])
+        text = read_limited(folder / NOTE)
     except FileNotFoundError:
         return ()
+    with untrusted(str(folder / NOTE), "remove it to begin the phase again"):
+        return tuple(map(int, json.loads(text)["went back to"]))
 
 
 def begin_anew(folder: Path, rollbacks: int) -> None:

@@ -9,6 +9,7 @@ from drawn import photos
 from safetensors.torch import load_file
 from small import RESNET, changed, network, state
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import leave
 from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe
 from hf_transfer.run import run
@@ -73,6 +74,10 @@ def test_a_resumed_run_takes_the_choice_that_was_written(tmp_path, monkeypatch):
     asked = speeds(monkeypatch, {})
     assert settle(recipe(), network(), tmp_path)["precision"] == "bf16"
     assert asked == []
+    for text in ('{"precision": "fp64", "layout": "contiguous"}', "[" * 100_000, "3"):
+        (tmp_path / "precision.json").write_text(text)
+        with pytest.raises(UserError, match=r"cannot read .*precision.json: .*; remove it to"):
+            settle(recipe(), network(), tmp_path)
 
 
 def settle_twice(rank, port, folder):

@@ -23,6 +23,7 @@ from small import (
 )
 from transformers import TrainerCallback
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import parse_phase
@@ -161,6 +162,9 @@ def test_a_run_that_is_interrupted_after_it_went_back_goes_on_at_the_lower_rate(
     anew = trained(tmp_path / "a", [PHASE], **options)  # without resuming nothing of it is left
     assert anew.reports[0].rollbacks == 0
     assert rollback.went_back_to(folder) == ()
+    (folder / rollback.NOTE).write_text('{"went back to": 3}')
+    with pytest.raises(UserError, match="cannot read .*rollbacks.json: .*; remove it to begin"):
+        rollback.went_back_to(folder)
 
 
 GOES_BACK = [{**HEAD, "batch_size": 4}, {**LONG, "augment": "light", "batch_size": 4}]
