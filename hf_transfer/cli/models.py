@@ -20,6 +20,11 @@ TTA = (
 
 def add(commands: Any) -> None:
     """Add the commands that use a finished model."""
+    for add_one in (_add_predict, _add_evaluate, _add_embed, _add_explain, _add_export):
+        add_one(commands)
+
+
+def _add_predict(commands: Any) -> None:
     predict = command(
         commands, "predict", _predict, "label images with a trained model", loads=True
     )
@@ -37,6 +42,8 @@ def add(commands: Any) -> None:
     predict.argument("--format", None, "format of the output (default: text)", choices=forms)
     predict.flag("--json", "the same as --format json")
 
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = command(
         commands, "evaluate", _evaluate, "score a model on labelled images", loads=True
     )
@@ -58,6 +65,8 @@ def add(commands: Any) -> None:
     evaluate.flag("--no-images", "leave images out of the page")
     evaluate.flag("--json", "print JSON instead of text")
 
+
+def _add_embed(commands: Any) -> None:
     embed = command(
         commands, "embed", _embed, "turn images into features, or find similar ones", loads=True
     )
@@ -71,6 +80,8 @@ def add(commands: Any) -> None:
     embed.argument("--top", "N", "number of similar images (default: 10)", type=count, default=10)
     embed.argument("--batch-size", "N", "images in a batch (default: 32)", type=count, default=32)
 
+
+def _add_explain(commands: Any) -> None:
     explain = command(
         commands, "explain", _explain, "show where in images a model sees a label", loads=True
     )
@@ -82,6 +93,8 @@ def add(commands: Any) -> None:
     explain.path("--out", "DIR", written, default="heat-maps")
     explain.argument("--batch-size", "N", "images in a batch (default: 16)", type=count, default=16)
 
+
+def _add_export(commands: Any) -> None:
     export = command(
         commands, "export", _export, "write a model as a file for another runtime", loads=True
     )

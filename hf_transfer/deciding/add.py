@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import add_bytes, write_bytes
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.sources import list_source
+from hf_transfer.deciding.add_report import counts_of, write_report
 from hf_transfer.inputs.head_features import head_features
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import DataSpec
@@ -35,7 +37,7 @@ from hf_transfer.results.run_folder import RunFolder
 from hf_transfer.serving.familiar import FILE, learn
 from hf_transfer.serving.hub import model_folder
 from hf_transfer.serving.predict import network_of
-from hf_transfer.training.exact_head import solve_head
+from hf_transfer.training.exact_head import Solution, solve_head
 
 KEPT = "features.safetensors"
 BATCH = 32
@@ -84,12 +86,14 @@ def add_images(
 
     `data` holds more images of its classes, or of new ones, which come after the old. The head is
     solved to convergence on the features of all images; the backbone does not change. The model is
-    written to `out`/model (default: the run's name with -more); `seed` splits the new images.
-    Raises UserError, also for a model whose head is not one dense layer.
+    written to `out`/model (default: the run's name with -more), beside it report, page and card;
+    `seed` splits the new images. Raises UserError, also for a model whose head is not one dense
+    layer.
     """
     folder = Path(run).expanduser()
     name = Path(os.path.realpath(folder)).name
     place = Path(out).expanduser() if out else folder.with_name(f"{name}-more")
+    started = time.monotonic()
     model = network_of(folder)
     if os.path.realpath(place) == os.path.realpath(folder):
         raise UserError(f"--out {place} is the run that is added to; choose another folder")
@@ -97,35 +101,37 @@ def add_images(
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
     old = _old(folder, model)
     listed = list_source(spec, least=1)
-    new = _features(model, load_data(spec, model.backbone.image, seed, listed=listed))
+    added = load_data(spec, model.backbone.image, seed, listed=listed)
+    new = _features(model, added)
     both = old.joined(new)
     train, held = ~both.held_out, both.held_out
     solution = solve_head(both.features[train], both.classes[train], len(both.labels), seed=seed)
-    grown = load_backbone(str(model_folder(folder)), both.labels, seed=seed)
-    with torch.no_grad():
-        for name, values in ((weight, solution.weight), (_bias(weight), solution.bias)):
-            parameter = grown.get_parameter(f"{grown.backbone.prefix}{name}")
-            parameter.copy_(torch.from_numpy(values).view_as(parameter))
-    save_model(grown.eval(), place / "model")
+    grown = _grown(folder, both, weight, solution, seed)
+    grown.backbone = replace(grown.backbone, tta=model.backbone.tta)
+    save_model(grown, place / "model")
     familiar = learn(
         both.features[train], both.classes[train], both.features[held] if held.any() else None
     )
     add_bytes(place / "model", FILE, familiar.to_bytes(), "model")
     _keep(both, place)
     logits = both.features @ solution.weight.T + solution.bias
+    everything = None
+    if held.any():
+        everything = measure("classification", logits[held], both.classes[held], both.labels)
+    counts = counts_of(both.classes, held, both.labels)
+    told = (added, counts, everything or {}, solution, time.monotonic() - started)
+    write_report(folder, place, grown, *told)
     before = old.features @ _own(model, weight).T + _own(model, _bias(weight))
-    old_held = old.held_out
+    own = old.held_out
     return Added(
         place,
         both.labels,
         both.labels[len(old.labels) :],
         len(new.classes),
-        _accuracy(before[old_held], old.classes[old_held]),
-        _accuracy(logits[: len(old_held)][old_held], old.classes[old_held]),
-        int(old_held.sum()),
-        measure("classification", logits[held], both.classes[held], both.labels)
-        if held.any()
-        else None,
+        _accuracy(before[own], old.classes[own]),
+        _accuracy(logits[: len(own)][own], old.classes[own]),
+        int(own.sum()),
+        everything,
     )
 
 
@@ -144,7 +150,7 @@ def format_added(found: Added) -> str:
             f"accuracy on all {found.everything['n']:,} held-out images: "
             f"{found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
         )
-    return "\n".join([*lines, f"written to {found.out}: model/, {KEPT}"])
+    return "\n".join([*lines, f"written to {found.out}: report.html, report.json, model/"])
 
 
 def _accuracy(logits: np.ndarray, classes: np.ndarray) -> float | None:
@@ -166,6 +172,16 @@ def _head(model: PreTrainedModel) -> str:
             "solved again; train it on all images"
         )
     return weights[0]
+
+
+def _grown(folder: Path, both: Kept, weight: str, solution: Solution, seed: int) -> PreTrainedModel:
+    """Return the run's network with a head for all labels, which is the solution."""
+    grown = load_backbone(str(model_folder(folder)), both.labels, seed=seed)
+    with torch.no_grad():
+        for name, values in ((weight, solution.weight), (_bias(weight), solution.bias)):
+            parameter = grown.get_parameter(f"{grown.backbone.prefix}{name}")
+            parameter.copy_(torch.from_numpy(values).view_as(parameter))
+    return grown.eval()
 
 
 def _bias(weight: str) -> str:

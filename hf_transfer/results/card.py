@@ -25,6 +25,7 @@ from hf_transfer.results.places import published_report
 from hf_transfer.results.rendering import code, escape_markdown, render, template
 from hf_transfer.results.report import PhaseReport, RunReport, split_rows
 from hf_transfer.results.words import (
+    ADDED,
     NOT_MEASURED,
     NOT_STATED,
     JsonDict,
@@ -105,6 +106,7 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             settings_head=SETTINGS_HEAD,
             pictures={k: what for k, (what, _) in card_pictures(report).items()},
             seed=report.seed,
+            added=any(phase.name == ADDED for phase in report.phases),
             environment=_environment(report),
             own=[Markup(section) for section in own_sections(previous)],  # noqa: S704
             **_seeds(report),

@@ -30,6 +30,7 @@ METRIC_TITLES = {
     "rank": "Effective rank of the features",
     "spread": "Spread of the features",
 }
+ADDED = "added images"  # the phase in which `train --add` solves the head again
 LABELLED = "labelled"  # in a split's place: images that a finished model was scored on
 COUNTS = ("n", "groups")  # of images, and of groups that intervals are over
 IN_UNITS = ("mae", "rmse")  # of the target

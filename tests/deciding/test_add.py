@@ -13,6 +13,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
 from hf_transfer.deciding.add import KEPT, add_images
 from hf_transfer.serving.familiar import FILE
+from hf_transfer.serving.hub import gather
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
@@ -51,6 +52,16 @@ def test_a_new_class_comes_after_the_old_ones_which_are_still_known(run, tmp_pat
     told = model.predict(fresh)
     assert [one.label for one in told] == [Path(one.file).parent.name for one in told]
     assert (tmp_path / "more" / "model" / FILE).is_file()
+    report = hf_transfer.RunReport.load(tmp_path / "more")
+    assert report.labels == found.labels
+    assert report.headline == 1.0
+    assert [phase.name for phase in report.phases][-1] == "added images"
+    assert sum(report.data["counts"]["train"].values()) == report.data["images"]["train"]
+    assert report.data["path"] == "data and new"
+    assert "blue" in (tmp_path / "more" / "report.html").read_text()
+    card = gather(tmp_path / "more")["README.md"]
+    card = card if isinstance(card, bytes) else card.read_bytes()
+    assert b"hf-transfer train MORE_IMAGES --add RUN" in card
 
 
 def test_the_backbone_stays_as_it_is(run, tmp_path):
