@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hf_transfer.base.threads import ASKED
 from hf_transfer.planning.adapters import is_adapter
 from hf_transfer.planning.frozen_prefix import view_count
 from hf_transfer.planning.phase import Phase
@@ -30,8 +31,9 @@ STATE_BYTES = {"adamw": 8, "sgd": 0, "adagrad": 4, "rmsprop": 4, "adafactor": 0}
 def measure_speed() -> float:
     """Return this machine's rate of float32 matrix multiplication, in operations per second.
 
-    One core's, by products small enough to stay on it, times the cores that this process may use:
-    several threads wait for each other on a busy machine, and would say nothing of a quiet one.
+    One core's, by products small enough to stay on it, times the cores that this process may use,
+    or the threads that OMP_NUM_THREADS asks for where they are fewer: several threads wait for each
+    other on a busy machine, and would say nothing of a quiet one.
     """
     import numpy as np
 
@@ -45,6 +47,8 @@ def measure_speed() -> float:
         best = min(best, time.perf_counter() - started)
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    asked = [os.environ[name] for name in ASKED if os.environ.get(name, "").isdigit()]
+    cores = min([cores, *(max(1, int(count)) for count in asked)])
     return cores * 2 * side**3 * count / best
 
 

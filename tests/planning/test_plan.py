@@ -219,8 +219,14 @@ def test_time_counts_what_layers_give_besides_their_products_and_each_step_and_p
     assert at_once.seconds == pytest.approx(PHASE_SECONDS + 8 * STEP_SECONDS)
 
 
-def test_this_machine_has_a_speed():
-    assert 1e8 < measure_speed() < 1e16
+def test_this_machine_has_a_speed_and_threads_that_are_asked_for_bound_it(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    eight = measure_speed()
+    assert 1e8 < eight < 1e16
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert measure_speed() < eight / 2
 
 
 def test_planning_changes_nothing_and_says_the_same_twice():
