@@ -288,9 +288,10 @@ def _of_unlabelled(report: RunReport) -> str:
     if not facts:
         return ""
     names = [phase.name for phase in report.phases if phase.settings.get("pseudo")]
+    left = "" if report.source.get("path") == facts["path"] else _left(facts)  # said already
     return (
         f"Phase {', '.join(names)} also learned from {facts['images']:,} images without labels of "
-        f"{place_name(facts['path'])}, where the network was sure of its answer.{_left(facts)}"
+        f"{place_name(facts['path'])}, where the network was sure of its answer.{left}"
     )
 
 

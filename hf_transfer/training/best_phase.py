@@ -60,8 +60,7 @@ class BestPhase:
             return None
         return (
             f"phase {reports[-1].name} is undone: {metric} {now:.4f}, after phase "
-            f"{reports[self.index].name} it was {then:.4f}; the network's own answers taught it "
-            "wrong"
+            f"{reports[self.index].name} it was {then:.4f}; the network's own answers did not help"
         )
 
     def bring_back(self, model: nn.Module, reports: Sequence[PhaseReport]) -> None:
