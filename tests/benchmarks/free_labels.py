@@ -32,17 +32,18 @@ from hf_transfer.run import run
 TARGET = """
 data: {path: PATH, image_size: SIZE}
 precision: bf16
+ends_with: last
 seed: SEED
 phases:
-  - {train: all, COLD epochs: 60, lr: RATE, warmup: 0.1, batch_size: 16, augment: light, best: last}
 """
+ALL = "{train: all, epochs: 60, lr: RATE, warmup: 0.1, batch_size: 16, augment: light, best: last}"
 PLAIN = "backbone: BACKBONE\npretrained: START"
 SOURCE = """
 source:
   pretext: PRETEXT
   backbone: BACKBONE
   start: START
-  data: {path: UNLABELLED, validation: 0.02, image_size: SMALL}
+  data: {path: UNLABELLED, validation: 0.02}
   phases:
     - {train: all, cold_head: true, epochs: EPOCHS, lr: 2e-3, warmup: 0.1, batch_size: 64,
        augment: AUGMENT, best: last}
@@ -67,9 +68,9 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=20, help="of each class")
     parser.add_argument("--unlabelled", type=int, default=3000)
     parser.add_argument("--epochs", type=float, default=24)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--small", type=int, default=48, help="side of images without labels")
-    parser.add_argument("--rate", default="2e-3", help="of the target's fine-tuning")
+    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--rate", default="1e-3", help="of the target's fine-tuning")
+    parser.add_argument("--scratch-rate", default="2e-3", help="the same, with nothing before it")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     rows = args.out / "rows.jsonl"
@@ -89,10 +90,7 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
 
 
-KEYS = (
-    *("case", "backbone", "start", "pretext", "labels", "unlabelled", "epochs", "size", "small"),
-    "rate",
-)
+KEYS = ("case", "backbone", "start", "pretext", "labels", "unlabelled", "epochs", "size", "rate")
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, ...]:
@@ -143,7 +141,9 @@ class Clock(TrainerCallback):
 
 def recipe_of(args: argparse.Namespace, pretext: str, seed: int, place: Path) -> Recipe:
     """Return the recipe of one run."""
+    phases = [ALL] if pretext == "none" else ["{train: head, solve: lbfgs}", ALL]
     text = (PLAIN if pretext == "none" else SOURCE) + TARGET
+    text += "".join(f"  - {phase}\n" for phase in phases)
     start = args.start if pretext != "none" else str(args.start == "pretrained").lower()
     values = {
         "PRETEXT": pretext,
@@ -155,9 +155,7 @@ def recipe_of(args: argparse.Namespace, pretext: str, seed: int, place: Path) ->
         "PATH": place / "labelled",
         "SIZE": args.size,
         "SEED": seed,
-        "RATE": args.rate,
-        "SMALL": args.small,
-        "COLD": "" if pretext == "none" else "cold_head: true,",
+        "RATE": args.scratch_rate if pretext == "none" else args.rate,
     }
     for key, value in values.items():
         text = text.replace(key, str(value))
