@@ -407,7 +407,7 @@ def test_groups_of_an_unknown_backbone(capsys):
             "argument --report-to: no choice 'tensorbord'; nearest: tensorboard",
         ),
         (["export", "run", "--to", "onx"], "argument --to: no choice 'onx'; nearest: onnx"),
-        (["export", "run", "--to", "executorch"], "to executorch is not supported; write --to"),
+        (["export", "run", "--to", "coreml"], "to coreml is not supported; its files run on a Mac"),
         (["groups", "timm/resnet18", "--grain", "stage"], "no choice 'stage'; nearest: stages"),
     ],
 )

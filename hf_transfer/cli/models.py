@@ -106,7 +106,7 @@ def _add_export(commands: Any) -> None:
     inside = "take images of any size: resizing and cutting are inside the file; for onnx"
     export.flag("--resize", inside)
     export.path("--data", "PATH", "labelled images like those of training, to calibrate --int8 on")
-    export.path("--out", "FILE", "file (default: the model's name with .onnx, .pt2 or .xml)")
+    export.path("--out", "FILE", "file (default: the model's name with .onnx, .pt2, .xml or .pte)")
 
 
 def _predict(args: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.serving.export_formats import (
     Answers,
     Whole,
+    write_executorch,
     write_onnx,
     write_openvino,
     write_torch,
@@ -45,6 +46,7 @@ WRITE: dict[str, Callable[[Whole, Path], Answers]] = {
     "onnx": write_onnx,
     "torch": write_torch,
     "openvino": write_openvino,
+    "executorch": write_executorch,
 }
 
 
@@ -58,9 +60,9 @@ def export(
     resize: bool = False,
     data: str | Path | DataSpec | None = None,
 ) -> dict[str, Any]:
-    """Write a model as one file, for `to` "onnx" (ONNX Runtime), "torch" (`torch.export.load`) or
-    "openvino" (.xml, with .bin beside it), to the path `out`; return {file, format, compared,
-    difference}.
+    """Write a model as one file, for `to` "onnx" (ONNX Runtime), "torch" (`torch.export.load`),
+    "openvino" (.xml, with .bin beside it) or "executorch" (.pte, with .json beside it), to the path
+    `out`; return {file, format, compared, difference}.
 
     The input "pixels" is uint8 (B, size, size, channels) for any B, the output "probabilities" (B,
     labels), of a regression "values" in units. Labels, size, resizing, mean and std are in the
@@ -116,7 +118,7 @@ def export(
 def _put(made: Path, out: Path) -> None:
     """Move a file, and what lies beside it under its name, to its place."""
     for part in sorted(made.parent.glob(f"{glob.escape(made.stem)}.*"), reverse=True):
-        if part.suffix in (".bin", made.suffix):
+        if part.suffix in (".bin", ".json", made.suffix):
             scratch = aside(out.parent)
             shutil.copyfile(part, scratch)
             scratch.replace(out.with_suffix(part.suffix))

@@ -21,6 +21,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.recipe.tasks import THRESHOLD
 
 OPSET = 20
+MOST_AT_ONCE = 64  # images that an ExecuTorch program takes: its memory is planned beforehand
 MISSING = (
     "export to {to} needs {packages}; install them with: "
     "pip install 'hf-transfer-learning[{extra}]'"
@@ -146,6 +147,31 @@ def openvino_answers(path: Path, threads: int = 0) -> Answers:
         options["INFERENCE_NUM_THREADS"] = threads
     compiled = openvino.Core().compile_model(str(path), "CPU", options)
     return lambda pixels: compiled({0: pixels})[0]
+
+
+def write_executorch(whole: Whole, path: Path) -> Answers:
+    """Write an ExecuTorch program for CPUs (XNNPACK), with its facts in a .json beside it, and
+    return its answers. Raises UserError without the package."""
+    try:
+        from executorch.runtime import Runtime
+        from transformers.exporters import ExecutorchConfig, ExecutorchExporter
+    except ImportError as error:
+        told = MISSING.format(to="executorch", packages="executorch", extra="executorch")
+        raise UserError(told) from error
+    shapes = {"pixels": {0: torch.export.Dim("batch", max=MOST_AT_ONCE)}}
+    config = ExecutorchConfig(backend="xnnpack", dynamic_shapes=shapes)
+    with _quiet():
+        made = ExecutorchExporter().export(whole, _sample(whole), config=config)
+        with path.open("wb") as file:
+            made.program.write_to_file(file)
+        path.with_suffix(".json").write_text(json.dumps(facts(whole.backbone), indent=1) + "\n")
+        method = Runtime.get().load_program(path).load_method("forward")
+
+    def answers(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        found: np.ndarray[Any, Any] = method.execute([torch.from_numpy(pixels)])[0].numpy()
+        return found
+
+    return answers
 
 
 def write_torch(whole: Whole, path: Path) -> Answers:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml", "executorch": ".pte"}
 OTHERS = {
-    "coreml": "write --to onnx, which ONNX Runtime runs on Apple devices by its CoreML provider",
-    "executorch": "write --to onnx for ONNX Runtime, or --to torch, whose program ExecuTorch's own "
-    "tools start from",
+    "coreml": "its files run on a Mac only, so they could not be compared with predict here; write "
+    "--to onnx, which ONNX Runtime runs on Apple devices by its CoreML provider",
 }
 
 

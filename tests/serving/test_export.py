@@ -188,6 +188,15 @@ def test_openvino_answers_as_predict_does(tmp_path):
     assert json.loads(model.get_rt_info(["model_info", "labels"]).value) == list(LABELS)
 
 
+@pytest.mark.slow
+def test_executorch_answers_as_predict_does_with_its_facts_beside_it(tmp_path):
+    pytest.importorskip("executorch")
+    found = export(network(), tmp_path / "model.pte", to="executorch")
+    assert found["difference"] <= 1e-4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pte"]
+    assert json.loads(json.loads((tmp_path / "model.json").read_text())["labels"]) == list(LABELS)
+
+
 def test_options_that_do_not_go_together_are_refused(tmp_path):
     for options in ({"int8": True}, {"int8": True, "data": "x", "half": True}, {"data": "x"}):
         with pytest.raises(UserError, match="--data"):
@@ -225,7 +234,9 @@ def test_a_file_whose_answers_differ_is_refused_and_not_kept(tmp_path, monkeypat
 def test_mistakes_are_told_before_anything_is_exported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot export to 'tflite'; choose one of onnx, torch"):
         export("nowhere", tmp_path / "a", to="tflite")
-    with pytest.raises(UserError, match="export to coreml is not supported; write --to onnx, whi"):
+    with pytest.raises(
+        UserError, match="export to coreml is not supported; its files run on a Mac"
+    ):
         export("nowhere", tmp_path / "a.mlpackage", to="coreml")
     with pytest.raises(UserError, match=r"the file's name ends with \.onnx"):
         export("nowhere", tmp_path / "a.pb")
@@ -233,6 +244,9 @@ def test_mistakes_are_told_before_anything_is_exported(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(UserError, match=r"pip install 'hf-transfer-learning\[export\]'"):
             export(network(), tmp_path / "a.onnx")
+    monkeypatch.setitem(sys.modules, "executorch.runtime", None)
+    with pytest.raises(UserError, match=r"pip install 'hf-transfer-learning\[executorch\]'"):
+        export(network(), tmp_path / "a.pte", to="executorch")
     assert list(tmp_path.iterdir()) == []
 
 
