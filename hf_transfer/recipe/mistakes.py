@@ -213,23 +213,28 @@ def _branch(schema: Schema, defs: Schema, node: Node) -> Schema:
 def allowed(schema: Schema, defs: Schema | None = None) -> str:
     """Return in words what values a schema allows, such as "a number above 0"."""
     defs = schema.get("$defs", {}) if defs is None else defs
+    return either(list(dict.fromkeys(_choices(schema, defs))))
+
+
+def _choices(schema: Schema, defs: Schema) -> list[str]:
+    """Return the values and kinds of values that a schema allows, each in words."""
     schema = resolved(schema, defs)
     if "allowed" in schema:
-        return str(schema["allowed"])
+        return [str(schema["allowed"])]
     if "enum" in schema or "const" in schema:
-        return either([str(value) for value in schema.get("enum", [schema.get("const")])])
+        return [str(value) for value in schema.get("enum", [schema.get("const")])]
     alternatives = [each for each in _branches(schema, defs) if each.get("type") != "null"]
     if len(alternatives) > 1 or alternatives[0] is not schema:
-        return either(list(dict.fromkeys(allowed(each, defs) for each in alternatives)))
+        return [choice for each in alternatives for choice in _choices(each, defs)]
     kind = schema.get("type")
     if kind in ("integer", "number"):
-        return _number(schema)
+        return [_number(schema)]
     if kind == "array":
-        return f"a list of {allowed(schema.get('items', {}), defs)}"
+        return [f"a list of {allowed(schema.get('items', {}), defs)}"]
     if kind == "object":
         first = next(iter([*schema.get("required", ()), *schema.get("properties", ())]), "key")
-        return f"a mapping such as {{{first}: …}}"
-    return {"boolean": "true or false", "string": "a text"}.get(str(kind), "something else")
+        return [f"a mapping such as {{{first}: …}}"]
+    return {"boolean": ["true", "false"], "string": ["a text"]}.get(str(kind), ["something else"])
 
 
 def _number(schema: Schema) -> str:
