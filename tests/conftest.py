@@ -30,10 +30,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what starts several processes, machines or a browser last, one after the other."""
+    """Put what starts several processes, machines or a browser last, one after the other; leave
+    tests that share what a module makes to one worker, so that it is made once."""
     for item in items:
+        made = (each for kind in item._fixtureinfo.name2fixturedefs.values() for each in kind)
         if item.get_closest_marker("alone"):
             item.add_marker(pytest.mark.xdist_group("alone"))
+        elif any(fixture.scope == "module" for fixture in made):
+            room = item.path.parent.name.replace("tests", "all")
+            item.add_marker(pytest.mark.xdist_group(f"{room} {item.path.stem}"))
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 

@@ -16,8 +16,6 @@ from hf_transfer import load_backbone, save_model
 from hf_transfer.cli import parser
 from hf_transfer.recipe.reference import keys_markdown
 
-pytestmark = pytest.mark.xdist_group("documents")  # one reader for all pages
-
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))

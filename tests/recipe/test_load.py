@@ -270,7 +270,7 @@ BAD = {
         2, "a pretext learns from the images of data; remove letters"),
     HEAD + "source: {pretext: jigsaw, backbone: x, phases: [{train: all, steps: 1}]}\n": (
         2, "pretext must be rotation, contrastive"),
-    HEAD + "task: detection\n": (2, "task must be classification, multi_label, regression, rotation"),
+    HEAD + "task: detection\n": (2, "task must be classification, multi_label, regression"),
     HEAD + "loss: squared_error\n": (2, "the loss of task: classification is cross_entropy"),
     HEAD + "task: regression\nloss: balanced\n": (3, "balanced is for labels, and a regression"),
     HEAD + "data: {label_columns: [a]}\n": (2, "for task: multi_label or regression"),

@@ -339,26 +339,20 @@ def test_a_mistake_of_one_process_alone_is_told_by_it_and_the_other_says_it_is_g
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_the_command_line_trains_under_a_launcher(tmp_path, launcher):
+def test_the_command_line_trains_under_accelerate_launch_which_starts_it_by_torchrun(tmp_path):
     photos(tmp_path / "images")
     (tmp_path / "small.yaml").write_text(
         "backbone: timm/test_resnet\npretrained: false\nseeds: 2\n"
         "data: {path: images, validation: 0.5, image_size: 32}\n"
         "phases:\n  - {train: head, epochs: 1}\n  - {train: all, epochs: 1, lr: 1e-4}\n"
     )
-    port = str(free_port())
-    command = {
-        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2"],
-        "accelerate": [
-            "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-            "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no",
-        ],
-    }[launcher]  # fmt: skip
-    own = "--master_port" if launcher == "torchrun" else "--main_process_port"
+    command = [
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no",
+        "--main_process_port", str(free_port()), "-m", "hf_transfer", "train", "small.yaml",
+    ]  # fmt: skip
     result = subprocess.run(
-        [sys.executable, *command, own, port, "-m", "hf_transfer", "train", "small.yaml"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=400,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-4000:]
@@ -367,6 +361,6 @@ def test_the_command_line_trains_under_a_launcher(tmp_path, launcher):
     assert [phase["checks"]["ranks"] for phase in report["phases"]] == [2, 2]
     assert report["environment"]["processes"] == 2
     told = "mixed_precision: bf16 of accelerate launch is not used: this run is in fp32"
-    assert result.stderr.count(told) == 2 * (launcher == "accelerate")  # once for each seed
+    assert result.stderr.count(told) == 2  # once for each seed
     assert result.stdout.count(f"written to {out.relative_to(tmp_path)}") == 1
     assert (out / "model" / "model.safetensors").is_file()

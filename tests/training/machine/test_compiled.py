@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import COLD, HEAD, VIT, network, state, trained
+from small import COLD, HEAD, state, trained
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
 PHASES = [
@@ -31,21 +31,21 @@ class Graphs(TrainerCallback):
 @pytest.mark.slow
 def test_a_compiled_network_trains_in_each_phase_what_it_should(tmp_path):
     """What was compiled for other frozen layers is not used again."""
-    plain = trained(tmp_path / "a", SGD, network(VIT))
+    plain = trained(tmp_path / "a", SGD, vit(2))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     graphs = Graphs()
     options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
-    made = trained(tmp_path / "b", SGD, network(VIT), callbacks=[graphs], **options)
+    made = trained(tmp_path / "b", SGD, vit(2), callbacks=[graphs], **options)
     assert apart(state(plain.model), state(made.model)) < 1e-5
     assert len(set(graphs.counts)) == len(SGD)  # compiled anew in each phase
     assert [r.checks["moved"] for r in made.reports] == [r.checks["moved"] for r in plain.reports]
 
 
-def vit():
+def vit(layers=4):
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+        hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32,
         image_size=32, patch_size=8, num_labels=3,
     )  # fmt: skip
     return ViTForImageClassification(config)

@@ -3,8 +3,6 @@
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,6 +13,7 @@ from transformers import TrainerCallback
 
 from hf_transfer.base import console
 from hf_transfer.base.errors import UserError
+from hf_transfer.cli import main
 from hf_transfer.training.recovery import checkpoints
 
 
@@ -169,6 +168,15 @@ def test_a_phase_of_a_fraction_of_an_epoch_is_resumed_to_its_own_end(tmp_path):
         assert whole.reports[0].history[-1]["loss"] == again.reports[0].history[-1]["loss"]
 
 
+def commanded(folder, words):
+    """Be a command in a folder; what it prints goes to the file `printed`."""
+    os.chdir(folder)
+    with open("printed", "w") as file:
+        os.dup2(file.fileno(), 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise SystemExit(main(words))
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_stopped_prints_the_whole_command_that_resumes_it(tmp_path, number):
@@ -179,25 +187,17 @@ def test_a_command_that_is_stopped_prints_the_whole_command_that_resumes_it(tmp_
         Image.new("RGB", (32, 32), (20 * i, 9, 200)).save(place)
     words = ["train", "full", "--data", "two photos", "--backbone", "timm/test_resnet", "--set"]
     words += ["pretrained=false", "--set", "data.image_size=32", "--set", "phases.0.epochs=90000"]
-    signals = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code = f"{signals}from hf_transfer.cli import main; raise SystemExit(main())"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        for line in child.stdout:
-            if line.startswith("  epoch 1 "):
-                break
-        child.send_signal(number)
-        _, said = child.communicate(timeout=60)
-    finally:
-        child.kill()
-    assert child.returncode == (143 if number == signal.SIGTERM else 130), said
-    [saved] = [line for line in said.splitlines() if "; saved checkpoint-" in line]
+    said, printed = tmp_path / "said", tmp_path / "printed"
+    child = start(commanded, said, tmp_path, words)
+    while not (printed.exists() and "\n  epoch 1 " in printed.read_text()):
+        assert child.exitcode is None, said.read_text()
+        time.sleep(0.05)
+    os.kill(child.pid, number)
+    assert ended(child, 60) == (143 if number == signal.SIGTERM else 130), said.read_text()
+    lines = said.read_text().splitlines()
+    [saved] = [line for line in lines if "; saved checkpoint-" in line]
     assert "runs/full/phase-1-all" in saved
-    last = said.splitlines()[-1]
-    again = last.partition("; to continue: ")[2]
+    again = lines[-1].partition("; to continue: ")[2]
     assert shlex.split(again) == ["hf-transfer", *words, "--resume"]
     assert checkpoints.newest(tmp_path / "runs" / "full" / "phase-1-all") is not None
 
