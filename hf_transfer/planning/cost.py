@@ -18,6 +18,8 @@ from hf_transfer.recipe.specs import PhaseSpec
 # ConvNeXt-T at 224 px, whole phases of ResNet-10-T, ViT-Ti, ConvNeXt-A and MobileNetV3-S at 96 px.
 EFFICIENCY = 0.8  # share of this machine's matrix rate that matrix products reach
 OUTPUT_OPERATIONS = 320  # for each number that a layer gives: written, normalised, activated, read
+WARP_OPERATIONS = 950  # for each number of a picture that is cropped or turned at random
+COLOR_OPERATIONS = 650  # for each of one whose colours are varied
 STEP_SECONDS = 0.003  # of a step with next to no arithmetic
 PHASE_SECONDS = 1.5  # to prepare and to check the phase
 # A layer's output is kept for the backward pass with about two more of its size: after the norm,
@@ -78,8 +80,21 @@ class Work:
     def seconds(self, speed: float, steps: int) -> float:
         """Return the time of the phase on a machine of that matrix rate, in operations per
         second."""
-        effort = self.operations(OUTPUT_OPERATIONS)
+        effort = self.operations(OUTPUT_OPERATIONS) + self._varied()
         return effort / (speed * EFFICIENCY) + STEP_SECONDS * steps + PHASE_SECONDS
+
+    def _varied(self) -> float:
+        """Return the operations in which training images are varied."""
+        spec, image = self.phase.spec, self.phase.layout.image
+        how = [spec.augment] * (self.views if self.live else 0)
+        if spec.pseudo:
+            how[1 + spec.pseudo.per_image :] = [spec.pseudo.augment] * spec.pseudo.per_image
+        numbers = int(image.get("channels", 3)) * int(image.get("size", 224)) ** 2
+        each = sum(
+            WARP_OPERATIONS * bool(one.crop or one.rotate) + COLOR_OPERATIONS * bool(one.color)
+            for one in how
+        )
+        return float(self.seen * numbers * each)
 
     def memory_bytes(self, precision: str) -> int:
         """Return the memory that weights, training and a batch's activations take, roughly."""
