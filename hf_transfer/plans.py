@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hf_transfer.base import launch
 from hf_transfer.base.cache import room
+from hf_transfer.base.machine import multiplies_bf16
 from hf_transfer.data.beside import count_beside
 from hf_transfer.data.sources import scan
 from hf_transfer.planning.cost import measure_speed
@@ -126,7 +127,7 @@ def _plan(
     if recipe.data.image_size:
         groups = groups.at(recipe.data.image_size)
     phases = make_phases(recipe.phases, groups)
-    machine = Machine(speed, processes, launch.shards(), room())
+    machine = Machine(speed, processes, launch.shards(), room(), multiplies_bf16())
     return make_plan(recipe, groups, phases, counts, machine, images, probed)
 
 

@@ -8,18 +8,29 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 NO_COMPILER = "needs a C++ compiler (CXX, g++ or clang++); install one"
 TRIM, MAPPED = -1, -3  # glibc's names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 USUAL = {TRIM: 64 * 2**20, MAPPED: 32 * 2**20}  # where glibc itself comes to with large blocks
 KEPT = 2**30
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def compiler() -> str | None:
     """Return the C++ compiler that torch.compile would call on a CPU."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
     return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices itself; as far as Linux says."""
+    try:
+        told = CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "amx_bf16" in told or "avx512_bf16" in told
 
 
 def glibc() -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.base.cache import Room
-from hf_transfer.planning.cost import Work
+from hf_transfer.planning.cost import BF16, Work
 from hf_transfer.planning.data_checks import Counts, check_batches, check_metrics
 from hf_transfer.planning.frozen_prefix import (
     PRETEXT,
@@ -34,6 +34,7 @@ class Machine:
     processes: int = 1
     sharded: bool = False  # whether these share out the parameters (FSDP)
     room: Room | None = None  # for features on disk
+    bf16: bool = False  # whether the processor multiplies bfloat16 itself
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ def _planned(
     judged = validation * task.views + probed
     views = task.views + (2 * spec.pseudo.per_image if spec.pseudo else 0)
     work = Work(phase, train, judged, seen, live=live is not None, views=views)
+    fast = machine.bf16 and recipe.precision in ("bf16", "auto")  # auto takes the fastest
+    share = BF16 if fast and not spec.solve else 1.0
     parameters = sum(sizes[name] for name in phase.parameters)
     rates = param_groups(phase)
     return PlannedPhase(
@@ -161,7 +164,7 @@ def _planned(
         disk_bytes=stored,
         memory_bytes=work.memory_bytes(recipe.precision),
         operations=work.operations(),
-        seconds=work.seconds(machine.speed, steps) if machine.speed else None,
+        seconds=work.seconds(machine.speed, steps, share) if machine.speed else None,
     )
 
 

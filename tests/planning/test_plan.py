@@ -8,10 +8,13 @@ import pytest
 from hf_transfer.base.cache import Room
 from hf_transfer.base.errors import UserError
 from hf_transfer.planning.cost import (
+    BF16,
+    COLOR_OPERATIONS,
     EFFICIENCY,
     OUTPUT_OPERATIONS,
     PHASE_SECONDS,
     STEP_SECONDS,
+    WARP_OPERATIONS,
     measure_speed,
 )
 from hf_transfer.planning.groups import Group, LayerGroups, group_layers
@@ -26,7 +29,7 @@ from hf_transfer.planning.plan_text import (
 )
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.planning.steps import optimizer_steps, warmup_steps
-from hf_transfer.recipe.specs import Augment, DataSpec, GradualSpec, PhaseSpec, Recipe
+from hf_transfer.recipe.specs import Augment, DataSpec, GradualSpec, PhaseSpec, Pseudo, Recipe
 
 COUNTS = {"train": {"rose": 60, "tulip": 40}, "validation": {"rose": 12, "tulip": 8}}
 MACS = 1000  # of each convolution below
@@ -217,6 +220,24 @@ def test_time_counts_what_layers_give_besides_their_products_and_each_step_and_p
     assert small.seconds - dense.seconds == pytest.approx(STEP_SECONDS * (200 - 8))
     at_once = planned(whole, speed=1e20).phases[0]
     assert at_once.seconds == pytest.approx(PHASE_SECONDS + 8 * STEP_SECONDS)
+
+
+def test_variation_takes_time_and_bfloat16_saves_it_where_the_processor_multiplies_it():
+    def seconds(spec, bf16=False, precision="fp32"):
+        recipe = Recipe("mine", (PROBE, spec), backbone="timm/tiny", precision=precision)
+        phases = make_phases(recipe.phases, network(3, True))
+        machine = Machine(1e6, bf16=bf16)
+        return make_plan(recipe, network(3, True), phases, COUNTS, machine).phases[1].seconds
+
+    plain, numbers = seconds(WHOLE), 2 * 100 * 3 * 32**2
+    cropped = seconds(replace(WHOLE, augment=Augment(crop=(0.5, 1.0))))
+    assert cropped - plain == pytest.approx(numbers * WARP_OPERATIONS / (1e6 * EFFICIENCY))
+    pseudo = seconds(replace(WHOLE, pseudo=Pseudo(per_image=2, augment=Augment(color=0.5))))
+    own = 5 * (plain - PHASE_SECONDS) + 2 * numbers * COLOR_OPERATIONS / (1e6 * EFFICIENCY)
+    assert pseudo == pytest.approx(own, rel=0.2)  # validation and steps count once
+    assert seconds(WHOLE, bf16=True) == seconds(WHOLE, precision="bf16") == plain
+    low = seconds(WHOLE, bf16=True, precision="bf16")
+    assert low - PHASE_SECONDS == pytest.approx(BF16 * (plain - PHASE_SECONDS), rel=0.01)
 
 
 def test_this_machine_has_a_speed_and_threads_that_are_asked_for_bound_it(monkeypatch):
