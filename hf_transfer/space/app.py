@@ -6,6 +6,8 @@ import atexit
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -63,6 +65,8 @@ def demo(
     if announce:
         announce(page.local_url)
     if wait:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         page.block_thread()
     return page
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,12 +118,13 @@ class Answers:
     def of(self, files: list[str] | None, titles: list[str], request: gr.Request) -> Any:
         """Answer images: of one in full, of many as a table."""
         site, visitor = self.site, self.site.visitors.of(request.session_hash)
+        site.visitors.note(visitor, files or ())
+        hidden, known = gr.update(visible=False), site.models_of(visitor)
+        if not files or not known:
+            empty = panel(no_model_view(known) if files else EMPTY)
+            return empty, hidden, hidden, gr.update(choices=[], value=None), "", hidden
         chosen = _chosen(site, visitor, titles)
-        hidden = gr.update(visible=False)
-        if not files:
-            return panel(EMPTY), hidden, hidden, gr.update(choices=[], value=None), "", hidden
         more = gr.update(visible=True, value=None)
-        site.visitors.note(visitor, files)
         asked = answering.asked_of(files, site)
         rows = answering.answers(asked, chosen, site)
         if len(asked) > 1:
@@ -158,7 +159,7 @@ class Answers:
         return [str(files[int(at)])] if at.isdecimal() and int(at) < len(files) else []
 
 
-def no_model_view(titles: Sequence[str]) -> str:
+def no_model_view(titles: Collection[str]) -> str:
     """Return what to do where there is no model to try."""
     if titles:
         return ""
