@@ -1,12 +1,14 @@
 """The command line: what a user types, what comes back, and one line for each mistake."""
 
 import errno
+import importlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -448,8 +450,19 @@ def test_a_tilde_is_the_home_folder_however_it_is_written(form, tmp_path, images
     assert not (tmp_path / "~").exists()
 
 
+def test_ctrl_c_while_the_command_line_is_imported_is_a_line(monkeypatch, capsys):
+    class Slow(types.ModuleType):
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "hf_transfer.cli", Slow("hf_transfer.cli"))
+    assert importlib.import_module("hf_transfer.__main__").main() == 130
+    assert capsys.readouterr() == ("", "hf-transfer: interrupted\n")
+
+
 def test_no_such_user(capsys):
     assert "no home folder" in mistake(capsys, "plan", "lp_ft", "--data", "~nosuchuser/x")
+    assert "argument --data: it is empty" in mistake(capsys, "plan", "lp_ft", "--data", "")
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", "a\\\\b", "\\e[31mred"])

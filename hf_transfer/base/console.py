@@ -77,6 +77,8 @@ class Parser(argparse.ArgumentParser):
 
 def place(text: str) -> str:
     """Return a path or name with `~` at its start as the home folder."""
+    if not text.strip():  # as of a variable of the shell that is not set
+        raise argparse.ArgumentTypeError("it is empty")
     if not text.startswith("~"):
         return text
     try:

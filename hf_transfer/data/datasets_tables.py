@@ -102,7 +102,7 @@ def read_datasets(
     """Return the images, a row for each, the names of classes, labels or targets in the source's
     order (empty where it has none) and what was ignored. Raises DataError, one line."""
     with untrusted(f"data {str(path)!r}", kind=DataError), _quiet():
-        loaded = _load(path, files, spec)
+        loaded = _loaded(path, files, spec)
         rows: list[LabelledImage] = []
         images: dict[str, Any] = {}
         columns: tuple[str, ...] = ()
@@ -236,6 +236,26 @@ def _undecoded(path: Path, table: Any, column: str) -> Any:
 
 
 # --- loading ---------------------------------------------------------------------------------
+
+
+def _loaded(path: Path, files: Sequence[str], spec: DataSpec) -> dict[str, Any]:
+    """Return the tables by split. Raises what made `datasets` fail, and not that it failed."""
+    import datasets
+
+    local = [path] if path.is_file() else [path / name for name in files]
+    tables = [one for one in local if one.suffix.lower() == ".parquet"]
+    if tables and not any(_rows_in(one) for one in tables):
+        raise DataError(f"{path}: no rows; expected a row per image")
+    try:
+        return _load(path, files, spec)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
+
+
+def _rows_in(path: Path) -> int:
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(path).num_rows)
 
 
 def _load(path: Path, files: Sequence[str], spec: DataSpec) -> dict[str, Any]:

@@ -219,7 +219,8 @@ def load_data(
     kept = kept[limited(found.take(kept), spec, seed)]
     for finding in about.findings:
         few = "; ".join(finding.files[:3]) + ("; ..." if len(finding.files) > 3 else "")
-        logger.info("%s: %d (%s): %s", finding.kind, finding.count, few, finding.done)
+        which = f" ({few})" if few else ""
+        logger.info("%s: %d%s: %s", finding.kind, finding.count, which, finding.done)
     targets, splits = _labels(found), found.splits.take(kept)
     scale = None
     if task == "regression":

@@ -14,6 +14,7 @@ from hf_transfer.base.errors import DataError
 BETWEEN = "|"  # several labels in one cell of a CSV table: cat|dog
 MISSING = ("nan", "<na>", "nat")  # what pandas writes where there is no value
 DOUBTFUL = ("none", "null", "na", "n/a", "?", "-")  # a class, or no value
+WHOLE = re.compile(r"-?[0-9]+\.0+")  # a whole number in a column that had a gap, by pandas
 FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 Target = str | tuple[str, ...] | tuple[float, ...]  # as a table has it; classes by their names
@@ -49,6 +50,8 @@ def _text(value: Any, column: str, place: str) -> str:
     """Return a class or label: a text or a whole number; 1.0 is one, as pandas writes it."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    elif isinstance(value, str) and WHOLE.fullmatch(value.strip()):
+        value = value.strip().partition(".")[0]
     if isinstance(value, (list, tuple)):
         raise DataError(
             f"{place}: {column} is a list, {_cut(value)}; several labels of an image need "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -127,10 +128,13 @@ def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
 def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     """Raise FolderError where a run may not write a folder."""
     here = RunFolder(out)
-    if not is_text(str(out)):
+    if not is_text(str(out)) or "\0" in str(out):
         raise FolderError(
             f"--out {out} is not UTF-8, and safetensors opens no such path; choose another folder"
         )
+    above = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == Path())
+    if above != out and not above.is_dir():
+        raise FolderError(f"--out {out} is below {above}, which is no folder; choose another one")
     if out.is_symlink() and not out.exists():
         raise FolderError(f"--out {out} is a link that leads nowhere; choose another folder")
     if out.exists() and not out.is_dir():

@@ -197,6 +197,8 @@ def test_damaged_tables_are_one_line(tmp_path):
     root = saved(tmp_path / "d", NAMES, [0, 1])
     (root / "dataset_dict.json").write_text("{")
     assert "cannot read data" in refused(root)
+    pandas.DataFrame({"image": [], "label": []}).to_parquet(tmp_path / "none.parquet")
+    assert "none.parquet: no rows; expected a row per image" in refused(tmp_path / "none.parquet")
 
 
 def test_no_bars_are_drawn_on_standard_error(tmp_path, capfd):

@@ -8,7 +8,9 @@ from hf_transfer.data.targets import check_separator, read_target, target_names
 
 def test_a_class_is_a_text_or_a_whole_number():
     assert read_target("classification", [" cat "], ["label"], "a:2") == "cat"
-    assert read_target("classification", [7], ["label"], "a:2") == "7"
+    for whole in (7, 7.0, "7", "7.0", " 7.00 "):  # a gap in a column makes its numbers floats
+        assert read_target("classification", [whole], ["label"], "a:2") == "7"
+    assert read_target("classification", ["v1.0"], ["label"], "a:2") == "v1.0"
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,14 @@ def test_all_processes_of_a_launch_share_one_lock(tmp_path, monkeypatch):
     assert not (tmp_path / LOCK).exists()
 
 
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for name, says in (("file/run/deep", "is below .*file, which is no folder"), ("a\0b", "UTF-8")):
+        with pytest.raises(FolderError, match=says):
+            open_folder(tmp_path / name, recipe(), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     (tmp_path / "run").symlink_to(tmp_path / "gone")
     with pytest.raises(FolderError, match="is a link that leads nowhere"):
