@@ -1,4 +1,6 @@
-"""The version, and the message if another distribution overwrote this one."""
+"""Our version, those of other packages, and the message if another one overwrote ours."""
+
+import functools
 
 __version__ = "0.1.0"
 
@@ -8,3 +10,11 @@ OVERWRITTEN = (
     "run: pip uninstall -y hf_transfer && pip install --force-reinstall --no-deps "
     "hf-transfer-learning"
 )
+
+
+@functools.cache
+def version_of(package: str) -> str:
+    """Return the installed version of a package, read once: it takes milliseconds each time."""
+    from importlib.metadata import version
+
+    return version(package)

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 import PIL
 import PIL.features
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.data import reading
-from hf_transfer.data.array_images import MAGIC, read_array, read_pages, to_8_bit
+from hf_transfer.data.array_images import MAGIC, read_array, read_pages
 from hf_transfer.data.contents import (
     bytes_of_mode,
     bytes_to_decode,
@@ -32,30 +32,19 @@ from hf_transfer.data.contents import (
 from hf_transfer.data.dicom import BYTES_A_PIXEL, Window, read_dicom, size_of
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.squares import fill_of, square
+from hf_transfer.data.upright import ImageError, noted, upright
 
 VERSION = 2  # of the pixels that `decode` returns; a stored pixel depends on it
-ENORMOUS = 50_000_000  # pixels; beyond, a file is named in the audit
 MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, beyond which a file may be a decompression bomb
 DRAFT_MARGIN = 2  # a JPEG is decoded reduced only while it stays this many times the wanted side
 FORMATS = (  # what a photograph or a scan comes in; no format that starts another program
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
-ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-ROWS_AT_ONCE = 256  # of 16-bit pixels that are scaled together
 
 Source = str | Path | bytes | Image.Image
 Dicom = tuple[Window | None, int | None]  # how DICOM files are read: window and frame
 Made = TypeVar("Made")
-
-
-class ImageError(UserError):
-    """A file that gives no pixels; `kind` is the audit's word for why."""
-
-    def __init__(self, message: str, kind: str = "unreadable") -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -91,8 +80,8 @@ def load_image(
         if isinstance(opened, np.ndarray):
             return Image.fromarray(opened[..., 0] if channels == 1 else opened)
         with _memory(opened, MODES[channels], opened.size, name):
-            upright, _ = _upright(opened, MODES[channels], [], name)
-            return upright.copy()  # no file, and never the picture that was given
+            seen, _ = upright(opened, MODES[channels], [], name)
+            return seen.copy()  # no file, and never the picture that was given
 
     with warnings.catch_warnings():  # Pillow warns about what is handled
         warnings.simplefilter("ignore")
@@ -277,7 +266,7 @@ def _memory(
 
 
 def _picture(image: Image.Image, settings: ImageSettings, name: str, reduced: bool) -> Picture:
-    notes, size = _notes(image), image.size
+    notes, size = noted(image), image.size
     _check_size(*size, name)
     if settings.channels not in MODES:
         with _memory(image, image.mode, size, name, 2 * settings.channels):
@@ -287,23 +276,11 @@ def _picture(image: Image.Image, settings: ImageSettings, name: str, reduced: bo
         # the margin the result stays within half a level of 255 on average; smaller ones are exact.
         image.draft(None, (settings.stored * DRAFT_MARGIN,) * 2)
     with _memory(image, MODES[settings.channels], size, name):
-        image, turned = _upright(image, MODES[settings.channels], notes, name)
+        image, turned = upright(image, MODES[settings.channels], notes, name)
         size = (size[1], size[0]) if turned >= 5 else size
         image = square(image, size, settings, fill_of(settings))
     pixels = np.array(image).reshape(settings.stored, settings.stored, settings.channels)
     return Picture(pixels, *size, tuple(notes))
-
-
-def _upright(image: Image.Image, mode: str, notes: list[str], name: str) -> tuple[Image.Image, int]:
-    """Return the picture as it was seen, in a mode of 8 bits, and how its EXIF says it is turned,
-    1..8; what is unusual is noted."""
-    image.load()
-    turned = _orientation(image, notes)
-    if turned > 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bit(image, notes, name)
-    return (image if image.mode == mode else image.convert(mode)), turned
 
 
 def _of_bands(values: np.ndarray, settings: ImageSettings) -> Picture:
@@ -316,55 +293,3 @@ def _of_bands(values: np.ndarray, settings: ImageSettings) -> Picture:
         for band, fill in zip(bands, fills, strict=True)
     ]
     return Picture(np.stack(squares, axis=-1), *size)
-
-
-def _notes(image: Image.Image) -> list[str]:
-    rawmodes = [str(tile[3]) for tile in getattr(image, "tile", [])]
-    found = {
-        "animated": image.format != "MPO" and getattr(image, "is_animated", False),
-        "16-bit": image.mode.startswith("I") or any(";16" in mode for mode in rawmodes),
-        "grayscale": image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"),
-        "palette": image.mode in ("P", "PA"),
-        "alpha": image.mode in TRANSPARENT or "transparency" in image.info,
-        "cmyk": image.mode == "CMYK",
-        "enormous": image.width * image.height > ENORMOUS,
-    }
-    return [*image.info.get("notes", ()), *(word for word, holds in found.items() if holds)]
-
-
-def _orientation(image: Image.Image, notes: list[str]) -> int:
-    """Return how the EXIF says that the image is turned, 1..8; 1 where that cannot be read."""
-    try:
-        with untrusted("its EXIF"):
-            turned = image.getexif().get(ORIENTATION, 1)
-    except UserError:
-        notes.append("broken-exif")
-        return 1
-    if turned not in range(2, 9):
-        return 1
-    notes.append("rotated")
-    return int(turned)
-
-
-def _to_8_bit(image: Image.Image, notes: list[str], name: str) -> Image.Image:
-    """Return a gray picture of more than 8 bits in 8; up to 255, whole numbers stay as they are."""
-    values = np.asarray(image)
-    least, most = float(values.min()), float(values.max())
-    if image.mode == "F" and 0 <= least <= most <= 1:
-        scaled = [to_8_bit(rows) for rows in _parts(values)]
-    elif 0 <= least <= most <= 255:
-        scaled = [rows.astype(np.uint8) for rows in _parts(values)]
-    elif image.mode != "F" and 0 <= least <= most <= 65535:
-        scaled = [to_8_bit(rows.astype(np.uint32)) for rows in _parts(values)]
-        if most < 65536 // 8:
-            notes.append("dark-16-bit")
-    else:
-        raise ImageError(
-            f"{name}: its pixels are numbers of {least:g} to {most:g}, a range that is not known; "
-            "save it as 8 or 16 bits"
-        )
-    return Image.fromarray(np.concatenate(scaled))
-
-
-def _parts(values: np.ndarray) -> list[np.ndarray]:
-    return [values[row : row + ROWS_AT_ONCE] for row in range(0, len(values), ROWS_AT_ONCE)]

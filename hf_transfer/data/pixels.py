@@ -25,7 +25,7 @@ from hf_transfer.base.cache import READ_ONLY, NoRoomError, StoreError, cache_fol
 from hf_transfer.base.errors import DataError
 from hf_transfer.base.shards import Column, Write
 from hf_transfer.base.store import StoredRows, open_rows
-from hf_transfer.data.decoding import ImageError, Picture, decode, decode_noted, depends_on
+from hf_transfer.data.decoding import Picture, decode, decode_noted, depends_on
 from hf_transfer.data.digests import (
     AT_ONCE,
     Reading,
@@ -38,6 +38,7 @@ from hf_transfer.data.digests import (
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.near_duplicates import HASH_BYTES, picture_hash
 from hf_transfer.data.sources import Scan
+from hf_transfer.data.upright import ImageError
 
 logger = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from hf_transfer.base.shards import Column
+from hf_transfer.base.version import version_of
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.pixels import LivePixels, StoredPixels
@@ -36,7 +36,7 @@ def feature_key(
     `variation` how images are varied, with seed and view; empty where they are not.
     """
     how = (
-        VERSION, [version(name) for name in LIBRARIES], program, weights, repr(image), variation,
+        VERSION, [version_of(name) for name in LIBRARIES], program, weights, repr(image), variation,
         device, str(list(columns)), precision,
     )  # fmt: skip
     key = hashlib.blake2b(repr(how).encode(), digest_size=16)

@@ -7,12 +7,11 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hf_transfer.base import launch
-from hf_transfer.base.version import __version__
+from hf_transfer.base.version import __version__, version_of
 from hf_transfer.data.held_out import KINDS
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.recipe.tasks import PROBES
@@ -31,7 +30,7 @@ def environment() -> JsonDict:
     return {
         "hf_transfer": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **{name: version_of(name) for name in LIBRARIES},
         "hardware": ", ".join(gpus) or f"CPU, {platform.machine()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -17,6 +17,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import read_limited, write_text
 from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
 from hf_transfer.results import report_shape as shape
+from hf_transfer.results.metrics_shape import Count, Finite, Metrics, Number
 from hf_transfer.results.report_shape import shaped
 from hf_transfer.results.words import COUNTS, LABELLED, JsonDict, is_number
 
@@ -30,20 +31,20 @@ class PhaseReport:
 
     name: str
     groups: tuple[str, ...]
-    trainable_parameters: shape.Count
-    total_parameters: shape.Count
-    epochs: shape.Finite
-    steps: shape.Count
-    seconds: shape.Finite
+    trainable_parameters: Count
+    total_parameters: Count
+    epochs: Finite
+    steps: Count
+    seconds: Finite
     stopped: str | None = None  # why the phase ended early; None: it completed
-    best_epoch: shape.Number = None
+    best_epoch: Number = None
     metrics: JsonDict = field(default_factory=dict)  # on validation, with the weights it ended with
     history: tuple[JsonDict, ...] = ()
     rates: Annotated[tuple[JsonDict, ...], shaped(tuple[shape.RateRow, ...])] = ()
     solve: str | None = None  # by which solver the head was solved for, in `steps`; no epochs
     features: str = "live"
     checks: JsonDict = field(default_factory=dict)  # {moved, unmoved, still, ranks}
-    rollbacks: shape.Count = 0  # how often its loss exploded and it went on at a tenth of its rates
+    rollbacks: Count = 0  # how often its loss exploded and it went on at a tenth of its rates
     gentle: tuple[str, ...] = ()  # how it spared what it started from, in words
     settings: Annotated[JsonDict, shaped(shape.PhaseSettings)] = field(default_factory=dict)
 
@@ -68,7 +69,7 @@ class RunReport:
     backbone: Annotated[JsonDict, shaped(shape.BackboneFacts)]
     data: Annotated[JsonDict, shaped(shape.DataFacts)]
     phases: tuple[PhaseReport, ...]
-    metrics: Annotated[JsonDict, shaped(shape.Metrics)]
+    metrics: Annotated[JsonDict, shaped(Metrics)]
     seconds: Annotated[JsonDict, shaped(shape.Seconds)]
     environment: JsonDict
     seed: int

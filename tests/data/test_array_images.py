@@ -10,8 +10,9 @@ from PIL import Image
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.array_images import read_array, to_8_bit
-from hf_transfer.data.decoding import ImageError, decode
+from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.upright import ImageError
 
 
 def settings(channels: int, size: int = 8) -> ImageSettings:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.data import reading
-from hf_transfer.data.decoding import ImageError, decode, decode_noted, load_image
+from hf_transfer.data.decoding import decode, decode_noted, load_image
 from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.upright import ImageError
 from hf_transfer.inputs.model_input import to_model_input
 
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -458,7 +459,8 @@ def bombs() -> dict[str, bytes]:
 MEASURED = """
 import resource, sys
 from hf_transfer.data import reading
-from hf_transfer.data.decoding import ImageError, decode
+from hf_transfer.data.decoding import decode
+from hf_transfer.data.upright import ImageError
 from hf_transfer.data.image_settings import ImageSettings
 reading.PIXELS.limit = 2**26
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

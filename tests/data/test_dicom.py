@@ -15,10 +15,11 @@ from pydicom.pixels.processing import apply_windowing
 from pydicom.sequence import Sequence
 
 from hf_transfer.base.errors import DataError
-from hf_transfer.data.decoding import ImageError, decode, decode_noted, depends_on, load_image
+from hf_transfer.data.decoding import decode, decode_noted, depends_on, load_image
 from hf_transfer.data.image_set import load_data
 from hf_transfer.data.image_settings import ImageSettings, with_dicom
 from hf_transfer.data.sources import list_source, scan
+from hf_transfer.data.upright import ImageError
 from hf_transfer.recipe.load import RecipeError, parse_recipe
 from hf_transfer.recipe.specs import DataSpec
 

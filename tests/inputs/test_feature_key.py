@@ -140,8 +140,8 @@ def test_views_variation_and_seed_count_where_images_vary(tmp_path):
 @pytest.mark.parametrize("library", feature_key.LIBRARIES)
 def test_versions_of_the_libraries_count(tmp_path, monkeypatch, library):
     first = keys(tmp_path)
-    real = feature_key.version
-    monkeypatch.setattr(feature_key, "version", lambda n: real(n) + ".1" * (n == library))
+    real = feature_key.version_of
+    monkeypatch.setattr(feature_key, "version_of", lambda n: real(n) + ".1" * (n == library))
     assert not first & keys(tmp_path)
 
 
