@@ -30,8 +30,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what starts several processes, machines or a browser last, one after the other; leave
-    tests that share what a module makes to one worker, so that it is made once."""
+    """Run what starts several processes, machines or a browser one at a time, on one worker, which
+    begins with it: no group has more tests. Leave tests that share what a module makes to one
+    worker, so that it is made once."""
     for item in items:
         made = (each for kind in item._fixtureinfo.name2fixturedefs.values() for each in kind)
         if item.get_closest_marker("alone"):
