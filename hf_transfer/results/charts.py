@@ -42,12 +42,13 @@ def line_chart(title: str, lines: Sequence[Line], bands: Sequence[Band], show: S
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     low, high = (max(0.0, low - room) if low >= 0 else low - room), high + room
     end = max([band.end for band in bands] + [x for line in lines for x, _ in line.points]) or 1.0
+    roof = top + (14 if any(band.unfreezes for band in bands) else 0)  # below what is written there
 
     def x_of(x: float) -> float:
         return left + (width - left - right) * x / end
 
     def y_of(y: float) -> float:
-        return height - bottom - (height - top - bottom) * (y - low) / (high - low)
+        return height - bottom - (height - roof - bottom) * (y - low) / (high - low)
 
     parts = _bands(bands, x_of, top, height - bottom)
     for tick in ticks(low, high, 5):

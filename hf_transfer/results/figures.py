@@ -56,7 +56,7 @@ def figure(found: JsonDict, title: bool = False) -> str:
             y = head + 12.0 + 18 * row
             parts.append(mark("line", style=f"line c{number}", x1=x, x2=x + 16, y1=y - 4, y2=y - 4))
             parts.append(text(name, x + 22, y, "legend"))
-    return svg(WIDTH, HEIGHT, parts, found["title"], natural=1.5 * WIDTH)
+    return svg(WIDTH, HEIGHT, parts, found["title"], natural=1.15 * WIDTH)
 
 
 def figure_table(found: JsonDict) -> JsonDict:

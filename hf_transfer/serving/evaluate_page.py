@@ -82,7 +82,7 @@ def evaluation_report(
 def _said(result: JsonDict) -> Iterator[str]:
     """Yield what was asked besides the metrics, in words."""
     if result["tta"]:
-        yield "Each answer is the average of those to the image and to its mirror image."
+        yield "Each answer is the average of those for the image and its mirror image."
     if sure := result.get("confident"):
         yield told_of_confidence(sure)
     if own := result.get("thresholds"):

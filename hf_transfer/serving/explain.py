@@ -45,6 +45,8 @@ CELLS = 8  # of integrated gradients, along a side; they overlap by half
 STEPS = 16  # from the mean colour to the image
 NAME_LENGTH = 80
 Method = Callable[[Tensor, Tensor], Tensor]  # inputs (B, C, S, S), columns (B,) -> (B, h, w)
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, by ITU-R BT.601
+LEAST = 384  # pixels of a side of a written map, so that one of a small input can be seen
 STRENGTH = 0.65  # how much of an overlay is colour where the map is 1
 
 
@@ -67,9 +69,8 @@ class Explanation:
     error: str | None = None
 
     def overlay(self, strength: float = STRENGTH) -> Image.Image:
-        """Return the image under its heat map, coloured by `strength` (0..1) where it is hottest.
-
-        Raises UserError where there is no map.
+        """Return the image in gray under its heat map, coloured by `strength` (0..1) where it is
+        hottest. Raises UserError where there is no map.
         """
         if self.image is None or self.heat is None:
             raise UserError(self.error or f"{self.file} has no heat map")
@@ -77,7 +78,8 @@ class Explanation:
 
         colours = colormaps[COLOURS](self.heat)[..., :3] * 255
         share = strength * self.heat[..., None]
-        mixed = _rgb(self.image) * (1 - share) + colours * share
+        gray = (_rgb(self.image) @ LUMA)[..., None]  # or its own colours would look like heat
+        mixed = gray * (1 - share) + colours * share
         return Image.fromarray((mixed + 0.5).astype(np.uint8))
 
 
@@ -276,7 +278,11 @@ def _write(one: Explanation, folder: Path, taken: set[str]) -> Path:
     place = folder / _name(one, taken)
     if one.error is None:
         content = io.BytesIO()
-        one.overlay().save(content, "PNG")
+        drawn = one.overlay()
+        if (side := drawn.width) < LEAST:
+            times = -(-LEAST // side)
+            drawn = drawn.resize((times * side, times * side), Image.Resampling.BICUBIC)
+        drawn.save(content, "PNG")
         write_bytes(place, content.getvalue())
     return place
 

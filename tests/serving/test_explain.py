@@ -212,4 +212,4 @@ def test_the_command_writes_a_png_for_each_image_and_label(run, tmp_path, capsys
     assert sorted(path.name for path in out.iterdir()) == names
     assert "a-rose.png   rose 0." in capsys.readouterr().out
     with Image.open(out / "a-rose.png") as image:
-        assert image.size == (64, 64)
+        assert image.size == (384, 384)  # six times the 64 px that the network sees
