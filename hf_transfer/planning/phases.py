@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import chain, count
 
 from hf_transfer.base.errors import RecipeError
 from hf_transfer.planning.adapters import select_adapted, with_adapters
@@ -55,7 +56,8 @@ def _phase(spec: PhaseSpec, groups: LayerGroups, before: Sequence[Phase]) -> Pha
     """Return a phase after those `before` it. Raises SelectorError."""
     names, adapters = select_adapted(spec.train, groups)
     slug, taken = _slug(spec), {phase.name for phase in before}
-    name = next(n for n in (slug, *(f"{slug}-{i}" for i in range(2, 10_000))) if n not in taken)
+    possible = chain([slug], (f"{slug}-{i}" for i in count(2)))
+    name = next(each for each in possible if each not in taken)
     return Phase(len(before) + 1, name, spec, names, with_adapters(groups, adapters), adapters)
 
 

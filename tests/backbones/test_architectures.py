@@ -114,7 +114,7 @@ def test_each_phase_of_gradual_moves_what_it_should_and_nothing_else(name, tmp_p
         {"pixel_values": torch.randn(3, size, size), "labels": torch.tensor(i % 3)}
         for i in range(4)
     ]
-    phases = [{"gradual": "1 stage", **STEP}]
+    phases = [{"gradual": "2 stages", **STEP}]
     trainer = Seen(model, arguments(tmp_path), phases=phases, train_dataset=images)
     before, backbone = state(model), trainer.backbone
     trainer.train()
