@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from colours import zip_of_colours
 from tiny_model import picture, tiny_run
 
 SPACE = Path(__file__).resolve().parents[2] / "spaces" / "demo"
@@ -59,6 +60,12 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
         except subprocess.TimeoutExpired:
             app.kill()
             app.wait(10)
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory) -> Path:
+    """A zip of folders to train on."""
+    return zip_of_colours(tmp_path_factory.mktemp("zip") / "colours.zip")
 
 
 @pytest.fixture(scope="session")

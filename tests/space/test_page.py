@@ -270,7 +270,7 @@ except UserError as error:
 
 
 TWICE = """
-import importlib, json, sys
+import importlib, json, os, signal, sys, threading
 from hf_transfer.space.app import UserError, demo
 first, pages = importlib.import_module("hf_transfer.demo"), []
 whole = first.launch
@@ -283,12 +283,13 @@ try:
 except UserError as error:
     print(error)
 page.close()
-print(page.site.visitors.root.exists())
+end = lambda _: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+print(page.site.visitors.root, demo(sys.argv[1], announce=end).site.visitors.root)
 """
 
 
 @pytest.mark.slow
-def test_a_space_of_the_first_version_shows_its_model_and_a_port_in_use_is_named(run, tmp_path):
+def test_a_space_of_the_first_version_shows_its_model_and_leaves_nothing_behind(run, tmp_path):
     (tmp_path / "app.py").write_text(FIRST_APP)
     (tmp_path / "twice.py").write_text(TWICE)
     (tmp_path / "examples").mkdir()
@@ -297,11 +298,14 @@ def test_a_space_of_the_first_version_shows_its_model_and_a_port_in_use_is_named
     command = [sys.executable, str(tmp_path / "twice.py"), str(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    _, config, port, *_, is_left = done.stdout.splitlines()
+    _, config, port, *_, folders = done.stdout.splitlines()
     assert json.loads(config)["title"] == "flowers-lp_ft"
     assert "Try the example" in config
     assert re.fullmatch(r"port \d+ is not free; choose another, or leave it out", port)
-    assert is_left == "False"
+    closed, terminated = map(Path, folders.split())
+    assert closed != terminated
+    assert not closed.exists()
+    assert not terminated.exists()
 
 
 @pytest.mark.parametrize("text", [(SPACE / "app.py").read_text(), FIRST_APP])

@@ -10,6 +10,7 @@ from pathlib import Path
 import hub_server
 import pytest
 import yaml
+from colours import colour
 from page_faults import assert_no_fault
 from tiny_model import picture
 
@@ -21,27 +22,6 @@ pytest.importorskip("gradio_client")
 
 PATIENCE = 120_000  # milliseconds
 ZIP, FILES = "#train-zip input[type=file]", "#train-files input[type=file]"
-
-
-def colour(label: str, seed: int) -> bytes:
-    """A picture of a class that any network tells apart."""
-    image = picture(seed, 48, 48)
-    image.paste({"red": (200, 30, 30), "blue": (20, 40, 220)}[label], (0, 0, 48, 40))
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("zip") / "colours.zip"
-    with zipfile.ZipFile(path, "w") as found:
-        for label in ("red", "blue"):
-            for seed in range(10):
-                found.writestr(f"colours/{label}/{seed}.png", colour(label, seed))
-        found.writestr("colours/red/copy.png", colour("red", 0))
-        found.writestr("colours/notes.txt", "nothing")
-    return path
 
 
 @pytest.fixture
@@ -253,73 +233,6 @@ def test_without_a_model_the_example_shows_all_of_it_and_is_pushed_with_the_visi
         shown = page.inner_text("#try-answer")
         assert all(way in shown for way in ("Frozen", "Fine-tuned", "From scratch"))
         page.context.close()
-
-
-# --- programs ----------------------------------------------------------------------------------
-
-
-def snippet() -> str:
-    """Return the snippet of the documentation."""
-    page = Path(__file__).resolve().parents[2] / "docs" / "space.md"
-    (code,) = re.findall(r"## From a program.*?```text\n(.*?)```", page.read_text(), re.S)
-    return code
-
-
-def test_a_program_trains_and_asks_as_the_documentation_says(server, run, archive, tmp_path):
-    from gradio_client import handle_file
-
-    file = tmp_path / "blue.png"
-    file.write_bytes(colour("blue", 50))
-    code = snippet()
-    for written, here in (
-        ("http://127.0.0.1:7860", server),
-        ("rose.jpg", str(file)),
-        ("flowers.zip", str(archive)),
-        ("timm/resnet18.a1_in1k", "model"),
-        ("128", "32"),
-        ("lp_ft", "exact_head"),
-    ):
-        assert written in code
-        code = code.replace(written, here)
-    said, found = [], {}
-    exec(code, {**found, "print": said.append}, found)
-    client, progress, model = found["client"], found["progress"], found["model"]
-    (expected,) = predict(run, file)
-    assert said[0]["flowers-lp_ft"]["labels"][0]["label"] == expected.labels[0][0]
-    states = [one["state"] for one in said if "state" in one]
-    assert states[-1] == "done"
-    assert set(states) <= {"waiting", "running", "done"}
-    assert progress["progress"] == 1.0
-    ((name, accuracy),) = progress["models"].items()
-    assert accuracy > 0.5
-    answers = client.predict(handle_file(str(file)), "", api_name="/predict")
-    with zipfile.ZipFile(model) as packed:
-        packed.extractall(tmp_path / "mine")
-    (expected,) = predict(tmp_path / "mine" / "model", file)
-    (first, *_) = answers[name]["labels"]
-    assert first["label"] == expected.labels[0][0]
-    assert first["probability"] == pytest.approx(expected.labels[0][1], abs=1e-5)
-    heat = client.predict(handle_file(str(file)), "red", name, api_name="/explain")
-    assert heat["label"] == "red"
-    assert heat["image"].startswith("data:image/jpeg;base64,")
-    client.close()
-
-
-def test_a_program_is_told_what_is_wrong_in_a_sentence(server, tmp_path):
-    from gradio_client import Client, handle_file
-    from gradio_client.exceptions import AppError
-
-    client = Client(server, verbose=False)
-    bad = tmp_path / "bad.zip"
-    bad.write_bytes(b"nothing")
-    with pytest.raises(AppError, match="This is no zip file"):
-        client.predict(handle_file(str(bad)), "model", "exact_head", 32, api_name="/train")
-    with pytest.raises(AppError, match="There is no model"):
-        client.predict(handle_file(str(bad)), "another's", api_name="/predict")
-    found = client.view_api(return_format="dict")
-    assert set(found["named_endpoints"]) == {"/predict", "/explain", "/train"}
-    assert found["unnamed_endpoints"] == {}  # what visitors click is not for programs
-    client.close()
 
 
 def test_the_training_of_a_visitor_who_leaves_ends(browser, server, archive):
