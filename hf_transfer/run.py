@@ -19,6 +19,7 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import expanded
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.beside import load_beside
 from hf_transfer.data.image_set import ImageData, load_data
@@ -68,7 +69,7 @@ def train(
         raise UserError(
             f"recipe {wanted.name} is a comparison; run it with hf-transfer train {wanted.name}"
         )
-    folder = Path(out).expanduser() if out is not None else Path("runs") / wanted.name
+    folder = expanded(out) if out is not None else Path("runs") / wanted.name
     return run(wanted, folder, resume=resume, callbacks=callbacks)
 
 

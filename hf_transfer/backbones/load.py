@@ -36,6 +36,7 @@ from hf_transfer.backbones.regression_units import plain_scale
 from hf_transfer.backbones.saving import save_model, wrap
 from hf_transfer.backbones.weights import transfer
 from hf_transfer.base.download import BackboneError
+from hf_transfer.base.files import expanded
 from hf_transfer.data.image_settings import fitted, with_dicom
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.layout import Layout
@@ -130,7 +131,7 @@ def load_model(where: str | Path) -> PreTrainedModel:
 
     `where` is a run folder, a model folder or a Hub repository. Raises BackboneError.
     """
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     if not folder.exists():
         if len(Path(where).parts) != 2 or str(where).startswith((".", "/", "~")):
             raise BackboneError(
@@ -165,7 +166,7 @@ def _donor(blueprint: Blueprint, file: str | Path | None) -> Donor:
     """Return the network as its checkpoint has it. Raises BackboneError."""
     if file is None:
         check_weights(blueprint)
-    return load(blueprint, Path(file).expanduser() if file else None)
+    return load(blueprint, expanded(file) if file else None)
 
 
 def _untrained(

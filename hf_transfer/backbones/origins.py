@@ -19,7 +19,7 @@ from hf_transfer.backbones.config_checks import check_config
 from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.download import BackboneError, answering_hub, one_line
 from hf_transfer.base.errors import unfinished
-from hf_transfer.base.files import read_limited
+from hf_transfer.base.files import expanded, read_limited
 
 SOURCES = ("timm", "transformers", "torchvision")
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -47,7 +47,7 @@ def locate(backbone_id: str) -> Origin:
     """Return where `timm/NAME`, `transformers/REPO`, `torchvision/NAME`, a folder, a file of
     weights or OWNER/NAME on the Hub leads; by config.json where there is one. Raises
     BackboneError."""
-    path = Path(backbone_id).expanduser()
+    path = expanded(backbone_id)
     source, _, name = backbone_id.partition("/")
     if backbone_id and path.is_dir():
         return _in_folder(path)
@@ -59,7 +59,7 @@ def locate(backbone_id: str) -> Origin:
             raise BackboneError(f"backbone {backbone_id} is a file; give the folder of a model")
         raise BackboneError(f"backbone {what} {backbone_id} does not exist")
     if source in SOURCES and name:
-        folder = Path(name).expanduser()
+        folder = expanded(name)
         if source == "transformers" and (folder / "config.json").is_file():
             return _in_folder(folder)
         if name.startswith((".", "/", "~")):

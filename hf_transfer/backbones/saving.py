@@ -17,7 +17,7 @@ from hf_transfer.backbones.blueprint import Backbone, Blueprint
 from hf_transfer.backbones.preprocessing import processor_config
 from hf_transfer.backbones.regression_units import in_units
 from hf_transfer.base.download import BackboneError
-from hf_transfer.base.files import written_folder
+from hf_transfer.base.files import expanded, written_folder
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.recipe.tasks import TASKS
 
@@ -98,7 +98,7 @@ def save_model(model: PreTrainedModel, folder: str | Path) -> None:
             f"this {type(model).__name__} is not from load_backbone, which knows how it is saved; "
             "save it with its own save_pretrained"
         )
-    with written_folder(Path(folder).expanduser(), "model") as aside, in_units(model):
+    with written_folder(expanded(folder), "model") as aside, in_units(model):
         _write(model, aside)
 
 

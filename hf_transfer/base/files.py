@@ -35,6 +35,16 @@ class WriteError(UserError):
 # --- reading ---------------------------------------------------------------------------------
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` at its start as the home folder. Raises UserError without one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"there is no home folder for {str(path)!r}; write the whole path"
+        ) from None
+
+
 def read_limited(path: str | Path, limit: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file. Raises OSError as `regular` does."""
     with regular(path, limit) as (file, _):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_transfer.base.errors import DataError
 from hf_transfer.base.machine import trim
 from hf_transfer.data.audit import Audit, audit
 from hf_transfer.data.held_out import HeldOut
@@ -210,6 +211,10 @@ def load_data(
     `folds` of the training images validating, there need be no validation images.
     Raises DataError, one line.
     """
+    if not isinstance(spec, DataSpec):
+        raise DataError(
+            f"data {str(spec)!r}: pass DataSpec(path=…), which also says how to split it"
+        )
     settings = with_dicom(settings, spec.window, spec.frame)
     found = scan(_with_spare(spec), seed, task, listed)
     pixels, seen = open_pixels(found, settings, cache_dir, limit_bytes, read_all=read_all)

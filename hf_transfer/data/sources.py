@@ -69,6 +69,10 @@ def list_source(spec: DataSpec, task: str = "classification", *, least: int = 2)
     The only place where a source is listed: what comes after is made of this. Raises DataError,
     also for fewer than the `least` number of classes.
     """
+    if not isinstance(spec, DataSpec):
+        raise DataError(
+            f"data {str(spec)!r}: pass DataSpec(path=…), which also says how to split it"
+        )
     if not spec.path and TASKS[task].is_pretext:
         raise DataError("no images without labels: name a folder with --unlabelled or data.path")
     if not spec.path:

@@ -25,7 +25,7 @@ from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.bars import shown
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import add_bytes, write_bytes
+from hf_transfer.base.files import add_bytes, expanded, write_bytes
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding.add_report import counts_of, write_report
@@ -90,9 +90,9 @@ def add_images(
     `seed` splits the new images. Raises UserError, also for a model whose head is not one dense
     layer.
     """
-    folder = Path(run).expanduser()
+    folder = expanded(run)
     name = Path(os.path.realpath(folder)).name
-    place = Path(out).expanduser() if out else folder.with_name(f"{name}-more")
+    place = expanded(out) if out else folder.with_name(f"{name}-more")
     started = time.monotonic()
     model = network_of(folder)
     if os.path.realpath(place) == os.path.realpath(folder):

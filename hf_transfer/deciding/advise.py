@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import write_text
+from hf_transfer.base.files import expanded, write_text
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.findings import Finding
 from hf_transfer.data.sources import list_source
@@ -147,7 +147,7 @@ def advise(
             *on_unlabelled(unlabelled, free, looks.counts, best.evidence.nearness),
         ),
         seconds=time.monotonic() - began,
-        out=Path(out).expanduser() if out else None,
+        out=expanded(out) if out else None,
     )
     if advice.out:
         _write(advice, advice.out)

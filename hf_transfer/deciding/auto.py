@@ -22,7 +22,7 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import write_text
+from hf_transfer.base.files import expanded, write_text
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.scan import Scan
@@ -94,7 +94,7 @@ def auto(
     say = on_progress or (lambda _: None)
     wanted = presets.preset(preset, backbone, image_size, minutes)
     recipe = recipe_of(data, wanted.backbone, wanted.image_size, group, seed, overrides)
-    folder = Path(out).expanduser() if out is not None else Path("runs") / NAME
+    folder = expanded(out) if out is not None else Path("runs") / NAME
     if launch.count() > 1:
         raise UserError("auto runs in one process; start it without a launcher")
     with run_folder.opened(folder, recipe, False), fitting(), failures.told():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import expanded
 from hf_transfer.planning.text_table import table
 from hf_transfer.results.conclusions import data_name
 from hf_transfer.results.places import place_name
@@ -33,7 +34,7 @@ def runs(folder: str | Path = "runs") -> tuple[Run, ...]:
 
     What cannot be read as a report is left out. Raises UserError where there is no run.
     """
-    place = Path(folder).expanduser()
+    place = expanded(folder)
     if not place.is_dir():
         raise UserError(f"there is no folder {place}; runs are in runs/, or where --out said")
     found = []

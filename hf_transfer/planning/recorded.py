@@ -14,6 +14,7 @@ from typing import Any
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import expanded
 from hf_transfer.planning.layout import Layout
 
 FOLDER = Path(__file__).resolve().parent / "recorded"
@@ -33,7 +34,7 @@ def recorded_layout(backbone_id: str, labels: int, image_size: int | None = None
     folder whose config.json names a recorded timm architecture. `image_size` None is the size that
     the backbone's own weights were trained at.
     """
-    folder = Path(backbone_id).expanduser()
+    folder = expanded(backbone_id)
     if folder.is_dir():
         return _of_folder(folder, labels, image_size)
     name, tag = backbone_id, ""

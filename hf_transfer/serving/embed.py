@@ -18,6 +18,7 @@ from hf_transfer.backbones.access import evaluating
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.cache import StoreError
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import expanded
 from hf_transfer.base.nearest import nearest
 from hf_transfer.inputs.arriving import arriving
 from hf_transfer.inputs.head_features import head_features
@@ -83,7 +84,7 @@ def embed(
         raise UserError(errors[0][1] if errors else "there are no images to embed")
     features = np.concatenate([part for names, part, _ in found if names])
     if out is not None:
-        write_embeddings(found, Path(out).expanduser())
+        write_embeddings(found, expanded(out))
     return Embeddings(files, features, errors)
 
 
@@ -164,7 +165,7 @@ def embed_to(
     network, lines, errors = network_of(model), list[str](), list[str]()
     options: Any = {"group": group, "batch_size": batch_size}
     if out is not None:
-        place = Path(out).expanduser()
+        place = expanded(out)
         count, failed = write_embeddings(iter_embeddings(network, files, **options), place)
         lines.append(f"features of {count:,} images written to {place}")
         errors = [why for _, why in failed]

@@ -33,7 +33,7 @@ from hf_transfer.backbones.watching import tensors_in
 from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import write_bytes
+from hf_transfer.base.files import expanded, write_bytes
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.serving.pictures import batches, find_images
@@ -103,7 +103,7 @@ def explain(
     if out is not None:
         taken = set[str]()
         for one in found:
-            _write(one, Path(out).expanduser(), taken)
+            _write(one, expanded(out), taken)
     return found
 
 
@@ -257,7 +257,7 @@ def explain_to(
     """Write a heat map over each image as PNG to the folder `out`; return lines that tell of it,
     and why images were left out. Raises UserError."""
     files = find_images(images)
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     lines, errors, taken = [], [], set[str]()
     with bar(len(files), "explain") as progress:
         last = None

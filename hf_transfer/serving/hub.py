@@ -12,6 +12,7 @@ from typing import Any
 from hf_transfer.base.boundary import redacted, untrusted
 from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, hub_in_one_line, pull
 from hf_transfer.base.errors import UserError, unfinished
+from hf_transfer.base.files import expanded
 from hf_transfer.results.card_pictures import card_pictures
 from hf_transfer.results.places import published_report
 from hf_transfer.results.report import RunReport
@@ -107,7 +108,7 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
 
     The card, made from the report, comes on top. Raises UserError if there is no finished model.
     """
-    run = Path(run).expanduser()
+    run = expanded(run)
     folder = _local_model(run)
     if folder is None:
         raise UserError(_why_no_model(run))
@@ -191,7 +192,7 @@ def model_folder(where: str | Path) -> Path:
 
     A folder that exists goes before a repository of that name. Raises UserError.
     """
-    path = Path(where).expanduser()
+    path = expanded(where)
     if folder := _local_model(path):
         return folder
     is_repository = str(where).count("/") == 1 and not str(where).startswith((".", "/", "~"))
@@ -205,7 +206,7 @@ def find_report(where: str | Path) -> RunReport | None:
 
     It lies in the folder or, for RUN/model, in the run. Raises UserError if it cannot be read.
     """
-    for run in _runs_of(Path(where).expanduser()):
+    for run in _runs_of(expanded(where)):
         if run.is_finished:
             return RunReport.load(run.path)
     return None

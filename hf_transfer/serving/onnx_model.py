@@ -12,6 +12,7 @@ import torch
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import expanded
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import check_pixels
 
@@ -44,7 +45,7 @@ class OnnxModel:
                 "an ONNX file needs onnxruntime; install it with: "
                 "pip install 'hf-transfer-learning[export]'"
             ) from error
-        path = Path(path).expanduser()
+        path = expanded(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads

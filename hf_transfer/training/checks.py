@@ -38,6 +38,14 @@ def check_model(
     """Raise UserError where the network cannot do what the arguments ask of it, or computes a loss
     of its own although the user has none (`own_loss`)."""
     plain = not own_loss and not isinstance(model, PreTrainedModel)
+    if not isinstance(model, PreTrainedModel):
+        try:
+            inspect.signature(model.forward).bind(pixel_values=None)
+        except TypeError as error:
+            raise UserError(
+                f"{type(model).__name__}.forward is called with pixel_values=…: {error}; rename "
+                "its argument to pixel_values"
+            ) from None
     if plain and "labels" in inspect.signature(model.forward).parameters:
         raise UserError(
             f"{type(model).__name__} computes a loss of its own, from labels, which is not used; "

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import expanded
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.scale import Scale
@@ -27,6 +28,7 @@ from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.training.labels import names_of
 from hf_transfer.training.recovery import checkpoints
 
+USUAL_OUTPUTS = 8  # of a bare module, which does not name its labels
 USUAL_SIDE = 224  # pixels that a bare module sees, where the images have as many
 
 
@@ -50,8 +52,31 @@ def given_model(model: Any, images: Any, init: Any = None) -> nn.Module:
             f"{model}: the training set does not name its labels; load the model with "
             "load_backbone(NAME, labels) and pass it"
         )
-    path = Path(model).expanduser()
+    path = expanded(model)
     return load_backbone(str(path) if path.is_dir() else str(model), labels)
+
+
+def check_objects(own: Mapping[str, Any]) -> None:
+    """Raise UserError for an argument of Trainer's `own` that is not of the kind it must be."""
+    for name in ("train_dataset", "eval_dataset"):
+        given = own.get(name)
+        for each in given.values() if isinstance(given, dict) else [given]:
+            readable = hasattr(each, "__getitem__") or hasattr(each, "__iter__")
+            if each is not None and (isinstance(each, str | Path) or not readable):
+                raise UserError(
+                    f"{name} is {_kind(each)}; pass a set of load_data, or one whose items hold "
+                    "pixel_values and labels"
+                )
+    collator, callbacks = own.get("data_collator"), own.get("callbacks")
+    if collator is not None and not callable(collator):
+        raise UserError(f"data_collator is {_kind(collator)}; pass a function, or leave it out")
+    listed = callbacks is None or isinstance(callbacks, list | tuple)
+    for each in callbacks or () if listed else [callbacks]:
+        kind = each if isinstance(each, type) else type(each)
+        if not listed or not issubclass(kind, TrainerCallback):
+            raise UserError(
+                f"callbacks: one is {_kind(each)}; pass a list of transformers' TrainerCallback"
+            )
 
 
 def given_layers(head: Any, groups: Any) -> tuple[Any, Any]:
@@ -143,6 +168,7 @@ def _gives_classes(first: Callable[..., Any], task: str, outputs: int) -> bool:
 
     Raises UserError for what the usual metrics cannot use.
     """
+    outputs = outputs or USUAL_OUTPUTS
     rows, several = outputs + 2, task != CLASSIFICATION.name  # other than outputs, to tell them
     labels = torch.zeros((rows, outputs) if several else rows, dtype=None if several else int)
     asked = "it takes logits (B, C) and labels"
@@ -206,7 +232,7 @@ def given_resume(resume: Any, out: str) -> bool:
         return bool(resume)
     if not isinstance(resume, str | Path):
         raise UserError(f"resume_from_checkpoint is {_kind(resume)}; pass True or a path")
-    path, folder = Path(resume).expanduser().resolve(), Path(out).expanduser().resolve()
+    path, folder = expanded(resume).resolve(), expanded(out).resolve()
     if path != folder and folder not in path.parents:
         raise UserError(
             f"resume_from_checkpoint is a path outside args.output_dir, {out}, where phases and "

@@ -117,7 +117,7 @@ class PhaseRunner:
             self.best.bring_back(trainer.model, trainer.reports)
             if len(trainer.reports) > 1:
                 trainer.state = joined(trainer.state, trainer.reports)
-        except (RuntimeError, OSError, UserError) as error:
+        except (RuntimeError, OSError, IndexError, UserError) as error:
             phase = trainer.now.phase if trainer.now else None
             known = failures.in_one_line(error, phase, self.processes)
             if known is None:

@@ -72,6 +72,7 @@ class TransferTrainer(Trainer):
         self.given = search.settings(locals())
         args = self.given["args"] = arguments.own_arguments(args)
         check_arguments(args, kwargs)
+        given.check_objects(kwargs)
         images, own = kwargs.get("train_dataset"), kwargs.get("compute_loss_func") is not None
         model = given.given_model(model, images, kwargs.pop("model_init", None))
         check_model(model, args, sync_batchnorm, own)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.backbones.saving import save_model
-from hf_transfer.base.files import add_text
+from hf_transfer.base.files import add_text, expanded
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.report import RunReport
@@ -18,7 +18,7 @@ from hf_transfer.training.seam import Seam
 def save(trainer: Seam, folder: str | Path, best: int) -> None:
     """Write the model's folder as it is published, with its card and report; `best` is the place of
     the phase that the run ended with. Raises UserError."""
-    place, report = Path(folder).expanduser(), report_of(trainer, best)
+    place, report = expanded(folder), report_of(trainer, best)
     save_model(trainer.model, place)
     run_folder.write_card(report, place)
     text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)

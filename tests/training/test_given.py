@@ -23,6 +23,7 @@ from small import (
 from torch import nn
 from transformers import AutoModelForImageClassification
 
+import hf_transfer
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageSet
@@ -215,6 +216,57 @@ def test_metrics_of_preprocessed_logits_that_there_cannot_be_are_named_before_tr
     )
     made.train()
     assert 0 <= made.reports[0].metrics["right"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"train_dataset": 5}, "train_dataset is of type int; pass a set of load_data"),
+        ({"train_dataset": "photos"}, "train_dataset is of type str"),
+        ({"eval_dataset": {"a": 3}}, "eval_dataset is of type int"),
+        ({"data_collator": 5}, "data_collator is of type int; pass a function"),
+        ({"callbacks": "x"}, "callbacks: one is of type str"),
+        ({"callbacks": [object()]}, "callbacks: one is of type object"),
+    ],
+)
+def test_objects_of_another_kind_are_named_before_anything_is_built(tmp_path, own, says):
+    with pytest.raises(UserError, match=says):
+        TransferTrainer(network(), arguments(tmp_path), [HEAD], **{**DATA, **own})
+
+
+class Plain(nn.Module):
+    """A module of one's own, with so many outputs."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.body, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, outputs)
+
+    def forward(self, pixel_values):
+        return self.fc(self.body(pixel_values).mean((2, 3)))
+
+
+class Renamed(Plain):
+    """The same, whose images have another name."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+def test_a_module_that_cannot_take_pixel_values_is_named(tmp_path):
+    with pytest.raises(UserError, match="Renamed.forward is called with pixel_values=…: .*"):
+        TransferTrainer(Renamed(3), arguments(tmp_path), [COLD], head=["fc.*"], **DATA)
+
+
+def test_a_label_beyond_the_outputs_of_a_module_is_one_line(tmp_path):
+    made = TransferTrainer(Plain(2), arguments(tmp_path), [COLD], head=["fc.*"], **DATA)
+    with pytest.raises(UserError, match="phase all: an image has the label 2, and the model has"):
+        made.train()
+
+
+def test_a_home_folder_that_there_is_not_is_one_line(tmp_path):
+    for use in (hf_transfer.load, hf_transfer.runs, trainer(tmp_path, [HEAD]).save_model):
+        with pytest.raises(UserError, match="there is no home folder for '~nosuchuser/x'"):
+            use("~nosuchuser/x")
 
 
 class Named(Pixels):

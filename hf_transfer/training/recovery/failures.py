@@ -23,6 +23,7 @@ LOST = re.compile(
 )
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory", re.IGNORECASE)
 IN_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
+BEYOND = re.compile(r"Target (\d+) is out of bounds")
 MISSING = re.compile(r"No such file or directory: '([^']*)'")
 
 
@@ -51,6 +52,11 @@ def in_one_line(error: BaseException, phase: Phase | None, here: Processes) -> U
     place = f"phase {phase.name}" if phase else "the run"
     if phase and (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(text)):
         return UserError(f"{place}: {_no_memory(phase, here)}")
+    if isinstance(error, IndexError) and (beyond := BEYOND.search(text)):
+        return UserError(
+            f"{place}: an image has the label {beyond[1]}, and the model has no output for it; "
+            "labels are the places of the outputs, from 0 on"
+        )
     missing = MISSING.search(text)
     if missing or (isinstance(error, OSError) and error.errno == errno.ENOENT):
         name = missing[1] if missing else error.filename  # type: ignore[attr-defined]
