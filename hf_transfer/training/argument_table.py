@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageSet
@@ -149,6 +150,7 @@ def check_arguments(args: TrainingArguments, own: Mapping[str, Any]) -> None:
     check_trackers(args.report_to)
     _check_best(args)
     _check_own(own, args.include_for_metrics)
+    _check_objects(own)
 
 
 def _check_own(own: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
@@ -164,6 +166,33 @@ def _check_own(own: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
             f"optimizer_cls_and_kwargs: {', '.join(sorted(set_there))} is a phase's to say; remove "
             "it there"
         )
+
+
+def _check_objects(own: Mapping[str, Any]) -> None:
+    """Raise UserError for an argument of Trainer's `own` that is not of the kind it must be."""
+    for name in ("train_dataset", "eval_dataset"):
+        given = own.get(name)
+        for each in given.values() if isinstance(given, dict) else [given]:
+            readable = hasattr(each, "__getitem__") or hasattr(each, "__iter__")
+            if each is not None and (isinstance(each, str | Path) or not readable):
+                raise UserError(
+                    f"{name} is {_kind(each)}; pass a set of load_data, or one whose items hold "
+                    "pixel_values and labels"
+                )
+    collator, callbacks = own.get("data_collator"), own.get("callbacks")
+    if collator is not None and not callable(collator):
+        raise UserError(f"data_collator is {_kind(collator)}; pass a function, or leave it out")
+    listed = callbacks is None or isinstance(callbacks, list | tuple)
+    for each in callbacks or () if listed else [callbacks]:
+        kind = each if isinstance(each, type) else type(each)
+        if not listed or not issubclass(kind, TrainerCallback):
+            raise UserError(
+                f"callbacks: one is {_kind(each)}; pass a list of transformers' TrainerCallback"
+            )
+
+
+def _kind(value: Any) -> str:
+    return f"of type {type(value).__name__}"
 
 
 def check_taken(args: TrainingArguments, phases: Sequence[Any]) -> None:

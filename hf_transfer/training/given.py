@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
+from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.scale import Scale
 from hf_transfer.inputs.model_input import collate
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import load_recipe
@@ -54,29 +54,6 @@ def given_model(model: Any, images: Any, init: Any = None) -> nn.Module:
         )
     path = expanded(model)
     return load_backbone(str(path) if path.is_dir() else str(model), labels)
-
-
-def check_objects(own: Mapping[str, Any]) -> None:
-    """Raise UserError for an argument of Trainer's `own` that is not of the kind it must be."""
-    for name in ("train_dataset", "eval_dataset"):
-        given = own.get(name)
-        for each in given.values() if isinstance(given, dict) else [given]:
-            readable = hasattr(each, "__getitem__") or hasattr(each, "__iter__")
-            if each is not None and (isinstance(each, str | Path) or not readable):
-                raise UserError(
-                    f"{name} is {_kind(each)}; pass a set of load_data, or one whose items hold "
-                    "pixel_values and labels"
-                )
-    collator, callbacks = own.get("data_collator"), own.get("callbacks")
-    if collator is not None and not callable(collator):
-        raise UserError(f"data_collator is {_kind(collator)}; pass a function, or leave it out")
-    listed = callbacks is None or isinstance(callbacks, list | tuple)
-    for each in callbacks or () if listed else [callbacks]:
-        kind = each if isinstance(each, type) else type(each)
-        if not listed or not issubclass(kind, TrainerCallback):
-            raise UserError(
-                f"callbacks: one is {_kind(each)}; pass a list of transformers' TrainerCallback"
-            )
 
 
 def given_layers(head: Any, groups: Any) -> tuple[Any, Any]:
@@ -136,13 +113,13 @@ def given_collator(collator: Any, args: TrainingArguments, images: Any) -> Any:
     return Renamed(collator, names[0])
 
 
-def given_metrics(own: Mapping[str, Any], task: str, scale: Scale | None, outputs: int) -> Any:
-    """Return `compute_metrics` of Trainer's `own` arguments, by default the task's, for a model of
-    so many outputs.
+def given_metrics(own: Mapping[str, Any], backbone: Backbone) -> Any:
+    """Return `compute_metrics` of Trainer's `own` arguments, by default the task's.
 
     A user's function that fails, or returns no dict, raises UserError.
     """
-    compute = own.get("compute_metrics", EpochMetrics(task=task, scale=scale))
+    task, outputs = backbone.task, len(backbone.labels)
+    compute = own.get("compute_metrics", EpochMetrics(task=task, scale=backbone.scale))
     if isinstance(compute, EpochMetrics):
         first = own.get("preprocess_logits_for_metrics")
         return compute.of_classes() if first and _gives_classes(first, task, outputs) else compute

@@ -47,10 +47,9 @@ class TransferTrainer(Trainer):
     or any transformers classifier, or a module that maps pixel_values to logits with `head`: names
     or patterns of its newly initialised parameters. `groups` are layers given by hand, from input
     to output: {"stem": ["conv1.*"], …}. `loss` and `class_weights` are those of a recipe, or one
-    weight a class. Phases with `pseudo` also learn from the images of `unlabelled`, whose labels
-    are ignored. With `checkpoint_seconds` a checkpoint is written whenever that many seconds
-    have passed. `sync_batchnorm` takes batch statistics over the images of all processes.
-    `ends_with` is the best phase, or the last. All else is as for a Trainer.
+    weight a class. Phases with `pseudo` also learn from the images of `unlabelled`; labels there
+    are ignored. A checkpoint is written every `checkpoint_seconds`. `sync_batchnorm` takes batch
+    statistics over all processes. `ends_with` is the best phase, or the last.
     """
 
     def __init__(
@@ -72,14 +71,12 @@ class TransferTrainer(Trainer):
         self.given = search.settings(locals())
         args = self.given["args"] = arguments.own_arguments(args)
         check_arguments(args, kwargs)
-        given.check_objects(kwargs)
         images, own = kwargs.get("train_dataset"), kwargs.get("compute_loss_func") is not None
         model = given.given_model(model, images, kwargs.pop("model_init", None))
         check_model(model, args, sync_batchnorm, own)
         take_scale(model, images)
-        self.backbone = describe(
-            model, *given.given_layers(head, groups), given.seen(model, images)
-        )
+        layers = given.given_layers(head, groups)
+        self.backbone = describe(model, *layers, given.seen(model, images))
         self.phases = arguments.resolved_phases(given.given_phases(phases), args, self.backbone)
         task, labels = self.backbone.task, self.backbone.labels
         minimised = skew.objective(loss, class_weights, task, labels, images, own)
@@ -87,9 +84,7 @@ class TransferTrainer(Trainer):
         self.reports: list[PhaseReport] = []
         self.now: PhaseState | None = None
         kwargs["data_collator"] = given.given_collator(kwargs.get("data_collator"), args, images)
-        kwargs["compute_metrics"] = given.given_metrics(
-            kwargs, task, self.backbone.scale, len(labels)
-        )
+        kwargs["compute_metrics"] = given.given_metrics(kwargs, self.backbone)
         super().__init__(model=model, args=args, **kwargs)
         self.label_smoother = None  # smoothing is a phase's, and for training only
         self.model_accepts_loss_kwargs = False  # some do not pass them on; a mean, shared, is exact
@@ -228,24 +223,19 @@ class TransferTrainer(Trainer):
         return 0.0
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the folder that is published, of a model of `load_backbone`, with its card; else as
-        Trainer does.
-        A checkpoint gets the weights by their own names."""
+        """Write the published folder with its card; a checkpoint or a bare module as it is."""
         if self.now and self.now.saving:
             checkpoints.save_whole(self.model, Path(output_dir), self.args.should_save)
-        elif isinstance(getattr(self.model, "backbone", None), Backbone):
-            if self.args.should_save:
-                best = self.runner.best.index
-                trainer_report.save(self, output_dir or self.args.output_dir, best)
-        else:
+        elif not isinstance(getattr(self.model, "backbone", None), Backbone):
             super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            trainer_report.save(self, output_dir or self.args.output_dir)
 
     push_to_hub = create_model_card = init_hf_repo = unpublished
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save what Trainer saves and what it forgets, whole or not at all."""
-        own = super()._save_checkpoint
-        self.runner.save(self.now, lambda: own(model, trial))
+        self.runner.save(self.now, partial(super()._save_checkpoint, model, trial))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights of a checkpoint, every name of them."""

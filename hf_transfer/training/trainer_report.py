@@ -15,20 +15,20 @@ from hf_transfer.results.words import JsonDict, is_number
 from hf_transfer.training.seam import Seam
 
 
-def save(trainer: Seam, folder: str | Path, best: int) -> None:
-    """Write the model's folder as it is published, with its card and report; `best` is the place of
-    the phase that the run ended with. Raises UserError."""
-    place, report = expanded(folder), report_of(trainer, best)
+def save(trainer: Seam, folder: str | Path) -> None:
+    """Write the model's folder as it is published, with its card and report. Raises UserError."""
+    place, report = expanded(folder), report_of(trainer)
     save_model(trainer.model, place)
     run_folder.write_card(report, place)
     text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     add_text(place, run_folder.RunFolder(place).report.name, text + "\n", "model")
 
 
-def report_of(trainer: Seam, best: int) -> RunReport:
+def report_of(trainer: Seam) -> RunReport:
     """Return all that a Trainer knows of its run: of a data set the labels and the counts, and the
     metrics that the phase ended with. What it does not know is left out."""
     args, backbone, reports = trainer.args, trainer.backbone, trainer.reports
+    best = trainer.runner.best.index  # of the phase that the run ended with
     found = reports[best].metrics if reports else {}
     metrics = {key: value for key, value in found.items() if is_number(value)}
     if metrics and hasattr(trainer.eval_dataset, "__len__"):
