@@ -20,7 +20,7 @@ def ends(work, again=lambda: None) -> int:
     ("error", "status", "line"),
     [
         (UserError("a\n\nb"), 2, "hf-transfer: error: a\nhf-transfer: error: b\n"),
-        (UserError("token hf_abcdefghijklm"), 2, "hf-transfer: error: token [hidden]\n"),
+        (UserError("token hf_abcdefGhijk4m"), 2, "hf-transfer: error: token [hidden]\n"),
         (UserError("\x1b[2Jred"), 2, "hf-transfer: error: \\x1b[2Jred\n"),
         (OSError(28, "No space left", "x/y"), 2, "hf-transfer: error: x/y: No space left\n"),
         (KeyboardInterrupt(), 130, "hf-transfer: interrupted\n"),

@@ -6,7 +6,7 @@ from huggingface_hub.utils import httpx
 
 from hf_transfer.base.download import BackboneError, HubError, hub_in_one_line, one_line
 
-TOKEN = "hf_secretsecretsecret"
+TOKEN = "hf_secretSecret4secret"
 
 
 def response(status: int, text: str = "") -> httpx.Response:

@@ -556,6 +556,7 @@ def test_a_spec_made_in_python_is_checked_as_one_in_a_file_is():
         HEAD + 'name: "\\uD800"\n',
         "phases: [{train: head, epochs: 1, lr: [" + "1, " * 9999 + "1]}]\n",
     ],
+    ids=lambda text: text[:40],
 )
 def test_absurd_values_are_one_line_each(text):
     (found,) = problems(text)
