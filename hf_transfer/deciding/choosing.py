@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_transfer.deciding.folds import pairs
 from hf_transfer.deciding.heads import losses, temperature
+from hf_transfer.results.metrics.resampling import exceeds, standard_error
 from hf_transfer.serving.paired import accuracy_interval
 
 FEWEST = 10  # images of each class, below which nothing is chosen
@@ -27,8 +28,8 @@ class Gain:
     @property
     def is_real(self) -> bool:
         """Whether it exceeds its error: in accuracy, or in log loss at no lower accuracy."""
-        by_loss = self.accuracy >= 0 and self.loss > self.loss_error
-        return self.accuracy > max(self.accuracy_error, 1e-9) or (by_loss and self.loss > 1e-9)
+        by_loss = self.accuracy >= 0 and exceeds(self.loss, self.loss_error)
+        return exceeds(self.accuracy, self.accuracy_error) or by_loss
 
     def __str__(self) -> str:
         return (
@@ -49,17 +50,6 @@ def gain(
         float(less.mean()),
         standard_error(less, groups),
     )
-
-
-def standard_error(values: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Return the standard error of the mean of values (N,); those of a group go together."""
-    apart = values - values.mean()
-    if groups is not None:
-        apart = np.bincount(np.unique(groups, return_inverse=True)[1], apart)
-    count = len(apart)
-    if count < 2:
-        return float("inf")
-    return float(np.sqrt((apart**2).sum() * count / (count - 1)) / len(values))
 
 
 def cooled_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ class Phase:
     @property
     def gentle(self) -> tuple[str, ...]:
         """How a phase spares what it starts from, in words; empty where it does nothing for it."""
-        warmup, kept = self.spec.warmup, self.spec.still_norms and self.layout.batch_norms
+        warmup, kept = self.spec.warmup or 0.0, self.spec.still_norms and self.layout.batch_norms
         share = f"{warmup:.0%} of its steps" if warmup < 1 else f"{warmup:.0f} steps"
         rise = (f"its rates rise during the first {share}",) if warmup else ()
         return (*rise, "it keeps the statistics of BatchNorm layers") if kept else rise

@@ -54,7 +54,7 @@ def check_warmup(phases: Sequence[Phase], images: int, processes: int = 1) -> No
     problems = []
     for phase in phases:
         spec, steps = phase.spec, optimizer_steps(phase.spec, images, processes)
-        if 0 < steps <= warmup_steps(spec.warmup, steps):
+        if 0 < steps <= warmup_steps(spec.warmup or 0.0, steps):
             place = spec.place or f"phase {phase.name}"
             problems.append(
                 f"{place}: warmup: {spec.warmup:g} leaves none of the phase's {steps} steps at its "

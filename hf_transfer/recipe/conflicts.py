@@ -79,9 +79,9 @@ def _of_rates(spec: PhaseSettings) -> Iterator[str]:
         yield "lr with two rates and layer_decay both set the rate of each group; remove one"
     if spec.momentum is not None and spec.optimizer not in ("sgd", "rmsprop"):
         yield f"momentum does nothing in {spec.optimizer}; remove it or write optimizer: sgd"
-    if spec.warmup > 0 and spec.schedule == "constant":
+    if spec.warmup and spec.schedule == "constant":
         yield "schedule: constant has no warmup; write schedule: constant_with_warmup"
-    if spec.schedule == "constant_with_warmup" and spec.warmup == 0:
+    if spec.schedule == "constant_with_warmup" and not spec.warmup:
         yield "schedule: constant_with_warmup needs warmup, such as warmup: 0.1"
 
 

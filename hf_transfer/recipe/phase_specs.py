@@ -94,11 +94,12 @@ class PhaseSettings:
         description="how the rates change during the phase",
         json_schema_extra={"enum": list(SCHEDULES)},
     )
-    warmup: Number = Field(
-        default=0.0,
+    warmup: Number | None = Field(
+        default=None,
         ge=0,
         le=1e9,
-        description="how long the rates rise at first: below 1 a share of the phase, else in steps",
+        description="how long the rates rise at first: below 1 a share of the phase, else in "
+        "steps; by default 0, and 0.1 after a head that was solved for",
         json_schema_extra={"allowed": "a share of the phase below 1 or a whole number of steps"},
     )
     batch_size: Whole = Field(
@@ -172,9 +173,11 @@ class PhaseSettings:
         default=None,
         description="solve for the head exactly (logistic regression) instead of taking steps",
     )
-    still_norms: Switch = Field(
-        default=False,
-        description="keep the statistics of normalisation layers fixed even where they train",
+    still_norms: Switch | None = Field(
+        default=None,
+        description="keep the statistics of normalisation layers fixed even where they train; by "
+        "default only after a head that was solved for",
+        json_schema_extra={"allowed": "true or false"},
     )
     reestimate_norms: Switch | Annotated[Whole, Field(ge=2, le=10**9)] = Field(
         default=False,
@@ -224,8 +227,8 @@ class PhaseSettings:
 
     @field_validator("warmup")
     @classmethod
-    def _whole_steps(cls, warmup: float) -> float:
-        if warmup > 1 and warmup != int(warmup):
+    def _whole_steps(cls, warmup: float | None) -> float | None:
+        if warmup and warmup > 1 and warmup != int(warmup):
             raise ValueError
         return warmup
 

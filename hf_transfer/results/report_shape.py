@@ -72,7 +72,7 @@ class PhaseSettings(TypedDict, total=False):
 
     optimizer: str
     schedule: str
-    warmup: Finite
+    warmup: Number
     batch_size: Count
     accumulate: Count
     weight_decay: Finite

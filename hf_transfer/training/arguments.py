@@ -119,7 +119,7 @@ def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) ->
         "weight_decay": args.weight_decay,
         "optimizer": str(OptimizerNames(args.optim).value),
         "schedule": str(SchedulerType(args.lr_scheduler_type).value),
-        "warmup": args.warmup_steps,
+        "warmup": args.warmup_steps or None,
         "batch_size": args.per_device_train_batch_size,
         "accumulate": args.gradient_accumulation_steps,
         "label_smoothing": args.label_smoothing_factor,
@@ -156,7 +156,7 @@ def phase_arguments(
     args.max_steps = spec.steps if spec.steps is not None else -1
     args.learning_rate = spec.head_lr
     args.lr_scheduler_type = SchedulerType(spec.schedule)
-    args.warmup_steps = spec.warmup
+    args.warmup_steps = spec.warmup or 0
     args.weight_decay = spec.weight_decay
     args.optim = OptimizerNames(OPTIMIZERS.get(spec.optimizer, spec.optimizer))
     args.optim_args = f"momentum={spec.momentum}" if spec.momentum is not None else args.optim_args

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe import stopping
 from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.metrics.resampling import exceeds, standard_error
 from hf_transfer.results.report import PhaseReport
 
 logger = logging.getLogger(__name__)
@@ -24,13 +26,21 @@ JUMP = 10.0  # times the loss of the phase before: its rates spoil what it start
 SMALL = 0.3  # a loss below this rises that much by augmentation or smoothing alone
 
 
+Predict = Callable[[int], tuple[np.ndarray[Any, Any], Any]]  # of a phase: logits and labels
+
+
 class BestPhase:
-    """Keeps the weights of the best phase so far, where the run may end with an earlier one."""
+    """Keeps the weights of the best phase so far, where the run may end with an earlier one.
+
+    A head that was solved for is left only for a gain that exceeds its standard error on the same
+    validation images: with few of them, a later phase looks better or worse by chance.
+    """
 
     def __init__(self, phases: Sequence[Phase], task: str, best: bool) -> None:
         self.phases, self.task, self.best = phases, task, best
         self.index = 0  # of the phase that the run ends with, as far as is known
-        self.weights: dict[str, torch.Tensor] = {}
+        self.chance = ""  # what a later phase gained, where that is no more than chance explains
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}  # of phases that it may end with
         self.undone: list[str] = []  # what was said of phases that were
         self.guarded = any(phase.spec.pseudo for phase in phases)
 
@@ -40,14 +50,16 @@ class BestPhase:
         if said := self._undone(reports):
             logger.warning("%s", said)
             self.undone.append(said)
-            model.load_state_dict(self.weights)
+            model.load_state_dict(self.weights[self.index])
             return
         if said := worse(self.phases, reports, self.task):
             logger.warning("%s", said)
-        if not self.best or best_index(self.phases, reports, self.task) == last:
-            self.index, self.weights = last, {}
-            if (self.best or self.guarded) and len(reports) < len(self.phases):
-                self.weights = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+        self.index = best_index(self.phases, reports, self.task) if self.best else last
+        ends = {self.index, self.rival(reports)} if self.best or self.guarded else set()
+        self.weights = {index: self.weights[index] for index in ends & self.weights.keys()}
+        if last in ends and (len(reports) < len(self.phases) or len(ends) > 1):
+            state = model.state_dict()
+            self.weights[last] = {name: t.detach().cpu().clone() for name, t in state.items()}
 
     def _undone(self, reports: Sequence[PhaseReport]) -> str | None:
         """Return what to say of a newest phase with `pseudo` that left validation worse than the
@@ -63,13 +75,53 @@ class BestPhase:
             f"{reports[self.index].name} it was {then:.4f}; the network's own answers did not help"
         )
 
-    def bring_back(self, model: nn.Module, reports: Sequence[PhaseReport]) -> None:
-        """Give the model the weights of the best phase, where that is not the last one."""
-        if self.index < len(reports) - 1:
-            for said in self._end(reports):
-                logger.warning("%s", said)
-            model.load_state_dict(self.weights)
+    def rival(self, reports: Sequence[PhaseReport]) -> int:
+        """Return the place of the solved head that the best phase must gain on, or of that phase
+        itself where there is none."""
+        metric = compared_by(self.phases, reports, self.task)
+        paired = self.best and metric == TASKS[self.task].headline
+        solved = [i for i in range(self.index) if paired and self.phases[i].spec.solve]
+        return solved[-1] if solved else self.index
+
+    def bring_back(
+        self,
+        model: nn.Module,
+        reports: Sequence[PhaseReport],
+        predict: Predict,
+        groups: Sequence[Any] | None = None,
+    ) -> None:
+        """Give the model the weights of the phase that the run ends with.
+
+        `predict` gives the logits and labels of the validation images, of the model as it is when
+        a phase is done; those of a group count together.
+        """
+        at, rival = len(reports) - 1, self.rival(reports)
+        if rival != self.index:
+            scores = []
+            for at in (self.index, rival):
+                model.load_state_dict(self.weights[at])
+                scores.append(score_of_each(self.task, *predict(at)))
+            gain = scores[0] - scores[1]
+            mean, error = float(gain.mean()), standard_error(gain, groups)
+            if not exceeds(mean, error):
+                by = f" ({100 * mean:+.1f} ± {100 * error:.1f} points)"
+                name, shown = reports[self.index].name, TASKS[self.task].headline == "accuracy"
+                self.chance = f"phase {name} gained no more than chance explains{by * shown}"
+                self.index = rival
+        if said := self.end(reports):
+            logger.warning("%s", said)
+        if at != self.index:
+            model.load_state_dict(self.weights[self.index])
         self.weights = {}
+
+    def end(self, reports: Sequence[PhaseReport]) -> str | None:
+        """Return what to say of a run that ends with an earlier phase than the last."""
+        if not self.best or self.index == len(reports) - 1:
+            return None
+        name = reports[self.index].name
+        if self.chance:
+            return f"{self.chance}: the model is that of phase {name} (ends_with: best)"
+        return f"the model is that of phase {name}, the best one (ends_with: best)"
 
     def notes(self, reports: Sequence[PhaseReport]) -> tuple[str, ...]:
         """Return what to say of phases whose loss jumped, and of the one that the model is of; the
@@ -78,12 +130,18 @@ class BestPhase:
         for i in range(1, len(reports)):
             first = next((row["loss"] for row in reports[i].history if "loss" in row), None)
             found.append(jump(reports[i - 1], self.phases[i], first))
-        return tuple(note for note in [*found, *self.undone, *self._end(reports)] if note)
+        return tuple(note for note in [*found, *self.undone, self.end(reports)] if note)
 
-    def _end(self, reports: Sequence[PhaseReport]) -> list[str]:
-        """Return what to say of the phase that a run ends with, where that was chosen."""
-        said = end(reports, self.index) if self.best else None
-        return [said] if said else []
+
+def score_of_each(task: str, logits: np.ndarray[Any, Any], labels: Any) -> np.ndarray[Any, Any]:
+    """Return how well each image was answered, shape (N,): 1 or 0 for its class, the share of its
+    labels that are right, or minus the squared error of its numbers."""
+    logits, labels = np.asarray(logits, float), np.asarray(labels)
+    if task == "classification":
+        return (logits.argmax(axis=1) == labels).astype(float)
+    if task == "multi_label":
+        return ((logits > 0) == (labels > 0.5)).mean(axis=1)
+    return -((logits - labels.reshape(logits.shape)) ** 2).mean(axis=1)
 
 
 def compared_by(phases: Sequence[Phase], reports: Sequence[PhaseReport], task: str) -> str | None:
@@ -115,13 +173,6 @@ def worse(phases: Sequence[Phase], reports: Sequence[PhaseReport], task: str) ->
         f"phase {reports[-1].name} made it worse: {metric} {now:.4f}, after phase "
         f"{reports[best].name} it was {then:.4f}"
     )
-
-
-def end(reports: Sequence[PhaseReport], index: int) -> str | None:
-    """Return what to say of a run that ends with an earlier phase than the last."""
-    if index == len(reports) - 1:
-        return None
-    return f"the model is that of phase {reports[index].name}, the best one (ends_with: best)"
 
 
 def jump(before: PhaseReport, phase: Phase, loss: float | None) -> str | None:

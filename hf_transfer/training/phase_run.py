@@ -114,7 +114,7 @@ class PhaseRunner:
                 for phase in trainer.phases:
                     output = self.run_phase(phase, run, resume, **kwargs)
                     self.best.after(trainer.model, trainer.reports)
-            self.best.bring_back(trainer.model, trainer.reports)
+            self._end_with_best()
             if len(trainer.reports) > 1:
                 trainer.state = joined(trainer.state, trainer.reports)
         except (RuntimeError, OSError, IndexError, UserError) as error:
@@ -137,9 +137,24 @@ class PhaseRunner:
         check_single_images(self.trainer, self.trainer.phases, self.sync_batchnorm)
 
     def predict_validation(self) -> PredictionOutput:
-        """Return what `predict` gives for the validation images when all phases are done: from the
-        features of the phase that the run ended with, where it was judged by them."""
-        trainer, end = self.trainer, self.best.index
+        """Return what `predict` gives for the validation images when all phases are done."""
+        return self._predicted(self.best.index)
+
+    def _end_with_best(self) -> None:
+        """Give the model the weights of the phase that the run ends with."""
+        trainer = self.trainer
+        groups = getattr(trainer.eval_dataset, "groups", None)
+
+        def predict(index: int) -> tuple[Any, Any]:
+            found = self._predicted(index)
+            return found.predictions, found.label_ids
+
+        self.best.bring_back(trainer.model, trainer.reports, predict, groups)
+
+    def _predicted(self, end: int) -> PredictionOutput:
+        """Return what `predict` gives for the validation images with the weights that a phase ended
+        with: from its features, where it was judged by them."""
+        trainer = self.trainer
         phase = trainer.phases[end]
         if trainer.reports[end].features != "cached" or phase.adapters:
             return trainer.predict(trainer.eval_dataset)

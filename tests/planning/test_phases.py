@@ -412,9 +412,12 @@ def test_spans_are_short():
         ({"warmup": 5}, 5, True),
         ({"schedule": "constant"}, 0.0, True),
         ({"reestimate_norms": True}, 0.1, False),
+        ({"warmup": 0, "still_norms": False}, 0, False),
     ],
 )
-def test_a_phase_starts_gently_from_a_head_that_was_solved_for(more, warmup, still):
+def test_a_phase_starts_gently_from_a_head_that_was_solved_for_unless_told_otherwise(
+    more, warmup, still
+):
     solved = PhaseSpec("head", solve="lbfgs")
     phases = make_phases([solved, PhaseSpec("all", epochs=1, lr=1e-4, **more)], network(CNN))
     assert (phases[1].spec.warmup, phases[1].spec.still_norms) == (warmup, still)

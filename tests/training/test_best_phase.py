@@ -1,13 +1,18 @@
 """A run ends with its best phase unless told otherwise, and says which phase made it worse."""
 
 import logging
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small import ALL, COLD, HEAD, changed, state, trained, trainer
 from transformers import TrainerCallback
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.recipe.specs import PhaseSpec
+from hf_transfer.results.report import PhaseReport
+from hf_transfer.training.best_phase import BestPhase
 
 RUINS = {**ALL, "name": "ruins", "lr": 0.5, "best": "last", "schedule": "constant"}
 
@@ -75,6 +80,33 @@ def test_what_is_predicted_afterwards_is_the_best_phases(tmp_path):
     assert torch.allclose(logits, plain, atol=1e-4)
     right = (logits.argmax(1).numpy() == done.eval_dataset.labels).mean()
     assert right == pytest.approx(done.reports[0].metrics["accuracy"])
+
+
+@pytest.mark.parametrize(("gained", "ends"), [(1, 0), (5, 1)])
+def test_a_solved_head_is_left_only_for_a_gain_above_its_standard_error(gained, ends):
+    """Of twelve images, one more right is a gain of 8.3 points with an error of 8.3; five more
+    are 41.7 with 14.9."""
+    labels = np.zeros(12, int)
+    logits = {0: np.tile([0.0, 1.0], (12, 1)), 1: np.tile([0.0, 1.0], (12, 1))}
+    logits[1][:gained] = [1.0, 0.0]
+    specs = PhaseSpec("head", solve="lbfgs"), PhaseSpec("all", epochs=1)
+    phases = [SimpleNamespace(spec=spec) for spec in specs]
+    reports = [
+        PhaseReport(name, (), 1, 1, 1, 1, 1, metrics={"accuracy": right / 12})
+        for name, right in (("head", 0), ("all", gained))
+    ]
+    model = torch.nn.Linear(1, 1)
+    best = BestPhase(phases, "classification", True)
+    for i in range(2):
+        torch.nn.init.constant_(model.weight, float(i))
+        best.after(model, reports[: i + 1])
+    best.bring_back(model, reports, lambda i: (logits[int(model.weight.item())], labels))
+    assert (best.index, model.weight.item()) == (ends, ends)
+    by_chance = (
+        "phase all gained no more than chance explains (+8.3 ± 8.3 points): the model is that of "
+        "phase head (ends_with: best)"
+    )
+    assert best.notes(reports) == (() if ends else (by_chance,))
 
 
 def test_a_run_that_is_resumed_ends_with_the_same_phase(tmp_path):

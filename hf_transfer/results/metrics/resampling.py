@@ -72,3 +72,20 @@ def weights_of(drawn: Ints, n: int) -> Floats:
     count = len(drawn)
     cells = (np.arange(count)[:, None] * n + drawn).ravel()
     return np.bincount(cells, minlength=count * n).astype(np.float64).reshape(count, n)
+
+
+def standard_error(values: Floats, groups: Sequence[Any] | None = None) -> float:
+    """Return the standard error of the mean of values (N,); those of a group go together."""
+    apart = values - values.mean()
+    if groups is not None:
+        apart = np.bincount(np.unique(groups, return_inverse=True)[1], apart)
+    count = len(apart)
+    if count < 2:
+        return float("inf")
+    return float(np.sqrt((apart**2).sum() * count / (count - 1)) / len(values))
+
+
+def exceeds(mean: float, error: float) -> bool:
+    """Return whether a mean is above its standard error, by more than rounding: one image of N is
+    a gain of exactly its error."""
+    return mean > error * (1 + 1e-9) + 1e-9
