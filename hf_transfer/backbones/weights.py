@@ -35,6 +35,9 @@ WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 PLAIN = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, pathlib.Path)
 
 
+SAVED = (b"PK", b"\x80")  # how what torch.save writes begins: a zip, before 1.6 a pickle
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors by name of a .safetensors, or those in a .pt, .pth, .bin or .ckpt.
 
@@ -51,7 +54,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     state = _tensors(found)
     if not state:
         keys = [printable(str(key)) for key in found] if isinstance(found, Mapping) else []
-        what = _few(keys) if keys else f"a {type(found).__name__}"
+        kind = type(found).__name__
+        what = _few(keys) if keys else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         raise BackboneError(
             f"{path} has no tensors by name that are one network's, but {what}; save a network's "
             "state_dict"
@@ -61,6 +65,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _unpickled(path: Path) -> Any:
     """Return what torch.save wrote, as far as it is tensors and plain values."""
+    with path.open("rb") as file:
+        begins = file.read(2)
+    if not begins.startswith(SAVED):
+        why = "torch.save did not write it" if begins else "it is empty"
+        raise BackboneError(f"{path} is not a file of weights: {why}; save a network's state_dict")
     with one_line(str(path)), torch.serialization.safe_globals(list(PLAIN)):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
