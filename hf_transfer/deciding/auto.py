@@ -87,26 +87,29 @@ def auto(
     `preset` (fast, good, best) says which `backbone`, `image_size` in pixels and `minutes`, where
     they are not given; `epochs` is how long fine-tuning may take. `group` keeps a patient or video
     together, as data.group; `seed` draws the folds; `overrides` are settings of a recipe, such as
-    "data.image_size=96". With `refit` the chosen way is
-    trained on all labelled images at the end, else on all but one fold. `on_progress` gets a line
-    for each thing that is tried, and why it is kept or not. Raises UserError.
+    "data.image_size=96". With `refit` the chosen way is trained on all labelled images at the end,
+    else on all but one fold. `on_progress` gets a line for each thing that is tried, and why it is
+    kept or not. Raises UserError.
     """
     say = on_progress or (lambda _: None)
+    recipe = recipe_of(data, backbone, image_size, group, seed, overrides)
+    listed = list_source(recipe.data, recipe.task)  # before a backbone is downloaded for no images
     wanted = presets.preset(preset, backbone, image_size, minutes)
-    recipe = recipe_of(data, wanted.backbone, wanted.image_size, group, seed, overrides)
+    spec = dataclasses.replace(recipe.data, image_size=wanted.image_size or recipe.data.image_size)
+    recipe = dataclasses.replace(recipe, backbone=wanted.backbone, data=spec)
     folder = expanded(out) if out is not None else Path("runs") / NAME
     if launch.count() > 1:
         raise UserError("auto runs in one process; start it without a launcher")
     with run_folder.opened(folder, recipe, False), fitting(), failures.told():
         clock = Clock(60 * wanted.minutes)
         say(f"auto: {recipe.backbone}, {wanted.minutes:g} minutes at most")
-        found = search(recipe, clock, say, epochs=epochs, refit=refit)
+        found = search(recipe, clock, say, epochs=epochs, refit=refit, listed=listed)
         return written(found, folder, clock)
 
 
 def recipe_of(
     data: str | Path,
-    backbone: str,
+    backbone: str | Path | None,
     image_size: int | None,
     group: str | None,
     seed: int,

@@ -61,7 +61,9 @@ class PhaseSettings:
         description="learning rate of the head. Of two rates, the first is for the lowest group "
         "that trains, the last for the head, with equal ratios between them; `auto` finds one rate "
         "by a range test before the phase",
-        json_schema_extra={"allowed": f"a number above 0, or two: {RATE_PAIR}; or auto"},
+        json_schema_extra={
+            "allowed": f"a number above 0 and at most 1,000,000, or two: {RATE_PAIR}; or auto"
+        },
     )
     layer_decay: Number | None = Field(
         default=None,

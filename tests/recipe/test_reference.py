@@ -42,7 +42,7 @@ def test_the_table_has_a_row_a_key():
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == len(FOUND)
     assert text.startswith("## A recipe\n\n| key | values | default | meaning |\n")
-    assert "| `phases[].lr` | a number above 0, or two: " in text
+    assert "| `phases[].lr` | a number above 0 and at most 1,000,000, or two: " in text
     assert "`place`" not in text
 
 
