@@ -319,7 +319,7 @@ BAD_PHASES = {
     "train: head, epochs: ten": "epochs must be a number above 0 and at most 1,000,000, got 'ten'",
     "train: head, epochs: .inf": "at most 1,000,000, got '.inf'",
     "train: head, steps: 1.5": "steps must be a whole number from 1 to 1,000,000,000, got 1.5",
-    "train: head, epochs: 1, lr: 0": "lr must be a number above 0 and at most 1,000,000, or two: the",
+    "train: head, epochs: 1, lr: 0": "lr must be a number above 0 and at most 1,000,000, or two",
     "train: head, epochs: 1, lr:": "of the last; or auto, got nothing",
     "train: head, epochs: 1, lr: [1e-3]": "that of the last; or auto, got a list of 1",
     "train: head, epochs: 1, lr: [1e-5, 1e-3], layer_decay: 0.5": "both set the rate",
