@@ -47,7 +47,7 @@ NAME = "auto"
 TEXT = """\
 phases:
   - {train: head, solve: lbfgs}
-  - {train: all, epochs: 10, min_steps: 60, lr: 1e-4, layer_decay: 0.75, warmup: 0.1,
+  - {train: all, epochs: 10, min_steps: 60, lr: 3e-4, layer_decay: 0.75, warmup: 0.1,
      still_norms: true, augment: light, best: last}
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hf_transfer.deciding.folds import pairs
-from hf_transfer.training.exact_head import standard_scale
+from hf_transfer.training.exact_head import half_scale, standard_scale
 
 Kind = Literal["exact", "ridge", "lda"]
 STRENGTHS: dict[Kind, tuple[float, ...]] = {  # from the most regularised head to the least
@@ -73,7 +73,8 @@ def fit_heads(
     present, codes = np.unique(labels, return_inverse=True)
     if len(present) < 2:
         raise ValueError("one class has no boundary to another")
-    middle, scale = features.mean(0), standard_scale(features)
+    middle = features.mean(0)
+    scale = half_scale(features) if kind == "exact" else standard_scale(features)
     with threadpool_limits(1, "blas"):
         rows, basis = _spanned((features - middle) / scale)
         solve = {"exact": _exact, "ridge": _ridge, "lda": _discriminant}[kind]

@@ -14,7 +14,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.progress import EpochLines
 from hf_transfer.results.page import report_page
 from hf_transfer.training import exact_head
-from hf_transfer.training.exact_head import FOLDS, STRENGTHS, _folds, solve_head
+from hf_transfer.training.exact_head import FOLDS, STRENGTHS, _folds, half_scale, solve_head
 
 SOLVE = {"train": "head", "solve": "lbfgs"}
 
@@ -35,8 +35,8 @@ def chances(solution, features):
 
 
 def gradient(solution, features, labels, weights=None):
-    """Return the gradient of the regularised loss in the solver's own, standardised features."""
-    mean, scale = features.mean(0), features.std(0)
+    """Return the gradient of the regularised loss in the solver's own features."""
+    mean, scale = features.mean(0), half_scale(features)
     standard = (features - mean) / scale
     weights = np.ones(len(labels)) if weights is None else weights
     wrong = (chances(solution, features) - np.eye(3)[labels]) * weights[:, None]
@@ -47,7 +47,7 @@ def gradient(solution, features, labels, weights=None):
 def test_the_solution_is_scikit_learns_optimum_at_its_strength():
     features, labels = blobs()
     found = solve_head(features, labels, 3)
-    standard = (features - features.mean(0)) / features.std(0)
+    standard = (features - features.mean(0)) / half_scale(features)
     exact = LogisticRegression(C=found.strength, tol=1e-10, max_iter=10_000).fit(standard, labels)
     assert np.allclose(chances(found, features), exact.predict_proba(standard), atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_cross_validation_regularises_noise_more_than_signal():
 def test_the_strength_is_that_of_an_exhaustive_cross_validation():
     features, labels = blobs(noise=2.5)
     found = solve_head(features, labels, 3)
-    standard = (features - features.mean(0)) / features.std(0)
+    standard = (features - features.mean(0)) / half_scale(features)
     folds = _folds(labels, None, 0)
     losses = []
     for strength in STRENGTHS:
