@@ -35,7 +35,7 @@ TAIL = 1 / 3  # of a phase, whose epochs' weights are averaged
 HALF, WHOLE, SOLVED = "half way", "all the way", "all the way, its head solved again"
 POINTS = {HALF: 0.5, WHOLE: 1.0, SOLVED: 1.0}  # how far from the start each is
 EPOCHS, STEPS, FEWEST = 10, 60, 30  # of fine-tuning; and the fewest steps worth trying
-GENTLE, HIGHER = 1e-4, 4e-4  # rates of the head; layers below have smaller ones
+GENTLE, HIGHER = 3e-4, 1e-3  # rates of the head; layers below have smaller ones
 
 Weights = dict[str, torch.Tensor]
 

@@ -32,14 +32,16 @@ Predict = Callable[[int], tuple[np.ndarray[Any, Any], Any]]  # of a phase: logit
 class BestPhase:
     """Keeps the weights of the best phase so far, where the run may end with an earlier one.
 
-    A head that was solved for is left only for a gain that exceeds its standard error on the same
-    validation images: with few of them, a later phase looks better or worse by chance.
+    A phase after a head that was solved for gives way to it only for a loss above its standard
+    error on the same validation images. With few of them it looks better or worse by chance, and
+    it is more often better: with 20 flowers a class, two backbones and three draws, `lp_ft` gained
+    in five of six, 2.4 points on average (400 other images).
     """
 
     def __init__(self, phases: Sequence[Phase], task: str, best: bool) -> None:
         self.phases, self.task, self.best = phases, task, best
         self.index = 0  # of the phase that the run ends with, as far as is known
-        self.chance = ""  # what a later phase gained, where that is no more than chance explains
+        self.chance = ""  # what a head was better by, where that is no more than chance explains
         self.weights: dict[int, dict[str, torch.Tensor]] = {}  # of phases that it may end with
         self.undone: list[str] = []  # what was said of phases that were
         self.guarded = any(phase.spec.pseudo for phase in phases)
@@ -76,12 +78,14 @@ class BestPhase:
         )
 
     def rival(self, reports: Sequence[PhaseReport]) -> int:
-        """Return the place of the solved head that the best phase must gain on, or of that phase
-        itself where there is none."""
+        """Return the place of the best phase after a solved head that is the best of all; else that
+        of the best phase itself."""
+        later = self.index + 1
         metric = compared_by(self.phases, reports, self.task)
         paired = self.best and metric == TASKS[self.task].headline
-        solved = [i for i in range(self.index) if paired and self.phases[i].spec.solve]
-        return solved[-1] if solved else self.index
+        if not paired or not self.phases[self.index].spec.solve or later == len(reports):
+            return self.index
+        return later + best_index(self.phases, reports[later:], self.task)
 
     def bring_back(
         self,
@@ -104,9 +108,9 @@ class BestPhase:
             gain = scores[0] - scores[1]
             mean, error = float(gain.mean()), standard_error(gain, groups)
             if not exceeds(mean, error):
-                by = f" ({100 * mean:+.1f} ± {100 * error:.1f} points)"
+                by = f" ({100 * mean:.1f} ± {100 * error:.1f} points)"
                 name, shown = reports[self.index].name, TASKS[self.task].headline == "accuracy"
-                self.chance = f"phase {name} gained no more than chance explains{by * shown}"
+                self.chance = f"phase {name} was better by no more than chance explains{by * shown}"
                 self.index = rival
         if said := self.end(reports):
             logger.warning("%s", said)
@@ -115,12 +119,12 @@ class BestPhase:
         self.weights = {}
 
     def end(self, reports: Sequence[PhaseReport]) -> str | None:
-        """Return what to say of a run that ends with an earlier phase than the last."""
-        if not self.best or self.index == len(reports) - 1:
-            return None
+        """Return what to say of the phase that a run ends with, where that was a choice."""
         name = reports[self.index].name
         if self.chance:
             return f"{self.chance}: the model is that of phase {name} (ends_with: best)"
+        if not self.best or self.index == len(reports) - 1:
+            return None
         return f"the model is that of phase {name}, the best one (ends_with: best)"
 
     def notes(self, reports: Sequence[PhaseReport]) -> tuple[str, ...]:

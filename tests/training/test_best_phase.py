@@ -82,18 +82,18 @@ def test_what_is_predicted_afterwards_is_the_best_phases(tmp_path):
     assert right == pytest.approx(done.reports[0].metrics["accuracy"])
 
 
-@pytest.mark.parametrize(("gained", "ends"), [(1, 0), (5, 1)])
-def test_a_solved_head_is_left_only_for_a_gain_above_its_standard_error(gained, ends):
-    """Of twelve images, one more right is a gain of 8.3 points with an error of 8.3; five more
+@pytest.mark.parametrize(("lost", "ends"), [(1, 1), (5, 0)])
+def test_a_phase_gives_way_to_a_solved_head_only_for_a_loss_above_its_standard_error(lost, ends):
+    """Of twelve images, one more wrong is a loss of 8.3 points with an error of 8.3; five more
     are 41.7 with 14.9."""
     labels = np.zeros(12, int)
-    logits = {0: np.tile([0.0, 1.0], (12, 1)), 1: np.tile([0.0, 1.0], (12, 1))}
-    logits[1][:gained] = [1.0, 0.0]
+    logits = {i: np.tile([1.0, 0.0], (12, 1)) for i in range(2)}
+    logits[1][:lost] = [0.0, 1.0]
     specs = PhaseSpec("head", solve="lbfgs"), PhaseSpec("all", epochs=1)
     phases = [SimpleNamespace(spec=spec) for spec in specs]
     reports = [
         PhaseReport(name, (), 1, 1, 1, 1, 1, metrics={"accuracy": right / 12})
-        for name, right in (("head", 0), ("all", gained))
+        for name, right in (("head", 12), ("all", 12 - lost))
     ]
     model = torch.nn.Linear(1, 1)
     best = BestPhase(phases, "classification", True)
@@ -103,10 +103,11 @@ def test_a_solved_head_is_left_only_for_a_gain_above_its_standard_error(gained, 
     best.bring_back(model, reports, lambda i: (logits[int(model.weight.item())], labels))
     assert (best.index, model.weight.item()) == (ends, ends)
     by_chance = (
-        "phase all gained no more than chance explains (+8.3 ± 8.3 points): the model is that of "
-        "phase head (ends_with: best)"
+        "phase head was better by no more than chance explains (8.3 ± 8.3 points): the model is "
+        "that of phase all (ends_with: best)"
     )
-    assert best.notes(reports) == (() if ends else (by_chance,))
+    told = "the model is that of phase head, the best one (ends_with: best)"
+    assert best.notes(reports) == (by_chance if ends else told,)
 
 
 def test_a_run_that_is_resumed_ends_with_the_same_phase(tmp_path):
