@@ -23,7 +23,7 @@ from hf_transfer.cli import main
 pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 8  # after which a machine that does not answer is lost, in these tests
+SECONDS = 15  # after which a machine that does not answer is lost, in these tests
 NAMES = ("left", "right")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500

@@ -575,7 +575,11 @@ def test_a_loss_function_of_the_users_is_used_with_the_pull_of_l2_sp(tmp_path):
         ({"optimizer": "adamm"}, {}, "knows no optimizer 'adamm'; nearest"),
         ({"schedule": "cosin"}, {}, "knows no schedule 'cosin'; nearest: cosine"),
         ({}, {"train_dataset": None}, "nothing to train on"),
-        ({}, {"eval_dataset": {"a": 1, "b": 2}}, "no 'loss' in common; have a_loss, b_loss"),
+        (
+            {},
+            {"eval_dataset": {"a": images(4), "b": images(4)}},
+            "no 'loss' in common; have a_loss, b_loss",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_training(tmp_path, phase, options, says):

@@ -17,6 +17,14 @@ from hf_transfer.cli import main
 from hf_transfer.training.recovery import checkpoints
 
 
+@pytest.fixture(autouse=True)
+def usual_ctrl_c():
+    """Python's own answer to Ctrl-C, which shells turn off in what they start behind them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Call(TrainerCallback):
     """Sends a signal at a step, to this process alone."""
 
