@@ -43,7 +43,7 @@ class BestPhase:
         self.index = 0  # of the phase that the run ends with, as far as is known
         self.chance = ""  # what a head was better by, where that is no more than chance explains
         self.weights: dict[int, dict[str, torch.Tensor]] = {}  # of phases that it may end with
-        self.undone: list[str] = []  # what was said of phases that were
+        self.undone: dict[int, str] = {}  # what was said of phases that were
         self.guarded = any(phase.spec.pseudo for phase in phases)
 
     def after(self, model: nn.Module, reports: Sequence[PhaseReport]) -> None:
@@ -51,7 +51,7 @@ class BestPhase:
         last = len(reports) - 1
         if said := self._undone(reports):
             logger.warning("%s", said)
-            self.undone.append(said)
+            self.undone[last] = said
             model.load_state_dict(self.weights[self.index])
             return
         if said := worse(self.phases, reports, self.task):
@@ -79,13 +79,13 @@ class BestPhase:
 
     def rival(self, reports: Sequence[PhaseReport]) -> int:
         """Return the place of the best phase after a solved head that is the best of all; else that
-        of the best phase itself."""
-        later = self.index + 1
+        of the best phase itself. A phase that was undone is none."""
+        later = [i for i in range(self.index + 1, len(reports)) if i not in self.undone]
         metric = compared_by(self.phases, reports, self.task)
         paired = self.best and metric == TASKS[self.task].headline
-        if not paired or not self.phases[self.index].spec.solve or later == len(reports):
+        if not paired or not self.phases[self.index].spec.solve or not later:
             return self.index
-        return later + best_index(self.phases, reports[later:], self.task)
+        return later[best_index(self.phases, [reports[i] for i in later], self.task)]
 
     def bring_back(
         self,
@@ -134,7 +134,7 @@ class BestPhase:
         for i in range(1, len(reports)):
             first = next((row["loss"] for row in reports[i].history if "loss" in row), None)
             found.append(jump(reports[i - 1], self.phases[i], first))
-        return tuple(note for note in [*found, *self.undone, self.end(reports)] if note)
+        return tuple(note for note in [*found, *self.undone.values(), self.end(reports)] if note)
 
 
 def score_of_each(task: str, logits: np.ndarray[Any, Any], labels: Any) -> np.ndarray[Any, Any]:

@@ -110,6 +110,37 @@ def test_a_phase_gives_way_to_a_solved_head_only_for_a_loss_above_its_standard_e
     assert best.notes(reports) == (by_chance if ends else told,)
 
 
+@pytest.mark.parametrize("after", [(), (10,)])
+def test_a_phase_that_was_undone_is_none_to_end_with(after):
+    """After a solved head every later phase may be the end, but not one that was taken back."""
+    rights = 12, 11, *after
+    specs = PhaseSpec("head", solve="lbfgs"), PhaseSpec("all", epochs=1, pseudo={"per_image": 1})
+    phases = [SimpleNamespace(spec=spec) for spec in (*specs, *specs[:1])[: len(rights)]]
+    reports = [
+        PhaseReport(f"{i}", (), 1, 1, 1, 1, 1, metrics={"accuracy": rights[i] / 12})
+        for i in range(len(rights))
+    ]
+    model = torch.nn.Linear(1, 1)
+    best = BestPhase(phases, "classification", True)
+    for i in range(len(rights)):
+        torch.nn.init.constant_(model.weight, float(i))
+        best.after(model, reports[: i + 1])
+        assert model.weight.item() == (0 if i == 1 else i)
+    labels = np.zeros(12, int)
+    asked = []
+
+    def predict(i):
+        asked.append(i)
+        logits = np.tile([1.0, 0.0], (12, 1))
+        logits[rights[i] :] = [0.0, 1.0]
+        return logits, labels
+
+    best.bring_back(model, reports, predict)
+    assert 1 not in (*asked, best.index)
+    assert model.weight.item() == best.index
+    assert best.notes(reports)[0].startswith("phase 1 is undone: accuracy 0.9167")
+
+
 def test_a_run_that_is_resumed_ends_with_the_same_phase(tmp_path):
     options = {"checkpoint_seconds": 1000, "ends_with": "best"}
     first = trained(tmp_path, [HEAD, RUINS], **options)
