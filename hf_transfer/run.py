@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.load import load_backbone, options_of
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
@@ -115,22 +115,8 @@ def run_seed(
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
     source = facts.source_facts(RunReport.load(here.source.path)) if recipe.source else {}
     listed = list_source(recipe.data, recipe.task)
-    start = functools.partial(
-        load_backbone,
-        backbone_id,
-        labels_of(recipe.task, listed.labels),
-        task=recipe.task,
-        pretrained=recipe.pretrained,
-        weights=recipe.weights,
-        image_size=recipe.data.image_size,
-        channels=recipe.data.channels,
-        fit=recipe.data.fit,
-        window=recipe.data.window,
-        frame=recipe.data.frame,
-        replace_layers=recipe.head.replace,
-        keep_head=recipe.head.keep,
-        seed=recipe.seed,
-    )
+    labels = labels_of(recipe.task, listed.labels)
+    start = functools.partial(load_backbone, backbone_id, labels, **options_of(recipe))
     model = start()
     joined(recipe, out)  # before images are read: whoever ends from here on is missed at once
     without, labelled = watching.target_of(recipe, target, model, resume)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +41,7 @@ from hf_transfer.base.files import expanded
 from hf_transfer.data.image_settings import fitted, with_dicom
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.layout import Layout
+from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import TASKS
 
 __all__ = [
@@ -51,9 +53,28 @@ __all__ = [
     "layout_of",
     "load_backbone",
     "load_model",
+    "options_of",
     "planned_layout",
     "save_model",
 ]
+
+
+def options_of(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe says of its network, as `load_backbone` takes it."""
+    data, head = recipe.data, recipe.head
+    return {
+        "task": recipe.task,
+        "pretrained": recipe.pretrained,
+        "weights": recipe.weights,
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "fit": data.fit,
+        "window": data.window,
+        "frame": data.frame,
+        "replace_layers": head.replace,
+        "keep_head": head.keep,
+        "seed": recipe.seed,
+    }
 
 
 def load_backbone(

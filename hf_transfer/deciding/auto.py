@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.load import load_backbone, options_of
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
@@ -147,16 +147,7 @@ def search(
     Images that test take no part.
     """
     listed = listed or list_source(recipe.data, recipe.task)
-    model = model or load_backbone(
-        recipe.backbone,
-        listed.labels,
-        pretrained=recipe.pretrained,
-        weights=recipe.weights,
-        image_size=recipe.data.image_size,
-        channels=recipe.data.channels,
-        fit=recipe.data.fit,
-        seed=recipe.seed,
-    )
+    model = model or load_backbone(recipe.backbone, listed.labels, **options_of(recipe))
     model.eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.load import BackboneError, load_backbone
+from hf_transfer.backbones.load import BackboneError, load_backbone, options_of
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.image_settings import fitted
 from hf_transfer.data.pixels import open_pixels
@@ -85,17 +85,8 @@ class Looks:
 
     def _model(self, name: str, fit: str | None) -> PreTrainedModel:
         try:
-            model = load_backbone(
-                name,
-                self.listed.labels,
-                weights=self.recipe.weights,
-                image_size=self.recipe.data.image_size,
-                channels=self.recipe.data.channels,
-                fit=fit,
-                window=self.recipe.data.window,
-                frame=self.recipe.data.frame,
-                seed=self.seed,
-            )
+            options = {**options_of(self.recipe), "fit": fit, "seed": self.seed}
+            model = load_backbone(name, self.listed.labels, **options)
         except BackboneError as error:
             raise BackboneError(UNTRAINED.sub("", str(error))) from error
         model.eval()

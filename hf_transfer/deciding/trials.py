@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.load import load_backbone, options_of
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding.attempts import Clock
 from hf_transfer.deciding.auto import search
@@ -182,19 +182,7 @@ class _Starts:
 
     def of(self, recipe: Recipe) -> PreTrainedModel:
         """Return the network that a recipe starts from; the caller copies it."""
-        options: dict[str, Any] = {
-            "task": recipe.task,
-            "pretrained": recipe.pretrained,
-            "weights": recipe.weights,
-            "image_size": recipe.data.image_size,
-            "channels": recipe.data.channels,
-            "fit": recipe.data.fit,
-            "window": recipe.data.window,
-            "frame": recipe.data.frame,
-            "replace_layers": recipe.head.replace,
-            "keep_head": recipe.head.keep,
-            "seed": self.seed,
-        }
+        options = {**options_of(recipe), "seed": self.seed}
         key = (recipe.backbone, *options.values())
         if key not in self.made:
             self.made[key] = load_backbone(recipe.backbone, self.labels, **options)

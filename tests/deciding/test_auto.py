@@ -118,9 +118,10 @@ def test_with_few_images_of_a_class_nothing_is_chosen(images, backbone, tmp_path
         backbone,
         minutes=1,
         image_size=32,
-        overrides=["data.train_per_class=6"],
+        overrides=["data.train_per_class=6", "data.window=[40, 400]"],
         out=tmp_path / "few",
     )
+    assert load_model(tmp_path / "few" / "model").backbone.image.window == (40, 400)
     kept = [row["what"] for row in report.auto["tried"] if row["kept"]]
     assert kept == ["exact head"]
     assert "6 images in the smallest class" in report.auto["tried"][-1]["why"]
