@@ -1,4 +1,4 @@
-"""The quickstart: where transfer pays and where it stops paying, offline in about a minute.
+"""The quickstart: where transfer pays and where it stops paying, offline in a minute or two.
 
 A small backbone learns drawn letters, whose labels cost nothing. Then three ways learn real
 handwritten digits from the same few labelled images: from scratch, on frozen features, and probe
