@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ os.environ["HF_TRANSFER_CACHE"] = f"{SCRATCH}/cache"
 os.environ["HF_MODULES_CACHE"] = f"{SCRATCH}/modules"  # code that evaluate and others copy
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+loaded = 0  # modules, when the garbage collection last learned of them
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -43,10 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
     """Keep what is loaded by now out of the garbage collection that every phase of a run does."""
-    gc.collect()
-    gc.freeze()
+    global loaded
+    if len(sys.modules) > loaded + 50:
+        gc.collect()
+        gc.freeze()
+        loaded = len(sys.modules)
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
