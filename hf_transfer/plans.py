@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hf_transfer.base import launch
+from hf_transfer.base.boundary import printable
 from hf_transfer.base.cache import room
 from hf_transfer.base.machine import multiplies_bf16
 from hf_transfer.data.beside import count_beside
+from hf_transfer.data.findings import public_name
 from hf_transfer.data.sources import scan
 from hf_transfer.planning.cost import measure_speed
 from hf_transfer.planning.data_checks import Counts
@@ -33,6 +35,8 @@ BESIDE = (
     "phases with pseudo also learn from {count:,} images without labels, where the network is sure "
     "of its answer; one that makes validation worse is undone"
 )
+
+FEW = 3  # names in a note
 
 
 def plan(
@@ -99,9 +103,20 @@ def _plan_on_data(
 ) -> Plan:
     found = scan(recipe.data, recipe.seed, recipe.task)
     planned = _plan(recipe, drawn, found.counts, speed, processes, found.images, probed)
+    notes = [_not_used(found.ignored)] if found.ignored else []
     if count := count_beside(recipe):
-        planned = dataclasses.replace(planned, notes=(*planned.notes, BESIDE.format(count=count)))
-    return planned
+        notes.append(BESIDE.format(count=count))
+    return dataclasses.replace(planned, notes=(*planned.notes, *notes))
+
+
+def _not_used(ignored: Sequence[str]) -> str:
+    """Return what to say of what lies among the images and is none of them, folders first."""
+    names = sorted(ignored, key=lambda name: not name.endswith("/"))
+    few = ", ".join(printable(public_name(name)) for name in names[:FEW])
+    more = f" and {len(names) - FEW:,} more" if len(names) > FEW else ""
+    return (
+        f"not used: {few}{more} (not an image by its name, in no class folder, or without a label)"
+    )
 
 
 def _labelled(recipe: Recipe) -> int:

@@ -1,5 +1,6 @@
 """A recipe is planned whole: its source's task first, then its own, without loading anything."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.planning.plan_text import format_plan
-from hf_transfer.plans import plans_of
+from hf_transfer.plans import plan, plans_of
 from hf_transfer.recipe.load import load_recipe, parse_recipe
 from hf_transfer.recipe.specs import Recipe
 
@@ -33,7 +34,7 @@ def planned(text: str, *changes: str) -> Recipe:
 
 def test_a_plain_recipe_has_one_plan_and_needs_no_torch(photos: Path) -> None:
     code = (
-        "import sys\nfrom hf_transfer.plans import plans_of\n"
+        "import sys\nfrom hf_transfer.plans import plan, plans_of\n"
         "from hf_transfer.recipe.load import load_recipe\n"
         "plans = list(plans_of(load_recipe('lp_ft', ['data.path=' + sys.argv[1]])))\n"
         "print(len(plans), plans[0].counts, 'torch' in sys.modules)"
@@ -100,8 +101,6 @@ def test_features_are_planned_at_the_size_of_the_images(photos: Path) -> None:
 
 
 def test_plan_takes_a_name_a_path_or_a_recipe_with_what_changes_in_it(photos: Path, tmp_path: Path):
-    from hf_transfer import load_recipe, plan
-
     backbone = "timm/resnet10t"
     named = plan("lp_ft", data=photos, backbone=backbone, overrides=["phases.1.epochs=7"])
     own = tmp_path / "own.yaml"
@@ -111,3 +110,13 @@ def test_plan_takes_a_name_a_path_or_a_recipe_with_what_changes_in_it(photos: Pa
     assert named[0].phases[1].epochs == 7
     assert len(by_path) == len(loaded) == 1
     assert by_path[0].counts == loaded[0].counts == named[0].counts
+
+
+def test_a_plan_says_what_is_not_used(photos: Path, tmp_path: Path):
+    root = tmp_path / "photos"
+    for split in ("train", "val"):
+        shutil.copytree(photos, root / split)
+    shutil.copytree(photos / "cat", root / "extra")
+    (root / "notes.txt").touch()
+    (note,) = plan("exact_head", data=root, backbone="timm/resnet10t")[0].notes
+    assert note.startswith("not used: extra/, notes.txt (not an image by its name")

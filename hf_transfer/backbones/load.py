@@ -35,7 +35,7 @@ from hf_transfer.backbones.origins import Origin, locate
 from hf_transfer.backbones.preprocessing import saved_dicom
 from hf_transfer.backbones.regression_units import plain_scale
 from hf_transfer.backbones.saving import save_model, wrap
-from hf_transfer.backbones.weights import transfer
+from hf_transfer.backbones.weights import FILES, check_finite, transfer
 from hf_transfer.base.download import BackboneError
 from hf_transfer.base.files import expanded
 from hf_transfer.data.image_settings import fitted, with_dicom
@@ -126,6 +126,7 @@ def load_backbone(
             layout = replace(layout, random=True)
         else:
             network, layout = _pretrained(blueprint, donor, names, keep, replace_layers)
+            check_finite(network, file or _weights_of(blueprint.origin))
         if TASKS[task].views > 1 and not keep:
             start_apart(network, classifier_of(blueprint, len(names)), len(names))
         model, prefix = wrap(blueprint, network, names, task)
@@ -173,6 +174,12 @@ def _task(task: str) -> str:
     if task not in TASKS:
         raise BackboneError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
     return task
+
+
+def _weights_of(origin: Origin) -> Path | Origin:
+    """Return the file of an origin's weights where it lies in a folder."""
+    inside = (origin.folder / name for name in FILES) if origin.folder else ()
+    return next((path for path in inside if path.is_file()), origin)
 
 
 @contextmanager

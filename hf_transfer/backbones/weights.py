@@ -114,6 +114,29 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
+def check_finite(network: nn.Module, place: str | Path) -> None:
+    """Raise BackboneError for a weight or a running statistic that is no finite number: whatever is
+    trained from it or computed with it is none, either."""
+    statistics = [
+        each
+        for each in network.named_buffers()
+        if each[0].endswith(("running_mean", "running_var"))
+    ]
+    odd = [
+        name
+        for name, tensor in (*network.named_parameters(), *statistics)
+        if tensor.is_floating_point()
+        and not tensor.is_meta
+        and not bool(torch.isfinite(tensor).all())
+    ]
+    if odd:
+        more = f"; so do {len(odd) - 1} other tensors" if len(odd) > 1 else ""
+        raise BackboneError(
+            f"{place}: {odd[0]} holds nan or inf in place of numbers, as after a training that "
+            f"diverged{more}; use other weights"
+        )
+
+
 def weights_in(folder: Path) -> Path:
     """Return the file with a saved model's weights, safetensors first. Raises BackboneError."""
     for name in FILES:

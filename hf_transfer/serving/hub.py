@@ -55,12 +55,14 @@ def push(
 
     files = gather(run)
     check_access(repo_id, token)
-    if check:
-        check_loaders(model_folder(run))
     api = HfApi(token=token, library_name="hf_transfer")
     with hub_in_one_line(f"cannot push to {repo_id}"):
+        user = api.whoami()["name"]  # first of all: what the Hub refuses need not be checked
+    if check:
+        check_loaders(model_folder(run))
+    with hub_in_one_line(f"cannot push to {repo_id}"):
         if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
+            repo_id = f"{user}/{repo_id}"
         url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
         if private and not api.model_info(repo_id).private:
             raise HubError(
@@ -85,8 +87,9 @@ def push(
 
 
 def check_access(repo_id: str, token: str | None = None) -> None:
-    """Raise HubError for a name that no repository can have, or without a token; sends nothing."""
-    from huggingface_hub import get_token
+    """Raise HubError for a name that no repository can have, without a token, and in offline mode;
+    sends nothing."""
+    from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -97,6 +100,8 @@ def check_access(repo_id: str, token: str | None = None) -> None:
             f"{redacted(repr(repo_id))} is not a repository id; write OWNER/NAME or NAME, up to 96 "
             "letters, digits and single '-', '_' or '.'"
         ) from None
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"cannot push to {repo_id}: HF_HUB_OFFLINE is set; unset it to upload")
     if not (known := token or get_token()):
         raise HubError(f"cannot push to {repo_id} without a token; {LOGIN}")
     if not (known.isascii() and known.isprintable()) or " " in known:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.backbones.weights import check_finite
 from hf_transfer.base.cache import room
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
@@ -46,6 +47,8 @@ def check_model(
                 f"{type(model).__name__}.forward is called with pixel_values=…: {error}; rename "
                 "its argument to pixel_values"
             ) from None
+    name = getattr(getattr(model, "backbone", None), "id", type(model).__name__)
+    check_finite(model, name)
     if plain and "labels" in inspect.signature(model.forward).parameters:
         raise UserError(
             f"{type(model).__name__} computes a loss of its own, from labels, which is not used; "
@@ -56,7 +59,6 @@ def check_model(
     if args.activation_checkpointing and not getattr(
         model, "supports_gradient_checkpointing", False
     ):
-        name = getattr(getattr(model, "backbone", None), "id", type(model).__name__)
         raise UserError(
             f"{name} does not support gradient checkpointing; remove gradient_checkpointing, and "
             "for memory take a smaller batch_size with accumulate"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small import HEAD, arguments, images, network
 from tiny_folders import (
     FOLDERS,
     logits,
@@ -32,6 +35,7 @@ from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.download import BackboneError
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.recipe.load import parse_recipe
+from hf_transfer.training.trainer import TransferTrainer
 
 torch.set_num_threads(1)
 ABC = ("a", "b", "c")
@@ -41,6 +45,25 @@ ABC = ("a", "b", "c")
 def folder(request: Any, tmp_path: Path) -> Path:
     """A pretrained folder of each library, for three labels."""
     return FOLDERS[request.param](tmp_path / "own")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_no_numbers_are_refused_with_the_file_and_the_first_tensor(
+    value, folder, tmp_path
+):
+    file = folder / "model.safetensors"
+    own = load_file(file)
+    name = next(name for name in own if own[name].ndim == 4 and "classifier" not in name)
+    own[name].view(-1)[3] = value
+    save_file(own, file, {"format": "pt"})
+    with pytest.raises(
+        BackboneError, match=rf"{re.escape(str(file))}: .*{name.removeprefix('network.')} holds nan"
+    ):
+        load_backbone(str(folder), ABC)
+    model = network()
+    next(model.buffers()).fill_(value)
+    with pytest.raises(BackboneError, match=r"timm/test_resnet: .*running_mean holds nan or"):
+        TransferTrainer(model, arguments(tmp_path), [HEAD], train_dataset=images())
 
 
 # --- the head --------------------------------------------------------------------------------

@@ -383,6 +383,21 @@ def test_a_failed_commit_leaves_nothing_half_written(hub, run, tmp_path):
     assert len(hub.repositories[REPO].commits) == 1
 
 
+def test_a_push_that_cannot_arrive_is_refused_before_the_model_is_opened(hub, run, tmp_path):
+    """The model of these tests is none that opens: its check would be refused with other words."""
+    offline = CALL.replace(
+        "import json", "import os; os.environ['HF_HUB_OFFLINE'] = '1'; import json"
+    )
+    args = json.dumps([str(run), REPO])
+    told = refusal(client(hub, tmp_path / "cache", offline, "push", args, "{}"))
+    assert "HF_HUB_OFFLINE is set; unset it to upload" in told
+    nowhere = Hub(url="http://127.0.0.1:9")
+    told = refusal(call(nowhere, tmp_path / "cache", "push", str(run), REPO, check=True))
+    assert "no connection" in told
+    told = refusal(call(hub, tmp_path / "cache", "push", str(run), REPO, check=True, given="hf_no"))
+    assert "does not accept this token" in told
+
+
 @pytest.mark.parametrize("function", ["push", "pull"])
 def test_no_network_is_one_line(function, run, tmp_path):
     nowhere = Hub(url="http://127.0.0.1:9")
