@@ -3,11 +3,13 @@ its evaluation mode."""
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,3 +46,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def same_random(model: nn.Module) -> Iterator[None]:
+    """Give the random generators of Python, numpy and torch, on the model's devices, too, back as
+    they were."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    generators = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])

@@ -17,9 +17,10 @@ from transformers.models.auto.modeling_auto import (
 from hf_transfer.backbones.blueprint import Blueprint
 from hf_transfer.backbones.origins import Origin, nearest
 from hf_transfer.backbones.preprocessing import read_processor, takes_bgr, with_input
-from hf_transfer.backbones.trace import FAILURES
 from hf_transfer.backbones.weights import FEW, bare, read_weights
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.download import BackboneError, one_line
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_settings import ImageSettings
 
 
@@ -121,9 +122,9 @@ def _runs(config: Any, image: ImageSettings) -> bool:
     # Not inside the device's block: BEiT caches an index that it makes in forward, and for good.
     pixels = torch.zeros(1, image.channels, image.size, image.size, device="meta")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), untrusted(config.model_type, verb="run"):
             network(pixel_values=pixels)
-    except FAILURES:
+    except UserError:
         return False
     return True
 

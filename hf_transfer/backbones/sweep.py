@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hf_transfer.base.bars import shown
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
 from hf_transfer.planning.groups import LayerGroups, group_layers
@@ -100,14 +101,13 @@ def sweep(
 
 def examine(name: str) -> Row:
     """Return the row of one architecture."""
-    from hf_transfer.backbones.trace import FAILURES
-
     start = time.perf_counter()
     try:
-        network, layout = _observed(name)
-        groups = group_layers(layout)
-    except FAILURES as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        with untrusted(name, verb="group"):
+            network, layout = _observed(name)
+            groups = group_layers(layout)
+    except UserError as error:
+        reason = str(error)
         seconds = time.perf_counter() - start
         if name in LEFT_OUT:
             return Row(name, seconds=seconds, left_out=LEFT_OUT[name])

@@ -15,23 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_transfer.backbones.access import same_random
 from hf_transfer.backbones.uses import Uses
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.planning.layout import GroupsError, Layout
 
 logger = logging.getLogger(__name__)
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-# What a forward pass raises when it cannot run where, or on what, it was asked to.
-FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    AssertionError,
-    ImportError,
-)
 
 
 def trace_layout(
@@ -167,18 +159,15 @@ def _watched(model: nn.Module, image: dict[str, Any]) -> Uses:
     shape = (1, image.get("channels", 3), image["size"], image["size"])
     bare = all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     ways = (_run_itself, _run_ghost) if bare else (_run_ghost, _run_itself)
-    with torch.random.fork_rng(devices=_cuda(model)), torch.no_grad():
+    name = type(model).__name__
+    with same_random(model), torch.no_grad():
         try:
-            return ways[0](model, shape)
-        except FAILURES as error:
-            logger.debug("%s does not run on meta: %s", type(model).__name__, error)
-        try:
+            with untrusted(name, kind=GroupsError, verb="run"):
+                return ways[0](model, shape)
+        except GroupsError as error:
+            logger.debug("without its weights: %s", error)
+        with untrusted(f"{name} on images of {shape[1:]}", kind=GroupsError, verb="run"):
             return ways[1](model, shape)
-        except FAILURES as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise GroupsError(
-                f"{type(model).__name__} does not run on images of {shape[1:]}: {reason}"
-            ) from error
 
 
 def _run_itself(model: nn.Module, shape: tuple[int, ...]) -> Uses:
@@ -211,11 +200,6 @@ def _run(model: nn.Module, shape: tuple[int, ...]) -> Uses:
     with _calls(model, watch), watch:
         model(**{"pixel_values": pixels}) if named else model(pixels)
     return watch
-
-
-def _cuda(model: nn.Module) -> list[int]:
-    found = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    return sorted(index for index in found if index is not None)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_transfer.backbones.access import logits_of
+from hf_transfer.backbones.access import logits_of, same_random
 from hf_transfer.backbones.trace import is_leaf, varies
 from hf_transfer.backbones.watching import name_of
 from hf_transfer.base.boundary import untrusted
@@ -310,14 +310,13 @@ def _unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Restore modes, buffers and random state at the end; calls restore the buffers meanwhile."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
 
     def restore() -> None:
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
 
     try:
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        with same_random(model):
             yield restore
     finally:
         restore()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from transformers import TrainerState
 
+from hf_transfer.backbones.access import same_random
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.files import read_limited, write_text
 from hf_transfer.planning.phase import Phase
@@ -72,15 +72,12 @@ def restored(trainer: Seam) -> Iterator[None]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     training = {name: module.training for name, module in model.named_modules()}
-    generators = random.getstate(), np.random.get_state()
     trainer.state = TrainerState()  # of epoch 0, whatever was trained before
     try:
-        with torch.random.fork_rng():
+        with same_random(model):
             yield
     finally:
         trainer.state, trainer.optimizer = state, None
-        random.setstate(generators[0])
-        np.random.set_state(generators[1])
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(before[name])

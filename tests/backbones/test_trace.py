@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -106,21 +109,25 @@ def test_the_trace_changes_nothing(fails_on_meta: bool) -> None:
 
 
 class _Looks(Network):
-    """Looks at numbers while it runs, which the meta device has not."""
+    """Looks at numbers while it runs, which the meta device has not, and draws some."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        if pixels.sum().item() > 1e9:
-            raise ValueError
-        torch.rand(3)
+        if pixels.is_meta:
+            raise BufferError("no numbers here")
+        torch.rand(3), np.random.rand(), random.random()
         return super().forward(pixels)
 
 
 def test_what_does_not_run_on_meta_runs_where_it_is() -> None:
-    assert traced(_Looks()).parameters == traced(Network()).parameters
+    looks, plain = _Looks(), Network()
+    before = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
+    assert traced(looks).parameters == traced(plain).parameters
+    assert before[:2] == (random.getstate(), np.random.get_state()[2])
+    assert torch.equal(before[2], torch.get_rng_state())
 
 
 def test_what_runs_nowhere_is_one_line() -> None:
-    with pytest.raises(GroupsError, match="Network does not run on images") as caught:
+    with pytest.raises(GroupsError, match="cannot run Network on images") as caught:
         traced(Network(), size=9)
     assert "\n" not in str(caught.value)
 
