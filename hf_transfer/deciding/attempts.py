@@ -158,7 +158,7 @@ class Attempts:
         return tuning.candidates(choice.depth.train, choice.depth.words, epochs)
 
     def fine_tune(self, epochs: float | None = None) -> None:
-        """Try each candidate, from the start found, in as many folds as there is time for."""
+        """Try each candidate in as many folds as there is time for."""
         if self.few:
             return self.note(Tried("fine-tuning", f"not tried: {self._too_few()}"))
         for candidate in self.advised(epochs):
@@ -176,13 +176,14 @@ class Attempts:
 
     def _try(self, candidate: Candidate, work: Work) -> None:
         began = time.monotonic()
-        logits = {point: np.full_like(self.start.logits, np.nan) for point in tuning.POINTS}
+        logits = {point: np.full_like(self.start.logits, np.nan) for point in candidate.points}
         done = 0
         for inside, outside in self._parts(work.folds):
             fold_began = time.monotonic()
             late = fold_began + max(PATIENCE, 2 * work.seconds)
             tuned = self.trained(candidate, inside, min(late, self.clock.end))
-            for point, found in tuning.logits_at(tuned, self.images, inside, outside).items():
+            here = self.images, inside, outside
+            for point, found in tuning.logits_at(tuned, candidate.points, *here).items():
                 logits[point][outside] = found
             done, took = done + 1, time.monotonic() - fold_began
             self.each *= (took / max(1e-9, work.seconds)) ** 0.5 if done == 1 else 1
@@ -190,7 +191,7 @@ class Attempts:
                 break
         over = f"{done} folds" if done > 1 else "one part held out"
         base = self.start.logits
-        for point in tuning.POINTS:
+        for point in candidate.points:
             rows = np.isfinite(logits[point][:, 0])
             name = f"{candidate.what}, {point}"
             self.ways[name] = logits[point]

@@ -166,12 +166,13 @@ def search(
         candidate, _, point = work.origin[chosen]
         tuned = work.trained(candidate, used, clock.end)
         model = tuned.at(point, images, used)
-        phases.append(tuned.report)
+        first = () if candidate.new_head else recipe.phases[:1]
+        phases = [*phases[: len(first)], tuned.report]
         if tuned.report.stopped:
             notes = ("the time was over before the last training ended; give it more minutes",)
             say(f"note: {notes[0]}")
-        own = dataclasses.replace(candidate.spec, cold_head=False)
-        final = dataclasses.replace(recipe, phases=(recipe.phases[0], own))
+        own = dataclasses.replace(candidate.spec, cold_head=candidate.new_head)
+        final = dataclasses.replace(recipe, phases=(*first, own))
         say(f"trained on {len(used)} labelled images: {chosen}")
     else:
         start = work.start if refit else bag.start_of(model, images, work.start, used)
