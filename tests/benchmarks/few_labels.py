@@ -31,6 +31,7 @@ from hf_transfer.deciding.attempts import Clock
 from hf_transfer.deciding.evidence import labelled
 from hf_transfer.progress import quiet
 from hf_transfer.recipe.load import load_recipe
+from hf_transfer.recipe.shipped import shipped_recipes
 from hf_transfer.recipe.specs import DataSpec
 
 AUTO = "auto"
@@ -69,29 +70,33 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def measured(args: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """Yield the rows that are not there yet."""
-    spec = DataSpec(
+    for count in map(int, args.per_class.split(",")):
+        for seed in range(args.seeds):
+            about = about_of(args, count, seed)
+            for way in args.ways.split(","):
+                if (*about.values(), way) in done:
+                    continue
+                began = time.monotonic()
+                found = run_auto if way == AUTO else run_recipe
+                result = found(args, spec_of(args), way, count, seed)
+                yield {**about, "way": way, **result, "seconds": time.monotonic() - began}
+
+
+def about_of(args: argparse.Namespace, count: int, seed: int) -> dict[str, Any]:
+    """Return what a row is of, but for the way."""
+    names = Path(args.data).name, Path(args.backbone).name
+    return dict(zip(KEY, (*names, args.image_size, count, seed), strict=False))
+
+
+def spec_of(args: argparse.Namespace) -> DataSpec:
+    """Return how the images are split, before so many of them are drawn."""
+    return DataSpec(
         path=args.data,
         test=TEST,
         validation=VALIDATION,
         image_size=args.image_size,
         group=args.group,
     )
-    for count in map(int, args.per_class.split(",")):
-        for seed in range(args.seeds):
-            about = {
-                "data": Path(args.data).name,
-                "backbone": Path(args.backbone).name,
-                "image_size": args.image_size,
-                "per_class": count,
-                "seed": seed,
-            }
-            for way in args.ways.split(","):
-                if (*about.values(), way) in done:
-                    continue
-                began = time.monotonic()
-                found = run_auto if way == AUTO else run_recipe
-                result = found(args, dataclasses.replace(spec), way, count, seed)
-                yield {**about, "way": way, **result, "seconds": time.monotonic() - began}
 
 
 def drawn(spec: DataSpec, model: Any, count: int, seed: int) -> ImageData:
@@ -148,7 +153,8 @@ def run_auto(
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Return a table in Markdown, a line for each number of images, and how the bars are met."""
-    ways = [way for way in WAYS if any(row["way"] == way for row in rows)]
+    ways = list(dict.fromkeys([*WAYS, *(row["way"] for row in rows)]))
+    ways = [way for way in ways if any(row["way"] == way for row in rows)]
     lines = [f"| data, backbone, px, per class (seeds) | {' | '.join(ways)} |"]
     lines.append("| --- |" + " --- |" * len(ways))
     regrets, gains, kept, budgets = [], [], [], []
@@ -164,7 +170,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         name = f"{where[0]}, {where[1]}, {where[2]}, {where[3]} ({seeds})"
         lines.append(f"| {name} | {' | '.join(cells)} |")
         if AUTO in means and len(means) > 1:
-            regrets.append(max(v for way, v in means.items() if way != AUTO) - means[AUTO])
+            own = [v for way, v in means.items() if way in shipped_recipes()]
+            regrets.append(max(own, default=np.nan) - means[AUTO])
             gains.append(means[AUTO] - means.get("exact_head", np.nan))
         for row in mine:
             if row["way"] == AUTO:
