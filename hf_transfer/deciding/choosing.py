@@ -65,13 +65,19 @@ def best_of(
 ) -> str:
     """Return the way to take: the first, left only for a gain that is real.
 
-    Of each stage (without `stages`: of all others) the way with the least log loss is held against
-    the one taken so far.
+    Of each stage (without `stages`: of all others) the most accurate way, of equals the one with the
+    least log loss, is held against the one taken so far. The log loss alone would favour what moved
+    little: with 100 flowers a class it chose 0.66 before 0.71 (held out), 0.62 before 0.68 (tested).
     """
+
+    def score(way: str) -> tuple[float, float]:
+        right = ways[way].argmax(1) == labels
+        return float(right.mean()), -float(cooled_losses(ways[way], labels).mean())
+
     taken, *others = ways
     for stage in stages or (others,):
         if stage:
-            best = min(stage, key=lambda way: float(cooled_losses(ways[way], labels).mean()))
+            best = max(stage, key=score)
             if gain(ways[best], ways[taken], labels, groups).is_real:
                 taken = best
     return taken

@@ -54,6 +54,18 @@ def test_each_stage_is_held_against_the_one_taken_so_far():
     assert best_of(ways, LABELS, stages=([], ["tuned"])) == "tuned"
 
 
+def test_the_most_accurate_way_is_taken_and_of_equals_the_one_with_the_least_log_loss():
+    base = right(0.5, 0)
+    better = base | right(0.3, 1)
+    best = better | right(0.3, 2)
+    ways = {"head": logits(base), "sure": logits(better, 4.0), "best": logits(best)}
+    unsure = logits(best)
+    unsure[~best] *= 3  # as accurate, and surer where it is wrong
+    assert best_of({**ways, "unsure": unsure}, LABELS) == "best"
+    assert best_of({"head": ways["head"], "unsure": unsure, "best": ways["best"]}, LABELS) == "best"
+    assert best_of({"head": ways["head"], "sure": ways["sure"]}, LABELS) == "sure"
+
+
 def test_images_of_a_group_count_as_fewer():
     values = np.repeat(np.random.default_rng(0).normal(size=20), 10)
     alone, together = standard_error(values), standard_error(values, np.repeat(np.arange(20), 10))
