@@ -593,3 +593,33 @@ def test_resuming_is_suggested_where_it_can_be_done(where, words, more, capsys, 
 def test_an_option_that_would_be_ignored_is_refused(tmp_path, capsys, words, said):
     assert main(["train", str(photos(tmp_path / "photos")), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_names_of_nothing_are_refused_before_torch_is_imported(tmp_path):
+    """With it, a misspelt name takes ten seconds to be told."""
+    refused = {
+        "groups timm/resnet18.a1_in1kk": "no weights 'resnet18.a1_in1kk'; it has resnet18.a1_in1k",
+        "groups torchvision/resnet18.V9": "no weights 'resnet18.V9'; it has resnet18.IMAGENET1K",
+        "groups transformers/vitt": "no model type 'vitt'; nearest: vit",
+        "predict nowhere a.png": "'nowhere' is neither a folder nor a Hub repository",
+        "predict nowhere.onnx a.png": "no file nowhere.onnx",
+        "evaluate . --data .": "has no config.json",
+        "demo nowhere": "no run or model nowhere",
+        "compare lpft --data .": "nearest: lp_ft",
+        "compare lp_ft --data nowhere": "no such folder",
+        "advise --data . --backbone timm/resnt18": "nearest: resnet18",
+        "advise --data . --backbone timm/resnet18 --out taken": "taken is a file",
+    }
+    (tmp_path / "taken").touch()
+    code = (
+        "import sys\nfrom hf_transfer.cli import main\nfor words in sys.argv[1:]:\n"
+        "    assert main(words.split()) == 2, words\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *refused], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "False\n", done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(refused)
+    for line, words in zip(lines, refused.values(), strict=True):
+        assert words in line

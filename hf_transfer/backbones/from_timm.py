@@ -13,7 +13,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from hf_transfer.backbones.blueprint import Blueprint
-from hf_transfer.backbones.origins import Origin, local_folder, no_architecture
+from hf_transfer.backbones.origins import Origin, local_folder, no_architecture, no_weights
 from hf_transfer.backbones.preprocessing import with_input
 from hf_transfer.backbones.weights import bare, read_weights, weights_in
 from hf_transfer.base.boundary import printable
@@ -52,8 +52,7 @@ def _registered(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
     if tag:
         known = timm.list_pretrained(f"{architecture}.*")
         if origin.name not in known:
-            names = ", ".join(known) or "none"
-            raise BackboneError(f"timm has no weights {origin.name!r}; it has {names}")
+            raise no_weights("timm", origin.name, known)
     return timm.get_pretrained_cfg(origin.name).to_dict(), {}
 
 

@@ -11,11 +11,10 @@ from torch import nn
 
 from hf_transfer.backbones.blueprint import Blueprint
 from hf_transfer.backbones.modeling_torchvision import network_of
-from hf_transfer.backbones.origins import Origin, local_folder, no_architecture
+from hf_transfer.backbones.origins import Origin, local_folder, no_architecture, no_weights
 from hf_transfer.backbones.preprocessing import read_processor, with_input
 from hf_transfer.backbones.trace import head_names
 from hf_transfer.backbones.weights import bare, fill, read_weights, weights_in
-from hf_transfer.base.download import BackboneError
 from hf_transfer.data.image_settings import ImageSettings
 
 
@@ -44,8 +43,8 @@ def draw(origin: Origin, image_size: int | None, channels: int | None) -> Bluepr
 def _weights(name: str, tag: str) -> Any:
     known = torchvision.models.get_model_weights(name)
     if tag and tag not in known.__members__:
-        there = ", ".join(f"{name}.{member}" for member in known.__members__)
-        raise BackboneError(f"torchvision has no weights '{name}.{tag}'; it has {there}")
+        members = [f"{name}.{member}" for member in known.__members__]
+        raise no_weights("torchvision", f"{name}.{tag}", members)
     return known[tag] if tag else known.DEFAULT
 
 

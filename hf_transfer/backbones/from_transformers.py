@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_transfer.backbones.blueprint import Blueprint
-from hf_transfer.backbones.origins import Origin, nearest
+from hf_transfer.backbones.origins import Origin, no_type
 from hf_transfer.backbones.preprocessing import read_processor, takes_bgr, with_input
 from hf_transfer.backbones.weights import FEW, bare, read_weights
 from hf_transfer.base.boundary import untrusted
@@ -59,10 +59,7 @@ def _config_of(origin: Origin) -> Any:
     elif origin.name in CONFIG_MAPPING_NAMES:
         config = AutoConfig.for_model(origin.name)
     else:
-        raise BackboneError(
-            f"transformers has no model type {origin.name!r}{nearest(origin.name, CLASSIFIERS)}; "
-            "give a type, a repository OWNER/NAME or a folder"
-        )
+        raise no_type(origin.name, CLASSIFIERS)
     if config.model_type not in CLASSIFIERS:
         raise BackboneError(
             f"{origin} is a {config.model_type}, which transformers does not classify images "

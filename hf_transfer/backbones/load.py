@@ -31,12 +31,12 @@ from hf_transfer.backbones.layouts import (
     refitted_layers,
 )
 from hf_transfer.backbones.new_head import start_apart, start_small
-from hf_transfer.backbones.origins import Origin, locate
+from hf_transfer.backbones.origins import Origin, check_model, locate
 from hf_transfer.backbones.preprocessing import saved_dicom
 from hf_transfer.backbones.regression_units import plain_scale
 from hf_transfer.backbones.saving import save_model, wrap
 from hf_transfer.backbones.weights import FILES, check_finite, transfer
-from hf_transfer.base.download import BackboneError
+from hf_transfer.base.download import BackboneError, pull
 from hf_transfer.base.files import expanded
 from hf_transfer.data.image_settings import fitted, with_dicom
 from hf_transfer.planning.groups import group_layers
@@ -153,15 +153,7 @@ def load_model(where: str | Path) -> PreTrainedModel:
 
     `where` is a run folder, a model folder or a Hub repository. Raises BackboneError.
     """
-    folder = expanded(where)
-    if not folder.exists():
-        if len(Path(where).parts) != 2 or str(where).startswith((".", "/", "~")):
-            raise BackboneError(
-                f"model {str(where)!r} is neither a folder nor a Hub repository (owner/name)"
-            )
-        from hf_transfer.base.download import pull
-
-        folder = pull(str(where))
+    folder = check_model(where) or pull(str(where))
     return load_backbone(str(folder)).eval()
 
 

@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 REGISTERED = re.compile(
     r"^@register_model(?:\(.*?\))?\s*\n(?:@.*\n(?:^[ )\"].*\n)*)*def (\w+)\(", re.M
 )
+# How torchvision's files name weights, and transformers' the types of its networks.
+ENUM = re.compile(r"^class (\w+)_Weights\(WeightsEnum\):\n((?:    .*\n|\s*\n)*)", re.M)
+MEMBER = re.compile(r"^    (\w+) = ", re.M)
+CLASSIFIERS = re.compile(r"^MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES = .*?^\)", re.M | re.S)
+TYPE = re.compile(r"^ +\(\"([\w-]+)\", ", re.M)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,64 @@ def check_id(backbone_id: str) -> None:
         older = re.compile(rf"[\"']{re.escape(architecture)}[\"']")  # timm's deprecated names
         if names and architecture not in names and not any(map(older.search, texts)):
             raise no_architecture(source, architecture, names)
+        _check_tag(source, name, texts)
+    if source == "transformers" and name and "/" not in name and not expanded(name).exists():
+        texts = list(_sources(source, "models/auto/*.py"))
+        block = next((found for text in texts for found in CLASSIFIERS.findall(text)), "")
+        if TYPE.search(block) and name not in {n for text in texts for n in TYPE.findall(text)}:
+            raise no_type(name, TYPE.findall(block))
+
+
+def _check_tag(source: str, name: str, texts: Sequence[str]) -> None:
+    """Raise BackboneError for weights that a library's source files do not name among those of
+    this architecture; where they name none, nothing is known."""
+    architecture, _, tag = name.partition(".")
+    if source == "timm":
+        pattern = re.compile(rf"[\"']{re.escape(architecture)}\.(\w+)[\"']")
+        known = [each for text in texts for each in pattern.findall(text)]
+    else:
+        bodies = (found for text in texts for found in ENUM.findall(text))
+        own = (body for kind, body in bodies if _bare(kind) == _bare(architecture))
+        known = [*MEMBER.findall(next(own, "")), "DEFAULT"]
+    if tag and len(known) > 1 and tag not in known:
+        raise no_weights(source, name, [f"{architecture}.{each}" for each in dict.fromkeys(known)])
+
+
+def _bare(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def no_weights(source: str, name: str, known: Sequence[str]) -> BackboneError:
+    """Return the error for weights that a library does not have of an architecture that it has."""
+    there = ", ".join(known) or "none"
+    return BackboneError(f"{source} has no weights '{printable(name)}'; it has {there}")
+
+
+def check_model(where: str | Path) -> Path | None:
+    """Return the folder of a finished model, None for a repository of the Hub.
+
+    Raises BackboneError, at once and without a connection, for what is neither.
+    """
+    folder = expanded(where)
+    if folder.exists():
+        if not folder.is_dir() and folder.suffix not in WEIGHTS:
+            raise BackboneError(f"model {where} is a file; give a run folder or a model folder")
+        locate(str(folder))
+        return folder
+    if len(Path(where).parts) != 2 or str(where).startswith((".", "/", "~")):
+        raise BackboneError(
+            f"model {printable(repr(str(where)))} is neither a folder nor a Hub repository "
+            "(owner/name)"
+        )
+    return None
+
+
+def no_type(name: str, types: Iterable[str]) -> BackboneError:
+    """Return the error for a model type that transformers does not have."""
+    return BackboneError(
+        f"transformers has no model type '{printable(name)}'{nearest(name, types)}; give a type, a "
+        "repository OWNER/NAME or a folder"
+    )
 
 
 def no_architecture(source: str, name: str, names: Iterable[str]) -> BackboneError:
@@ -118,11 +181,11 @@ def known_names() -> dict[str, tuple[str, ...]]:
     }
 
 
-def _sources(library: str) -> Iterator[str]:
-    """Yield the text of each file that a library keeps its models in."""
+def _sources(library: str, pattern: str = "models/*.py") -> Iterator[str]:
+    """Yield the text of each file that a library keeps its models, or their names, in."""
     found = importlib.util.find_spec(library)
     if found is not None and found.origin is not None:
-        for path in sorted(Path(found.origin).parent.glob("models/*.py")):
+        for path in sorted(Path(found.origin).parent.glob(pattern)):
             yield path.read_text(encoding="utf-8", errors="replace")
 
 

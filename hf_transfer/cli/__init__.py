@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int | None:
     """Run a command; one that loads a model on the free cores, and with quiet libraries."""
+    args.first(args)
     if not args.loads:
         return args.command(args)  # type: ignore[no-any-return]
     from hf_transfer.progress import quiet

@@ -12,12 +12,19 @@ MODEL = "run folder, model folder or Hub repository"
 
 
 def command(
-    commands: Any, name: str, call: Callable[..., Any], words: str, *, loads: bool = False
+    commands: Any,
+    name: str,
+    call: Callable[..., Any],
+    words: str,
+    *,
+    loads: bool = False,
+    first: Callable[[argparse.Namespace], None] = lambda _: None,
 ) -> Parser:
-    """Add a command that calls `call`; one that `loads` a model runs on the free cores."""
+    """Add a command that calls `call`; one that `loads` a model runs on the free cores. `first`
+    refuses what can be refused before anything that takes seconds is imported."""
     description = f"{words[0].upper()}{words[1:]}."
     made: Parser = commands.add_parser(name, help=words, description=description)
-    made.set_defaults(command=call, parser=made, resumable=False, loads=loads)
+    made.set_defaults(command=call, parser=made, resumable=False, loads=loads, first=first)
     return made
 
 

@@ -11,7 +11,8 @@ from hf_transfer.cli.arguments import command, counts, seeds_of
 
 def add(commands: Any) -> None:
     """Add the commands that help to decide."""
-    advise = command(commands, "advise", _advise, "say what to freeze and what to unfreeze")
+    words = "say what to freeze and what to unfreeze"
+    advise = command(commands, "advise", _advise, words, first=_check_names)
     data = "folder of class folders, table (CSV, JSON Lines, Parquet) or data set on the Hub"
     advise.path("--data", "PATH", data, required=True)
     names = "timm/NAME, transformers/REPO, torchvision/NAME or folders; several are ranked"
@@ -24,7 +25,8 @@ def add(commands: Any) -> None:
     advise.argument("--set", "KEY=VALUE", setting, action="append", default=[])
     advise.path("--out", "DIR", "folder to write recipe.yaml, advice.html and advice.json to")
 
-    compare = command(commands, "compare", _compare, "compare recipes on the same images")
+    words = "compare recipes on the same images"
+    compare = command(commands, "compare", _compare, words, first=_check_names)
     compare.path("recipes", "RECIPE", "recipes, or auto (default: scratch to auto)", nargs="*")
     compare.path("--data", "PATH", "folder of class folders, or table", required=True)
     compare.path("--backbone", "ID", "timm/NAME, transformers/REPO, torchvision/NAME or a folder")
@@ -59,6 +61,24 @@ def _runs(args: argparse.Namespace) -> None:
     from hf_transfer.deciding.runs import format_runs, runs
 
     say(format_runs(runs(args.folder), width()), fold=False)
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Raise UserError for names of nothing, and for results that could not be written."""
+    from hf_transfer.backbones.origins import check_id
+    from hf_transfer.base.outputs import folder_to_write
+    from hf_transfer.data.sources import check_place
+    from hf_transfer.recipe.load import load_recipe
+
+    check_place(args.data)
+    if args.out:
+        folder_to_write(args.out)
+    backbones = [args.backbone] if isinstance(args.backbone, str) else args.backbone or ()
+    for backbone in backbones:
+        check_id(backbone)
+    for recipe in getattr(args, "recipes", ()):
+        if recipe != "auto":
+            load_recipe(recipe, args.set)
 
 
 def _compare(args: argparse.Namespace) -> None:

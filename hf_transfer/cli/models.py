@@ -9,6 +9,8 @@ from typing import Any
 
 from hf_transfer.base import console
 from hf_transfer.base.console import count, say, whole
+from hf_transfer.base.errors import UserError
+from hf_transfer.base.files import expanded
 from hf_transfer.cli.arguments import MODEL, command
 from hf_transfer.serving.runtimes import OTHERS, SUFFIXES, refusal
 
@@ -25,9 +27,8 @@ def add(commands: Any) -> None:
 
 
 def _add_predict(commands: Any) -> None:
-    predict = command(
-        commands, "predict", _predict, "label images with a trained model", loads=True
-    )
+    words = "label images with a trained model"
+    predict = command(commands, "predict", _predict, words, loads=True, first=_check_model)
     predict.path("model", "MODEL", MODEL)
     images = "files, folders or patterns; - reads paths from standard input, one per line"
     predict.path("images", "IMAGE", images, nargs="+")
@@ -44,9 +45,8 @@ def _add_predict(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = command(
-        commands, "evaluate", _evaluate, "score a model on labelled images", loads=True
-    )
+    words = "score a model on labelled images"
+    evaluate = command(commands, "evaluate", _evaluate, words, loads=True, first=_check_model)
     evaluate.path("model", "MODEL", MODEL)
     evaluate.path("--data", "PATH", "folder of class folders, or table", required=True)
     split = "one of the data's splits, or all (default: test if there is one)"
@@ -67,9 +67,8 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_embed(commands: Any) -> None:
-    embed = command(
-        commands, "embed", _embed, "turn images into features, or find similar ones", loads=True
-    )
+    words = "turn images into features, or find similar ones"
+    embed = command(commands, "embed", _embed, words, loads=True, first=_check_model)
     embed.path("model", "MODEL", MODEL)
     embed.path("images", "IMAGE", "files, folders or patterns", nargs="+")
     written = "features to write: .npy, .parquet, or without a suffix a folder of datasets"
@@ -82,9 +81,8 @@ def _add_embed(commands: Any) -> None:
 
 
 def _add_explain(commands: Any) -> None:
-    explain = command(
-        commands, "explain", _explain, "show where in images a model sees a label", loads=True
-    )
+    words = "show where in images a model sees a label"
+    explain = command(commands, "explain", _explain, words, loads=True, first=_check_model)
     explain.path("model", "MODEL", MODEL)
     explain.path("images", "IMAGE", "files, folders or patterns", nargs="+")
     label = "label to explain; may be repeated (default: the likeliest of each image)"
@@ -95,9 +93,8 @@ def _add_explain(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    export = command(
-        commands, "export", _export, "write a model as a file for another runtime", loads=True
-    )
+    words = "write a model as a file for another runtime"
+    export = command(commands, "export", _export, words, loads=True, first=_check_model)
     export.path("model", "MODEL", MODEL)
     form = "format of the file (default: onnx)"
     export.argument("--to", None, form, type=_runtime, choices=tuple(SUFFIXES))
@@ -107,6 +104,16 @@ def _add_export(commands: Any) -> None:
     export.flag("--resize", inside)
     export.path("--data", "PATH", "labelled images like those of training, to calibrate --int8 on")
     export.path("--out", "FILE", "file (default: the model's name with .onnx, .pt2, .xml or .pte)")
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    """Raise UserError for what is no model."""
+    from hf_transfer.backbones.origins import check_model
+
+    if not args.model.lower().endswith(SUFFIXES["onnx"]):
+        check_model(args.model)
+    elif not expanded(args.model).is_file():
+        raise UserError(f"there is no file {args.model}; write one with hf-transfer export")
 
 
 def _predict(args: argparse.Namespace) -> int:

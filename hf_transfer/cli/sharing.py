@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     push.argument("--message", "TEXT", "commit message")
 
     words = "try models in the browser, and train your own"
-    demo = command(commands, "demo", _demo, words, loads=True)
+    demo = command(commands, "demo", _demo, words, loads=True, first=_check_models)
     demo.path("models", "MODEL", f"{MODEL}; several are shown side by side", nargs="*")
     own = "network that can be trained, besides those in the Hub's cache; may be repeated"
     demo.argument("--backbone", "ID", own, action="append", default=[])
@@ -57,6 +57,14 @@ def _push(args: argparse.Namespace) -> None:
     from hf_transfer.serving.hub import push
 
     say(push(args.run, args.repo_id, pr=args.pr, revision=args.revision, **options))
+
+
+def _check_models(args: argparse.Namespace) -> None:
+    """Raise UserError for what is no model."""
+    from hf_transfer.serving.hub import model_folder
+
+    for model in args.models:
+        model_folder(model)
 
 
 def _demo(args: argparse.Namespace) -> None:

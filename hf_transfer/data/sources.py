@@ -16,6 +16,7 @@ import numpy as np
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
+from hf_transfer.base.files import expanded
 from hf_transfer.data.columns import Codes
 from hf_transfer.data.datasets_tables import is_datasets, read_datasets
 from hf_transfer.data.folders import Listing, labelled, list_folder, unused
@@ -247,6 +248,13 @@ def _not_there(path: Path) -> str:
     close = near_places(path)
     hint = f"; nearest: {', '.join(map(str, close))}" if close else ""
     return f"data {str(path)!r}: no such folder{hint}"
+
+
+def check_place(where: str | Path) -> None:
+    """Raise DataError for data that is no folder, no file and no name on the Hub."""
+    path = expanded(where)
+    if not path.exists() and not is_datasets(path):
+        raise DataError(_not_there(path))
 
 
 def near_places(path: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from hf_transfer.base.bars import shown
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import add_bytes, expanded, write_bytes
+from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding.add_report import counts_of, write_report
@@ -92,7 +93,7 @@ def add_images(
     """
     folder = expanded(run)
     name = Path(os.path.realpath(folder)).name
-    place = expanded(out) if out else folder.with_name(f"{name}-more")
+    place = folder_to_write(out) if out else folder.with_name(f"{name}-more")
     started = time.monotonic()
     model = network_of(folder)
     if os.path.realpath(place) == os.path.realpath(folder):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import expanded, write_text
+from hf_transfer.base.files import write_text
+from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.findings import Finding
 from hf_transfer.data.sources import list_source
@@ -108,6 +109,7 @@ def advise(
     names = [backbone] if isinstance(backbone, (str, Path)) else list(backbone)
     if not names:
         raise UserError("advise needs a backbone, such as timm/resnet50.a1_in1k")
+    place = folder_to_write(out) if out else None
     seconds = seconds_of(budget)
     _check_task(overrides)
     free = images_in(unlabelled)
@@ -147,7 +149,7 @@ def advise(
             *on_unlabelled(unlabelled, free, looks.counts, best.evidence.nearness),
         ),
         seconds=time.monotonic() - began,
-        out=expanded(out) if out else None,
+        out=place,
     )
     if advice.out:
         _write(advice, advice.out)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
+from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.sources import scan
@@ -114,6 +115,7 @@ def compare(
     .txt and .html are written there. `on_progress` gets a line for each run. Raises UserError.
     """
     started, say = time.monotonic(), on_progress or (lambda _: None)
+    place = folder_to_write(out) if out else None
     changes = [f"data.path={json.dumps(str(data))}", *overrides]
     changes += [f"backbone={json.dumps(backbone)}"] if backbone else []
     numbers = _seeds(seeds)
@@ -144,7 +146,7 @@ def compare(
         test_images=tested,
         rows=rows_of(trials, [way.name for way in ways]),
         seconds=time.monotonic() - started,
-        out=Path(out) if out else None,
+        out=place,
     )
     if comparison.out:
         text = json.dumps(comparison.to_dict(), indent=1)

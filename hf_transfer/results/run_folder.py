@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from hf_transfer.base.files import (
 )
 from hf_transfer.base.launch import is_main
 from hf_transfer.base.locks import LOCK, only_writer
+from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.data.targets import is_text
 from hf_transfer.recipe.load import dump_recipe, parse_recipe
 from hf_transfer.recipe.specs import DataSpec, Recipe
@@ -132,13 +132,7 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
         raise FolderError(
             f"--out {out} is not UTF-8, and safetensors opens no such path; choose another folder"
         )
-    above = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == Path())
-    if above != out and not above.is_dir():
-        raise FolderError(f"--out {out} is below {above}, which is no folder; choose another one")
-    if out.is_symlink() and not out.exists():
-        raise FolderError(f"--out {out} is a link that leads nowhere; choose another folder")
-    if out.exists() and not out.is_dir():
-        raise FolderError(f"--out {out} is a file; choose another folder")
+    folder_to_write(out, FolderError)
     if here.is_empty:
         return
     if not resume:

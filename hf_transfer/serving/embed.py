@@ -18,12 +18,11 @@ from hf_transfer.backbones.access import evaluating
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.cache import StoreError
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import expanded
 from hf_transfer.base.nearest import nearest
 from hf_transfer.inputs.arriving import arriving
 from hf_transfer.inputs.head_features import head_features
 from hf_transfer.inputs.model_input import to_model_input
-from hf_transfer.serving.embed_files import write_embeddings
+from hf_transfer.serving.embed_files import place_of, write_embeddings
 from hf_transfer.serving.kept_embeddings import Files, Part
 from hf_transfer.serving.pictures import batches, files_of, find_images
 from hf_transfer.serving.predict import network_of
@@ -77,14 +76,15 @@ def embed(
     or a folder of `datasets`, to write them to as well. Images that cannot be read are in the
     result's `errors`; its `near` finds the images most similar to one. Raises UserError.
     """
+    place = None if out is None else place_of(out)
     found = list(iter_embeddings(model, images, group=group, batch_size=batch_size, keep=keep))
     files = tuple(name for names, _, _ in found for name in names)
     errors = tuple(error for _, _, failed in found for error in failed)
     if not files:
         raise UserError(errors[0][1] if errors else "there are no images to embed")
     features = np.concatenate([part for names, part, _ in found if names])
-    if out is not None:
-        write_embeddings(found, expanded(out))
+    if place is not None:
+        write_embeddings(found, place)
     return Embeddings(files, features, errors)
 
 
@@ -160,12 +160,12 @@ def embed_to(
     neither."""
     if out is None and near is None:
         raise UserError("embed writes features (--out FILE) or finds similar images (--near IMAGE)")
+    place = None if out is None else place_of(out)
     files = find_images(images)
     query = find_images([near]) if near is not None else []
     network, lines, errors = network_of(model), list[str](), list[str]()
     options: Any = {"group": group, "batch_size": batch_size}
-    if out is not None:
-        place = expanded(out)
+    if place is not None:
         count, failed = write_embeddings(iter_embeddings(network, files, **options), place)
         lines.append(f"features of {count:,} images written to {place}")
         errors = [why for _, why in failed]

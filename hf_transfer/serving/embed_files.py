@@ -11,10 +11,19 @@ import numpy as np
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import written_folder
+from hf_transfer.base.files import expanded, written_folder
+from hf_transfer.base.outputs import file_to_write, folder_to_write
 from hf_transfer.serving.kept_embeddings import Part
 
 SUFFIXES = (".npy", ".parquet", "")
+
+
+def place_of(out: str | Path) -> Path:
+    """Return the path that features are written to. Raises UserError where they cannot be."""
+    out = expanded(out)
+    if out.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {out}: features are written as .npy or .parquet, or as a folder")
+    return file_to_write(out) if out.suffix else folder_to_write(out)
 
 
 def write_embeddings(parts: Iterable[Part], out: Path) -> tuple[int, list[tuple[str, str]]]:
@@ -22,10 +31,8 @@ def write_embeddings(parts: Iterable[Part], out: Path) -> tuple[int, list[tuple[
     `datasets.load_from_disk` reads; return how many rows there are, and the images that failed.
 
     Beside a .npy file NAME.txt has the images' names, one a line, in the order of the rows. Files
-    appear when they are whole. Raises UserError, for another suffix, too.
+    appear when they are whole. Raises UserError.
     """
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--out {out}: features are written as .npy or .parquet, or as a folder")
     write = _write_npy if out.suffix.lower() == ".npy" else _write_parquet
     scratch = out.with_name(f".{out.name}.part")
     errors: list[tuple[str, str]] = []

@@ -18,6 +18,7 @@ from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import said
 from hf_transfer.base.errors import DataError, UserError
+from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.data.sources import SPLITS, Scan, list_source
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
@@ -80,6 +81,7 @@ def evaluate(
     """
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")
+    place = None if out is None else folder_to_write(out)
     model = model if isinstance(model, (PreTrainedModel, OnnxModel)) else ready(model)
     backbone = model.backbone
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
@@ -114,8 +116,8 @@ def evaluate(
         result["comparison"] = compared(backbone.task, scored, theirs, groups)
     if unknown:
         result["unknown"] = _unknown(model, found, batch_size)
-    if out is not None:
-        write_evaluation(result, model, found, scored, out, page_images)
+    if place is not None:
+        write_evaluation(result, model, found, scored, place, page_images)
     return result
 
 

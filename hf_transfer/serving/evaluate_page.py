@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_transfer.base.files import expanded, write_text
+from hf_transfer.base.files import write_text
 from hf_transfer.data.contents import is_dicom
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import ImageSet
@@ -35,11 +35,10 @@ def write_evaluation(
     model: PreTrainedModel,
     found: Scan,
     scored: Scored,
-    out: str | Path,
+    out: Path,
     page_images: bool | None,
 ) -> None:
     """Write what `evaluate` found to the folder `out`: evaluation.json and report.html."""
-    out = expanded(out)
     write_text(out / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if page_images is None:
         page_images = not any(_dicom(found, scored.rows))

@@ -33,7 +33,8 @@ from hf_transfer.backbones.watching import tensors_in
 from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import expanded, write_bytes
+from hf_transfer.base.files import write_bytes
+from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.serving.pictures import batches, find_images
@@ -99,11 +100,12 @@ def explain(
     over its image to, as PNG. An image that cannot be read has an explanation with an `error`.
     Raises UserError.
     """
+    folder = None if out is None else folder_to_write(out)
     found = list(iter_explanations(model, images, label=label, batch_size=batch_size))
-    if out is not None:
+    if folder is not None:
         taken = set[str]()
         for one in found:
-            _write(one, expanded(out), taken)
+            _write(one, folder, taken)
     return found
 
 
@@ -256,8 +258,8 @@ def explain_to(
 ) -> tuple[list[str], list[str]]:
     """Write a heat map over each image as PNG to the folder `out`; return lines that tell of it,
     and why images were left out. Raises UserError."""
+    folder = folder_to_write(out)
     files = find_images(images)
-    folder = expanded(out)
     lines, errors, taken = [], [], set[str]()
     with bar(len(files), "explain") as progress:
         last = None

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import aside, expanded
+from hf_transfer.base.files import aside
+from hf_transfer.base.outputs import file_to_write
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.serving.export_formats import (
     Answers,
@@ -76,7 +77,7 @@ def export(
     """
     if to not in SUFFIXES:
         raise UserError(refusal(to))
-    out = expanded(out)
+    out = file_to_write(out)
     if out.suffix.lower() != SUFFIXES[to]:
         raise UserError(f"--out {out}: for --to {to} the file's name ends with {SUFFIXES[to]}")
     if int8 and (to != "onnx" or half or data is None):
