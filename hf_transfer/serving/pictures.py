@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,11 @@ from hf_transfer.data.image_settings import ImageSettings
 
 KINDS = "paths, folders, patterns, bytes, files, PIL images, arrays, tensors, or lists of these"
 USUAL = (1, 3, 4)  # channels: gray, RGB, RGBA
+ADDRESS = re.compile(r"(?i)(https?|s3|gs|hf|ftp)://")
+_NO_COLUMN = (
+    "a row with {names} has no column 'image' or 'path'; give the column of images itself, such as "
+    "data['photo']"
+)
 Decodable = str | Path | bytes | Image.Image
 
 
@@ -178,9 +184,15 @@ def _flat(images: Any) -> Iterator[Any]:
     elif isinstance(images, Mapping):
         if images.get("bytes") is not None:
             yield images["bytes"]
+        elif not {"image", "path"} & set(images):
+            yield Failed("row", _NO_COLUMN.format(names=", ".join(map(str, images)) or "nothing"))
         else:
             inner = images.get("image", images.get("path"))
             yield from _flat(inner) if isinstance(inner, (str, Path, Mapping)) else (inner,)
+    elif hasattr(images, "iloc") and hasattr(images, "columns"):  # pandas' table, row by row
+        yield from _flat(images.to_dict("records"))
+    elif isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OU":
+        yield from _flat(images.tolist())  # paths
     elif isinstance(images, (np.ndarray, torch.Tensor)):
         yield from images if images.ndim == 4 else (images,)
     elif isinstance(images, (bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
@@ -195,6 +207,9 @@ def _flat(images: Any) -> Iterator[Any]:
 def _files(place: str | Path) -> Iterator[Path | Failed]:
     """Yield what a path stands for: a file, the images below a folder, the matches of a pattern."""
     found = False
+    if ADDRESS.match(str(place)):
+        yield Failed(str(place), f"{place}: an address is no file; download the image first")
+        return
     try:
         path = Path(place).expanduser()
         is_pattern = glob.has_magic(str(path)) and not path.exists()
@@ -241,7 +256,7 @@ def files_of(images: Any) -> tuple[str, ...] | None:
 def _content(file: Any, name: str) -> bytes | Failed:
     try:
         with untrusted(name):
-            content = file.read()
+            content = "" if isinstance(file, io.TextIOBase) else file.read()
     except UserError as error:
         return Failed(name, str(error))
     if isinstance(content, bytes):

@@ -287,12 +287,14 @@ def test_patterns_homes_and_lists_of_lists_give_their_files(tmp_path, monkeypatc
 
 def test_what_is_no_image_has_an_error_of_its_own_and_the_others_go_on(model, files, tmp_path):
     (tmp_path / "empty").mkdir()
-    text = (tmp_path / "note.txt").open("w+")
+    (tmp_path / "note.txt").write_bytes(b"\xff")  # of no encoding
+    text = (tmp_path / "note.txt").open(encoding="utf-8")
     odd = [
         tmp_path / "absent.png", tmp_path / "empty", f"{tmp_path}/*.gif", "~nobody-here/1.png",
         "nul\0.png", None, 3, {"image": None}, np.zeros((5, 7, 9), np.uint8), np.zeros(4),
         np.full((8, 8, 3), 1.5), np.full((8, 8, 3), np.nan), np.array([["a"]]), text, b"", b"x",
-        np.zeros((0, 4, 3), np.uint8), torch.zeros(()), object(),
+        np.zeros((0, 4, 3), np.uint8), torch.zeros(()), object(), {"photo": 1, "label": 2},
+        "https://example.org/rose.jpg",
     ]  # fmt: skip
     rows = predict(model, [files[0], *odd, files[1]], batch_size=4)
     text.close()
@@ -302,6 +304,9 @@ def test_what_is_no_image_has_an_error_of_its_own_and_the_others_go_on(model, fi
     assert "array of 5 x 7 x 9 is no image; give (H, W) or (H, W, C) with C of 1, 3, 4" in said
     assert "image 7: nothing (None) is no image; give paths" in said
     assert "float64 from 1.5 to 1.5 are no pixels; give uint8, or floats in 0..1" in said
+    assert "note.txt: the file is open as text; open it with mode 'rb'" in said
+    assert "a row with photo, label has no column 'image' or 'path'; give the column" in said
+    assert "https://example.org/rose.jpg: an address is no file; download the image first" in said
 
 
 def test_arrays_and_tensors_answer_as_the_picture_that_they_hold(model):
@@ -322,14 +327,17 @@ def test_arrays_and_tensors_answer_as_the_picture_that_they_hold(model):
     assert [row.labels for row in batch] == [expected.labels] * 2
 
 
-def test_open_files_and_rows_of_datasets_are_taken(model, files):
+def test_open_files_and_rows_of_tables_are_taken(model, files):
     from datasets import Dataset
     from datasets import Image as Feature
+    from pandas import DataFrame
 
     table = Dataset.from_dict({"image": list(map(str, files[:2]))}).cast_column("image", Feature())
     undecoded = table.cast_column("image", Feature(decode=False))
     expected = [row.labels for row in predict(model, files[:2])]
-    for images in (table["image"], table, undecoded, undecoded["image"]):
+    frame = DataFrame({"image": list(map(str, files[:2])), "label": [1, 2]})
+    frames = (frame, frame["image"], frame["image"].to_numpy(), np.array(frame["image"].tolist()))
+    for images in (table["image"], table, undecoded, undecoded["image"], *frames):
         assert [row.labels for row in predict(model, images)] == expected
     with files[0].open("rb") as file:
         (row,) = predict(model, file)
