@@ -9,7 +9,7 @@ from markupsafe import Markup
 from hf_transfer.deciding.compare_text import conclusion
 from hf_transfer.results.rendering import render, template
 from hf_transfer.results.ways_chart import Named, Spot, ways_chart
-from hf_transfer.results.words import show_metric
+from hf_transfer.results.words import show_metric, show_seconds
 
 if TYPE_CHECKING:
     from hf_transfer.deciding.compare import Comparison, Row
@@ -24,7 +24,7 @@ def comparison_page(comparison: Comparison) -> str:
         f"{len(comparison.labels)} classes" if comparison.labels else "",
         f"{comparison.test_images:,} test images",
         f"{seeds} seed{'s' * (seeds > 1)}",
-        f"{comparison.seconds:.0f} s in all",
+        f"{show_seconds(comparison.seconds)} in all",
     ]
     return render(
         "comparison.html",
@@ -101,8 +101,8 @@ def _table(comparison: Comparison, count: int | None) -> dict[str, object]:
     }
 
 
-def _behind(row: Row) -> str:
+def _behind(row: Row) -> tuple[str, str] | None:
     if row.behind is None:
-        return ""
+        return None
     gain, low, high = row.behind
-    return f"{gain:.3f} ({low:.3f} to {high:.3f})"
+    return f"{gain:.3f}", f"{low:.3f} to {high:.3f}"

@@ -12,7 +12,7 @@ def format_comparison(comparison: Comparison) -> str:
     """Return the printed tables and their conclusions."""
     seeds = len(comparison.seeds)
     lines = [
-        f"{comparison.metric} on {comparison.test_images:,} test images that chose nothing: mean "
+        f"{comparison.metric} on {comparison.test_images:,} test images by which nothing was chosen: mean "
         f"and range of {seeds} seed{'s' * (seeds > 1)}"
     ]
     width = max(len(row.way) for row in comparison.rows)
@@ -33,7 +33,7 @@ def conclusion(rows: list[Row]) -> str:
     best = max(rows, key=lambda row: row.mean)
     near = [row.way for row in rows if row.behind is not None and row.behind[1] <= 0]
     if not near:
-        return f"{best.way} is best, by more than the test images leave open."
+        return f"{best.way} is best, and by more than chance among these test images explains."
     cheapest = min((row for row in rows if row.way in (*near, best.way)), key=lambda r: r.seconds)
     words = f"{best.way} is best; these images cannot tell it from {_and(near)}."
     if cheapest.way != best.way:

@@ -53,7 +53,11 @@ PURPOSES = {
     "pretext": "It is a start for other tasks; the images had no labels",
 }
 LIMITS = {
-    "classification": "It gives every image one of its classes, even an image that shows none.",
+    "classification": Markup(
+        "It gives every image one of its classes, even an image that shows none; with "
+        "`unknown.safetensors` beside the weights, `hf-transfer predict --unknown` marks such "
+        "images."
+    ),
     "multi_label": "It gives every image a probability for each of its labels, and none for "
     "anything else.",
     "regression": "It gives numbers for every image, even for one unlike those it was trained on; "
@@ -315,7 +319,7 @@ def _limits(report: RunReport) -> Iterator[str]:
     if words := weakest_words(report):
         yield words
     if report.recipe.get("tta"):
-        yield (
+        yield Markup(
             "The results are of answers averaged over each image and its mirror image, which "
             "`hf-transfer predict` gives; other loaders answer for the image alone."
         )

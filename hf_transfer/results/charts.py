@@ -289,6 +289,7 @@ def _cell(place: Point, size: float, count: int, share: float, hit: bool, title:
         fill_opacity=f"{max(0.06, strength):.2f}",
     )
     if text_width(str(count), 11) <= size - 6:
-        tone = "count strong" if strength > 0.55 else "count"
+        dark = strength > (0.7 if hit else 0.8)  # where the other tone would be harder to read
+        tone = "count strong" if dark else "count"
         box += text(str(count), x + side / 2, y + side / 2 + 4, tone, "middle")
     return mark("g", box, title=title)

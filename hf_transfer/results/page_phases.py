@@ -89,7 +89,7 @@ def length_words(phase: PhaseReport) -> str:
     """Return how long a phase trained, in epochs and steps."""
     steps = f"{phase.steps:,} step" + ("" if phase.steps == 1 else "s")
     if phase.solve:
-        return f"solved in {steps}"
+        return f"solved in {steps}" if phase.steps else "solved"
     return f"{phase.epochs:g} epoch" + ("" if phase.epochs == 1 else "s") + f", {steps}"
 
 

@@ -202,7 +202,7 @@ def split_rows(report: RunReport) -> list[tuple[str, int, list[int]]]:
     return [
         (split, images.get(split, sum(counts.values())), list(counts.values()))
         for split, counts in (report.data.get("counts") or {}).items()
-        if counts
+        if counts and images.get(split, True)
     ]
 
 

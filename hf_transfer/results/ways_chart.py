@@ -53,13 +53,14 @@ def ways_chart(title: str, axis: str, ways: Sequence[Named], unit: str = "") -> 
     def y_of(y: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - low) / (high - low)
 
-    parts = []
-    for tick in ticks(low, high, 5):
+    parts, rows = [], ticks(low, high, 5)
+    places = max(len(f"{tick:.6g}".partition(".")[2]) for tick in rows)  # 0.50 beside 0.55
+    for tick in rows:
         y = y_of(tick)
         parts.append(mark("line", style="grid", x1=LEFT, x2=right, y1=y, y2=y))
-        parts.append(text(f"{tick:.6g}", LEFT - 7, y + 3.5, "tick", "end"))
+        parts.append(text(f"{tick:.{places}f}", LEFT - 7, y + 3.5, "tick", "end"))
     known = sorted({spot.x for spot in spots})
-    for value in known if len(known) <= 4 and not unit else _decades(low_x, high_x):
+    for value in known if len(known) <= 4 and not unit else _round(low_x, high_x):
         parts.append(text(f"{value:g}{unit}", x_of(value), HEIGHT - BOTTOM + 16, "tick", "middle"))
     parts.append(text(axis, (LEFT + right) / 2, HEIGHT - 6, "axis", "middle"))
     for way in ways:
@@ -94,11 +95,14 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low / share, max(high, low) * share
 
 
-def _decades(low: float, high: float) -> list[float]:
-    """Return round values 1, 2, 5 times a power of ten in low..high, at most about eight."""
+def _round(low: float, high: float) -> list[float]:
+    """Return round values in low..high, at most about eight: 1, 2, 5 times a power of ten, or
+    where fewer than two of these lie there, equally far apart."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     values = [m * 10.0**n for n in range(first, last + 1) for m in (1, 2, 5)]
     inside = [value for value in values if low <= value <= high]
+    if len(inside) < 2:
+        return ticks(low, high, 3)
     return inside if len(inside) <= 8 else [v for v in inside if f"{v:e}"[0] == "1"]
 
 

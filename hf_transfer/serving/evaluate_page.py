@@ -24,7 +24,11 @@ from hf_transfer.results.examples import examples
 from hf_transfer.results.page import write_html
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.words import LABELLED, JsonDict
-from hf_transfer.serving.evaluate_text import told_of_comparison, told_of_confidence
+from hf_transfer.serving.evaluate_text import (
+    told_of_comparison,
+    told_of_confidence,
+    told_of_unknown,
+)
 
 if TYPE_CHECKING:
     from hf_transfer.serving.evaluate import Scored
@@ -89,6 +93,8 @@ def _said(result: JsonDict) -> Iterator[str]:
         yield f"Labels count as present from the model's own probabilities on: {told}."
     if threshold := result.get("threshold"):
         yield f"A label counts as present from a probability of {threshold:g} on."
+    if unknown := result.get("unknown"):
+        yield told_of_unknown(unknown)
     if compared := result.get("comparison"):
         yield from (f"{line[0].upper()}{line[1:]}." for line in told_of_comparison(compared))
 

@@ -88,7 +88,11 @@ def figures(rows: Sequence[JsonDict]) -> tuple[JsonDict, ...]:
     names = [row["group"] for row in rows]
     made = []
     for key, title, note in (
-        ("weights", "How far the weights moved", "Norm of the change over the norm at the start."),
+        (
+            "weights",
+            "How far the weights moved",
+            "Size of the change over the size at the start (Frobenius norms); 0 is no change.",
+        ),
         (
             "representation",
             "How much the representation changed",

@@ -144,8 +144,8 @@ hf-transfer train recipe.yaml --data FOLDER --seed 0
 
 The audit of the images found:
 
-- truncated: 1 (left out)
-- grayscale: 9 (made RGB)
+- 1 × truncated: left out
+- 9 × grayscale: made RGB
 
 ## How to load it
 
@@ -178,7 +178,8 @@ hf-transfer predict someone/flowers-lp-ft image.jpg
 
 ## Limitations
 
-- It gives every image one of its classes, even an image that shows none.
+- It gives every image one of its classes, even an image that shows none; with \
+`unknown.safetensors` beside the weights, `hf-transfer predict --unknown` marks such images.
 - Results on images that no choice was made on (a test split): not measured.
 - The best epochs were chosen on the validation images, so new images will do a little worse.
 - Weakest class on validation: \\<b\\>a_b\\_\\</b\\>, F1 0.000 (n = 250).
