@@ -12,8 +12,8 @@ def format_comparison(comparison: Comparison) -> str:
     """Return the printed tables and their conclusions."""
     seeds = len(comparison.seeds)
     lines = [
-        f"{comparison.metric} on {comparison.test_images:,} test images by which nothing was chosen: mean "
-        f"and range of {seeds} seed{'s' * (seeds > 1)}"
+        f"{comparison.metric} on {comparison.test_images:,} test images by which nothing was "
+        f"chosen: mean and range of {seeds} seed{'s' * (seeds > 1)}"
     ]
     width = max(len(row.way) for row in comparison.rows)
     for count in dict.fromkeys(row.per_class for row in comparison.rows):

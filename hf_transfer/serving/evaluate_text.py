@@ -44,8 +44,8 @@ def format_evaluation(found: JsonDict) -> str:
 def told_of_unknown(unknown: JsonDict) -> str:
     """Return in a sentence or two what was called unknown, rightly and wrongly."""
     told = (
-        f"Called unknown: {unknown['false_alarms']:,} of {unknown['n']:,} images of labels that the "
-        "model knows"
+        f"Called unknown: {unknown['false_alarms']:,} of {unknown['n']:,} images of labels that "
+        "the model knows"
     )
     if not unknown["strangers"]:
         return f"{told}."

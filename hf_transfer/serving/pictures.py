@@ -35,7 +35,7 @@ from hf_transfer.data.image_settings import ImageSettings
 
 KINDS = "paths, folders, patterns, bytes, files, PIL images, arrays, tensors, or lists of these"
 USUAL = (1, 3, 4)  # channels: gray, RGB, RGBA
-ADDRESS = re.compile(r"(?i)(https?|s3|gs|hf|ftp)://")
+ADDRESS = re.compile(r"(?i)(https?|s3|gs|hf|ftp):/")
 _NO_COLUMN = (
     "a row with {names} has no column 'image' or 'path'; give the column of images itself, such as "
     "data['photo']"
@@ -179,20 +179,14 @@ def named(images: Any, channels: int = 3) -> Iterator[tuple[str, Decodable | Fai
 
 def _flat(images: Any) -> Iterator[Any]:
     """Yield single images; of paths the files that they stand for."""
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OU":
+        images = images.tolist()  # paths
+    elif hasattr(images, "iloc") and hasattr(images, "columns"):
+        images = images.to_dict("records")  # rows of pandas
     if isinstance(images, (str, Path)):
         yield from _files(images)
     elif isinstance(images, Mapping):
-        if images.get("bytes") is not None:
-            yield images["bytes"]
-        elif not {"image", "path"} & set(images):
-            yield Failed("row", _NO_COLUMN.format(names=", ".join(map(str, images)) or "nothing"))
-        else:
-            inner = images.get("image", images.get("path"))
-            yield from _flat(inner) if isinstance(inner, (str, Path, Mapping)) else (inner,)
-    elif hasattr(images, "iloc") and hasattr(images, "columns"):  # pandas' table, row by row
-        yield from _flat(images.to_dict("records"))
-    elif isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OU":
-        yield from _flat(images.tolist())  # paths
+        yield from _in_row(images)
     elif isinstance(images, (np.ndarray, torch.Tensor)):
         yield from images if images.ndim == 4 else (images,)
     elif isinstance(images, (bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
@@ -202,6 +196,17 @@ def _flat(images: Any) -> Iterator[Any]:
             yield from _flat(item)
     else:
         yield images
+
+
+def _in_row(row: Mapping[Any, Any]) -> Iterator[Any]:
+    """Yield the image of a row of `datasets` or pandas, or of an undecoded {"bytes", "path"}."""
+    if row.get("bytes") is not None:
+        yield row["bytes"]
+    elif not {"image", "path"} & set(row):
+        yield Failed("row", _NO_COLUMN.format(names=", ".join(map(str, row)) or "nothing"))
+    else:
+        inner = row.get("image", row.get("path"))
+        yield from _flat(inner) if isinstance(inner, (str, Path, Mapping)) else (inner,)
 
 
 def _files(place: str | Path) -> Iterator[Path | Failed]:
