@@ -161,11 +161,11 @@ class Attempts:
         """Try each candidate in as many folds as there is time for."""
         if self.few:
             return self.note(Tried("fine-tuning", f"not tried: {self._too_few()}"))
-        for candidate in self.advised(epochs):
+        ways = self.advised(epochs)
+        for i, candidate in enumerate(ways):
             most = 5 if not self.origin else next(iter(self.origin.values()))[1].folds
-            work = tuning.work_within(
-                self.clock.left, candidate.spec, len(self.images), self.each, most, self.refit
-            )
+            about = self.clock.left, candidate.spec, len(self.images), self.each, most, self.refit
+            work = tuning.work_within(*about, ways=len(ways) - i) or tuning.work_within(*about)
             if work is None:
                 needed = tuning.least_seconds(candidate.spec, len(self.images), self.each)
                 return self.note(Tried(candidate.what, self._no_time(needed)))

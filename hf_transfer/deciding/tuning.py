@@ -227,9 +227,16 @@ class Work:
 
 
 def work_within(
-    left: float, spec: PhaseSpec, images: int, each: float, most: int = 5, refit: bool = True
+    left: float,
+    spec: PhaseSpec,
+    images: int,
+    each: float,
+    most: int = 5,
+    refit: bool = True,
+    ways: int = 1,
 ) -> Work | None:
-    """Return the most thorough work that fits into `left` seconds; None where none does.
+    """Return the most thorough work that fits into `left` seconds, as often as there are `ways` to
+    try; None where none does.
 
     `each` is what an image takes to train on. Cross-validation comes before a single part held out,
     and all steps before fewer of them.
@@ -239,7 +246,7 @@ def work_within(
     options += [(1, steps) for steps in (full // 2, FEWEST) if FEWEST <= steps < full]
     for folds, steps in options:
         one = steps * _at_once(spec, images) * each
-        needed = one * (folds + refit)
+        needed = one * (ways * folds + refit)
         if needed <= left:
             return Work(folds, steps, one, needed)
     return None

@@ -9,9 +9,11 @@ the labelled images that recipes train on (the fifth that validates chooses noth
 same weights, a timm folder, for EPOCHS epochs in batches of BATCH, with the same random crop and
 flip, and otherwise as its documentation shows:
 
-- Trainer: the head alone for half of the epochs (1e-3), then everything (1e-4);
-- fastai: `fine_tune`, one epoch with the body frozen, then the others, at its own rates;
-- Lightning: `BackboneFinetuning` from the middle of the epochs on, Adam at 1e-3.
+- Trainer: timm's head alone for half of the epochs (1e-3), then everything (1e-4);
+- fastai: `vision_learner` and `fine_tune`, one epoch with the body frozen, then the others, at its
+  own rates;
+- Lightning: a linear head on the features, `BackboneFinetuning` from the middle of the epochs on,
+  Adam at 1e-3.
 """
 
 from __future__ import annotations
@@ -97,12 +99,10 @@ def write_images(args: argparse.Namespace, count: int, seed: int, path: Path) ->
 
 def inside(way: str, scratch: str, backbone: str, seed: str) -> None:
     """Train with one of the tools and print what it reaches, a line of JSON."""
-    import timm
     import torch
 
     torch.manual_seed(int(seed))
     found = dict(np.load(Path(scratch) / "images.npz"))
-    model = timm.create_model(f"local-dir:{backbone}", True, num_classes=int(found["classes"]))
     varied = crops(found["train"].shape[1])
     norm = [torch.tensor(found[key], dtype=torch.float32)[:, None, None] for key in ("mean", "std")]
 
@@ -115,7 +115,8 @@ def inside(way: str, scratch: str, backbone: str, seed: str) -> None:
         for split in ("train", "test")
     }
     began = time.monotonic()
-    trained = TOOLS[way](model, sets["train"], Path(scratch), int(found["classes"]))
+    weights = f"local-dir:{backbone}"
+    trained = TOOLS[way](weights, int(found["classes"]), sets["train"], Path(scratch))
     seconds = time.monotonic() - began
     trained.eval()
     with torch.no_grad():
@@ -151,10 +152,13 @@ class Pixels:
         return self.shown(self.pixels[row], self.train), int(self.labels[row])
 
 
-def with_trainer(model: Any, images: Pixels, folder: Path, classes: int) -> Any:
-    """Train the head alone, then everything, with transformers' Trainer."""
+def with_trainer(weights: str, classes: int, images: Pixels, folder: Path) -> Any:
+    """Train timm's head alone, then everything, with transformers' Trainer."""
+    import timm
     import torch
     from transformers import Trainer, TrainingArguments
+
+    model = timm.create_model(weights, True, num_classes=classes)
 
     class Told(torch.nn.Module):
         def __init__(self) -> None:
@@ -185,44 +189,40 @@ def with_trainer(model: Any, images: Pixels, folder: Path, classes: int) -> Any:
     return model
 
 
-def with_fastai(model: Any, images: Pixels, folder: Path, classes: int) -> Any:
-    """Train with fastai's fine_tune, the head apart from the body."""
-    import torch
+def with_fastai(weights: str, classes: int, images: Pixels, folder: Path) -> Any:
+    """Train with fastai's vision_learner, whose head is its own, and fine_tune."""
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
-    from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
-    from fastai.torch_core import params
+    from fastai.vision.learner import vision_learner
 
     for part in ("progress", "schedule"):  # they give a Learner its methods
         importlib.import_module(f"fastai.callback.{part}")
-
-    def split(whole: Any) -> list[Any]:
-        head = set(whole.get_classifier().parameters())
-        return [[p for p in params(whole) if p not in head], list(head)]
-
     loaders = DataLoaders(
         DataLoader(images, bs=BATCH, shuffle=True), DataLoader(images, bs=BATCH), device="cpu"
     )
-    learner = Learner(loaders, model, loss_func=CrossEntropyLossFlat(), splitter=split, path=folder)
+    loss = CrossEntropyLossFlat()
+    learner = vision_learner(
+        loaders, weights, normalize=False, n_out=classes, loss_func=loss, path=folder
+    )
     with learner.no_bar():
         learner.fine_tune(EPOCHS - 1)
-    assert isinstance(learner.model, torch.nn.Module)
     return learner.model
 
 
-def with_lightning(model: Any, images: Pixels, folder: Path, classes: int) -> Any:
-    """Train with Lightning's BackboneFinetuning: the body from the middle of the epochs on."""
+def with_lightning(weights: str, classes: int, images: Pixels, folder: Path) -> Any:
+    """Train a linear head on timm's features with Lightning, its BackboneFinetuning from the middle
+    of the epochs on."""
     import lightning
+    import timm
     import torch
     from lightning.pytorch.callbacks import BackboneFinetuning
 
     class Told(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.head = model.get_classifier()
-            model.reset_classifier(0)
-            self.backbone = model
+            self.backbone = timm.create_model(weights, True, num_classes=0)
+            self.head = torch.nn.Linear(self.backbone.num_features, classes)
 
         def forward(self, x: Any) -> Any:
             return self.head(self.backbone(x))

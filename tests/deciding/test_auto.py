@@ -138,6 +138,28 @@ def test_what_has_no_time_is_told_with_the_time_that_it_needs(images, backbone, 
     assert "; allow " in gently
 
 
+def test_the_first_way_leaves_time_for_the_second(images, backbone, monkeypatch):
+    listed = list_source(DataSpec(path=str(images)))
+    recipe = recipe_of(images, str(backbone), 32, None, 0, ())
+    model = load_backbone(recipe.backbone, listed.labels, image_size=32)
+    data = labelled(recipe, listed, model)
+    gently, free = candidates()
+    clock = Clock(1000)
+    work = Attempts(model, recipe, data, data.train, None, clock, print)
+    work.each = 0.9 * clock.left / work_within(1e9, gently.spec, len(data.train), 1.0).needed
+    begun = []
+
+    def tried(self, candidate, fits):
+        begun.append((candidate.what, fits.folds))
+        self.origin[candidate.what] = candidate, fits, "all the way"
+        object.__setattr__(clock, "began", clock.began - fits.seconds * fits.folds)
+
+    monkeypatch.setattr(Attempts, "advised", lambda self, epochs: (gently, free))
+    monkeypatch.setattr(Attempts, "_try", tried)
+    work.fine_tune()  # alone the first would have been tried in five folds
+    assert begun == [(gently.what, 1), (free.what, 1)]
+
+
 def test_images_of_a_group_stay_together_and_a_backbone_needs_no_batch_norm(images, tmp_path):
     listed = list_source(DataSpec(path=str(images), group=r"^(\d+)\."))
     recipe = recipe_of(images, str(vit_folder(tmp_path / "vit")), None, r"^(\d+)\.", 0, ())
