@@ -1,7 +1,8 @@
 """A small Hub on this machine: the part of its protocol that pushing and pulling models uses.
 
 `with serve() as hub:` gives `hub.url` for HF_ENDPOINT and `hub.repositories` to look into;
-`hub.paths` and `hub.faults` (address prefix -> status) let a test watch and disturb it.
+`hub.paths` and `hub.faults` (address prefix -> status) let a test watch and disturb it;
+`hub.people` (token -> name) are those that it knows.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Hub:
     objects: Files = field(default_factory=dict)  # large files by sha256
     paths: list[str] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
+    people: dict[str, str] = field(default_factory=lambda: {TOKEN: OWNER})
 
 
 def is_large(path: str) -> bool:
@@ -73,7 +75,8 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.paths.append(f"{self.command} {path}")
         sent = self.headers.get("Authorization")
-        self.known = sent == f"Bearer {TOKEN}"
+        self.owner = self.hub.people.get((sent or "").removeprefix("Bearer "))
+        self.known = self.owner is not None
         if status := next(
             (s for prefix, s in self.hub.faults.items() if path.startswith(prefix)), 0
         ):
@@ -104,26 +107,27 @@ class Handler(BaseHTTPRequestHandler):
     def find(self, name: str, write: bool = False) -> Repository | None:
         """The repository, or None once the refusal has been sent."""
         found = self.hub.repositories.get(name)
-        if found is None or (found.private and not self.known):
+        if found is None or (found.private and not name.startswith(f"{self.owner}/")):
             status = 404 if self.known else 401
             self.reply({"error": "not found"}, status, {"X-Error-Code": "RepoNotFound"})
-        elif write and not (self.known and name.startswith(f"{OWNER}/")):
+        elif write and not (self.known and name.startswith(f"{self.owner}/")):
             self.reply({"error": "you have no write access"}, 403)
         else:
             return found
         return None
 
     def whoami(self) -> None:
-        self.reply({"name": OWNER, "orgs": []} if self.known else {}, 200 if self.known else 401)
+        told = {"name": self.owner, "orgs": []} if self.known else {}
+        self.reply(told, 200 if self.known else 401)
 
     def validate(self) -> None:
         self.reply({"errors": [], "warnings": []})
 
     def create(self) -> None:
         asked = json.loads(self.body)
-        owner = asked.get("organization") or OWNER
+        owner = asked.get("organization") or self.owner
         name = f"{owner}/{asked['name']}"
-        if owner != OWNER or not self.known:
+        if owner != self.owner or not self.known:
             return self.reply({"error": "no rights"}, 403 if self.known else 401)
         there = name in self.hub.repositories
         if not there:

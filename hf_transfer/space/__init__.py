@@ -3,5 +3,5 @@
 It trains for many visitors at once, so it stands above everything else; it calls the public
 functions of the rooms, and knows no library's details. Read `limits` and `uploads` (what comes in),
 `visitors` and `jobs` (who is here, what is trained for whom), `worker` (the process that trains),
-then `site`, the three tabs, `page` and `app`, which serves it.
+then `site`, the three tabs with `login`, `page` and `app`, which serves it.
 """

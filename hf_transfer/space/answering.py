@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.results.words import METRIC_TITLES
 from hf_transfer.serving.familiar import familiar_of
 from hf_transfer.serving.predict import Prediction, predict
 from hf_transfer.space.drawn import answer_card, answer_table, figures, note, panel
@@ -122,7 +123,9 @@ def _short_told(model: Shown) -> str:
     if model.report is None or model.report.headline is None:
         return "accuracy not measured"
     split, values = model.report.measured
-    return f"{model.report.headline:.1%} right on {values.get('n', 0):,} {split} images"
+    leads, value = model.report.leading_metric, model.report.headline
+    number = f"{value:.1%}" if leads.endswith("accuracy") else f"{value:.3f}"
+    return f"{METRIC_TITLES[leads]} {number} on {values.get('n', 0):,} {split} images"
 
 
 def _similar(image: Asked, model: Shown, site: Site) -> str:

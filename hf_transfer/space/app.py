@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ def demo(
     `host` is this machine alone, or GRADIO_SERVER_NAME. Raises UserError, also for a port in use.
     """
     gr = _gradio()
+    from hf_transfer.space.login import end_logins, on_a_space
     from hf_transfer.space.page import build_page
     from hf_transfer.space.site import Site
 
@@ -60,6 +62,8 @@ def demo(
         if not models:  # the page begins with the example, which needs them
             site.learn_letters()
         _launch(gr, page, site.limits, host, port)
+        if on_a_space():
+            end_logins(page.app)
         _close_with(page, site, undone.pop_all().close)
     logger.info("serving %d models at %s", len(models), page.local_url)
     if announce:
@@ -75,6 +79,7 @@ def _launch(
     gr: Any, page: gradio.Blocks, limits: Limits, host: str | None, port: int | None
 ) -> None:
     """Serve the page. Raises UserError where that cannot be."""
+    page.space_id = None  # gradio would add a header to a Space, with fonts from elsewhere
     try:
         page.launch(
             server_name=host,
@@ -87,6 +92,8 @@ def _launch(
             css=_asset("style.css"),
             theme=_theme(gr),
             footer_links=["api"],
+            run_history=False,  # gradio would keep what a visitor sent in the browser
+            enable_monitoring=False,
         )
     except OSError as error:
         if port is None:
@@ -118,11 +125,26 @@ def _theme(gr: Any) -> Any:
 
 
 def _uploads_to(folder: Path) -> Callable[[], None]:
-    """Let uploads lie in the server's own folder while it serves; return what ends that."""
+    """Let uploads lie in the server's own folder while it serves; return what ends that.
+
+    Each lies in a folder of its own there: gradio names it after the content, so that whoever has
+    an image could ask whether another visitor sent it, and two who send the same share a file.
+    """
+    from gradio import route_utils
+
+    whole = route_utils.GradioUploadFile
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
 
+    class Upload(whole):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            self.sha.update(secrets.token_bytes(32))
+
+    route_utils.GradioUploadFile = Upload
+
     def restore() -> None:
+        route_utils.GradioUploadFile = whole
         if before is None:
             os.environ.pop("GRADIO_TEMP_DIR", None)
         else:

@@ -48,9 +48,10 @@ class Clicks:
         if not path:
             return gr.skip(), *self._changed(visitor, "")
         try:
-            words = visitor.pictures.add_zip(Path(path))
+            words = visitor.own.add_zip(Path(path))
         finally:
             Path(path).unlink(missing_ok=True)
+        visitor.digits = False
         return gr.update(value=None), *self._changed(visitor, words)
 
     def add_files(self, label: str, paths: list[str] | str | None, request: gr.Request) -> Any:
@@ -60,15 +61,17 @@ class Clicks:
         if not places:
             return [gr.skip()] * 6
         try:
-            words = visitor.pictures.add(label, [(place.name, place) for place in places])
+            words = visitor.own.add(label, [(place.name, place) for place in places])
         finally:
             for place in places:
                 place.unlink(missing_ok=True)
+        visitor.digits = False
         return gr.update(value=None), *self._changed(visitor, words)
 
     def drop(self, event: gr.EventData, request: gr.Request) -> Any:
         """Remove a class."""
         visitor = self.visitor(request)
+        training.check_idle(visitor)
         label = str(getattr(event, "label", ""))
         if label in visitor.pictures.labels:
             visitor.pictures.drop(label)
@@ -77,6 +80,8 @@ class Clicks:
     def start_over(self, request: gr.Request) -> Any:
         """Remove all images."""
         visitor = self.visitor(request)
+        training.check_idle(visitor)
+        visitor.digits = False
         visitor.pictures.clear()
         return self._changed(visitor, "All images removed.")
 
@@ -177,7 +182,7 @@ class Clicks:
 
     def _changed(self, visitor: Visitor, words: str) -> tuple[Any, ...]:
         """Return what shows a visitor's images after a change: the old plan is void."""
-        visitor.draft, visitor.advice, visitor.digits = None, ("", ""), False
+        visitor.draft, visitor.advice = None, ("", "")
         shown = classes_view(visitor.pictures)
         return note(words), shown, "", plan_view(None)
 

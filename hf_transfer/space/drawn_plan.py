@@ -114,7 +114,7 @@ def _settings(planned: PlannedPhase) -> str:
         for name in (AUGMENTS if named else (*AUGMENTS, ""))
     )
     fields.append(
-        f'<label>Varied images<select data-act="augment" data-phase="{at}" '
+        f'<label>Augmentation<select data-act="augment" data-phase="{at}" '
         f'data-key="augment{at}">{options}</select></label>'
     )
     return "".join(fields)

@@ -120,6 +120,8 @@ class Programs:
         site, visitor = self.site, self.site.visitors.of(request.session_hash)
         if archive is None:
             return visitor, training.start_example(site, visitor)
+        training.check_idle(visitor)
+        visitor.digits = False
         visitor.pictures.clear()
         try:
             visitor.pictures.add_zip(Path(archive))

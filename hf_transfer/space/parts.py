@@ -31,11 +31,14 @@ HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 
 
-def html(value: str = "", name: str | None = None, clicks: bool = False) -> gr.HTML:
+def html(
+    value: str = "", name: str | None = None, clicks: bool = False, on_load: str | None = None
+) -> gr.HTML:
     """Return a piece of HTML in our own style; with `clicks` its buttons and fields with data-act
-    raise the event `ask`, which carries their data- attributes and their value."""
+    raise the event `ask`, which carries their data- attributes and their value. `on_load` is other
+    JavaScript that raises it."""
     return gr.HTML(
-        value, elem_id=name, js_on_load=CLICKS if clicks else None, apply_default_css=False
+        value, elem_id=name, js_on_load=CLICKS if clicks else on_load, apply_default_css=False
     )
 
 

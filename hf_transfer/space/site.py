@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -150,8 +149,3 @@ def told(call: Callable[..., Made]) -> Callable[..., Made]:
             raise gr.Error(without_paths(str(error)), duration=20, print_exception=False) from error
 
     return shown
-
-
-def on_a_space() -> bool:
-    """Whether this runs as a Space that lets visitors log in."""
-    return bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID"))

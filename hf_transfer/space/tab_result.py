@@ -10,8 +10,9 @@ import gradio as gr
 from hf_transfer.space import training
 from hf_transfer.space.drawn import note
 from hf_transfer.space.limits import Refused
-from hf_transfer.space.parts import QUIET, button, heading, html
-from hf_transfer.space.site import Site, on_a_space, told
+from hf_transfer.space.login import WATCH, login_view, on_a_space, push_as
+from hf_transfer.space.parts import HIDDEN, QUIET, button, heading, html
+from hf_transfer.space.site import Site, told
 
 
 @dataclass
@@ -51,13 +52,18 @@ def build_result(site: Site) -> Result:
 
 
 def _push(site: Site, model: gr.Dropdown) -> None:
-    """Offer to push with the visitor's own login; their token is used once, and kept nowhere."""
+    """Offer to push with the visitor's own login."""
+    html(
+        '<p class="hft hft-soft">Or push the model to the Hub as yourself. Your login is used for '
+        "this and stored nowhere.</p>"
+    )
+    gr.LoginButton(visible=False)  # with it gradio offers logins; its click would leave the page
+    login = html(name="take-login", on_load=WATCH)
     with gr.Row():
-        gr.LoginButton(min_width=180, scale=0)
         name = gr.Textbox(label="Repository", placeholder="your-name/model", min_width=220)
-        private = gr.Checkbox(label="Private", value=True)
-        go = button("Push to the Hub")
-    said = html()
+        private = gr.Checkbox(label="Private", value=True, min_width=100, scale=0)
+        go = button("Push to the Hub", elem_id="take-push")
+    said = html(name="take-pushed")
 
     @told
     def push(
@@ -67,15 +73,9 @@ def _push(site: Site, model: gr.Dropdown) -> None:
         request: gr.Request,
         token: gr.OAuthToken | None,
     ) -> str:
-        from hf_transfer.serving.hub import push as push_to_hub
-
-        visitor = site.visitors.of(request.session_hash)
-        found = visitor.models.get(title or "")
-        if found is None or found.run is None:
-            raise Refused("Train a model first.")
-        if token is None:
-            raise Refused("Log in first, with the button beside.")
-        address = push_to_hub(found.run, repo.strip(), private=private, token=token.token)
+        found = site.visitors.of(request.session_hash).models.get(title or "")
+        address = push_as(found, repo, private, request, token.token if token else None)
         return note(f"Pushed: {address}")
 
-    go.click(push, [model, name, private], said, api_visibility="private")
+    login.ask(login_view, None, login, **HIDDEN)
+    go.click(push, [model, name, private], said, **QUIET)

@@ -59,7 +59,8 @@ def start_advice(site: Site, visitor: Visitor, backbone: str, image_px: int | No
 
 def start_example(site: Site, visitor: Visitor) -> Job:
     """Start the three ways of the example on a visitor's digits."""
-    examples.add_digits(visitor.pictures)
+    check_idle(visitor)
+    examples.add_digits(visitor.example)
     visitor.draft, visitor.advice, visitor.digits = None, ("", ""), True
     site.learn_letters()
     ways = examples.example_ways(visitor.pictures.folder, site.letters)
@@ -68,10 +69,15 @@ def start_example(site: Site, visitor: Visitor) -> Job:
     return _submit(site, visitor, {"ways": named, "steps": steps, "seconds": None})
 
 
+def check_idle(visitor: Visitor) -> None:
+    """Raise Refused while a training of the visitor goes on, which reads their pictures."""
+    if visitor.job is not None and not visitor.job.is_over:
+        raise Refused("Your training is still running. Wait for it, or stop it first.")
+
+
 def _submit(site: Site, visitor: Visitor, asked: dict[str, Any], advice: str = "") -> Job:
     with visitor.lock:
-        if visitor.job is not None and not visitor.job.is_over:
-            raise Refused("A training of yours is going on. Wait for it, or stop it first.")
+        check_idle(visitor)
         over = len(visitor.models) + len(asked["ways"]) - site.limits.models
         for title in list(visitor.models)[: max(0, over)]:
             remove(visitor, title)
@@ -181,8 +187,8 @@ def _results(job: Job) -> str:
         if event["accuracy"] is not None
     ]
     took = about(job.ended - job.started).removeprefix("about ")
-    right = f"Right on validation: {', '.join(told)}. " if told else ""
-    return f"{right}Took {took}. The models are under Try now."
+    right = f"Accuracy on validation images: {', '.join(told)}. " if told else ""
+    return f"{right}Took {took}. You can try them now."
 
 
 def progress_of(job: Job) -> float:

@@ -132,6 +132,11 @@ class Pictures:
             raise Refused(f"the page takes {megabytes(most.total_bytes)} of a visitor")
         if label not in self.labels and len(self.labels) >= most.classes:
             raise Refused(f"the page takes {most.classes} classes of a visitor")
+        if self.kept and bool(split) != bool(self.kept[0].split):
+            raise Refused(
+                "some images come in folders train and validation, others do not; choose Start "
+                "over, then add them all in one way"
+            )
         thumb = thumbnail(content, most)
         place = self.folder / split / label if split else self.folder / label
         place.mkdir(parents=True, exist_ok=True)

@@ -42,15 +42,21 @@ class Visitor:
 
     folder: Path
     served: Path
-    pictures: Pictures
+    own: Pictures  # that the visitor sent
+    example: Pictures  # the example's digits, which are never mixed with these
     sent: set[Path] = field(default_factory=set)  # files that were sent to be answered
     models: dict[str, Shown] = field(default_factory=dict)
     draft: Draft | None = None
     job: Job | None = None
     advice: tuple[str, str] = ("", "")  # the network that was looked at, and what advice saw
-    digits: bool = False  # whether the pictures are the example's
+    digits: bool = False  # whether the pictures on the page are the example's
     used: float = field(default_factory=time.monotonic)
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def pictures(self) -> Pictures:
+        """The pictures on the page, to train on."""
+        return self.example if self.digits else self.own
 
 
 class Visitors:
@@ -82,7 +88,8 @@ class Visitors:
                 folder = self.root / secrets.token_urlsafe(24)
                 folder.mkdir(mode=0o700)
                 served = self.uploads / secrets.token_urlsafe(24)
-                visitor = Visitor(folder, served, Pictures(folder / "pictures", self.limits))
+                places = (Pictures(folder / name, self.limits) for name in ("own", "example"))
+                visitor = Visitor(folder, served, *places)
                 self._known[session] = visitor
             visitor.used = time.monotonic()
             return visitor

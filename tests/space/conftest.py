@@ -34,7 +34,8 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
-    """Serve the Space's own app; a function from MODEL to the page's address."""
+    """Serve the Space's own app; a function from MODEL to the page's address, with the file of
+    all that each app says, by address."""
     apps = []
 
     def start(*models: Path | str, app: Path = SPACE / "app.py", **more: str) -> str:
@@ -49,9 +50,11 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
             command = [sys.executable, str(app)]
             served = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
         apps.append(served)
+        start.logs[address] = log
         wait_for(address, served, log)
         return address
 
+    start.logs = {}
     yield start
     for app in apps:
         app.terminate()

@@ -1,5 +1,7 @@
 """What programs do, as the documentation says; and a program that looks for what is another's."""
 
+import contextlib
+import hashlib
 import re
 import tempfile
 import time
@@ -150,6 +152,52 @@ def test_nothing_of_a_visitor_reaches_another_and_all_of_it_goes(program, server
     while left := [file for file in own if file.exists() and is_personal(file, root)]:
         assert time.monotonic() < until, left
         time.sleep(0.3)
+
+
+def test_the_same_image_of_two_visitors_lies_in_two_places_that_nobody_can_guess(server, tmp_path):
+    picture(78).save(tmp_path / "same.png")
+    data = (tmp_path / "same.png").read_bytes()
+    with httpx.Client(timeout=60) as http:
+
+        def sent(name: str) -> Path:
+            files = {"files": (name, data)}
+            return Path(http.post(f"{server}gradio_api/upload", files=files).json()[0])
+
+        mine, other = sent("same.png"), sent("same.png")
+        assert mine.parent != other.parent
+        # neither from the content, nor from where the same content lies of one's own
+        for folder in (mine.parent, mine.parent.parent, hashlib.sha256(data).hexdigest()):
+            place = mine.parent.parent / folder / "other.png"
+            assert http.get(f"{server}gradio_api/file={place}").status_code in (403, 404)
+        assert http.get(f"{server}gradio_api/file={mine}").status_code == 200
+
+
+def test_who_knows_no_session_reads_stops_and_ends_nothing(server, archive):
+    """The addresses at which gradio answers without asking who one is."""
+    from gradio_client import Client, handle_file
+
+    client = Client(server, verbose=False)
+    asked_for = (handle_file(str(archive)), "model", "exact_head", 32)
+    job = client.submit(*asked_for, api_name="/train")
+    with httpx.Client(base_url=server, timeout=30) as http:
+        for session in ("", "x", "*", "null", "undefined"):
+            params, told = {"session_hash": session}, []
+            with (
+                contextlib.suppress(httpx.RemoteProtocolError),  # gradio breaks off
+                http.stream("GET", "gradio_api/queue/data", params=params) as data,
+            ):
+                told.extend(data.iter_lines())
+            assert not any("progress" in line or "labels" in line for line in told)
+            for fn in range(40):
+                body = {"session_hash": session, "fn_index": fn, "event_id": "x"}
+                http.post("gradio_api/cancel", json=body)
+            link = http.get("gradio_api/deep_link", params={"session_hash": session})
+            assert link.text in ('""', "")
+        for place in ("monitoring", "monitoring/summary", "monitoring/x", "gradio_api/runs"):
+            assert http.get(place).status_code in (403, 404), place
+    *_, (progress, _) = job
+    assert progress["state"] == "done"  # nobody stopped it
+    client.close()
 
 
 def is_personal(file: Path, root: Path) -> bool:

@@ -316,3 +316,14 @@ def test_nothing_is_against_an_ordinary_image(kind, tmp_path):
     path = tmp_path / "one"
     Image.new("RGB", (40, 30), "red").save(path, kind)
     assert refusal(path, LIMITS) is None
+
+
+def test_images_with_splits_and_without_are_not_mixed(pictures, tmp_path):
+    picture(1).save(tmp_path / "one.png")
+    pictures.add("cat", [("one.png", tmp_path / "one.png")])
+    parts = {f"{split}/{name}": data for split in ("train", "val") for name, data in GOOD.items()}
+    split = zipped(tmp_path / "split.zip", parts)
+    with pytest.raises(Refused, match="choose Start over"):
+        pictures.add_zip(split)
+    pictures.clear()
+    assert pictures.add_zip(split).startswith("4 images added.")

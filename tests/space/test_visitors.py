@@ -4,10 +4,13 @@ import stat
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tiny_model import picture
 
 from hf_transfer.base.files import mark
+from hf_transfer.space.examples import add_digits
 from hf_transfer.space.jobs import Job
 from hf_transfer.space.limits import Limits, Refused
 from hf_transfer.space.networks import chosen
@@ -102,3 +105,32 @@ def test_networks_that_are_here_and_names_on_the_hub_can_be_chosen():
     with pytest.raises(Refused, match="this machine, which is offline"):
         chosen("timm/resnet18.a1_in1k", HERE, offline=True)
     assert Path("/somewhere").exists() is False
+
+
+def test_the_example_and_a_visitors_own_images_do_not_mix_and_none_go_while_they_train(
+    visitors, tmp_path
+):
+    from hf_transfer.space import training
+    from hf_transfer.space.clicks import Clicks
+
+    site = SimpleNamespace(visitors=visitors, limits=visitors.limits)
+    request, clicks = SimpleNamespace(session_hash="one"), Clicks(site)
+    one = visitors.of("one")
+    picture(1).save(tmp_path / "rose.png")
+    clicks.add_files("rose", [str(tmp_path / "rose.png")], request)
+    add_digits(one.example)
+    one.digits = True
+    assert one.pictures.labels == tuple("0123456789")
+    picture(2).save(tmp_path / "daisy.png")
+    clicks.add_files("daisy", [str(tmp_path / "daisy.png")], request)
+    assert one.pictures.labels == ("rose", "daisy")
+    assert len(one.example.kept) == 220  # the example's models still show them
+    one.job = Job({}, one.folder / "job", state="running")
+    for change in (
+        lambda: clicks.start_over(request),
+        lambda: clicks.drop(SimpleNamespace(label="rose"), request),
+        lambda: training.start_example(site, one),
+    ):
+        with pytest.raises(Refused, match="still running"):
+            change()
+    assert one.pictures.labels == ("rose", "daisy")
