@@ -201,9 +201,9 @@ def model_updates(site: Site, visitor: Visitor) -> list[Any]:
     chosen = (own[::-1][:SIDE_BY_SIDE][::-1] + list(site.models))[:SIDE_BY_SIDE]
     return [
         gr.update(choices=titles, value=chosen, visible=len(titles) > 1),
-        gr.update(choices=titles, value=newest),
+        gr.update(choices=titles, value=newest, visible=bool(titles)),
         *(made_views(known[newest]) if newest else [gr.skip()] * 3),
-        gr.update(choices=own, value=own[-1] if own else None),
+        gr.update(choices=own, value=own[-1] if own else None, visible=bool(own)),
         no_model_view(titles),
         gr.update(visible=bool(titles)),
         examples_view(site, visitor),

@@ -32,7 +32,11 @@ def build_made(site: Site) -> MadeTab:
     heard("How it was made")
     first = site.models[titles[0]] if titles else None
     model = gr.Dropdown(
-        choices=titles, value=titles[0] if titles else None, label="Model", elem_id="made-model"
+        choices=titles,
+        value=titles[0] if titles else None,
+        label="Model",
+        visible=bool(titles),
+        elem_id="made-model",
     )
     parts = made_views(first)
     top = html(parts[0], "made-view")

@@ -30,7 +30,9 @@ def build_result(site: Site) -> Result:
         f"{site.limits.kept} after your last click, or when you close this page.</p>"
     )
     with gr.Row():
-        model = gr.Dropdown(choices=[], label="Model", elem_id="take-model", min_width=220)
+        model = gr.Dropdown(
+            choices=[], label="Model", visible=False, elem_id="take-model", min_width=220
+        )
     with gr.Row():
         pack = button("Prepare the downloads", elem_id="take-pack")
         folder = gr.DownloadButton("Model folder (zip)", visible=False, min_width=150)
@@ -61,8 +63,8 @@ def _push(site: Site, model: gr.Dropdown) -> None:
     login = html(name="take-login", on_load=WATCH)
     with gr.Row():
         name = gr.Textbox(label="Repository", placeholder="your-name/model", min_width=220)
-        private = gr.Checkbox(label="Private", value=True, min_width=100, scale=0)
-        go = button("Push to the Hub", elem_id="take-push")
+        private = gr.Checkbox(label="Private", info="Only you see it", value=True, min_width=160)
+    go = button("Push to the Hub", elem_id="take-push")
     said = html(name="take-pushed")
 
     @told
