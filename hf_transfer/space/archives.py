@@ -30,7 +30,7 @@ ARCHIVES = {
 def opened(path: Path, limits: Limits) -> zipfile.ZipFile:
     """Return an archive whose directory is small enough to be read. Raises Refused."""
     if not stat.S_ISREG(path.lstat().st_mode):
-        raise Refused("This is no regular file.")
+        raise Refused("This is not a regular file.")
     if path.stat().st_size > limits.upload_bytes:
         raise Refused(f"The page reads zip files of up to {megabytes(limits.upload_bytes)}.")
     with path.open("rb") as file:
@@ -42,7 +42,7 @@ def opened(path: Path, limits: Limits) -> zipfile.ZipFile:
         raise Refused(f"This is {kind or 'a tar archive'}. Pack the folders as a zip file.")
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < END.size:
-        raise Refused("This is no zip file, or it is not whole. Pack the folders again.")
+        raise Refused("This is not a zip file, or it is incomplete. Pack the folders again.")
     _, _, _, _, count, size, _, _ = END.unpack_from(tail, at)
     if count > limits.entries or size > DIRECTORY_BYTES:
         raise Refused(f"The page reads zip files of up to {limits.entries:,} entries.")

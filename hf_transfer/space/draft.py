@@ -112,11 +112,11 @@ class Draft:
         if kind == "rate":
             return _with(spec, lr=_number(value, "A rate", 1e-7, 1.0), lrs=())
         if kind == "epochs":
-            epochs = _number(value, "A number of epochs", 1, self.limits.epochs)
+            epochs = _number(value, "The number of epochs", 1, self.limits.epochs)
             return _with(spec, epochs=epochs, steps=None)
         if kind == "augment":
             if value not in AUGMENTS:
-                raise Refused(f"Images are varied in one of the ways {', '.join(AUGMENTS)}.")
+                raise Refused(f"Augmentation is one of {', '.join(AUGMENTS)}.")
             (phase,) = parse_recipe(
                 f"phases: [{{train: head, epochs: 1, augment: {value}}}]", "plan.yaml"
             ).phases
@@ -217,7 +217,7 @@ def _added(last: PhaseSpec, count: int) -> PhaseSpec:
 
 def _with(spec: PhaseSpec, **changes: object) -> PhaseSpec:
     if spec.solve:
-        raise Refused("A head that is solved for has no rate, no epochs and no varied images.")
+        raise Refused("A head that is solved for has no rate, no epochs and no augmentation.")
     return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
 
 
@@ -227,7 +227,7 @@ def _number(text: str, what: str, low: float, high: float) -> float:
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise Refused(f"{what} is from {low:g} to {high:g} here, got {text[:20]!r}.")
+        raise Refused(f"{what} must be from {low:g} to {high:g} here, got {text[:20]!r}.")
     return value
 
 

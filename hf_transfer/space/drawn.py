@@ -134,7 +134,7 @@ def findings_view(found: Sequence[tuple[str, str, int, Sequence[tuple[str, str]]
     rows = []
     for kind, done, count, thumbs in found:
         shown = "".join(picture(address, name) for address, name in thumbs[:FINDING_THUMBS])
-        words = kind.replace("-", " ")
+        words = kind.replace("-", " ").capitalize()
         rows.append(
             f'<li><div class="hft-class"><b>{escape(words)}</b>'
             f'<span class="hft-soft">{count:,}</span></div>'

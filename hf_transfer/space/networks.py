@@ -45,7 +45,7 @@ def chosen(text: str, here: dict[str, str], offline: bool) -> str:
             "write a name such as timm/resnet18.a1_in1k or google/vit-base-patch16-224."
         )
     if offline:
-        raise Refused(f"{name} is not on this machine, which is offline. Choose one of the list.")
+        raise Refused(f"{name} is not on this machine, which is offline. Choose one from the list.")
     return name
 
 

@@ -158,7 +158,7 @@ def refusal(file: str | Path, limits: Limits) -> str | None:
     path = Path(file)
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            return "This is no regular file."
+            return "This is not a regular file."
         if path.stat().st_size > limits.image_bytes:
             most = megabytes(limits.image_bytes)
             return f"This file is larger than {most}, the most that this page reads. {SMALLER}"

@@ -86,9 +86,9 @@ def test_rates_and_epochs_are_as_they_are_entered(draft):
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ({"act": "rate", "value": "fast"}, "A rate is from 1e-07 to 1 here, got 'fast'"),
-        ({"act": "rate", "value": "1e9"}, "A rate is from"),
-        ({"act": "epochs", "value": "1000"}, "epochs is from 1 to 50"),
+        ({"act": "rate", "value": "fast"}, "A rate must be from 1e-07 to 1 here, got 'fast'"),
+        ({"act": "rate", "value": "1e9"}, "A rate must be from"),
+        ({"act": "epochs", "value": "1000"}, "epochs must be from 1 to 50"),
         ({"act": "augment", "value": "${x}"}, "in one of the ways none, light, standard"),
         ({"act": "toggle", "phase": "99", "stage": "head"}, "no longer there"),
         ({"act": "toggle", "phase": "-1", "stage": "head"}, "no longer there"),

@@ -17,7 +17,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio_client")
 pytest.importorskip("authlib")
 
-PATIENCE = 120_000  # milliseconds
+PATIENCE = 300_000  # milliseconds, on a machine that is busy with something else
 PEOPLE = {"alice": "hf_alices_own_token", "bob": "hf_bobs_own_token"}
 APP = """
 from hf_transfer.serving import hub

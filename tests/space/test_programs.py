@@ -84,7 +84,7 @@ def test_a_program_is_told_what_is_wrong_in_a_sentence(server, tmp_path):
     client = Client(server, verbose=False)
     bad = tmp_path / "bad.zip"
     bad.write_bytes(b"nothing")
-    with pytest.raises(AppError, match="This is no zip file"):
+    with pytest.raises(AppError, match="This is not a zip file"):
         client.predict(handle_file(str(bad)), "model", "exact_head", 32, api_name="/train")
     with pytest.raises(AppError, match="There is no model"):
         client.predict(handle_file(str(bad)), "another's", api_name="/predict")

@@ -138,9 +138,9 @@ HOSTILE = {
     "claimed-entries": (claiming, "up to 4,000 entries"),
     "twice": (twice, "two files of the same name"),
     "too-large": (lambda p: zipped(p, {"cat/1.png": os.urandom(4_100_000)}), "up to 3 MB"),
-    "no-zip": (lambda p: p.write_bytes(b"GIF89a nothing") and p, "no zip file"),
-    "empty": (lambda p: p.write_bytes(b"") or p, "no zip file"),
-    "cut": (lambda p: p.write_bytes(zipped(p, GOOD).read_bytes()[:-30]) and p, "no zip file"),
+    "no-zip": (lambda p: p.write_bytes(b"GIF89a nothing") and p, "not a zip file"),
+    "empty": (lambda p: p.write_bytes(b"") or p, "not a zip file"),
+    "cut": (lambda p: p.write_bytes(zipped(p, GOOD).read_bytes()[:-30]) and p, "not a zip file"),
     "torn": (torn, "damaged"),
     "tar": (tarred, "a tar archive"),
     "rar": (lambda p: p.write_bytes(b"Rar!\x1a\x07\x01\x00" + bytes(100)) and p, "a RAR archive"),
@@ -152,7 +152,7 @@ HOSTILE = {
         lambda p: zipped(p, {"cat/in.zip": zipped(p.with_name("in.zip"), GOOD).read_bytes()}),
         "holds no images",
     ),
-    "server-link": (linked, "no regular file"),
+    "server-link": (linked, "not a regular file"),
     "odd-class": (lambda p: zipped(p, {"a\u202eb/1.png": content()}), "cannot name a class"),
     "long-class": (lambda p: zipped(p, {f"{'a' * 90}/1.png": content()}), "at most 60 characters"),
 }
@@ -223,7 +223,7 @@ def test_what_is_no_harmless_image_is_not_kept(kind, pictures, tmp_path):
 def test_a_link_among_the_uploads_is_not_followed(pictures, tmp_path):
     (tmp_path / "secret.png").write_bytes(content())
     (tmp_path / "link.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(Refused, match="no regular file"):
+    with pytest.raises(Refused, match="not a regular file"):
         pictures.add("cat", [("link.png", tmp_path / "link.png")])
 
 
