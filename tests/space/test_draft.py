@@ -89,7 +89,7 @@ def test_rates_and_epochs_are_as_they_are_entered(draft):
         ({"act": "rate", "value": "fast"}, "A rate must be from 1e-07 to 1 here, got 'fast'"),
         ({"act": "rate", "value": "1e9"}, "A rate must be from"),
         ({"act": "epochs", "value": "1000"}, "epochs must be from 1 to 50"),
-        ({"act": "augment", "value": "${x}"}, "in one of the ways none, light, standard"),
+        ({"act": "augment", "value": "${x}"}, "one of none, light, standard"),
         ({"act": "toggle", "phase": "99", "stage": "head"}, "no longer there"),
         ({"act": "toggle", "phase": "-1", "stage": "head"}, "no longer there"),
         ({"act": "exec", "value": "1"}, "does not know that change"),
