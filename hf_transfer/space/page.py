@@ -9,6 +9,7 @@ import gradio as gr
 from hf_transfer.results.svg import escape
 from hf_transfer.space.drawn_made import labels_of, told_of
 from hf_transfer.space.endpoint import build_endpoints
+from hf_transfer.space.login import on_a_space
 from hf_transfer.space.parts import html
 from hf_transfer.space.site import Site
 from hf_transfer.space.tab_made import build_made
@@ -22,6 +23,7 @@ def build_page(site: Site) -> gr.Blocks:
     """Return the page of a site, not yet served."""
     kept = int(site.limits.kept_seconds)
     name = next(iter(site.models), TITLE) if len(site.models) == 1 else TITLE
+    login = gr.LoginButton(visible=False)  # made outside, where it adds no events of its own
     with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(600, kept)) as page:
         html(_header(site, name), "hft-header")
         with gr.Tabs(selected="try" if site.models else "train") as tabs:
@@ -34,6 +36,8 @@ def build_page(site: Site) -> gr.Blocks:
         with train:  # last, since it changes the others
             build_train(site, tabs, try_tab, made)
         build_endpoints(site)
+        if on_a_space():
+            login.render()  # gradio offers logins on a page that has one
         page.unload(_leave(site))
     return page
 

@@ -59,7 +59,6 @@ def _push(site: Site, model: gr.Dropdown) -> None:
         '<p class="hft hft-soft">Or push the model to the Hub as yourself. Your login is used for '
         "this and stored nowhere.</p>"
     )
-    gr.LoginButton(visible=False)  # with it gradio offers logins; its click would leave the page
     login = html(name="take-login", on_load=WATCH)
     with gr.Row():
         name = gr.Textbox(label="Repository", placeholder="your-name/model", min_width=220)
