@@ -1,5 +1,7 @@
 """What `datasets` loads: images by bytes, structs and paths; classes matched by their names."""
 
+import os
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -208,3 +210,27 @@ def test_no_bars_are_drawn_on_standard_error(tmp_path, capfd):
     found(tmp_path / "t.parquet")
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "saved"])
+def test_tables_that_are_replaced_at_the_same_time_are_read_again(tmp_path, kind):
+    """As tar and rsync leave them; `datasets` itself looks at the path and the time alone."""
+    seen = []
+    for first in (0, 100):
+        images = [{"bytes": png(first + n), "path": None} for n in range(4)]
+        table = pyarrow.table({"image": images, "label": ["a", "b"] * 2})
+        place = tmp_path / "data"
+        if kind == "saved":
+            shutil.rmtree(place, ignore_errors=True)
+            datasets.Dataset(table).cast_column("image", datasets.Image()).save_to_disk(place)
+        else:
+            file = place / "train.parquet" if kind == "folder" else place.with_suffix(".parquet")
+            file.parent.mkdir(exist_ok=True)
+            pyarrow.parquet.write_table(table, file, compression="none")
+            place = place if kind == "folder" else file
+        for path in (place, *place.glob("*")):
+            os.utime(path, (1e9, 1e9))
+        scanned = found(place)
+        seen.append((content(scanned), [scanned.identity(row) for row in range(4)]))
+    assert seen[0][0] != seen[1][0]
+    assert not set(seen[0][1]) & set(seen[1][1])
