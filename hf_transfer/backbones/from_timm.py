@@ -144,8 +144,11 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
     if weights is None and origin.config is None:
         return timm.create_model(origin.name, pretrained=True, **blueprint.arguments), frozenset()
     folder = local_folder(origin)
-    names = [name for name, _ in _on_meta(blueprint).named_parameters()]
+    empty = _on_meta(blueprint)
+    names, own = [name for name, _ in empty.named_parameters()], empty.state_dict()
     state = bare(read_weights(weights or weights_in(folder)), names)
+    if state.keys() >= set(names):  # what a trainer keeps beside: a loss, metrics, a copy
+        state = {name: tensor for name, tensor in state.items() if name in own}
     classifier = blueprint.settings.get("classifier") or ""
     first = classifier if isinstance(classifier, str) else classifier[0]
     found = state.get(f"{first}.weight")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import pathlib
 import pickle
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -31,11 +30,18 @@ KEPT_AS = (
     "params",
 )
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Classes of plain values beside the tensors (timm's train.py keeps its arguments): no code is run.
-PLAIN = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, pathlib.Path)
-
-
 SAVED = (b"PK", b"\x80")  # how what torch.save writes begins: a zip, before 1.6 a pickle
+
+
+class Unread:
+    """Stands for a value of any class beside the tensors: nothing of its class is imported or run.
+
+    Trainers keep their arguments, numbers of numpy and more in a checkpoint.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -44,16 +50,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises BackboneError, which says what was found; nothing in a file is ever executed.
     """
     if not path.is_file():
-        raise BackboneError(f"weights file {path} does not exist")
-    if path.suffix == ".safetensors":
+        why = "is not a file" if path.exists() else "does not exist"
+        raise BackboneError(f"weights file {path} {why}")
+    with path.open("rb") as file:
+        begins = file.read(9)
+    if begins[8:] == b"{" or (path.suffix == ".safetensors" and not begins.startswith(SAVED)):
         with one_line(str(path)):
             from safetensors.torch import load_file
 
             return load_file(path)
-    found = _unpickled(path)
+    found = _unpickled(path, begins)
     state = _tensors(found)
     if not state:
         keys = [printable(str(key)) for key in found] if isinstance(found, Mapping) else []
+        if others := _classes(path):
+            raise BackboneError(
+                f"cannot read {path}: its weights are not tensors by name, but lie in "
+                f"{_few(others)}, and opening that may run code; if you trust the file, save the "
+                "network's state_dict alone"
+            )
         kind = type(found).__name__
         what = _few(keys) if keys else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         raise BackboneError(
@@ -63,23 +78,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _unpickled(path: Path) -> Any:
-    """Return what torch.save wrote, as far as it is tensors and plain values."""
-    with path.open("rb") as file:
-        begins = file.read(2)
-    if not begins.startswith(SAVED):
-        why = "torch.save did not write it" if begins else "it is empty"
+def _unpickled(path: Path, begins: bytes) -> Any:
+    """Return what torch.save wrote, with `Unread` in place of all but tensors and plain values."""
+    why = None if begins else "it is empty"
+    if begins and not begins.startswith(SAVED):
+        why = "torch.save did not write it"
+    elif begins.startswith(b"PK"):
+        with one_line(str(path)), zipfile.ZipFile(path) as inside:
+            names = [name.rpartition("/")[2] for name in inside.namelist()]
+        if "constants.pkl" in names:
+            why = "it is a TorchScript archive"
+        elif "data.pkl" not in names:
+            why = "torch.save did not write it"
+    if why:
         raise BackboneError(f"{path} is not a file of weights: {why}; save a network's state_dict")
-    with one_line(str(path)), torch.serialization.safe_globals(list(PLAIN)):
+    unread: list[Any] = [(Unread, name) for name in _classes(path)]
+    safe = torch.serialization.safe_globals(unread)
+    with one_line(str(path)), path.open("rb") as file, safe:  # of a path torch asks its suffix
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            others = _classes(path)
-            if not others:
+            if not unread:
                 raise
             raise BackboneError(
-                f"cannot read {path}: besides tensors it contains {_few(others)}, and opening that "
-                "may run code; if you trust the file, save the network's state_dict alone"
+                f"cannot read {path}: besides tensors it contains "
+                f"{_few([name for _, name in unread])}, and opening that may run code; if you "
+                "trust the file, save the network's state_dict alone"
             ) from error
 
 

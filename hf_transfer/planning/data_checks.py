@@ -95,13 +95,16 @@ class Batches:
 def single_image(phase: Phase, batches: Batches, layer: str) -> str:
     """Return the problem of a phase whose `layer` meets a batch of one image at one position."""
     size = batches.size
-    what = "gives batches" if size == 1 else f"leaves a last batch of {batches.images} images with"
+    what = "gives batches of one image"
+    if size > 1:
+        count = f"{batches.images:,} image{'s' * (batches.images > 1)}"
+        what = f"with {count} leaves a last batch of one image"
     tried = (*range(size + 1, 2 * size + 2), *range(size - 1, 1, -1))
     other = next((n for n in tried if 1 not in replace(batches, size=n).sizes()), None)
     place = phase.spec.place or f"phase {phase.name}"
     return (
-        f"{place}: batch_size: {size} {what}{' of' * (size == 1)} one image, and BatchNorm layer "
-        f"{layer} cannot take statistics of a single value; write "
+        f"{place}: batch_size: {size} {what}, and BatchNorm layer {layer} "
+        "cannot take statistics of a single value; write "
         + (f"batch_size: {other} or " if other else "")
         + "still_norms: true"
     )

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.weights import check_finite
+from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.cache import room
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
@@ -112,6 +113,9 @@ def check_phases(
         raise UserError("there are no phases to train; pass phases=[{'train': 'head', …}]")
     if train is None:
         raise UserError("there is nothing to train on; pass train_dataset=")
+    with untrusted("the length of the training set"):
+        if hasattr(train, "__len__") and not len(train):
+            raise UserError("the training set is empty; pass one with images")
     problems = [
         f"phase {phase.name}: {problem}"
         for phase in phases

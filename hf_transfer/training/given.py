@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbones.blueprint import Backbone
@@ -72,10 +73,12 @@ def _patterns(given: Any) -> list[str]:
 
 
 def seen(model: nn.Module, images: Any) -> ImageSettings | None:
-    """Return what a bare module sees, by the images of an ImageSet, which it is to train on; None
-    for a model that says so itself."""
+    """Return what a bare module sees, by the images of an ImageSet, or of parts of some, which it
+    is to train on; None for a model that says so itself."""
     if isinstance(model, PreTrainedModel) or hasattr(model, "config"):
         return None
+    while isinstance(images, Subset | ConcatDataset):
+        images = images.dataset if isinstance(images, Subset) else images.datasets[0]
     if hasattr(model, "backbone") or not isinstance(images, ImageSet):
         return None
     side, channels = images.pixels.shape[2:]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
-from tiny_folders import stir
+from tiny_folders import stir, tensors
 from torch import nn
 from torchvision.models import VisionTransformer
 
+from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.modeling_torchvision import network_of
 from hf_transfer.backbones.weights import bare, fill, read_weights, transfer, weights_in
 from hf_transfer.base.download import BackboneError
@@ -86,11 +92,32 @@ class Danger:
         return open, ("opened", "w")
 
 
-def test_a_pickle_with_more_than_tensors_is_refused_and_not_run(tmp_path, monkeypatch):
+def test_what_lies_beside_the_tensors_is_neither_needed_nor_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": {"a": torch.ones(2)}, "more": Danger()}, tmp_path / "net.pth")
+    more = [Danger(), np.float64(0.5), np.arange(3), datetime(2020, 1, 1), SimpleNamespace(a=1)]
+    torch.save({"state_dict": NET, "more": more}, tmp_path / "net.pth")
+    assert list(read_weights(tmp_path / "net.pth")) == list(NET)
+    torch.save([Danger()], tmp_path / "net.pth")
     assert "io.open" in refused(read_weights, tmp_path / "net.pth")
     assert not (tmp_path / "opened").exists()
+
+
+def test_a_file_is_read_by_what_it_holds_not_by_its_name(tmp_path):
+    save_file(NET, tmp_path / "net.pth")
+    torch.save(NET, tmp_path / "net.safetensors")
+    for name in ("net.pth", "net.safetensors"):
+        assert read_weights(tmp_path / name).keys() == NET.keys()
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:  # as torch.jit.save writes it
+        archive.writestr("net/constants.pkl", b"")
+    assert "TorchScript" in refused(read_weights, tmp_path / "net.pt")
+    assert "is not a file" in refused(read_weights, tmp_path)
+
+
+def test_what_a_trainer_keeps_beside_a_network_of_timms_is_left(tmp_path):
+    own = stir(timm.create_model("test_resnet", num_classes=3)).state_dict()
+    torch.save({**own, "criterion.weight": torch.ones(3)}, tmp_path / "net.pth")
+    model = load_backbone("timm/test_resnet", ("a", "b"), weights=tmp_path / "net.pth")
+    assert torch.equal(tensors(model)["conv1.0.weight"], own["conv1.0.weight"])
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])

@@ -23,7 +23,9 @@ def refused(folder, phases, count, backbone=RESNET, **options):
 
 def test_a_last_batch_of_one_image_is_refused_with_sizes_that_work(tmp_path):
     said = refused(tmp_path, [HEAD, {**ALL, "batch_size": 8}], 17, checkpoint_seconds=1000)
-    assert said.startswith("phase all: batch_size: 8 leaves a last batch of 17 images with one im")
+    assert said.startswith(
+        "phase all: batch_size: 8 with 17 images leaves a last batch of one image, and"
+    )
     assert said.endswith("write batch_size: 9 or still_norms: true")
     assert "\n" not in said
 

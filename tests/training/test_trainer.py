@@ -575,6 +575,7 @@ def test_a_loss_function_of_the_users_is_used_with_the_pull_of_l2_sp(tmp_path):
         ({"optimizer": "adamm"}, {}, "knows no optimizer 'adamm'; nearest"),
         ({"schedule": "cosin"}, {}, "knows no schedule 'cosin'; nearest: cosine"),
         ({}, {"train_dataset": None}, "nothing to train on"),
+        ({}, {"train_dataset": []}, "the training set is empty"),
         (
             {},
             {"eval_dataset": {"a": images(4), "b": images(4)}},
