@@ -1,9 +1,9 @@
 """Where in an image a model sees a label: heat maps by captum.
 
 Convolutional networks get a map of the Grad-CAM family: activation times gradient, summed over
-channels (HiResCAM, arXiv:2011.08891), of the last layers that keep places apart. Transformers mix
-places in every block, so that the last tokens say little of where; they get integrated gradients
-(arXiv:1703.01365) from the mean colour to the image, summed over the cells of a grid.
+channels (HiResCAM, arXiv:2011.08891), of the last layers that keep enough places apart.
+Transformers mix places in every block, so that the last tokens say little of where; they get
+integrated gradients (arXiv:1703.01365) from the mean colour to the image, summed over the cells of a grid.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ from hf_transfer.serving.predict import Prediction, network_of, outputs, predict
 
 BATCH = 16  # gradients need memory
 COLOURS = "inferno"  # matplotlib's; brighter is hotter, also in gray and to the colour-blind
+# Of a layer, along a side. ResNet-10-T sees 2 x 2 places of 64 px in its last layers: hiding the
+# hottest quarter of 30 flowers cost the answer no more than the coldest (0.10 and 0.09 nats);
+# by the map of the 4 x 4 places before them it cost 0.86 and -0.02.
+PLACES = 4
 CELLS = 8  # of integrated gradients, along a side; they overlap by half
 STEPS = 16  # from the mean colour to the image
 NAME_LENGTH = 80
@@ -177,8 +181,9 @@ def _seen(pixels: np.ndarray[Any, Any], settings: ImageSettings) -> np.ndarray[A
 
 
 def _method(model: PreTrainedModel, x: Tensor, columns: Tensor) -> Method:
-    """Return what makes maps: of the last layers (B, C, h, w) in which more than one place matters
-    to the outputs, or, where no group of layers gives that, as in transformers, of the pixels."""
+    """Return what makes maps: of the last layers (B, C, h, w) of PLACES a side or more in which
+    more than one place matters to the outputs; or, where no group of layers gives that, as in
+    transformers, of the pixels."""
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
     def note(module: nn.Module, _: Any, given: Any) -> None:
@@ -203,7 +208,7 @@ def _method(model: PreTrainedModel, x: Tensor, columns: Tensor) -> Method:
 
 
 def _has_places(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[2] == shape[3] > 1
+    return len(shape) == 4 and shape[2] == shape[3] >= PLACES
 
 
 def _heat(found: Tensor, side: int) -> np.ndarray[Any, Any]:
@@ -271,8 +276,13 @@ def explain_to(
                 continue
             place = _write(one, folder, taken)
             told = f"{one.value:.7g}" if one.probability is None else f"{one.probability:.3f}"
-            lines.append(f"{printable(str(place))}   {one.label} {told}")
+            lines.append(f"{printable(str(place))}   {one.label} {told}{_nowhere(one)}")
     return lines, errors
+
+
+def _nowhere(one: Explanation) -> str:
+    """Return a note on a map that is gray all over."""
+    return "" if one.heat is None or one.heat.any() else "   no part of the image speaks for it"
 
 
 def _write(one: Explanation, folder: Path, taken: set[str]) -> Path:

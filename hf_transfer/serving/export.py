@@ -68,8 +68,8 @@ def export(
     The input "pixels" is uint8 (B, size, size, channels) for any B, the output "probabilities" (B,
     labels), of a regression "values" in units. Labels, size, resizing, mean and std are in the
     file's metadata. Files of images of odd sizes and modes are answered by it and by `predict`:
-    raises UserError, and keeps no file, where they differ by more than SAME. With `half` weights
-    have 16 bits, and SAME_HALF is allowed. With `int8`, of onnx, weights and activations have 8
+    raises UserError, and keeps no file, where they differ by more than 1e-4. With `half` weights
+    have 16 bits, and 2e-2 is allowed. With `int8`, of onnx, weights and activations have 8
     bits, calibrated on the images of `data`, and the result has `int8`: both files' metric on the
     labelled images of `data`, and both files' milliseconds an image in one thread. With `resize`,
     of onnx, "pixels" has any height and width: resizing and cutting are inside, and the result has

@@ -22,10 +22,7 @@ from hf_transfer.recipe.tasks import THRESHOLD
 
 OPSET = 20
 MOST_AT_ONCE = 64  # images that an ExecuTorch program takes: its memory is planned beforehand
-MISSING = (
-    "export to {to} needs {packages}; install them with: "
-    "pip install 'hf-transfer-learning[{extra}]'"
-)
+MISSING = "export to {to} needs {packages}; run: pip install 'hf-transfer-learning[{extra}]'"
 Answers = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
 

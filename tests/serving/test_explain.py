@@ -16,7 +16,7 @@ from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
 from hf_transfer.inputs.model_input import to_model_input
-from hf_transfer.serving.explain import explain
+from hf_transfer.serving.explain import _method, explain
 from hf_transfer.serving.pictures import batches
 
 COLOURS = ("red", "green")
@@ -131,6 +131,16 @@ def test_where_places_are_averaged_the_map_is_the_class_activation_map():
         assert np.allclose(one.heat, expected / max(expected.max(), 1e-9), atol=1e-5)
 
 
+def test_a_layer_of_few_places_is_passed_over_for_one_that_tells_where():
+    model = stir(load_backbone("timm/test_resnet", ("a", "b"), pretrained=False, image_size=64))
+    (batch,) = batches([picture(1)], model.backbone.image)
+    x = to_model_input(batch.pixels, model.backbone.image)
+    with torch.no_grad():
+        assert model.timm_model.forward_features(x).shape[2:] == (2, 2)
+    columns = torch.zeros(1, dtype=torch.long)
+    assert _method(model, x, columns)(x, columns).shape == (1, 4, 4)
+
+
 BACKBONES: dict[str, dict[str, Any]] = {
     "timm/test_resnet": {"image_size": 64},
     "timm/test_vit": {"image_size": 64},
@@ -201,7 +211,7 @@ def test_a_regression_is_explained_by_target():
     assert explain(model, picture(1))[0].label == "height"
 
 
-def test_the_command_writes_a_png_for_each_image_and_label(run, tmp_path, capsys):
+def test_the_command_writes_a_png_for_each_image_and_label(run, tmp_path, capsys, monkeypatch):
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
         picture(1).save(tmp_path / folder / "a.png")
@@ -211,5 +221,10 @@ def test_the_command_writes_a_png_for_each_image_and_label(run, tmp_path, capsys
     names = ["a-rose-2.png", "a-rose.png", "a-tulip-2.png", "a-tulip.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert "a-rose.png   rose 0." in capsys.readouterr().out
+    monkeypatch.setattr(
+        "hf_transfer.serving.explain._heat", lambda found, side: np.zeros((1, 64, 64))
+    )
+    assert main(["explain", str(run), str(tmp_path / "one"), "--out", str(out)]) == 0
+    assert "   no part of the image speaks for it" in capsys.readouterr().out
     with Image.open(out / "a-rose.png") as image:
         assert image.size == (384, 384)  # six times the 64 px that the network sees
