@@ -3,7 +3,8 @@
 Convolutional networks get a map of the Grad-CAM family: activation times gradient, summed over
 channels (HiResCAM, arXiv:2011.08891), of the last layers that keep enough places apart.
 Transformers mix places in every block, so that the last tokens say little of where; they get
-integrated gradients (arXiv:1703.01365) from the mean colour to the image, summed over the cells of a grid.
+integrated gradients (arXiv:1703.01365) from the mean colour to the image, summed over the cells of
+a grid.
 """
 
 from __future__ import annotations
