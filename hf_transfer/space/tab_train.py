@@ -23,7 +23,15 @@ SIZES = (
     ("as the network was trained", 0),
     *((f"{px} px", px) for px in (32, 64, 96, 128, 160, 224)),
 )
-SHOW_LIVE = "() => document.querySelector('#train-live').scrollIntoView({block: 'center'})"
+# The training stays in view while the page grows above it, until the visitor does anything.
+SHOW_LIVE = """() => {
+  const live = document.querySelector('#train-live');
+  const show = () => live.scrollIntoView({block: 'center'});
+  const grown = new ResizeObserver(show);
+  grown.observe(document.querySelector('.gradio-container'));
+  for (const one of ['wheel', 'touchmove', 'keydown', 'pointerdown'])
+    addEventListener(one, () => grown.disconnect(), {once: true});
+}"""
 EXAMPLE = (
     '<div class="hft"><p><b>No images at hand?</b> The example trains a small network in three '
     f"ways on {10 * TRAIN} handwritten digits, {TRAIN} of each: with what drawn letters taught it, "
@@ -74,8 +82,8 @@ def build_train(site: Site, tabs: gr.Tabs, try_tab: TryTab, made: MadeTab) -> No
     lists += [try_tab.examples, made.cell]
     outputs = [images.classes, plan.network, plan.size, plan.view, live, *lists]
     for one, run in ((go, clicks.train_plan), (example, clicks.run_example)):
-        one.click(run, None, outputs, concurrency_limit=None, **HIDDEN)
         one.click(None, None, None, js=SHOW_LIVE, **HIDDEN)
+        one.click(run, None, outputs, concurrency_limit=None, **HIDDEN)
     stop.click(told(clicks.stop), None, None, **QUIET)
     asked, said = [plan.network, plan.size], [plan.advice, plan.view]
     plan.advise.click(clicks.advised, asked, said, concurrency_limit=None, **HIDDEN)
