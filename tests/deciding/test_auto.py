@@ -113,6 +113,21 @@ def test_the_saved_model_gives_the_logits_that_the_report_measured(found, images
     assert right == pytest.approx(report.metrics["test"]["accuracy"])
 
 
+def test_what_was_trained_from_a_new_head_has_a_recipe_without_a_solved_one(
+    images, backbone, tmp_path, monkeypatch
+):
+    name = f"{candidates()[1].what}, {tuning.WHOLE}"
+    monkeypatch.setattr(Attempts, "choose", lambda self: name)
+    out = tmp_path / "out"
+    report = auto(images, backbone, minutes=2, epochs=1, image_size=32, overrides=QUICK, out=out)
+    (phase,) = load_recipe(out / "recipe.yaml").phases
+    assert (phase.cold_head, phase.solve, phase.still_norms) == (True, None, None)
+    (trained,) = report.phases
+    assert trained.trainable_parameters == trained.total_parameters
+    assert load_model(out).backbone.labels == ("a", "b", "c")
+    assert "exact head" in (out / "report.html").read_text()
+
+
 def test_with_few_images_of_a_class_nothing_is_chosen(images, backbone, tmp_path):
     report = auto(
         images,
