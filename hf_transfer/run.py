@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import RunReport
 from hf_transfer.serving.familiar import keep_familiar
+from hf_transfer.serving.hub import check_access, push
 from hf_transfer.training import measuring, moved, watching
 from hf_transfer.training.arguments import joined, training_arguments
 from hf_transfer.training.machine import precision
@@ -54,6 +56,8 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     allow_code: bool = False,
+    report_to: str | Sequence[str] = (),
+    push_to: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RunReport:
     """Train a recipe and return its report; the run is in the folder `out` (runs/RECIPE).
@@ -61,16 +65,25 @@ def train(
     `recipe` is a shipped recipe's name, a path, or a Recipe; `data`, `backbone` and `seed` take the
     place of its own, and `overrides` are settings such as "phases.0.lr=1e-4". A recipe with a
     pretext first learns from the images below `unlabelled`. With `resume` an interrupted run
-    continues. Metrics that are Python files run only with `allow_code`. `callbacks` are Trainer's.
-    Raises UserError.
+    continues. Metrics that are Python files run only with `allow_code`. `report_to` are trackers,
+    such as "tensorboard"; `push_to` is a repository on the Hub to push the finished run to.
+    `callbacks` are Trainer's. Raises UserError.
     """
+    if push_to:  # before hours of training
+        check_access(push_to)
+    if report_to:
+        trackers = [report_to] if isinstance(report_to, str) else list(report_to)
+        overrides = [*overrides, f"report_to={json.dumps(trackers)}"]
     wanted = asked(recipe, data, backbone, seed, overrides, allow_code, unlabelled)
     if wanted.compare is not None:
         raise UserError(
             f"recipe {wanted.name} is a comparison; run it with hf-transfer train {wanted.name}"
         )
     folder = expanded(out) if out is not None else Path("runs") / wanted.name
-    return run(wanted, folder, resume=resume, callbacks=callbacks)
+    report = run(wanted, folder, resume=resume, callbacks=callbacks)
+    if push_to and launch.is_main():
+        push(folder, push_to)
+    return report
 
 
 def run(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -369,11 +370,18 @@ def test_adapters_are_kept_beside_the_merged_model_of_the_median_seed(photos, tm
 
 def test_train_is_the_command_of_that_name(photos, tmp_path, monkeypatch):
     from hf_transfer import UserError, train
+    from hf_transfer import run as module
 
     monkeypatch.chdir(tmp_path)
+    pushed = []
+    monkeypatch.setattr(module, "check_access", lambda repo: pushed.append(repo))
+    monkeypatch.setattr(module, "push", lambda folder, repo: pushed.append((folder, repo)))
     small = ["pretrained=false", "data.image_size=32", "phases.*.epochs=1"]
-    report = train("lp_ft", data=photos, backbone="timm/test_resnet", overrides=small)
+    about = {"data": photos, "backbone": "timm/test_resnet", "overrides": small}
+    report = train("lp_ft", **about, report_to="tensorboard", push_to="alice/small")
     assert report == RunReport.load(tmp_path / "runs" / "lp_ft")
+    assert pushed == ["alice/small", (Path("runs") / "lp_ft", "alice/small")]
+    assert list((tmp_path / "runs" / "lp_ft").rglob("events.out.tfevents.*"))
     with pytest.raises(
         UserError, match="is a comparison; run it with hf-transfer train quickstart"
     ):

@@ -6,7 +6,7 @@ import copy
 import difflib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,13 +97,18 @@ def optimizer_groups(model: nn.Module, state: PhaseState) -> list[dict[str, Any]
     ]
 
 
-def group_rates(state: PhaseState, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Return the rate of each group now, by its label; nothing where there is but one."""
+def group_rates(
+    state: PhaseState, optimizer: torch.optim.Optimizer, logs: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the rate of each group, by its label, in the step that is logged, whose first one is
+    in `logs`: the optimizer already has those of the next step. Nothing for a single group."""
     groups = param_groups(state.phase)
     if len(groups) < 2 or len(groups) != len(optimizer.param_groups):
         return {}
-    pairs = zip(groups, optimizer.param_groups, strict=True)
-    return {f"learning_rate/{group.label}": float(own["lr"]) for group, own in pairs}
+    first = [own.get("initial_lr", own["lr"]) for own in optimizer.param_groups]
+    share = logs.get("learning_rate", first[0]) / first[0]
+    pairs = zip(groups, first, strict=True)
+    return {f"learning_rate/{group.label}": share * own for group, own in pairs}
 
 
 def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) -> Any:

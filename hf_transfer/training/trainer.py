@@ -213,7 +213,7 @@ class TransferTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Log, and beside a loss the rate of each group that trains."""
         if "loss" in logs and self.now and self.optimizer is not None:
-            logs.update(arguments.group_rates(self.now, self.optimizer))
+            logs.update(arguments.group_rates(self.now, self.optimizer, logs))
             if self.now.confident is not None:
                 logs["confident"] = self.now.confident.item()
         super().log(logs, *args)

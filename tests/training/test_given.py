@@ -155,11 +155,13 @@ def test_the_log_of_all_phases_is_one_in_the_end(tmp_path):
     assert [row["step"] for row in done.reports[1].history] == [3]
 
 
-def test_the_rate_of_each_group_is_logged(tmp_path):
-    phase = {**COLD, "layer_decay": 0.5, "schedule": "constant"}
+@pytest.mark.parametrize(("schedule", "share"), [("constant", 1), ("linear", 1 / 3)])
+def test_the_rate_that_each_group_had_in_a_step_is_logged(tmp_path, schedule, share):
+    """Of the third of three steps: the rates of the next one would be 0."""
+    phase = {**COLD, "layer_decay": 0.5, "schedule": schedule}
     done = trained(tmp_path, [phase])
     row = next(row for row in done.reports[0].history if "loss" in row)
-    rates = {rate["label"]: rate["lr"] for rate in done.reports[0].rates}
+    rates = {rate["label"]: share * rate["lr"] for rate in done.reports[0].rates}
     assert len(rates) > 2
     assert {f"learning_rate/{label}": pytest.approx(lr) for label, lr in rates.items()} == {
         key: value for key, value in row.items() if key.startswith("learning_rate/")
