@@ -60,7 +60,7 @@ class Tried:
 
     def __str__(self) -> str:
         said = "" if self.accuracy is None else f" accuracy {self.accuracy:.3f},"
-        took = f" {show_seconds(self.seconds)}" if self.seconds else ""
+        took = f" {show_seconds(self.seconds)}" if self.seconds >= 0.1 else ""
         return f"{self.what}:{said}{took}: {self.why}".replace("::", ":").replace(",:", ":")
 
 
@@ -130,7 +130,7 @@ class Attempts:
         self.note(
             Tried(
                 what,
-                f"{gained} to the exact head; {'kept' if gained.is_real else 'dropped'}",
+                f"{gained} against the exact head; {'kept' if gained.is_real else 'dropped'}",
                 self._accuracy(found.logits),
                 time.monotonic() - began,
                 kept=gained.is_real,
@@ -202,7 +202,7 @@ class Attempts:
             self.note(
                 Tried(
                     name,
-                    f"{gained} to the {self.start.what} ({over}, {candidate.spec.steps} steps)",
+                    f"{gained} against the {self.start.what} ({over}, {candidate.spec.steps} steps)",
                     self._accuracy(logits[point]),
                     time.monotonic() - began,
                 )

@@ -107,7 +107,8 @@ def _result(report: RunReport) -> JsonDict | None:
     other = report.metrics.get(leads) if split == "test" else None
     hint = ""
     if other is not None:
-        hint = f"On validation: {show_headline(leads, other)}."
+        where = "Out of fold, on the labelled images" if report.auto else "On validation"
+        hint = f"{where}: {show_headline(leads, other)}."
     elif split == "validation" and any(phase.best_epoch is not None for phase in report.phases):
         hint = (
             "The best epochs were chosen on these images, so new images will do a little worse. "
