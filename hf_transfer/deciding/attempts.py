@@ -190,6 +190,7 @@ class Attempts:
             if self.clock.left < took * (1 + self.refit):
                 break
         over = f"{done} folds" if done > 1 else "one part held out"
+        over = f"({over}, {candidate.spec.steps} steps)"
         base = self.start.logits
         for point in candidate.points:
             rows = np.isfinite(logits[point][:, 0])
@@ -202,7 +203,7 @@ class Attempts:
             self.note(
                 Tried(
                     name,
-                    f"{gained} against the {self.start.what} ({over}, {candidate.spec.steps} steps)",
+                    f"{gained} against the {self.start.what} {over}",
                     self._accuracy(logits[point]),
                     time.monotonic() - began,
                 )
