@@ -31,6 +31,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if one else 2
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what starts several processes, machines or a browser one at a time, on one worker, which
     begins with it: no group has more tests. Leave tests that share what a module makes to one

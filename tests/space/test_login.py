@@ -84,6 +84,8 @@ def push(page, repository):
     words = said.last.inner_text()
     for close in page.locator(".toast-close").all():
         close.click()
+    # Else the next push would read what this one said.
+    page.wait_for_function("!document.querySelector('.toast-body')")
     return words
 
 

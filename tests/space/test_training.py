@@ -151,6 +151,7 @@ def test_a_class_comes_from_files_and_the_camera_and_is_removed_again(page, tmp_
     assert "at least two" in page.inner_text("#train-classes")
     page.get_by_label("Class", exact=True).fill("test picture")
     page.locator("#train-camera").get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#train-camera video').videoWidth > 0")
     page.locator("#train-camera").get_by_role("button", name="capture photo").click()
     page.wait_for_selector("#train-classes button[data-label='test picture']")
     for label in ("rouge", "test picture"):
