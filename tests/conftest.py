@@ -33,15 +33,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what starts several processes, machines or a browser one at a time, on one worker, which
-    begins with it: no group has more tests. Leave tests that share what a module makes to one
-    worker, so that it is made once."""
+    """Run what starts several processes, machines or a browser one at a time: that of the Space on
+    one worker and all other on the other, which begin with it, as no group has more tests. Leave
+    tests that share what a module makes to one worker, so that it is made once."""
     for item in items:
         made = (each for kind in item._fixtureinfo.name2fixturedefs.values() for each in kind)
+        room = item.path.parent.name.replace("tests", "all")
         if item.get_closest_marker("alone"):
-            item.add_marker(pytest.mark.xdist_group("alone"))
+            group = "alone space" if room == "space" else "alone"
+            item.add_marker(pytest.mark.xdist_group(group))
         elif any(fixture.scope == "module" for fixture in made):
-            room = item.path.parent.name.replace("tests", "all")
             item.add_marker(pytest.mark.xdist_group(f"{room} {item.path.stem}"))
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
