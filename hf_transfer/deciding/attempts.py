@@ -189,8 +189,8 @@ class Attempts:
             self.each *= (took / max(1e-9, work.seconds)) ** 0.5 if done == 1 else 1
             if self.clock.left < took * (1 + self.refit):
                 break
-        over = f"{done} folds" if done > 1 else "one part held out"
-        over = f"({over}, {candidate.spec.steps} steps)"
+        parts = f"{done} folds" if done > 1 else "one part held out"
+        over = f"({parts}, {candidate.spec.steps} steps)"
         base = self.start.logits
         for point in candidate.points:
             rows = np.isfinite(logits[point][:, 0])

@@ -166,13 +166,15 @@ def search(
         candidate, _, point = work.origin[chosen]
         tuned = work.trained(candidate, used, clock.end)
         model = tuned.at(point, images, used)
-        first = () if candidate.new_head else recipe.phases[:1]
-        phases = [*phases[: len(first)], tuned.report]
+        if candidate.new_head:  # the solved one is no part of the model
+            phases = []
+        phases.append(tuned.report)
         if tuned.report.stopped:
             notes = ("the time was over before the last training ended; give it more minutes",)
             say(f"note: {notes[0]}")
         own = dataclasses.replace(candidate.spec, cold_head=candidate.new_head)
-        final = dataclasses.replace(recipe, phases=(*first, own))
+        head = () if candidate.new_head else recipe.phases[:1]
+        final = dataclasses.replace(recipe, phases=(*head, own))
         say(f"trained on {len(used)} labelled images: {chosen}")
     else:
         start = work.start if refit else bag.start_of(model, images, work.start, used)
