@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -22,6 +23,12 @@ os.environ["HF_MODULES_CACHE"] = f"{SCRATCH}/modules"  # code that evaluate and 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 loaded = 0  # modules, when the garbage collection last learned of them
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -66,6 +73,26 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+@pytest.fixture(autouse=True)
+def quiet_as_at_first() -> None:
+    """Undo that commands, run in the tests before, made the package say what it does."""
+    logging.getLogger("hf_transfer").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, the one of a whole process: its driver's loop never ends before it."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as driver:
+        flags = list(BROWSER_FLAGS)
+        browser = driver.chromium.launch(executable_path=found, args=flags, timeout=60_000)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -39,3 +41,20 @@ def shown(items: Iterable[Item], what: str, unit: str = "images") -> Iterator[It
         for item in items:
             yield item
             progress.update()
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep the progress bars of `datasets` off standard error, and what it logs of errors, which
+    are raised as well."""
+    import datasets
+
+    before, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not before:
+            datasets.enable_progress_bars()

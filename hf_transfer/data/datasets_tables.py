@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.base.bars import quiet_datasets
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
 from hf_transfer.data import reading
@@ -102,7 +102,7 @@ def read_datasets(
 ) -> tuple[ImageTable, list[LabelledImage], tuple[str, ...], tuple[str, ...]]:
     """Return the images, a row for each, the names of classes, labels or targets in the source's
     order (empty where it has none) and what was ignored. Raises DataError, one line."""
-    with untrusted(f"data {str(path)!r}", kind=DataError), _quiet():
+    with untrusted(f"data {str(path)!r}", kind=DataError), quiet_datasets():
         loaded = _loaded(path, files, spec)
         rows: list[LabelledImage] = []
         images: dict[str, Any] = {}
@@ -309,20 +309,3 @@ def _folders(path: Path, files: Sequence[str]) -> tuple[Path, ...]:
         return (path.parent,)
     inner = {path / os.path.dirname(name) for name in files if name.lower().endswith(tuple(FILES))}
     return (*sorted(inner - {path}), path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the progress bars of `datasets` off standard error, and what it logs of errors, which
-    are raised as well."""
-    import datasets
-
-    before, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not before:
-            datasets.enable_progress_bars()

@@ -9,6 +9,7 @@ from typing import IO
 
 import numpy as np
 
+from hf_transfer.base.bars import quiet_datasets
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded, written_folder
@@ -57,10 +58,9 @@ def write_embeddings(parts: Iterable[Part], out: Path) -> tuple[int, list[tuple[
 
 def _write_dataset(parquet: Path, out: Path) -> None:
     """Write the folder of a `datasets.Dataset` of what is in a Parquet file."""
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
 
-    disable_progress_bars()
-    with written_folder(out, "features") as folder:
+    with quiet_datasets(), written_folder(out, "features") as folder:
         made = folder.with_name(f"{folder.name}.cache")
         try:
             found = Dataset.from_parquet(str(parquet), cache_dir=str(made))

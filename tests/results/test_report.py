@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -545,23 +544,15 @@ def test_a_scatter_keeps_its_points_inside_and_its_line_on_the_diagonal() -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [5, 100])
-def test_a_browser_lays_the_page_out_without_overflow(tmp_path: Path, count: int) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here")
+def test_a_browser_lays_the_page_out_without_overflow(browser, tmp_path: Path, count: int) -> None:
     labels = tuple(f"a class with quite a long name {i}" for i in range(count))
     path = write_html(sample_report(labels, n=4 * count), tmp_path / "report.html")
-    with sync_api.sync_playwright() as player:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]
-        browser = player.chromium.launch(executable_path=chromium, args=flags)
-        for width in (390, 420, 1000, 1200):
-            page = browser.new_page(viewport={"width": width, "height": 900})
-            problems: list[str] = []
-            page.on("console", lambda message, found=problems: found.append(message.text))
-            page.on("request", lambda request, found=problems: found.append(request.url))
-            page.goto(path.as_uri())
-            assert problems == [path.as_uri()]
-            assert page.evaluate("document.documentElement.scrollWidth") == width
-            page.close()
-        browser.close()
+    for width in (390, 420, 1000, 1200):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        problems: list[str] = []
+        page.on("console", lambda message, found=problems: found.append(message.text))
+        page.on("request", lambda request, found=problems: found.append(request.url))
+        page.goto(path.as_uri())
+        assert problems == [path.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        page.close()

@@ -3,10 +3,10 @@
 import inspect
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import load_from_disk
 from pyarrow import parquet
 from tiny_folders import stir
 from tiny_model import picture, tiny_run
@@ -118,7 +118,8 @@ def test_files_hold_the_features_and_the_names_in_order(run, files, tmp_path):
     table = parquet.read_table(tmp_path / "f.parquet").to_pydict()
     assert names == table["file"] == list(map(str, files))
     assert np.allclose(table["features"], expected.features, atol=1e-6)
-    rows = load_from_disk(str(tmp_path / "rows"))
+    assert not datasets.are_progress_bars_disabled()  # they are the caller's
+    rows = datasets.load_from_disk(str(tmp_path / "rows"))
     assert rows["file"][:] == names
     assert np.allclose(rows["features"][:], expected.features, atol=1e-6)
     assert expected.to_dataset()["file"][:] == expected.to_pandas().index.tolist() == names

@@ -1,4 +1,4 @@
-"""A page that is served, and a browser that looks at it."""
+"""A page that is served, for a browser that looks at it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ from colours import zip_of_colours
 from tiny_model import picture, tiny_run
 
 SPACE = Path(__file__).resolve().parents[2] / "spaces" / "demo"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-)
 PATIENCE = 60.0  # seconds, on a machine that is busy with something else
 
 
@@ -90,16 +84,3 @@ def wait_for(address: str, app: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"nothing answers at {address}: {log.read_text()}")
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=list(FLAGS), timeout=60_000)
-        yield browser
-        browser.close()
