@@ -9,6 +9,7 @@ from pathlib import Path
 from hf_transfer.base import launch
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.cache import room
+from hf_transfer.base.files import expanded
 from hf_transfer.base.machine import multiplies_bf16
 from hf_transfer.data.beside import count_beside
 from hf_transfer.data.findings import public_name
@@ -68,6 +69,10 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
     """
     speed, source = measure_speed(), recipe.source
     drawn = recipe
+    if recipe.weights is not None:
+        from hf_transfer.backbones.origins import check_weights_file
+
+        check_weights_file(expanded(recipe.weights))
     if source is not None:
         first = source_recipe(recipe)
         if source.letters is not None:

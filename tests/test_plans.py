@@ -74,6 +74,12 @@ def test_a_recipe_without_backbone_or_source_is_told_so(photos: Path) -> None:
         list(plans_of(planned(PHASES, f"data.path={photos}")))
 
 
+def test_weights_that_are_not_there_are_told_by_the_plan(photos: Path, tmp_path: Path) -> None:
+    wanted = ["weights=" + str(tmp_path / "gone.pth")]
+    with pytest.raises(UserError, match=r"weights file .*gone\.pth does not exist"):
+        plan("lp_ft", data=photos, backbone="timm/resnet18", overrides=wanted)
+
+
 def test_a_cache_that_is_too_small_is_named_in_the_plan(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,13 @@ def locate(backbone_id: str) -> Origin:
     raise BackboneError(f"unknown backbone '{printable(backbone_id)}'; {_meant(backbone_id)}")
 
 
+def check_weights_file(path: Path) -> None:
+    """Raise BackboneError unless there is such a file."""
+    if not path.is_file():
+        why = "is not a file" if path.exists() else "does not exist"
+        raise BackboneError(f"weights file {path} {why}")
+
+
 def check_id(backbone_id: str) -> None:
     """Raise BackboneError, at once and without a connection, for an id that leads nowhere: a name
     without a library or unknown to its library, a path that does not exist."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_transfer.backbones.origins import check_weights_file
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.download import BackboneError, one_line
 
@@ -49,9 +50,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises BackboneError, which says what was found; nothing in a file is ever executed.
     """
-    if not path.is_file():
-        why = "is not a file" if path.exists() else "does not exist"
-        raise BackboneError(f"weights file {path} {why}")
+    check_weights_file(path)
     with path.open("rb") as file:
         begins = file.read(9)
     if begins[8:] == b"{" or (path.suffix == ".safetensors" and not begins.startswith(SAVED)):

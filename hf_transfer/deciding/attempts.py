@@ -112,7 +112,7 @@ class Attempts:
                 kept=True,
             )
         )
-        self.each = tuning.seconds_per_image(self.model, self.images)
+        self.each = tuning.seconds_per_image(self.model, self.recipe.precision)
         if layers(self.model):
             self._blended()
 

@@ -8,6 +8,7 @@ images. The result is a run like any other.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,11 +41,13 @@ from hf_transfer.results import facts, run_folder
 from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.report import PhaseReport, RunReport
+from hf_transfer.training.machine import precision
 from hf_transfer.training.recovery import failures
 
 Say = Callable[[str], None]
 NAME = "auto"
 TEXT = """\
+precision: auto
 phases:
   - {train: head, solve: lbfgs}
   - {train: all, epochs: 10, min_steps: 60, lr: 3e-4, layer_decay: 0.75, warmup: 0.1,
@@ -151,6 +154,7 @@ def search(
     model.eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
+    recipe = _settled(recipe, model)
     data = data or labelled(recipe, listed, model)
     images = data.train
     work = Attempts(model, recipe, data, images, groups_of(listed, images.files), clock, say, refit)
@@ -193,6 +197,13 @@ def search(
         shown, findings = images.subset(rows), data.audit.findings
         told_of["examples"] = examples("classification", logits / heat, shown, findings, [images])
     return Found(model, data, chosen, rows, logits / heat, tuple(phases), told_of, final, notes)
+
+
+def _settled(recipe: Recipe, model: PreTrainedModel) -> Recipe:
+    """Return the recipe in the precision that is fastest here, where it leaves that open."""
+    with tempfile.TemporaryDirectory() as scratch:
+        choice = precision.settle(recipe, model, Path(scratch))
+    return dataclasses.replace(recipe, precision=choice["precision"])
 
 
 def labelled(recipe: Recipe, listed: Scan, model: PreTrainedModel) -> ImageData:

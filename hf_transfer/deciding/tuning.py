@@ -21,17 +21,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_transfer.backbones.access import logits_of
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding.bag import Start, fitted, model_logits, put_head, start_of
 from hf_transfer.deciding.boundaries import boundary_features
-from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.steps import optimizer_steps, steps_of_epoch
 from hf_transfer.recipe.specs import PhaseSpec, Recipe
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.run import prepare
+from hf_transfer.training.machine.precision import images_per_second
 
 TAIL = 1 / 3  # of a phase, whose epochs' weights are averaged
 HALF, WHOLE, SOLVED = "half way", "all the way", "all the way, its head solved again"
@@ -204,19 +203,11 @@ def logits_at(
 # --- time ------------------------------------------------------------------------------------
 
 
-def seconds_per_image(model: PreTrainedModel, images: ImageSet, size: int = 16) -> float:
-    """Return how long one image takes to train on, forward and backward: the best of batches."""
-    rows = [at % len(images) for at in range(size)]
-    pixels = images.__getitems__(rows)["pixels"].to(model.device)
+def seconds_per_image(model: PreTrainedModel, precision: str, size: int = 16) -> float:
+    """Return how long one image of a batch takes to train on, forward and backward."""
     own = copy.deepcopy(model).eval()
-    took = []
-    with kept_memory():  # as in training: blocks that go back to the system cost as much again
-        for _ in range(4):  # the first makes room
-            began = time.monotonic()
-            x = to_model_input(pixels, model.backbone.image)
-            logits_of(own(pixel_values=x)).sum().backward()
-            took.append(time.monotonic() - began)
-    return min(took[1:]) / size
+    with torch.random.fork_rng(), kept_memory():  # freed blocks are kept, as they are in training
+        return 1 / images_per_second(own, size, model.device, precision)
 
 
 @dataclass(frozen=True)

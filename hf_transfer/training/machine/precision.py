@@ -103,7 +103,9 @@ def _measured(model: nn.Module, batch: int, here: Processes) -> dict[str, Any]:
                 model.to(memory_format=LAYOUTS[layout])
                 for precision in ("fp32", "bf16"):
                     here.wait()
-                    speeds[f"{precision} {layout}"] = _speed(model, batch, device, precision)
+                    speeds[f"{precision} {layout}"] = images_per_second(
+                        model, batch, device, precision
+                    )
     finally:
         model.to(home)
         for module, mode in modes:
@@ -121,8 +123,11 @@ def _measured(model: nn.Module, batch: int, here: Processes) -> dict[str, Any]:
     return {"precision": precision, "layout": layout, "images_per_second": rounded}
 
 
-def _speed(model: nn.Module, batch: int, device: torch.device, precision: str) -> float:
-    """Return images a second through forward and backward of the whole network; the best step."""
+def images_per_second(model: nn.Module, batch: int, device: torch.device, precision: str) -> float:
+    """Return images a second through forward and backward of the whole network; the best step.
+
+    Gradients are added to what the parameters hold.
+    """
     image = model.backbone.image
     pixels = torch.randn(batch, image.channels, image.size, image.size, device=device)
     low = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -30,7 +30,7 @@ def speeds(monkeypatch, found):
         asked.append(f"{wanted} {'channels_last' if last else 'contiguous'}")
         return found[asked[-1]]
 
-    monkeypatch.setattr(precision, "_speed", speed)
+    monkeypatch.setattr(precision, "images_per_second", speed)
     return asked
 
 
