@@ -117,7 +117,7 @@ class PhaseRunner:
             self._end_with_best()
             if len(trainer.reports) > 1:
                 trainer.state = joined(trainer.state, trainer.reports)
-        except (RuntimeError, OSError, IndexError, UserError) as error:
+        except (RuntimeError, OSError, LookupError, ValueError) as error:
             phase = trainer.now.phase if trainer.now else None
             known = failures.in_one_line(error, phase, self.processes)
             if known is None:

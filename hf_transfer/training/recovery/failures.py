@@ -24,6 +24,7 @@ LOST = re.compile(
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory", re.IGNORECASE)
 IN_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 BEYOND = re.compile(r"Target (\d+) is out of bounds")
+ALONE = re.compile(r"Expected more than 1 value per channel when training")  # F.batch_norm
 MISSING = re.compile(r"No such file or directory: '([^']*)'")
 
 
@@ -56,6 +57,11 @@ def in_one_line(error: BaseException, phase: Phase | None, here: Processes) -> U
         return UserError(
             f"{place}: an image has the label {beyond[1]}, and the model has no output for it; "
             "labels are the places of the outputs, from 0 on"
+        )
+    if phase and ALONE.search(text):
+        return UserError(
+            f"{place}: a batch of one image has no batch statistics; choose a batch_size above 1 "
+            "that does not leave a last batch of one image"
         )
     missing = MISSING.search(text)
     if missing or (isinstance(error, OSError) and error.errno == errno.ENOENT):

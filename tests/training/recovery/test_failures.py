@@ -62,6 +62,17 @@ def test_a_process_that_does_not_answer_is_named_by_its_machine(phase, text):
     assert in_one_line(RuntimeError(text), phase, Processes()) is None  # not of another process
 
 
+def test_batch_statistics_of_one_image_are_told_where_no_plan_can_see_them(tmp_path, monkeypatch):
+    norms = torch.zeros(3), torch.ones(3)
+
+    def forward(*args, **kwargs):  # as in a module that calls the function itself
+        return torch.nn.functional.batch_norm(torch.zeros(1, 3, 1, 1), *norms, training=True)
+
+    monkeypatch.setattr("hf_transfer.training.trainer.TransferTrainer.compute_loss", forward)
+    with pytest.raises(UserError, match="^phase all: a batch of one image has no batch statistics"):
+        trained(tmp_path, [COLD])
+
+
 def test_a_defect_stays_what_it_is(phase):
     assert in_one_line(RuntimeError("shapes do not match"), phase, TWO) is None
     assert in_one_line(OSError(28, "No space left on device"), phase, TWO) is None
