@@ -17,6 +17,7 @@ from colours import zip_of_colours
 from tiny_model import picture, tiny_run
 
 SPACE = Path(__file__).resolve().parents[2] / "spaces" / "demo"
+APPS: list[subprocess.Popen[bytes]] = []
 PATIENCE = 60.0  # seconds, on a machine that is busy with something else
 
 
@@ -30,7 +31,6 @@ def run(tmp_path_factory) -> Path:
 def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
     """Serve the Space's own app; a function from MODEL to the page's address, with the file of
     all that each app says, by address."""
-    apps = []
 
     def start(*models: Path | str, app: Path = SPACE / "app.py", **more: str) -> str:
         with socket.socket() as free:
@@ -43,14 +43,26 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
         with log.open("wb") as out:
             command = [sys.executable, str(app)]
             served = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
-        apps.append(served)
+        APPS.append(served)
         start.logs[address] = log
         wait_for(address, served, log)
         return address
 
     start.logs = {}
     yield start
-    for app in apps:
+    stop_apps()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Stop what is served after the last test here: an app is never quite idle."""
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+        stop_apps()
+
+
+def stop_apps() -> None:
+    while APPS:
+        app = APPS.pop()
         app.terminate()
         try:
             app.wait(20)
