@@ -14,7 +14,6 @@ import torch
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from hf_transfer.base.errors import UserError
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.inputs import extraction
 from hf_transfer.planning.phase import Phase
