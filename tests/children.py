@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 SHARD_BYTES = 1024  # of a file of features: so that there are several
 FOLDER = Path(__file__).resolve().parent
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["small", "children"])
+SERVER.set_forkserver_preload(["preloaded"])
 
 
 def start(work: Callable[..., Any], *args: Any) -> Any:
