@@ -54,6 +54,11 @@ class Visitor:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing of theirs would be lost."""
+        return not (self.own.kept or self.example.kept or self.models or self.draft or self.job)
+
+    @property
     def pictures(self) -> Pictures:
         """The pictures on the page, to train on."""
         return self.example if self.digits else self.own
@@ -80,7 +85,7 @@ class Visitors:
         with self._lock:
             visitor = self._known.get(session)
             if visitor is None:
-                if len(self._known) >= self.limits.visitors:
+                if len(self._known) >= self.limits.visitors and not self._make_room():
                     raise Refused(
                         f"{self.limits.visitors} visitors are here, the most that this page "
                         "serves at once. Try again in a few minutes."
@@ -93,6 +98,15 @@ class Visitors:
                 self._known[session] = visitor
             visitor.used = time.monotonic()
             return visitor
+
+    def _make_room(self) -> bool:
+        """Forget the visitor who has done nothing for longest; return whether there was one."""
+        idle = [name for name, visitor in self._known.items() if visitor.is_idle]
+        if not idle:
+            return False
+        oldest = self._known.pop(min(idle, key=lambda name: self._known[name].used))
+        forget(oldest, oldest.sent.difference(*(one.sent for one in self._known.values())))
+        return True
 
     def note(self, visitor: Visitor, files: Iterable[str | Path]) -> None:
         """Note which files a visitor sent, so that they go when the visitor leaves."""

@@ -54,9 +54,20 @@ def test_a_visitor_who_leaves_takes_everything_along(visitors):
     assert one.models == {}
 
 
+def test_whoever_has_nothing_here_makes_room_the_idlest_first(visitors):
+    idle, idlest, busy = (visitors.of(name) for name in "abc")
+    idlest.used -= 10
+    busy.used -= 20
+    busy.models["mine"] = object()
+    visitors.of("d")
+    assert not idlest.folder.exists()
+    assert visitors.of("a") is idle
+    assert visitors.of("c") is busy
+
+
 def test_more_visitors_than_the_page_serves_are_told(visitors):
     for name in "abc":
-        visitors.of(name)
+        visitors.of(name).models["mine"] = object()
     with pytest.raises(Refused, match="3 visitors are here"):
         visitors.of("d")
 
