@@ -350,9 +350,10 @@ def test_predict_of_a_file_that_is_not_there(finished, tmp_path, capsys):
 def test_predict_reads_paths_from_standard_input_and_answers_in_json_lines(
     finished, images, tmp_path, capsys, monkeypatch
 ):
-    paths = [*sorted((images / "cat").iterdir())[:2], tmp_path / "gone.png"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in paths)))
-    assert main(["predict", str(finished), "-", "--format", "jsonl"]) == 2
+    paths = [*sorted((images / "cat").iterdir())[:2], tmp_path / "gone\udcff.png"]
+    lines = os.fsencode("".join(f"{path}\n\n" for path in paths[1:]))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="ascii"))
+    assert main(["predict", str(finished), str(paths[0]), "-", "--format", "jsonl"]) == 2
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["file"] for row in rows] == list(map(str, paths))
     assert [row["error"] is None for row in rows] == [True, True, False]

@@ -84,6 +84,11 @@ def printable(text: str) -> str:
     )
 
 
+def as_text(name: str) -> str:
+    """Return a file's name as UTF-8 can hold it: its bytes that are no text become escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name, by Python's surrogateescape

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from hf_transfer.base import console
@@ -30,7 +32,7 @@ def _add_predict(commands: Any) -> None:
     words = "label images with a trained model"
     predict = command(commands, "predict", _predict, words, loads=True, first=_check_model)
     predict.path("model", "MODEL", MODEL)
-    images = "files, folders or patterns; - reads paths from standard input, one per line"
+    images = "files, folders, patterns or tables; - reads paths from standard input, one a line"
     predict.path("images", "IMAGE", images, nargs="+")
     predict.argument("--top", "N", "number of labels to show (default: 3 classes)", type=count)
     at_once = "images in a batch (default: 32; 1 answers each path of standard input at once)"
@@ -70,7 +72,7 @@ def _add_embed(commands: Any) -> None:
     words = "turn images into features, or find similar ones"
     embed = command(commands, "embed", _embed, words, loads=True, first=_check_model)
     embed.path("model", "MODEL", MODEL)
-    embed.path("images", "IMAGE", "files, folders or patterns", nargs="+")
+    embed.path("images", "IMAGE", "files, folders, patterns or tables", nargs="+")
     written = "features to write: .npy, .parquet, or without a suffix a folder of datasets"
     embed.path("--out", "FILE", written)
     arriving = "group at which the features are taken, as hf-transfer groups names it"
@@ -84,7 +86,7 @@ def _add_explain(commands: Any) -> None:
     words = "show where in images a model sees a label"
     explain = command(commands, "explain", _explain, words, loads=True, first=_check_model)
     explain.path("model", "MODEL", MODEL)
-    explain.path("images", "IMAGE", "files, folders or patterns", nargs="+")
+    explain.path("images", "IMAGE", "files, folders, patterns or tables", nargs="+")
     label = "label to explain; may be repeated (default: the likeliest of each image)"
     explain.argument("--label", "NAME", label, action="append")
     written = "folder for the heat maps as PNG files (default: heat-maps)"
@@ -119,14 +121,25 @@ def _check_model(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> int:
     from hf_transfer.serving.answers import Answers
 
-    from_input = args.images == ["-"]
-    images = (line.rstrip("\r\n") for line in sys.stdin) if from_input else args.images
+    from_input = "-" in args.images
+    images = _with_input(args.images) if from_input else args.images
     form = "json" if args.json else args.format or "text"
     keys = ("top", "batch_size", "unknown", "tta", "workers")
     found = Answers(args.model, images, form, **{key: getattr(args, key) for key in keys})
     for line in found:
         print(line, flush=from_input)
     return 2 if found.failed else 0
+
+
+def _with_input(paths: list[str]) -> Iterator[str]:
+    """Yield paths, and in the place of - those that come on standard input, of any encoding."""
+    for path in paths:
+        if path != "-":
+            yield path
+            continue
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

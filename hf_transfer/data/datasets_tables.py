@@ -24,6 +24,7 @@ from hf_transfer.data.tables import (
     LabelledImage,
     column,
     group_name,
+    image_column,
     names_of,
     target_columns,
 )
@@ -79,9 +80,16 @@ class ImageTable:
         path = self.paths[split][int(number)].as_py()
         return known if path is None else f"{known}\0{reading.identity_of(self._located(path))}"
 
+    def rows(self) -> Iterator[str | Path]:
+        """Yield each image: the file that it is in, or the name that `opened` takes."""
+        for split, paths in self.paths.items():
+            for number, path in enumerate(paths):
+                place = path.as_py()
+                yield f"{split}/{number:08d}" if place is None else self._located(place)
+
     def _located(self, path: str) -> Path:
         places = [folder / path.replace("\\", "/") for folder in self.folders]
-        return next((place for place in places if place.exists()), Path(path))
+        return next((place for place in places if place.exists()), (*places, Path(path))[0])
 
 
 def is_datasets(path: Path, files: Sequence[str] = ()) -> bool:
@@ -128,6 +136,25 @@ def read_datasets(
             order = tuple(name for name in order if any(name in target for target in told))
         order = order or names_of(str(path), task, columns, told)
         return ImageTable(images, _folders(path, files)), rows, order, tuple(ignored)
+
+
+def read_images(path: Path) -> ImageTable:
+    """Return the images of a .parquet or .arrow file, whatever labels it has. Raises DataError."""
+    with untrusted(str(path), kind=DataError), quiet_datasets():
+        loaded = _loaded(path, (), DataSpec())
+        images = {
+            key: _undecoded(path, table, _image_column(path, table.features))
+            for key, table in loaded.items()
+        }
+    return ImageTable(images, _folders(path, ()))
+
+
+def _image_column(path: Path, features: Any) -> str:
+    """Return the column of images: the only one of that kind, or one with a usual name."""
+    from datasets import Image
+
+    found = [name for name, feature in features.items() if isinstance(feature, Image)]
+    return found[0] if len(found) == 1 else image_column(path, tuple(features))
 
 
 def _split_of(key: str, loaded: dict[str, Any]) -> str | None:

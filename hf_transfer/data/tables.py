@@ -87,6 +87,28 @@ def read_tables(
     return root, found, names_of(str(path), task, columns, [row.target for row in found])
 
 
+def listed_images(path: Path) -> Iterator[Path]:
+    """Yield the image that each row of a table names, whatever labels it has. Raises DataError."""
+    header = header_of(path)
+    image = image_column(path, header)
+    with _text_of(path):
+        for line, record in _records(path):
+            place = f"{path}:{line}"
+            with untrusted(place, kind=DataError):
+                yield path.parent / _name(_cell(record, image, place), "", path.parent, place)
+
+
+def image_column(path: Path, columns: Sequence[str]) -> str:
+    """Return the column that holds images by its usual name. Raises DataError."""
+    try:
+        return column(path, IMAGE_COLUMNS[0], IMAGE_COLUMNS, columns, "image_column")
+    except DataError:
+        raise DataError(
+            f"{path}: no column of images; call it one of {', '.join(IMAGE_COLUMNS)}; its columns: "
+            f"{', '.join(columns) or 'none'}"
+        ) from None
+
+
 def _rows(
     table: TableFile,
     root: Path,

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.bars import bar
-from hf_transfer.base.boundary import printable
+from hf_transfer.base.boundary import as_text, printable
 from hf_transfer.base.errors import UserError
 from hf_transfer.serving.pictures import find_images
 from hf_transfer.serving.predict import ANSWERS, Prediction, iter_predictions, ready
@@ -94,10 +94,11 @@ def _csv(
             told_apart = row.unlike is not None
             cells += [str(row.unknown).lower(), f"{row.unlike:.4g}"] if told_apart else ["", ""]
         if ranked:
-            cells += [cell for name, share in row.labels for cell in (name, f"{share:.6g}")]
+            told = [cell for name, share in row.labels for cell in (name, f"{share:.6g}")]
+            cells += told or [""] * len(places)
         else:
-            told = dict(row.values if row.values is not None else row.labels)
-            cells += [f"{told[name]:.7g}" if name in told else "" for name in model.labels]
+            by_name = dict(row.values if row.values is not None else row.labels)
+            cells += [f"{by_name[name]:.7g}" if name in by_name else "" for name in model.labels]
         yield _cells(cells)
 
 
@@ -136,4 +137,4 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
 
 def _shown(name: str) -> str:
     """Return a file's name without control characters; bytes of no text become JSON's escapes."""
-    return printable(name.encode(errors="backslashreplace").decode())
+    return printable(as_text(name))

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.access import evaluating
-from hf_transfer.base.boundary import printable
+from hf_transfer.base.boundary import as_text, printable
 from hf_transfer.base.cache import StoreError
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.nearest import nearest
@@ -49,13 +49,16 @@ class Embeddings:
         """Return a `datasets.Dataset` with the columns "file" and "features"."""
         from datasets import Dataset
 
-        return Dataset.from_dict({"file": list(self.files), "features": self.features})
+        return Dataset.from_dict({"file": self._names(), "features": self.features})
 
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame with a row for each file and a column for each feature."""
         from pandas import DataFrame, Index
 
-        return DataFrame(self.features, index=Index(self.files, name="file"))
+        return DataFrame(self.features, index=Index(self._names(), name="file"))
+
+    def _names(self) -> list[str]:
+        return [as_text(name) for name in self.files]
 
 
 def embed(

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from hf_transfer.base.bars import quiet_datasets
-from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.boundary import as_text, untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded, written_folder
 from hf_transfer.base.outputs import file_to_write, folder_to_write
@@ -94,7 +94,7 @@ def _header(file: IO[bytes], rows: int, width: int) -> None:
 
 
 def _line(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
+    return as_text(name).replace("\n", "\\n")
 
 
 def _write_parquet(parts: Iterable[Part], path: Path, errors: list[tuple[str, str]]) -> int:

@@ -1,8 +1,8 @@
 """What a user gives as images, one after the other: a name, and what `decode` takes.
 
-Paths, folders (links followed), patterns, bytes, open files, PIL images, arrays, tensors, rows of
-`datasets`, or any number of these. What cannot be an image is an error of its own, and the others
-go on.
+Paths, folders (links followed), patterns, tables, bytes, open files, PIL images, arrays, tensors,
+rows of `datasets`, or any number of these. What cannot be an image is an error of its own, and the
+others go on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +29,13 @@ from torch.utils.data import DataLoader, Dataset
 from hf_transfer.base.boundary import printable, said, untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.threads import allowed_cores
+from hf_transfer.data.datasets_tables import FILES, ImageTable, is_datasets, read_images
 from hf_transfer.data.decoding import decode_noted
 from hf_transfer.data.folders import images_below
 from hf_transfer.data.image_settings import ImageSettings
+from hf_transfer.data.tables import SUFFIXES, listed_images
+from hf_transfer.serving.array_pictures import picture_of
 
-KINDS = "paths, folders, patterns, bytes, files, PIL images, arrays, tensors, or lists of these"
-USUAL = (1, 3, 4)  # channels: gray, RGB, RGBA
 ADDRESS = re.compile(r"(?i)(https?|s3|gs|hf|ftp):/")
 _NO_COLUMN = (
     "a row with {names} has no column 'image' or 'path'; give the column of images itself, such as "
@@ -49,6 +50,28 @@ class Failed:
 
     name: str
     error: str
+
+
+@dataclass(frozen=True)
+class InTable:
+    """An image that a Parquet or Arrow file holds itself, in the `row` of this name."""
+
+    path: Path
+    table: ImageTable
+    row: str
+
+    @property
+    def name(self) -> str:
+        """The file and the row, as in "photos.parquet/train/00000007"."""
+        return f"{self.path}/{self.row}"
+
+    def content(self) -> bytes | Failed:
+        """Return the file of the image."""
+        try:
+            with untrusted(self.name), self.table.opened(self.row) as content:
+                return content
+        except UserError as error:
+            return Failed(self.name, str(error))
 
 
 @dataclass(frozen=True)
@@ -70,20 +93,16 @@ def batches(
     """Yield decoded images in their order, `size` at a time; no image is read before its turn.
 
     `threads` decode at once (default: one for each core), or so many `workers`, which are
-    processes, while the network computes; these take paths only. Raises UserError.
+    processes, while the network computes; these read two batches each ahead. Raises UserError.
     """
     if size < 1 or (threads is not None and threads < 1):
         raise UserError(f"batch_size and threads must be at least 1, got {size} and {threads}")
-    if workers:
-        files = files_of(images)
-        if files is None or workers < 0:
-            raise UserError(
-                f"{workers} workers cannot decode these images: they take paths of files, folders "
-                "and patterns that are there; leave workers out"
-            )
-        yield from _by_workers(files, settings, size, workers)
-        return
+    if workers < 0:
+        raise UserError(f"workers must be at least 0, got {workers}")
     stream = named(images, settings.channels)
+    if workers:
+        yield from _by_workers(stream, settings, size, workers)
+        return
     with _pool(threads or max(1, int(allowed_cores()))) as mapped:
         while some := list(islice(stream, size)):
             with warnings.catch_warnings():  # in this thread alone: the filters are of all threads
@@ -104,28 +123,31 @@ def _batch(found: list[tuple[str, np.ndarray[Any, Any] | str]], settings: ImageS
     )
 
 
-class _FilesToDecode(Dataset[tuple[str, Any]]):
-    """Files as a DataLoader's workers decode them: names, each with pixels or why it has none."""
+class _ToDecode(Dataset[tuple[str, Any]]):
+    """Images as a DataLoader's workers decode them: an "index" is an image with its name."""
 
-    def __init__(self, files: Sequence[str], settings: ImageSettings) -> None:
-        self.files, self.settings = files, settings
+    def __init__(self, settings: ImageSettings) -> None:
+        self.settings = settings
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, row: int) -> tuple[str, Any]:
+    def __getitem__(self, one: tuple[str, Decodable | Failed]) -> tuple[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return self.files[row], _decoded(self.files[row], self.files[row], self.settings)
+            return one[0], _decoded(*one, self.settings)
 
 
 def _by_workers(
-    files: Sequence[str], settings: ImageSettings, size: int, workers: int
+    stream: Iterator[tuple[str, Decodable | Failed]],
+    settings: ImageSettings,
+    size: int,
+    workers: int,
 ) -> Iterator[Batch]:
     """Yield batches that so many processes decode, as those of training do."""
-    collate = partial(_batch, settings=settings)
+    at_once: Any = iter(lambda: list(islice(stream, size)), [])
     yield from DataLoader(
-        _FilesToDecode(files, settings), size, num_workers=workers, collate_fn=collate
+        _ToDecode(settings),
+        batch_sampler=at_once,
+        num_workers=workers,
+        collate_fn=partial(_batch, settings=settings),
     )
 
 
@@ -165,6 +187,8 @@ def named(images: Any, channels: int = 3) -> Iterator[tuple[str, Decodable | Fai
             yield str(item), item
         elif isinstance(item, Failed):
             yield item.name, item
+        elif isinstance(item, InTable):
+            yield item.name, item.content()
         elif isinstance(item, Image.Image):
             yield str(getattr(item, "filename", "") or name), item
         elif isinstance(item, (bytes, bytearray, memoryview)):
@@ -174,7 +198,10 @@ def named(images: Any, channels: int = 3) -> Iterator[tuple[str, Decodable | Fai
             name = own if isinstance(own, str) else name
             yield name, _content(item, name)
         else:
-            yield name, _picture(item, name, channels)
+            try:
+                yield name, picture_of(item, channels)
+            except UserError as error:
+                yield name, Failed(name, f"{name}: {error}")
 
 
 def _flat(images: Any) -> Iterator[Any]:
@@ -209,8 +236,9 @@ def _in_row(row: Mapping[Any, Any]) -> Iterator[Any]:
         yield from _flat(inner) if isinstance(inner, (str, Path, Mapping)) else (inner,)
 
 
-def _files(place: str | Path) -> Iterator[Path | Failed]:
-    """Yield what a path stands for: a file, the images below a folder, the matches of a pattern."""
+def _files(place: str | Path) -> Iterator[Path | InTable | Failed]:
+    """Yield what a path stands for: a file, the images below a folder or in a table, the matches
+    of a pattern."""
     found = False
     if ADDRESS.match(str(place)):
         yield Failed(str(place), f"{place}: an address is no file; download the image first")
@@ -220,27 +248,49 @@ def _files(place: str | Path) -> Iterator[Path | Failed]:
         is_pattern = glob.has_magic(str(path)) and not path.exists()
         matches = sorted(glob.glob(str(path), recursive=True)) if is_pattern else [path]
         for match in map(Path, matches):
-            for file in images_below(match) if match.is_dir() else (match,):
+            for file in _at(match):
                 found = True
                 yield file
         if not found:
-            why = "no file matches" if is_pattern else "the folder holds no images"
+            why = "no file matches" if is_pattern else f"the {_kind(path)} holds no images"
             yield Failed(str(place), f"{place}: {why}")
+    except UserError as error:  # of a table, which it names
+        yield Failed(str(place), str(error))
     except (OSError, RuntimeError, ValueError) as error:  # "~nobody", NUL, a folder of others
         yield Failed(str(place), f"{place}: {said(error)}")
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the files that paths, folders and patterns stand for, named by hand.
+def _at(place: Path) -> Iterable[Path | InTable]:
+    """Return the images at a path: below a folder, in the rows of a table, or the one file."""
+    if place.is_dir():
+        return images_below(place)
+    if not _is_table(place):
+        return (place,)
+    if not is_datasets(place):
+        return listed_images(place)
+    table = read_images(place)
+    return (one if isinstance(one, Path) else InTable(place, table, one) for one in table.rows())
 
-    Raises UserError for one that is not there or stands for no image.
+
+def _is_table(place: Path) -> bool:
+    return place.suffix.lower() in (*SUFFIXES, *FILES) and place.is_file()
+
+
+def _kind(place: Path) -> str:
+    return "table" if _is_table(place) else "folder"
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path | InTable]:
+    """Return the images that paths, folders, tables and patterns stand for, named by hand.
+
+    Raises UserError for a path that is not there or stands for no image.
     """
-    found = []
+    found: list[Path | InTable] = []
     for place in paths:
         for file in _files(place):
             if isinstance(file, Failed):
                 raise UserError(file.error)
-            if not os.path.lexists(file):
+            if file == Path(place).expanduser() and not os.path.lexists(file):
                 raise UserError(f"there is no image or folder {file}")
             found.append(file)
     return found
@@ -253,7 +303,7 @@ def files_of(images: Any) -> tuple[str, ...] | None:
     if not isinstance(given, (list, tuple)) or not all(isinstance(x, (str, Path)) for x in given):
         return None
     found = [file for place in given for file in _files(place)]
-    if any(isinstance(file, Failed) for file in found):
+    if not all(isinstance(file, Path) for file in found):
         return None
     return tuple(map(str, found))
 
@@ -267,58 +317,3 @@ def _content(file: Any, name: str) -> bytes | Failed:
     if isinstance(content, bytes):
         return content
     return Failed(name, f"{name}: the file is open as text; open it with mode 'rb'")
-
-
-# --- arrays ------------------------------------------------------------------------------------
-
-
-def _picture(item: Any, name: str, channels: int) -> Decodable | Failed:
-    """Return an array or tensor as a picture: (H, W), (H, W, C) or, of tensors first, (C, H, W)."""
-    first = isinstance(item, torch.Tensor)
-    if isinstance(item, torch.Tensor):
-        item = item.detach().cpu()
-        item = (item.float() if item.is_floating_point() else item).numpy()
-    if not isinstance(item, np.ndarray):
-        what = "nothing (None)" if item is None else f"a {type(item).__name__}"
-        return Failed(name, f"{name}: {what} is no image; give {KINDS}")
-    known = {*USUAL, channels}
-    if item.ndim == 3:
-        sides = (0, 2) if first else (2, 0)
-        side = next((side for side in sides if item.shape[side] in known), None)
-        item = np.moveaxis(item, 0, 2) if side == 0 else item
-        known = known if side is not None else set()
-    elif item.ndim == 2:
-        item = item[:, :, None]
-    if item.ndim != 3 or not known or not item.size:
-        shape = " x ".join(map(str, item.shape)) or "no sides"
-        return Failed(
-            name,
-            f"{name}: an array of {shape} is no image; give (H, W) or (H, W, C) with C of "
-            f"{', '.join(map(str, sorted({*USUAL, channels})))}",
-        )
-    try:
-        values = _as_bytes(item)
-    except ValueError as error:
-        return Failed(name, f"{name}: {error}")
-    if values.shape[2] in USUAL:
-        return Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
-    content = io.BytesIO()
-    np.save(content, values)
-    return content.getvalue()
-
-
-def _as_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return pixels as uint8: whole numbers in 0..255 or floats in 0..1. Raises ValueError."""
-    if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
-    if values.dtype == bool:
-        return values.astype(np.uint8) * np.uint8(255)
-    least, most = (values.min(), values.max()) if values.dtype.kind in "uif" else (np.nan, np.nan)
-    if values.dtype.kind in "ui" and least >= 0 and most <= 255:
-        return values.astype(np.uint8)
-    if values.dtype.kind == "f" and least >= 0 and most <= 1:
-        return (values * 255 + 0.5).astype(np.uint8)
-    raise ValueError(
-        f"{values.dtype} from {least:g} to {most:g} are no pixels; give uint8, or floats in 0..1 "
-        "(not normalised: the model does that)"
-    )

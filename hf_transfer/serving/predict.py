@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hf_transfer.backbones.access import evaluating
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.load import load_model
+from hf_transfer.base.boundary import as_text
 from hf_transfer.base.errors import UserError
 from hf_transfer.inputs.head_features import outputs_and_features
 from hf_transfer.inputs.mirror import mean_of_views
@@ -88,7 +89,7 @@ class Predictions(list[Prediction]):
         """Return a `datasets.Dataset` with a row for each image, of what `to_dict` returns."""
         from datasets import Dataset
 
-        return Dataset.from_list([row.to_dict() for row in self])
+        return Dataset.from_list([row.to_dict() | {"file": as_text(row.file)} for row in self])
 
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame with a row for each image: its file, why it has no answer, the
@@ -100,7 +101,7 @@ class Predictions(list[Prediction]):
             label = {} if row.values is not None else {"label": row.label}
             told = dict(row.labels if row.values is None else row.values)
             unknown = {} if row.unlike is None else {"unknown": row.unknown, "unlike": row.unlike}
-            rows.append({"file": row.file, "error": row.error, **label, **unknown, **told})
+            rows.append({"file": as_text(row.file), "error": row.error, **label, **unknown, **told})
         return DataFrame(rows)
 
 
@@ -118,15 +119,16 @@ def predict(
     """Return a prediction for each image, in order, as a list that turns into a table.
 
     `model` is a run folder, a model folder, a Hub repository, an ONNX file that `export` wrote, or
-    a loaded model. `images` are paths, folders, patterns ("photos/*.jpg"), bytes, open files, PIL
-    images, arrays (H, W, C) or tensors (C, H, W) of uint8 or of floats in 0..1, rows or columns of
-    `datasets`, or any iterable of these. The `top` likeliest labels are kept: 5 of classes, all of
-    several labels. Of `batch_size` images at a time, `threads` decode (default: one for each core),
-    or so many `workers`, which are processes, where all images are files. With `unknown` each
-    prediction says how `unlike` the training images its image is. `tta` averages the answers for an
-    image and its mirror image (default: as saved with the model). An image that cannot be read has
-    a prediction with an `error`. Raises UserError where there is no model, or with `unknown` where
-    it knows nothing of its training images.
+    a loaded model. `images` are paths, folders, patterns ("photos/*.jpg"), tables with a column of
+    images (CSV, JSON Lines, Parquet), bytes, open files, PIL images, arrays (H, W, C) or tensors
+    (C, H, W) of uint8 or of floats in 0..1, rows or columns of `datasets`, or any iterable of
+    these. The `top` likeliest labels are kept: 5 of classes, all of several labels. Of `batch_size`
+    images at a time, `threads` decode (default: one for each core), or so many `workers`: processes
+    that read up to two batches ahead. With `unknown` each prediction says how `unlike` the training
+    images its image is. `tta` averages the answers for an image and its mirror image (default: as
+    saved with the model). An image that cannot be read has a prediction with an `error`. Raises
+    UserError where there is no model, or with `unknown` where it knows nothing of its training
+    images.
     """
     options: Any = {"top": top, "batch_size": batch_size, "threads": threads, "workers": workers}
     return Predictions(iter_predictions(model, images, unknown=unknown, tta=tta, **options))

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
+from datasets import Image as HeldImage
 from PIL import Image, ImageOps
 from sample_report import FLOWERS
 from tiny_model import picture, tiny_run
@@ -21,7 +24,7 @@ from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.scale import Scale
 from hf_transfer.inputs.model_input import to_model_input
-from hf_transfer.serving.answers import format_predictions, lines_of
+from hf_transfer.serving.answers import Answers, format_predictions, lines_of
 from hf_transfer.serving.pictures import find_images, images_below, named
 from hf_transfer.serving.predict import (
     Prediction,
@@ -374,7 +377,7 @@ def test_json_lines_and_csv_have_a_line_for_each_image_as_soon_as_it_is_there(
     assert header == ["file", "error", "label_1", "probability_1", "label_2", "probability_2"]
     assert [line[0] for line in table] == list(map(str, images))
     assert table[0][2:] == [x for n, p in rows[0].labels for x in (n, f"{p:.6g}")]
-    assert table[1][1:] == [rows[1].error]
+    assert table[1][1:] == [rows[1].error, "", "", "", ""]
 
 
 def test_the_csv_of_several_labels_has_a_column_for_each(several, files):
@@ -398,14 +401,50 @@ def test_a_model_that_is_not_there_is_named(tmp_path, files):
         predict(tmp_path / "absent", files)
 
 
-def test_workers_decode_files_as_threads_do_and_nothing_else(run, tmp_path):
+def test_workers_decode_whatever_is_given_as_threads_do(run, tmp_path):
     for i in range(5):
         picture(i).save(tmp_path / f"{i}.png")
     (tmp_path / "3.png").write_bytes(b"x")
-    expected = predict(run, tmp_path, batch_size=2)
-    assert predict(run, tmp_path, batch_size=2, workers=1) == expected
-    with pytest.raises(UserError, match="1 workers cannot decode these images"):
-        predict(run, [picture(1)], workers=1)
+    mixed = [tmp_path, "absent.png", picture(7), np.asarray(picture(8)), None]
+    expected = predict(run, mixed, batch_size=2)
+    assert predict(run, (one for one in mixed), batch_size=2, workers=1) == expected
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_table_stands_for_its_images_whatever_labels_it_has(run, files, tmp_path, suffix):
+    table, names = tmp_path / f"t{suffix}", [files[0].name, files[1].name, "absent.png"]
+    if suffix == ".parquet":
+        Dataset.from_dict({"path": names, "label": [0, None, 1]}).to_parquet(table)
+    elif suffix == ".jsonl":
+        table.write_text("".join(json.dumps({"image": name}) + "\n" for name in names))
+    else:
+        table.write_text("file_name\n" + "".join(f"{name}\n" for name in names))
+    rows = predict(run, table, top=3)
+    assert rows == predict(run, [tmp_path / name for name in names], top=3)
+    assert list(Answers(run, [str(table)], "jsonl")) == list(lines_of(rows, "jsonl", None, 3))
+    if suffix == ".parquet":
+        Dataset.from_dict({"photo": ["1.png"]}).to_parquet(table)
+    else:
+        table.write_text('{"photo": "1.png"}\n' if suffix == ".jsonl" else "photo\n1.png\n")
+    with pytest.raises(UserError, match=f"^{table}: no column of images; .* columns: photo$"):
+        find_images([table])
+
+
+def test_images_that_a_parquet_file_holds_are_read_in_their_turn(run, files, tmp_path):
+    held = {"photo": [{"bytes": file.read_bytes(), "path": None} for file in files[:2]]}
+    Dataset.from_dict(held, Features({"photo": HeldImage()})).to_parquet(tmp_path / "t.parquet")
+    rows = predict(run, tmp_path / "t.parquet")
+    assert [row.labels for row in rows] == [row.labels for row in predict(run, files[:2])]
+    assert rows[1].file == f"{tmp_path}/t.parquet/train/00000001"
+
+
+def test_names_that_are_no_text_go_into_tables_as_escapes(run, tmp_path):
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    picture(0).save(place)
+    found = predict(run, place)
+    shown = f"{tmp_path}/\\udcff.png"
+    assert found.to_dataset()["file"][0] == found.to_pandas()["file"][0] == shown
+    assert json.loads(json.dumps(found[0].to_dict()))["file"] == place
 
 
 def test_a_table_of_pandas_or_datasets_has_the_answers(run):
