@@ -10,8 +10,7 @@ import numpy as np
 
 from hf_transfer.deciding.folds import pairs
 from hf_transfer.deciding.heads import losses, temperature
-from hf_transfer.results.metrics.resampling import exceeds, standard_error
-from hf_transfer.serving.paired import accuracy_interval
+from hf_transfer.results.metrics.resampling import accuracy_interval, exceeds, standard_error
 
 FEWEST = 10  # images of each class, below which nothing is chosen
 

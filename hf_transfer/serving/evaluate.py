@@ -22,11 +22,12 @@ from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.data.sources import SPLITS, Scan, list_source
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.metrics.resampling import accuracy_interval
 from hf_transfer.results.metrics.thresholds import shifted
 from hf_transfer.serving.evaluate_page import write_evaluation
 from hf_transfer.serving.familiar import alarms
 from hf_transfer.serving.onnx_model import OnnxModel
-from hf_transfer.serving.paired import accuracy_interval, by_group, compared
+from hf_transfer.serving.paired import by_group, compared
 from hf_transfer.serving.pictures import Failed, batches
 from hf_transfer.serving.predict import averages, iter_predictions, outputs, ready
 

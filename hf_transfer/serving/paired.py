@@ -11,10 +11,9 @@ import numpy as np
 from hf_transfer.base.errors import UserError
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.metrics.by_name import measure
-from hf_transfer.results.metrics.resampling import intervals
+from hf_transfer.results.metrics.resampling import accuracy_interval, intervals
 
 RESAMPLES = 1000
-NORMAL = 1.959964  # standard deviations that hold 95% of a normal distribution
 
 
 class Outputs(Protocol):
@@ -130,11 +129,3 @@ def _of_classes(
         "only_theirs_right": only_theirs,
         "p_value": float(binomtest(only_ours, differing).pvalue) if differing else 1.0,
     }
-
-
-def accuracy_interval(right: int, n: int) -> list[float]:
-    """Return the 95% interval of a share of n (Wilson 1927); n is at least 1."""
-    share, z = right / n, NORMAL
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [middle - half if right else 0.0, middle + half if right < n else 1.0]

@@ -44,7 +44,7 @@ def test_balanced_accuracy_leads_where_classes_are_uneven_and_only_there() -> No
     assert ONE_CLASS.leading_metric == "balanced_accuracy"
     assert ONE_CLASS.headline == 0.5
     assert "Balanced accuracy on validation" in report_page(ONE_CLASS)
-    assert summary(ONE_CLASS).startswith("validation balanced accuracy 0.500 (95% interval")
+    assert summary(ONE_CLASS).startswith("validation balanced accuracy 0.500 (n = 102), accuracy")
     assert "accuracy 0.608" in summary(ONE_CLASS).splitlines()[0]
     assert sample_report().leading_metric == "accuracy"
     assert task_report("regression").leading_metric == "r2"

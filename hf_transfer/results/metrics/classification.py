@@ -10,7 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.results.metrics import ranking
-from hf_transfer.results.metrics.resampling import CHUNK, Floats, Ints, intervals, weights_of
+from hf_transfer.results.metrics.resampling import (
+    CHUNK,
+    Floats,
+    Ints,
+    intervals,
+    mend_flat,
+    weights_of,
+)
 
 Scores = NDArray[np.floating[Any]]
 
@@ -69,6 +76,8 @@ def classification_metrics(
     result["intervals"], reason = _intervals(facts, bootstrap, seed, auroc is not None, groups)
     if reason:
         result["reasons"]["auroc interval"] = reason
+    shares = ("accuracy", "top5")
+    result["reasons"] |= mend_flat(result["intervals"], result, n, groups, shares)
     if tables:
         result["per_class"] = _per_class(facts, names)
         result["calibration"] = _calibration(facts)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from hf_transfer.results.metrics import ranking
 from hf_transfer.results.metrics.classification import AUROC_BUDGET, finite
-from hf_transfer.results.metrics.resampling import Floats, intervals, weights_of
+from hf_transfer.results.metrics.resampling import Floats, intervals, mend_flat, weights_of
 
 NO_POSITIVE = "no label has a positive row"
 
@@ -63,6 +63,7 @@ def multilabel_metrics(
     )
     reason = "labels are so rare that many resamples hold none of them"
     result["reasons"] |= {f"{k} interval": reason for k in undefined if result[k] is not None}
+    result["reasons"] |= mend_flat(result["intervals"], result, n, groups, ("all_right",))
     if not ranked:
         reason = f"{n} images of {count} labels are too many to resample"
         result["reasons"] |= dict.fromkeys(("map interval", "auroc interval"), reason)

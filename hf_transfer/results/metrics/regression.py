@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hf_transfer.results.metrics.classification import finite
-from hf_transfer.results.metrics.resampling import Floats, Ints, intervals
+from hf_transfer.results.metrics.resampling import Floats, Ints, intervals, mend_flat
 
 POINTS = 400  # pairs of true and predicted kept for a chart
 
@@ -48,6 +48,7 @@ def regression_metrics(
 
     bounds, undefined = intervals(len(truth), bootstrap, seed, measure, truth.size, groups)
     reasons = {"r2": _same(constant, len(names))} if constant else {}
+    reasons |= mend_flat(bounds, {}, len(truth))
     if "r2" in undefined and not constant:
         reasons["r2 interval"] = "there are so few images that in many resamples all are the same"
     result: dict[str, Any] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 CONFIDENCE = 0.95
+NORMAL = 1.959964  # standard deviations that hold 95% of a normal distribution
 # So many numbers are held at once for a metric; the result does not depend on it.
 CHUNK = 400_000
 # The share of resamples in which a metric must be defined for its interval to be stated.
@@ -58,6 +60,38 @@ def intervals(
         else:
             undefined.append(name)
     return found, tuple(undefined)
+
+
+def accuracy_interval(right: int, n: int) -> list[float]:
+    """Return the 95% interval of a share of n (Wilson 1927); n is at least 1."""
+    share, z = right / n, NORMAL
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [middle - half if right else 0.0, middle + half if right < n else 1.0]
+
+
+def mend_flat(
+    found: dict[str, list[float]],
+    values: Mapping[str, Any],
+    n: int,
+    groups: Sequence[Any] | None = None,
+    shares: Collection[str] = (),
+) -> dict[str, str]:
+    """Mend intervals without width: where all rows are alike, all resamples are, which says nothing
+    of other rows.
+
+    Those of `shares` of rows become Wilson's, a group counting as one row; the others are taken
+    out. Returns why, by their names.
+    """
+    count = n if groups is None else len(set(groups))
+    reasons = {}
+    for name in [name for name, (low, high) in found.items() if low == high]:
+        if name in shares:
+            found[name] = accuracy_interval(round(count * values[name]), count)
+        else:
+            del found[name]
+            reasons[f"{name} interval"] = "all resamples have the same value"
+    return reasons
 
 
 def _members(groups: Sequence[Any]) -> list[Ints]:

@@ -182,6 +182,22 @@ def test_interval_of_accuracy_is_near_the_binomial_one() -> None:
         assert low <= found[name] <= high
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_where_all_images_are_right_or_wrong_the_interval_of_accuracy_has_a_width(right) -> None:
+    """Of four right images nobody knows that all others are; with groups two are known."""
+    truth = np.array([0, 1, 0, 1])
+    logits = np.eye(2)[truth if right else 1 - truth]
+    found = classification_metrics(logits, truth)
+    low, high = found["intervals"]["accuracy"]
+    assert (low, high) == pytest.approx((0.51, 1.0) if right else (0.0, 0.49), abs=0.01)
+    assert "balanced_accuracy" not in found["intervals"]
+    reason = found["reasons"]["balanced_accuracy interval"]
+    assert reason == "all resamples have the same value"
+    grouped = classification_metrics(logits, truth, groups=["p", "p", "q", "q"])
+    low, high = grouped["intervals"]["accuracy"]
+    assert high - low == pytest.approx(0.66, abs=0.01)
+
+
 def test_intervals_depend_on_the_seed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = sample_logits(120, 3, 5)
     first = classification_metrics(logits, labels, bootstrap=50)["intervals"]

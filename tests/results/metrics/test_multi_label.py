@@ -56,6 +56,7 @@ def test_without_a_positive_they_say_why():
     assert set(found["reasons"]) == undefined
     assert found["reasons"]["map"] == "no label has a positive row"
     assert found["all_right"] == 1.0
+    assert found["intervals"] == {"all_right": [pytest.approx(0.51, abs=0.01), 1.0]}
     assert found["per_label"][0]["f1"] is None
 
 
