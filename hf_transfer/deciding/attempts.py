@@ -14,7 +14,14 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding import bag, tuning
 from hf_transfer.deciding.boundaries import boundary_features
-from hf_transfer.deciding.choosing import FEWEST, best_of, chosen_blindly, expected_accuracy, gain
+from hf_transfer.deciding.choosing import (
+    FEWEST,
+    Prior,
+    best_of,
+    chosen_blindly,
+    expected_accuracy,
+    gain,
+)
 from hf_transfer.deciding.depth import choose, depths_of
 from hf_transfer.deciding.folds import folds, pairs
 from hf_transfer.deciding.probes import targets_of
@@ -233,16 +240,19 @@ class Attempts:
         return np.flatnonzero(np.isfinite([x[:, 0] for x in self.ways.values()]).all(axis=0))
 
     def choose(self) -> str:
-        """Return the way to take; fine-tuning only for a gain that chance does not explain."""
-        rows = self.judged
+        """Return the way to take: the start, or fine-tuning of which a gain is expected."""
+        rows, labels = self.judged, self.images.labels
         found = {what: logits[rows] for what, logits in self._choices().items()}
-        chosen = best_of(found, self.images.labels[rows], self._groups(rows))
-        if self.origin:
-            told = [] if chosen == self.start.what else [chosen]
+        chosen = best_of(found, labels[rows], self._groups(rows), priors=self.priors)
+        if chosen in self.origin:
+            there = gain(found[chosen], found[self.start.what], labels[rows], self._groups(rows))
+            points = 100 * there.expected(self.priors[chosen])
             self.say(
-                f"chosen: {chosen}"
-                + ("" if told else "; no fine-tuning gains more on it than chance explains")
+                f"chosen: {chosen}: {points:+.1f} points to expect, from the gain here and what "
+                "such training gains on other tasks"
             )
+        elif self.origin:
+            self.say(f"chosen: {chosen}: no fine-tuning is expected to gain on it")
         self.tried = [
             t if t.what != chosen else Tried(t.what, t.why, t.accuracy, t.seconds, kept=True)
             for t in self.tried
@@ -253,6 +263,11 @@ class Attempts:
         """Return the ways that may be chosen, first the one that is left only for a real gain."""
         start = {self.start.what: self.start.logits}
         return start if self.few else {**start, **{w: self.ways[w] for w in self.origin}}
+
+    @property
+    def priors(self) -> dict[str, Prior]:
+        """What each way to fine-tune gains on other tasks."""
+        return {what: candidate.prior for what, (candidate, _, _) in self.origin.items()}
 
     def expected(self, chosen: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (rows, logits) of images that had no part in training, nor in choosing, what
@@ -266,7 +281,7 @@ class Attempts:
             return rows, ways[chosen]
         stages = (heads[1:], list(self.origin)) if tuned else (heads[1:],)
         labels = self.images.labels[rows]
-        return rows, chosen_blindly(ways, labels, fold, self._groups(rows), stages)
+        return rows, chosen_blindly(ways, labels, fold, self._groups(rows), stages, self.priors)
 
     def _groups(self, rows: np.ndarray) -> np.ndarray | None:
         return None if self.groups is None else self.groups[rows]

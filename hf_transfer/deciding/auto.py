@@ -1,8 +1,8 @@
 """`auto`: what these images and this time allow, tried in order, chosen by proof, as one model.
 
-First exact heads on the frozen backbone, out of fold. Then fine-tuning from the best of them, if it
-gains more than chance explains on images that it was not trained on. Then once more on all labelled
-images. The result is a run like any other.
+First exact heads on the frozen backbone, out of fold. Then fine-tuning, taken where a gain is to be
+expected: by what it gains on images that it was not trained on, and on other tasks. Then once more
+on all labelled images. The result is a run like any other.
 """
 
 from __future__ import annotations

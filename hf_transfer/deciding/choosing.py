@@ -1,10 +1,11 @@
-"""The choice between the exact head and what comes after it: only for a gain that chance does not
-explain, seen on the same images, which neither was trained on."""
+"""The choice between the exact head and what comes after it, by the gain on the same images, which
+neither was trained on: above its standard error, or weighed with what is known of other tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,6 +14,18 @@ from hf_transfer.deciding.heads import losses, temperature
 from hf_transfer.results.metrics.resampling import accuracy_interval, exceeds, standard_error
 
 FEWEST = 10  # images of each class, below which nothing is chosen
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What a way gains in accuracy on other tasks: mean and standard deviation over tasks."""
+
+    mean: float
+    spread: float
+
+
+NONE: Mapping[str, Prior] = MappingProxyType({})
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,13 @@ class Gain:
         """Whether it exceeds its error: in accuracy, or in log loss at no lower accuracy."""
         by_loss = self.accuracy >= 0 and exceeds(self.loss, self.loss_error)
         return exceeds(self.accuracy, self.accuracy_error) or by_loss
+
+    def expected(self, prior: Prior) -> float:
+        """Return the gain in accuracy to expect on new images: the mean of what was seen here and
+        of the prior, each with the weight of its inverse variance. Few images say little."""
+        seen = 1 / max(self.accuracy_error, ROUNDING) ** 2
+        before = 1 / prior.spread**2
+        return (seen * self.accuracy + before * prior.mean) / (seen + before)
 
     def __str__(self) -> str:
         return (
@@ -61,24 +81,25 @@ def best_of(
     labels: np.ndarray,
     groups: np.ndarray | None = None,
     stages: Sequence[Sequence[str]] = (),
+    priors: Mapping[str, Prior] = NONE,
 ) -> str:
-    """Return the way to take: the first, left only for a gain that is real.
+    """Return the way to take: the first, left only for a gain.
 
-    Of each stage (without `stages`: of all others) the most accurate way is held against the one
-    taken so far; of equally accurate ones that with the least log loss. Log loss alone would favour
-    what moved little.
+    Of each stage (without `stages`: of all others) the way that gains most on the one taken so far
+    is taken: by what is expected of it where it has a prior, else if its gain is real. Of equals
+    that with the least log loss; log loss alone would favour what moved little.
     """
-
-    def score(way: str) -> tuple[float, float]:
-        right = ways[way].argmax(1) == labels
-        return float(right.mean()), -float(cooled_losses(ways[way], labels).mean())
-
     taken, *others = ways
     for stage in stages or (others,):
-        if stage:
-            best = max(stage, key=score)
-            if gain(ways[best], ways[taken], labels, groups).is_real:
-                taken = best
+        worth = {}
+        for way in stage:
+            found = gain(ways[way], ways[taken], labels, groups)
+            real = max(found.accuracy, ROUNDING) if found.is_real else 0.0
+            worth[way] = found.expected(priors[way]) if way in priors else real
+        gaining = [way for way in stage if worth[way] > 0]
+        if gaining:
+            loss = {way: float(cooled_losses(ways[way], labels).mean()) for way in gaining}
+            taken = max(gaining, key=lambda way: (worth[way], -loss[way]))
     return taken
 
 
@@ -88,6 +109,7 @@ def chosen_blindly(
     fold: np.ndarray,
     groups: np.ndarray | None = None,
     stages: Sequence[Sequence[str]] = (),
+    priors: Mapping[str, Prior] = NONE,
 ) -> np.ndarray:
     """Return the logits (N, classes) of the way that the other folds' images would choose, as
     `best_of` does: each image is scored by a choice in which it had no part."""
@@ -95,7 +117,7 @@ def chosen_blindly(
     for others, mine in pairs(fold):
         there = {way: logits[others] for way, logits in ways.items()}
         some = None if groups is None else groups[others]
-        way = best_of(there, labels[others], some, stages)
+        way = best_of(there, labels[others], some, stages, priors)
         found[mine] = ways[way][mine]
     return found
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from hf_transfer.deciding.choosing import (
+    Prior,
     best_of,
     chosen_blindly,
     expected_accuracy,
@@ -64,6 +65,35 @@ def test_the_most_accurate_way_is_taken_and_of_equals_the_one_with_the_least_log
     assert best_of({**ways, "unsure": unsure}, LABELS) == "best"
     assert best_of({"head": ways["head"], "unsure": unsure, "best": ways["best"]}, LABELS) == "best"
     assert best_of({"head": ways["head"], "sure": ways["sure"]}, LABELS) == "sure"
+
+
+GENTLE, FREE = Prior(0.02, 0.03), Prior(0.0, 0.08)
+
+
+def changed(base: np.ndarray, worse: int, better: int) -> np.ndarray:
+    """Return what is right once so many of the right are wrong, and of the wrong right."""
+    found = base.copy()
+    found[np.flatnonzero(base)[:worse]] = False
+    found[np.flatnonzero(~base)[:better]] = True
+    return found
+
+
+def test_what_is_known_of_other_tasks_decides_where_few_images_do_not():
+    labels, base = LABELS[:25], right(0.6, 0)[:25]
+    ways = {"head": base, "worse": changed(base, 4, 3), "ruined": changed(base, 14, 0)}
+    ways = {way: 2.0 * np.eye(2)[np.where(x, labels, 1 - labels)] for way, x in ways.items()}
+    assert gain(ways["worse"], ways["head"], labels).accuracy == -0.04
+    assert best_of(ways, labels, priors={"worse": GENTLE, "ruined": GENTLE}) == "worse"
+    assert best_of(ways, labels, priors={"worse": FREE, "ruined": FREE}) == "head"
+    assert best_of(ways, labels) == "head"
+
+
+def test_many_images_decide_alone():
+    labels, base = np.tile(LABELS, 50), np.tile(right(0.6, 0), 50)
+    ways = [2.0 * np.eye(2)[np.where(x, labels, 1 - labels)] for x in (base, changed(base, 300, 0))]
+    found = gain(ways[1], ways[0], labels)
+    assert found.expected(GENTLE) == pytest.approx(found.accuracy, abs=2e-3)
+    assert found.expected(GENTLE) == pytest.approx(-0.03, abs=2e-3)
 
 
 def test_images_of_a_group_count_as_fewer():
