@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from hub_server import OWNER, TOKEN, serve
 from PIL import Image
 from sample_report import sample_report
@@ -125,17 +126,39 @@ def every(tmp_path_factory) -> Callable[[str], Path]:
     return functools.cache(lambda name: saved(name, tmp_path_factory.mktemp("model")))
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Callable[[Path], Path]:
+    """The ONNX file of a saved model, written when it is first asked for: it takes seconds."""
+
+    @functools.cache
+    def made(model: Path) -> Path:
+        pytest.importorskip("onnxruntime")
+        path = tmp_path_factory.mktemp("exported") / "model.onnx"
+        export(model, path)
+        return path
+
+    return made
+
+
 @pytest.fixture(scope="module", params=BACKBONES)
 def model(request, every) -> Path:
     return every(request.param)
 
 
-def ours(model: Path, files: list[Path]) -> np.ndarray:
-    """Our probabilities (N, 5) of files, in the order of LABELS; they differ between files."""
+@functools.cache
+def told_of(model: Path, folder: Path) -> dict[Path, list[float]]:
+    """Our probabilities of all files in a folder, in the order of LABELS; they differ."""
+    files = sorted(folder.iterdir())
     found = [dict(row.labels) for row in predict(model, files)]
-    answers = np.array([[row[label] for label in LABELS] for row in found])
-    assert answers.std(axis=0).max() > 10 * SAME
-    return answers
+    answers = [[row[label] for label in LABELS] for row in found]
+    assert np.std(answers, axis=0).max() > 10 * SAME
+    return dict(zip(files, answers, strict=True))
+
+
+def ours(model: Path, files: list[Path]) -> np.ndarray:
+    """Our probabilities (N, 5) of files that lie in one folder, in the order of LABELS."""
+    told = told_of(model, files[0].parent)
+    return np.array([told[file] for file in files])
 
 
 def assert_same(found: Any, expected: np.ndarray, files: list[Path]) -> None:
@@ -168,12 +191,11 @@ def test_a_pipeline_answers_as_predict_does(model, files):
     assert_same(found, ours(model, files), files)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/squeezenet1_1"])
 def test_a_fresh_process_answers_in_every_loader_or_names_the_one_that_does_not(
-    name, tmp_path, monkeypatch
+    name, every, monkeypatch
 ):
-    folder, told = saved(name, tmp_path), {}
+    folder, told = every(name), {}
     ask = loaders._in_a_fresh_process
     monkeypatch.setattr(
         loaders, "_in_a_fresh_process", lambda *places: told.update(ask(*places)) or told
@@ -201,12 +223,37 @@ def blocks(model: Path, channels: int = 3) -> list[str]:
     return found
 
 
-def executed(block: str, file: str, monkeypatch) -> np.ndarray:
-    """What a block prints of a file: probabilities in the order of LABELS."""
+OPENERS = (  # by which blocks open a model: (owner, name)
+    (transformers, "pipeline"),
+    (AutoImageProcessor, "from_pretrained"),
+    (AutoModelForImageClassification, "from_pretrained"),
+    (timm, "create_model"),
+)
+
+
+def remembering(real: Callable[..., Any], place: str, made: dict[Any, Any]) -> Callable[..., Any]:
+    """Return `real`, which opens what lies at a place once for all files; else it is as it was."""
+
+    def opened(*given: Any, **options: Any) -> Any:
+        if place not in f"{given} {options}" or "config" in options:  # a part of what is opened
+            return real(*given, **options)
+        key = (real, *given, *options.items())
+        if key not in made:
+            made[key] = real(*given, **options)
+        return made[key]
+
+    return opened
+
+
+def executed(block: str, file: str, monkeypatch, model: Path, made: dict[Any, Any]) -> np.ndarray:
+    """What a block prints of a file: probabilities in the order of LABELS; `made` keeps the opened
+    model for the next file."""
     told: list[Any] = []
-    monkeypatch.setattr(builtins, "print", lambda *values: told.extend(values))
-    exec(block.replace('"image.jpg"', file), {})
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        for owner, name in OPENERS:
+            patch.setattr(owner, name, remembering(getattr(owner, name), str(model), made))
+        patch.setattr(builtins, "print", lambda *values: told.extend(values))
+        exec(block.replace('"image.jpg"', file), {})
     if isinstance(told[0], dict):
         return np.array([told[0][label] for label in LABELS])
     if isinstance(told[0], list):
@@ -217,30 +264,30 @@ def executed(block: str, file: str, monkeypatch) -> np.ndarray:
 
 def test_the_blocks_of_the_card_answer_as_predict_does(model, files, monkeypatch):
     chosen = [file for file in usual(files) if "size" not in file.name]
-    expected = ours(model, chosen)
+    expected, made = ours(model, chosen), {}
     for block in blocks(model):
         if "onnxruntime" in block:
             continue  # exporting takes long: below, for one of each kind of resizing
-        found = [executed(block, repr(str(file)), monkeypatch) for file in chosen]
+        found = [executed(block, repr(str(file)), monkeypatch, model, made) for file in chosen]
         assert_same(found, expected, chosen)
         if "pipeline" in block:  # 16 bits, as the card says
             deep = [file for file in files if file.name in DEEP]
             block = f"from hf_transfer import load_image\n{block}"
-            found = [executed(block, f"load_image({str(f)!r})", monkeypatch) for f in deep]
-            rows = [dict(row.labels) for row in predict(model, deep)]
-            assert_same(found, np.array([[r[label] for label in LABELS] for r in rows]), deep)
+            calls = [f"load_image({str(file)!r})" for file in deep]
+            found = [executed(block, call, monkeypatch, model, made) for call in calls]
+            assert_same(found, ours(model, deep), deep)
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "vit", "dinov2"])
-def test_the_lines_for_onnx_runtime_answer_as_predict_does(name, files, tmp_path, monkeypatch):
+def test_the_lines_for_onnx_runtime_answer_as_predict_does(
+    name, every, exported, files, monkeypatch
+):
     """One that cuts from the nearest place, one that squashes, one that cuts from below."""
-    pytest.importorskip("onnxruntime")
-    model = saved(name, tmp_path)
-    export(model, tmp_path / "model.onnx")
+    model = every(name)
     (block,) = (block for block in blocks(model) if "onnxruntime" in block)
-    block = block.replace("model.onnx", str(tmp_path / "model.onnx"))
-    chosen = usual(files)
-    found = [executed(block, repr(str(file)), monkeypatch) for file in chosen]
+    block = block.replace("model.onnx", str(exported(model)))
+    chosen, made = usual(files), {}
+    found = [executed(block, repr(str(file)), monkeypatch, model, made) for file in chosen]
     assert_same(found, ours(model, chosen), chosen)
 
 
@@ -251,9 +298,9 @@ def test_the_blocks_of_a_card_for_other_channels_answer_as_predict_does(
 ):
     model = saved(name, tmp_path, channels=channels)
     chosen = [file for file in files if "size" not in file.name]
-    expected = ours(model, chosen)
+    expected, made = ours(model, chosen), {}
     for block in blocks(model, channels):
-        found = [executed(block, repr(str(file)), monkeypatch) for file in chosen]
+        found = [executed(block, repr(str(file)), monkeypatch, model, made) for file in chosen]
         assert_same(found, expected, chosen)
 
 
@@ -277,7 +324,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.alone
 def test_every_backbone_comes_back_from_the_hub_with_the_same_files_and_answers(
     every, files, tmp_path
 ):
@@ -301,10 +347,8 @@ def test_every_backbone_comes_back_from_the_hub_with_the_same_files_and_answers(
 
 
 @pytest.mark.slow
-def test_onnx_runtime_answers_as_predict_does(model, files, tmp_path):
-    pytest.importorskip("onnxruntime")
-    export(model, tmp_path / "model.onnx")
-    found = [dict(row.labels) for row in predict(tmp_path / "model.onnx", files)]
+def test_onnx_runtime_answers_as_predict_does(model, exported, files):
+    found = [dict(row.labels) for row in predict(exported(model), files)]
     answers = [[row[label] for label in LABELS] for row in found]
     assert_same(answers, ours(model, files), files)
 
