@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.training.freezing import FreezingError
 
-CHUNK = 2**22  # scalars that are summed at once: bounds the memory that a checksum takes
+CHUNK = 2**20  # scalars that are summed at once: bounds the memory that a checksum takes
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # odd, so that times it no place is lost
 
 
@@ -48,25 +49,32 @@ def fingerprint(model: nn.Module, prefix: str) -> Fingerprints:
         by_device.setdefault(pair.device, []).append(name)
     values: dict[str, tuple[int, int]] = {}
     for names in by_device.values():  # one wait for a device, not one for each tensor
-        rows = torch.stack([sums[name] for name in names]).tolist()
-        values |= {name: (row[0], row[1]) for name, row in zip(names, rows, strict=True)}
+        rows = torch.stack([sums[name] for name in names]).cpu() * torch.tensor((1, GOLDEN))
+        values |= {name: (one, two) for name, (one, two) in zip(names, rows.tolist(), strict=True)}
     return Fingerprints({name: values[name] for name in sums})
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """Return int64 (2,): the sum of a tensor's bits as numbers, and that weighted by place."""
+    """Return int64 (2,): the sum of a tensor's bits as numbers, and that weighted by place, both
+    modulo 2**64."""
     flat = tensor.detach().contiguous().reshape(-1)
-    sums = torch.zeros(2, dtype=torch.int64, device=flat.device)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    bits = flat.view(width)
-    for start in range(0, len(bits), CHUNK):
-        part = bits[start : start + CHUNK].to(torch.int64)
-        place = torch.arange(start + 1, start + 1 + len(part), device=part.device) * GOLDEN
-        sums[0] += part.sum()
-        sums[1] += (part * place).sum()  # wraps around: a sum modulo 2**64
-    return sums
+    sums = []
+    for number, bits in enumerate(flat.view(width).split(CHUNK)):
+        part = bits.to(torch.int64)
+        places = _places(CHUNK, part.device)[: len(part)]
+        own = part.sum()
+        placed = part.dot(places) if part.device.type == "cpu" else (part * places).sum()
+        sums.append(torch.stack((own, placed + own * (number * CHUNK))))
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
+
+
+@functools.cache
+def _places(count: int, device: torch.device) -> torch.Tensor:
+    """Return int64 (count,): the places of a chunk's scalars, from 1 on."""
+    return torch.arange(1, count + 1, device=device)
 
 
 @dataclass(frozen=True)
