@@ -1,4 +1,4 @@
-"""What all tests share: how they are spread over two workers, and the real data where it is."""
+"""What all tests share: how they are spread over workers, and the real data where it is."""
 
 import atexit
 import gc
@@ -33,25 +33,34 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Take two workers, and none for a single file or test: they take seconds to start."""
+    """Take three workers for two cores, as many tests wait for a page, a process or a disk; and
+    none for a single file or test: workers take seconds to start."""
     one = len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file()
-    return 0 if one else 2
+    return 0 if one else 3
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what starts several processes, machines or a browser one at a time: that of the Space on
-    one worker and all other on the other, which begin with it, as no group has more tests. Leave
-    tests that share what a module makes to one worker, so that it is made once."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests that share what a module makes, or the pages that are served, to one worker, so
+    that it is made once. Have workers begin with what takes longest, so that none is left with it
+    at the end; elsewhere it comes last."""
+    groups: dict[str, str] = {}
     for item in items:
         made = (each for kind in item._fixtureinfo.name2fixturedefs.values() for each in kind)
         room = item.path.parent.name.replace("tests", "all")
+        group = item.nodeid
         if item.get_closest_marker("alone"):
-            group = "alone space" if room == "space" else "alone"
-            item.add_marker(pytest.mark.xdist_group(group))
+            group = "alone"
         elif any(fixture.scope == "module" for fixture in made):
-            item.add_marker(pytest.mark.xdist_group(f"{room} {item.path.stem}"))
-    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+            group = f"{room} {item.path.stem}"
+        if group != item.nodeid:
+            item.add_marker(pytest.mark.xdist_group(group))
+        groups[item.nodeid] = group
+    slow = {groups[item.nodeid] for item in items if item.get_closest_marker("slow")}
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda i: (groups[i.nodeid] != "alone", groups[i.nodeid] not in slow))
+    else:
+        items.sort(key=lambda i: i.get_closest_marker("alone") is not None)
 
 
 @pytest.hookimpl(wrapper=True)

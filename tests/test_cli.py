@@ -520,6 +520,7 @@ def command(*words: object, shell: str = "{}", **env: str) -> subprocess.Complet
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_stops_no_run(tmp_path, images):
     done = command(*small(tmp_path, "--data", images), shell="{} | head -1")
     assert (done.returncode, "error" in done.stderr) == (0, False)

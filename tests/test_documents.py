@@ -79,6 +79,7 @@ def failures(rows: list[dict]) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ORDER, ids=lambda path: path.stem)
 def test_every_block_of_a_page_runs_as_it_stands(docs_read, page):
     rows = docs_read[page.name]

@@ -20,8 +20,6 @@ from small import untimed
 
 from hf_transfer.cli import main
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 15  # after which a machine that does not answer is lost, in these tests
 NAMES = ("left", "right")

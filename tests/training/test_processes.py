@@ -28,8 +28,6 @@ from hf_transfer.recipe.specs import DataSpec, Recipe
 from hf_transfer.results.report import RunReport
 from hf_transfer.training.trainer import TransferTrainer
 
-pytestmark = pytest.mark.alone
-
 GRADUAL = [{"gradual": "2 stages", "epochs": 1, "lr": 2e-3, "lr_drop": 0.5, "batch_size": 4}]
 MIXED = {"augment": "light", "mixup": 0.3, "label_smoothing": 0.1, "weight_decay": 0.05}
 

@@ -148,7 +148,6 @@ def test_a_class_without_images_is_left_out():
     assert sorted(BalancedOrder(np.array([0, 0, 2, 2]), 0)) == [0, 1, 2, 3]
 
 
-@pytest.mark.alone
 def test_two_processes_take_the_images_of_one_with_twice_the_batch(tmp_path):
     ends = []
     for count, batch_size in ((2, 3), (1, 6)):

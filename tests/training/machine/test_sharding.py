@@ -37,8 +37,6 @@ from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import parse_phase
 from hf_transfer.training.machine import sharding
 
-pytestmark = pytest.mark.alone
-
 OPTIONS = {"dropout": 0.0, "images": 22, "checkpoint_seconds": 1000}
 PHASES = [
     HEAD,
@@ -83,6 +81,7 @@ def one_and_two(folder, phases, **options):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phases", "options"),
     [
@@ -120,6 +119,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.slow
 def test_sharded_processes_killed_and_resumed_end_like_the_unbroken_ones(tmp_path):
     """Statistics of BatchNorm and mixed precision included."""
     found, options = [], {"backbone": RESNET, "bf16": True}

@@ -15,8 +15,6 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
 from hf_transfer.training.machine import sync_batchnorm
 
-pytestmark = pytest.mark.alone
-
 LAYERS = {
     "plain": (nn.BatchNorm2d(3, momentum=0.3), (3, 2)),
     "one image in all at one place": (nn.BatchNorm1d(3), (3, 1)),

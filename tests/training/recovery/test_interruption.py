@@ -185,7 +185,6 @@ def commanded(folder, words):
     raise SystemExit(main(words))
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_stopped_prints_the_whole_command_that_resumes_it(tmp_path, number):
     """As a user sees it: from another process, while it trains, with a blank in the path."""
