@@ -73,10 +73,15 @@ def check_head(blueprint: Blueprint, labels: Sequence[str], keep: bool, layers: 
         raise BackboneError(f"keep_head and head.replace {layers} exclude each other; remove one")
 
 
-def classifier_of(blueprint: Blueprint, labels: int) -> tuple[str, ...]:
-    """Return the names of the parameters that depend on the number of labels."""
+def classifier_of(
+    blueprint: Blueprint, labels: int, network: nn.Module | None = None
+) -> tuple[str, ...]:
+    """Return the names of the parameters that depend on the number of labels; `network` is the one
+    for so many labels where it was built."""
     with torch.device("meta"):
-        names = head_names(build(blueprint, labels), build(blueprint, labels + 1))
+        names = head_names(
+            build(blueprint, labels) if network is None else network, build(blueprint, labels + 1)
+        )
     if not names:
         raise BackboneError(
             f"{blueprint.origin} is an encoder that its library gives no head for labels; choose "

@@ -194,7 +194,7 @@ def _untrained(
 ) -> tuple[nn.Module, Layout]:
     """Return a network with random weights whose head starts small, and its layout."""
     network = build(blueprint, len(labels))
-    classifier = classifier_of(blueprint, len(labels))
+    classifier = classifier_of(blueprint, len(labels), network)
     layout = layout_with_head(blueprint, classifier, len(labels), layers, network)
     start_small(network, classifier, len(labels))
     return network, layout
