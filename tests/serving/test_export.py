@@ -1,5 +1,6 @@
 """Models for other runtimes: from pixels to answers, the same as predict's, or no file at all."""
 
+import functools
 import json
 import logging
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import photos
-from tiny_folders import stir, vit_folder
+from tiny_folders import stir
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.regression_units import take_scale
@@ -39,23 +40,35 @@ def network(name: str = SMALL, **options):
     return stir(load_backbone(name, LABELS, **options))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["classification", "multi_label", "regression"])
-def test_onnx_runtime_answers_files_as_predict_does(task, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    if task == "classification":
-        model = network(str(vit_folder(tmp_path / "vit")), pretrained=True)
-    else:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model of a task and what came of its export, by task; one of classification is exported in
+    test_loaders.py, with every kind of backbone."""
+
+    @functools.cache
+    def made(task):
+        pytest.importorskip("onnxruntime")
         name = {"regression": SMALL, "multi_label": "torchvision/squeezenet1_1"}[task]
         model = network(name, task=task, image_size=64)
-    if task == "regression":
-        scale = Scale((500.0, 0.5, 0), (300.0, 0.1, 1))
-        pixels = np.zeros((1, 64, 64, 3), np.uint8)
-        take_scale(model, ImageSet(pixels, [[0, 0, 0]], LABELS, scale=scale))
-    found = export(model, tmp_path / "out" / "model.onnx")
+        if task == "regression":
+            scale = Scale((500.0, 0.5, 0), (300.0, 0.1, 1))
+            pixels = np.zeros((1, 64, 64, 3), np.uint8)
+            take_scale(model, ImageSet(pixels, [[0, 0, 0]], LABELS, scale=scale))
+        else:
+            model.backbone = replace(model.backbone, thresholds=(0.3, 0.5, 0.6))
+        return model, export(model, tmp_path_factory.mktemp("out") / "model.onnx")
+
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_onnx_runtime_answers_files_as_predict_does(task, exported, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, found = exported(task)
     assert found["compared"] == 10
     assert found["difference"] <= 1e-4
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
+    assert [path.name for path in Path(found["file"]).parent.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(found["file"])
     facts = session.get_modelmeta().custom_metadata_map
     image = model.backbone.image
@@ -76,11 +89,9 @@ def test_onnx_runtime_answers_files_as_predict_does(task, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_onnx_file_predicts_and_is_evaluated_as_its_model_is(tmp_path):
-    pytest.importorskip("onnxruntime")
-    model, file = network(task="multi_label"), tmp_path / "model.onnx"
-    model.backbone = replace(model.backbone, thresholds=(0.3, 0.5, 0.6))
-    export(model, file)
+def test_an_onnx_file_predicts_and_is_evaluated_as_its_model_is(exported, tmp_path):
+    model, found = exported("multi_label")
+    file = Path(found["file"])
     images = sorted(photos(tmp_path / "data", count=3).glob("*/*.png"))
     for one, other in zip(predict(file, images), predict(model, images), strict=True):
         assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-5)

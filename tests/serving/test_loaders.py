@@ -132,9 +132,11 @@ def exported(tmp_path_factory) -> Callable[[Path], Path]:
 
     @functools.cache
     def made(model: Path) -> Path:
-        pytest.importorskip("onnxruntime")
+        runtime = pytest.importorskip("onnxruntime")
         path = tmp_path_factory.mktemp("exported") / "model.onnx"
         export(model, path)
+        facts = runtime.InferenceSession(path).get_modelmeta().custom_metadata_map
+        assert (facts["task"], json.loads(facts["labels"])) == ("classification", list(LABELS))
         return path
 
     return made
