@@ -132,6 +132,7 @@ def summary(report: RunReport) -> str:
 def _measured(report: RunReport, split: str) -> str:
     """Return what a split's images gave: the leading metric with its interval, and a second."""
     values, leads = report.splits[split], report.leading_metric
+    split = report.split_name(split)
     value, n = values.get(leads), values.get("n", "not stated")
     if value is None:
         why = values.get("reasons", {}).get(leads, "it is undefined")

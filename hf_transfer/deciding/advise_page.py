@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LEFT, RIGHT, TOP = 44.0, 14.0, 44.0
 WIDTH, HEIGHT = 500.0, 320.0
+BELOW = ("95% interval", "standard error")  # columns that go below the one before
 TURNED = 7  # names, from which on they are turned
 
 
@@ -49,17 +51,28 @@ def advice_page(advice: Advice) -> str:
         facts=facts,
         sentences=advise_text.sentences(advice),
         chart=Markup(depth_chart(best, advice.majority)),  # noqa: S704
-        tables=[
-            {
-                "title": title,
-                "heads": [(head.removeprefix(">"), head.startswith(">")) for head in rows[0]],
-                "rows": rows[1:],
-            }
-            for title, rows in tables
-        ],
+        tables=[{"title": title, **_table(rows)} for title, rows in tables],
         findings=advice.findings,
         recipe=advise_text.recipe_text(advice, _public(advice.recipe)),
     )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return a table in which how sure a number is stands below it, so that a phone shows all."""
+    heads = [head.removeprefix(">") for head in rows[0]]
+    pairs = [
+        (i, i + 1 if i + 1 < len(heads) and heads[i + 1] in BELOW else None)
+        for i, head in enumerate(heads)
+        if head not in BELOW
+    ]
+
+    def under(row: Sequence[str], place: int | None) -> str:
+        return "" if place is None else row[place]
+
+    return {
+        "heads": [(heads[i], rows[0][i].startswith(">"), under(heads, j)) for i, j in pairs],
+        "rows": [[(row[i], under(row, j)) for i, j in pairs] for row in rows[1:]],
+    }
 
 
 def _public(recipe: Recipe) -> Recipe:

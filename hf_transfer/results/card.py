@@ -20,7 +20,13 @@ from hf_transfer.results.card_training import (
     weakest_words,
 )
 from hf_transfer.results.examples import DICOM
-from hf_transfer.results.page_phases import ended_words, group_words, length_words, rate_words
+from hf_transfer.results.page_phases import (
+    command,
+    ended_words,
+    group_words,
+    length_words,
+    rate_words,
+)
 from hf_transfer.results.places import published_report
 from hf_transfer.results.rendering import code, escape_markdown, render, template
 from hf_transfer.results.report import PhaseReport, RunReport, split_rows
@@ -79,7 +85,6 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
     """
     with untrusted("the report as a card", "run the recipe again"):
         report = published_report(report)
-        split, _ = report.measured
         front = card_metadata(report, repo_id).to_yaml(line_break="\n")
         front = "\n".join(map(printable, front.split("\n")))
         text = render(
@@ -87,7 +92,9 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             front=Markup(front),  # noqa: S704
             title=conclusions.title(report),
             task=report.task,
-            split=split,
+            on=report.where,
+            auto=bool(report.auto),
+            command=Markup(command(report)),  # noqa: S704
             kind=KINDS[report.task.kind],
             recipe=report.name if "phases" in report.recipe else None,  # else a Trainer in Python
             backbone=report.backbone.get("id") or NOT_STATED,
@@ -141,7 +148,7 @@ def _start(report: RunReport) -> str | Markup:
 def _metrics(report: RunReport) -> Iterator[list[str]]:
     """Yield the rows of the table of metrics: title, split, value, interval, baseline, n."""
     for split, values in report.splits.items():
-        found = conclusions.baselines(report, split)
+        found, where = conclusions.baselines(report, split), report.split_name(split)
         n = f"{values['n']:,}" if "n" in values else "–"
         for name, title in metric_titles(values).items():
             value, bounds = values[name], values.get("intervals", {}).get(name)
@@ -149,10 +156,10 @@ def _metrics(report: RunReport) -> Iterator[list[str]]:
             if value is None:
                 reason = (values.get("reasons") or {}).get(name)
                 shown = f"{NOT_MEASURED}: {reason}" if reason else NOT_MEASURED
-                yield [title, split, shown, "–", "–", n]
+                yield [title, where, shown, "–", "–", n]
             else:
                 least = max((v for _, metric, v in found if metric == name), default=None)
-                yield [title, split, show_metric(name, value), span, show_metric(name, least), n]
+                yield [title, where, show_metric(name, value), span, show_metric(name, least), n]
 
 
 def _baselines(report: RunReport) -> str:
@@ -162,7 +169,8 @@ def _baselines(report: RunReport) -> str:
         f"{what}: {metric_phrase(metric)} {show_metric(metric, value)}"
         for what, metric, value in conclusions.baselines(report, split)
     ]
-    return f"The baseline needs no model. On {split}, {'; '.join(found)}." if found else ""
+    on = report.where.capitalize()
+    return f"The baseline needs no model. {on}, {'; '.join(found)}." if found else ""
 
 
 def _seeds(report: RunReport) -> JsonDict:

@@ -81,7 +81,7 @@ def _results(report: RunReport, split: str) -> Iterator[EvalResult]:
                 task_name=report.task.title,
                 dataset_type=report.data.get("repo") or re.sub(r"[^\w.-]+", "-", name),
                 dataset_name=name,
-                dataset_split=split,
+                dataset_split=report.split_name(split),
                 metric_type=kind,
                 metric_name=METRIC_TITLES[metric],
                 metric_value=round(values[metric], 4),

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 from hf_transfer.results import conclusions
 from hf_transfer.results.report import PhaseReport, RunReport
-from hf_transfer.results.words import NOT_STATED, JsonDict, metric_phrase, show_headline
+from hf_transfer.results.words import (
+    NOT_STATED,
+    JsonDict,
+    images_words,
+    metric_phrase,
+    show_headline,
+)
 
 CROPS = {
     "center": "the shorter side is resized to {stored} px, and the middle {size} × {size} px are "
@@ -132,16 +138,17 @@ def expected(report: RunReport) -> str:
             f"On new images like the validation images, expect a little less than {said}, since "
             "the best epochs were chosen on them."
         )
-    return f"On new images like the {split} images, expect {said}."
+    named = images_words(report.split_name(split))
+    return f"On new images like the {named}, expect {said}."
 
 
 def weakest_words(report: RunReport) -> str:
     """Return which class or label the model knows least well, for the limits; "" for none."""
-    split, values = report.measured
+    _, values = report.measured
     weakest = conclusions.weakest_row(values)
     if not weakest:
         return ""
     return (
-        f"Weakest {report.task.noun} on {split}: {weakest['label']}, F1 {weakest['f1']:.3f} "
+        f"Weakest {report.task.noun} {report.where}: {weakest['label']}, F1 {weakest['f1']:.3f} "
         f"(n = {weakest['n']:,})."
     )

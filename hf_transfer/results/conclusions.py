@@ -6,13 +6,14 @@ from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.places import place_name
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.words import (
+    CROSS,
     JsonDict,
+    images_words,
     is_number,
     listed,
     metric_phrase,
     metric_title,
     show_headline,
-    split_words,
 )
 
 KINDS = {
@@ -134,7 +135,8 @@ def outcome(report: RunReport) -> str:
     if value is None:
         reason = (values.get("reasons") or {}).get(leads)
         return f"{metric_title(leads)} was not measured{f': {reason}' if reason else ''}."
-    images = f"{n:,} {split} images" if n else f"the {split} images"
+    named = images_words(report.split_name(split))
+    images = f"{n:,} {named}" if n else f"the {named}"
     shown = show_headline(leads, value)
     if report.task.is_pretext:
         return f"On {images}, the pretext is solved in {shown} of cases."
@@ -144,10 +146,12 @@ def outcome(report: RunReport) -> str:
     elif leads == "balanced_accuracy":
         said = (
             "The classes are uneven. On average over the classes, the model classifies "
-            f"{shown} of a class's {split} images correctly"
+            f"{shown} of a class's {named} correctly"
         )
     else:
         said = f"On {images}, the model reaches a {metric_phrase(leads)} of {shown}"
+    if report.split_name(split) == CROSS:
+        said = f"In {CROSS}, {said[0].lower()}{said[1:]}"
     return f"{said}; {beat[0]} reaches {show_headline(leads, beat[1])}." if beat else f"{said}."
 
 
@@ -188,9 +192,7 @@ def cautions(report: RunReport) -> list[str]:
         these = f"{len(missed):,} of {len(report.labels):,} {nouns} are"
         if len(missed) == 1:
             these = f"One {noun} is"
-        found.append(
-            f"{these} never predicted on {split_words(split)}: {listed(missed, MOST_NAMED)}."
-        )
+        found.append(f"{these} never predicted {report.where}: {listed(missed, MOST_NAMED)}.")
     stated = [f"{w[:1].upper()}{w[1:].rstrip('.')}." for w in report.warnings]
     return list(dict.fromkeys([*(one for one in found if one), *stated]))
 

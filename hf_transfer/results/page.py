@@ -18,7 +18,7 @@ from hf_transfer.results.examples import DICOM
 from hf_transfer.results.figures import figure, figure_table
 from hf_transfer.results.page_classes import details
 from hf_transfer.results.page_images import galleries, sheets
-from hf_transfer.results.page_phases import curves, phases
+from hf_transfer.results.page_phases import command, curves, phases
 from hf_transfer.results.page_source import source
 from hf_transfer.results.places import without_paths
 from hf_transfer.results.rendering import render, template
@@ -28,12 +28,14 @@ from hf_transfer.results.words import (
     LABELLED,
     METRIC_TITLES,
     JsonDict,
+    images_words,
     metric_phrase,
     metric_title,
     metric_titles,
     range_words,
     show_headline,
     show_metric,
+    show_seconds,
     split_words,
 )
 
@@ -67,7 +69,7 @@ def report_page(report: RunReport) -> str:
             seeds=_seeds(report.seeds),
             phases=phases(report),
             curves=curves(report),
-            split=report.measured[0],
+            images=images_words(report.split_name(report.measured[0])),
             galleries=galleries(report),
             sheets=sheets(report),
             no_images=_no_images(report),
@@ -75,7 +77,10 @@ def report_page(report: RunReport) -> str:
             details=details(report),
             figures=_figures(report),
             unmatched=report.data.get("unmatched") or (),
-            said=report.metrics.get("said") or (),
+            said=_said(report),
+            tried=_tried(report),
+            command=command(report),
+            auto=bool(report.auto),
             trained=bool(report.phases) or not report.metrics.get(LABELLED),
             data=_data(report),
             record=_record(report),
@@ -107,7 +112,7 @@ def _result(report: RunReport) -> JsonDict | None:
     other = report.metrics.get(leads) if split == "test" else None
     hint = ""
     if other is not None:
-        where = "Out of fold, on the labelled images" if report.auto else "On validation"
+        where = split_words(report.split_name("validation")).capitalize()
         hint = f"{where}: {show_headline(leads, other)}."
     elif split == "validation" and any(phase.best_epoch is not None for phase in report.phases):
         hint = (
@@ -116,7 +121,7 @@ def _result(report: RunReport) -> JsonDict | None:
         )
     found = conclusions.baselines(report, split)
     return {
-        "split": split_words(split),
+        "on": report.where,
         "title": metric_title(leads),
         "value": "–" if value is None else show_headline(leads, value),
         "interval": [show_headline(leads, end) for end in bounds or ()],
@@ -128,6 +133,28 @@ def _result(report: RunReport) -> JsonDict | None:
             _metric(values, name, text, found) for name, text in metric_titles(values).items()
         ],
     }
+
+
+def _said(report: RunReport) -> Sequence[str]:
+    """Return what is said of the result; of `auto` without the lines that are in the table."""
+    said: Sequence[str] = report.metrics.get("said") or ()
+    return said[:1] if report.auto.get("tried") else said
+
+
+def _tried(report: RunReport) -> list[JsonDict]:
+    """Return what `auto` tried, in its order."""
+    return [
+        {
+            "what": one["what"],
+            "why": one["why"],
+            "kept": one["kept"],
+            "accuracy": "–"
+            if one["accuracy"] is None
+            else show_metric("accuracy", one["accuracy"]),
+            "seconds": show_seconds(one["seconds"]) if one["seconds"] >= 0.1 else "–",
+        }
+        for one in report.auto.get("tried") or ()
+    ]
 
 
 def _no_images(report: RunReport) -> str:

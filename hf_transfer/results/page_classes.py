@@ -10,11 +10,12 @@ from hf_transfer.results.charts import calibration, heat_map, scatter
 from hf_transfer.results.page_images import cells
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.words import (
+    CROSS,
     IN_UNITS,
     JsonDict,
+    images_words,
     show_headline,
     show_metric,
-    split_words,
 )
 
 MOST_TARGETS_DRAWN = 12
@@ -34,7 +35,9 @@ SHARES = {  # the columns of the tables by class and by label
 def details(report: RunReport) -> JsonDict | None:
     """Return the metrics by class, by label or by target; None where there are none."""
     split, values = report.measured
-    trained = (report.data.get("counts") or {}).get("train") or {}
+    name = report.split_name(split)
+    counts = (report.data.get("counts") or {}).get("train") or {}
+    trained = counts if name != CROSS else {}  # the same images
     rows = values.get("per_class") or values.get("per_label") or ()
     shown = [
         {
@@ -48,8 +51,9 @@ def details(report: RunReport) -> JsonDict | None:
     ]
     targets = values.get("per_target") or ()
     found = {
-        "split": split,
-        "on": split_words(split),
+        "split": images_words(name),
+        "of": "images" if name == CROSS else split,
+        "on": report.where,
         "groups": _groups(report, values),
         "matrix": _matrix(report, values.get("confusion")),
         "no_matrix": (values.get("reasons") or {}).get("confusion"),

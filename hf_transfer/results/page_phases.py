@@ -9,6 +9,7 @@ from markupsafe import Markup
 from hf_transfer.recipe.tasks import PROBES
 from hf_transfer.results.charts import Band, Line, line_chart
 from hf_transfer.results.conclusions import phase_value
+from hf_transfer.results.places import place_name
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.svg import Point, thin
 from hf_transfer.results.words import (
@@ -163,3 +164,14 @@ def _line(name: str, style: str, points: Sequence[Point], best: Sequence[float])
     kept = thin(points)
     rings = tuple(p for p in kept if any(abs(p[0] - epoch) < 1e-6 for epoch in best))
     return Line(name, style, kept, rings, marked=style == "valid" and len(kept) <= 80)
+
+
+def command(report: RunReport) -> str:
+    """Return the command that trains such a model again."""
+    if not report.auto:
+        return f"hf-transfer train recipe.yaml --data FOLDER --seed {report.seed}"
+    minutes, size = report.auto.get("budget_seconds", 0) / 60, report.backbone.get("image_size")
+    backbone = place_name(str(report.backbone.get("id") or "ID"))
+    options = f" --minutes {max(1, round(minutes))}" if minutes else ""
+    options += f" --image-size {size}" if isinstance(size, int) else ""
+    return f"hf-transfer train FOLDER --backbone {backbone}{options} --seed {report.seed}"

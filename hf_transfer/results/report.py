@@ -19,7 +19,7 @@ from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
 from hf_transfer.results import report_shape as shape
 from hf_transfer.results.metrics_shape import Count, Finite, Metrics, Number
 from hf_transfer.results.report_shape import shaped
-from hf_transfer.results.words import COUNTS, LABELLED, JsonDict, is_number
+from hf_transfer.results.words import COUNTS, CROSS, LABELLED, JsonDict, is_number, split_words
 
 VERSION = 1
 UNEVEN = 1.5  # largest class to smallest, from which balanced accuracy leads
@@ -111,6 +111,15 @@ class RunReport:
     def measured(self) -> tuple[str, JsonDict]:
         """The split that counts, and its metrics: test, or validation; empty without either."""
         return next(iter(self.splits.items()), ("validation", {}))
+
+    def split_name(self, split: str) -> str:
+        """What a split's images are called: those that `auto` judged out of fold are no split."""
+        return CROSS if self.auto and split == "validation" else split
+
+    @property
+    def where(self) -> str:
+        """Where the split that counts was measured: "on validation", "in cross-validation"."""
+        return split_words(self.split_name(self.measured[0]))
 
     @property
     def leading_metric(self) -> str:

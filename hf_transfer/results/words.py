@@ -31,6 +31,7 @@ METRIC_TITLES = {
     "spread": "Spread of the features",
 }
 ADDED = "added images"  # the phase in which `train --add` solves the head again
+CROSS = "cross-validation"  # in a split's place: images that models judged without training on them
 LABELLED = "labelled"  # in a split's place: images that a finished model was scored on
 COUNTS = ("n", "groups")  # of images, and of groups that intervals are over
 IN_UNITS = ("mae", "rmse")  # of the target
@@ -123,8 +124,15 @@ def show_seconds(seconds: float) -> str:
 
 
 def split_words(split: str) -> str:
-    """Return on which images something was measured: a split's name, or "these images"."""
-    return "these images" if split == LABELLED else split
+    """Return where something was measured: "on validation", "on these images"."""
+    if split == CROSS:
+        return f"in {split}"
+    return "on these images" if split == LABELLED else f"on {split}"
+
+
+def images_words(split: str, images: str = "images") -> str:
+    """Return images of a split: "validation images"; of none "labelled images"."""
+    return f"{LABELLED if split == CROSS else split} {images}"
 
 
 def range_words(counts: Sequence[int]) -> str:

@@ -18,6 +18,8 @@ import pytest
 from sample_report import FLOWERS, sample_report, task_report, with_images
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.progress import summary
+from hf_transfer.results.card import model_card
 from hf_transfer.results.charts import calibration, heat_map, scatter
 from hf_transfer.results.page import report_page, write_html
 from hf_transfer.results.report import PhaseReport, RunReport, aggregate
@@ -293,6 +295,25 @@ def test_images_lie_in_the_page_and_links_lead_to_them() -> None:
     assert len(links) > 5
     assert parsed.tags.isdisjoint({"script", "link", "iframe", "object", "base"})
     assert "Surest mistakes" in parsed.text
+
+
+def test_what_auto_measured_is_called_cross_validation_and_what_it_tried_is_a_table() -> None:
+    tried = [
+        {"what": "exact head", "why": "the start", "accuracy": 0.5, "seconds": 42.0, "kept": True},
+        {"what": "advice", "why": "unfreeze all", "accuracy": None, "seconds": 0.0, "kept": True},
+    ]
+    report = sample_report()
+    metrics = report.metrics | {"said": ["Expect an accuracy of 0.5.", "exact head: the start."]}
+    found = replace(report, metrics=metrics, auto={"tried": tried, "budget_seconds": 600.0})
+    page, card = Page(report_page(found)), model_card(found)
+    assert "In cross-validation, the model classifies" in page.text
+    assert "on cross-validation" not in page.text + card
+    assert "validation images" not in page.text
+    assert "Exact head kept The start 0.500 42 s Advice Unfreeze all – –" in page.text
+    assert "exact head: the start." not in page.text
+    assert "--minutes 10" in page.text
+    assert "| Accuracy | cross-validation |" in card
+    assert summary(found).startswith("cross-validation accuracy")
 
 
 def test_the_head_alone_stands_beside_what_fine_tuning_reached() -> None:
