@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.errors import UserError
 from hf_transfer.results import conclusions
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.words import METRIC_TITLES, NOT_STATED, JsonDict, metric_titles
@@ -33,6 +36,12 @@ TAGS = {
     "regression": ("image-regression",),
     "pretext": ("image-feature-extraction", "self-supervised"),
 }
+TAGS_OF_ALL = ("hf_transfer", "transfer-learning")
+LICENCE = ("license", "license_name", "license_link")
+OURS = (  # keys that are written anew for each model
+    *LICENCE, "library_name", "pipeline_tag", "base_model", "base_model_relation", "datasets",
+    "tags", "metrics", "model_name", "eval_results", "model-index",
+)  # fmt: skip
 
 
 def card_metadata(report: RunReport, repo_id: str | None) -> ModelCardData:
@@ -47,11 +56,35 @@ def card_metadata(report: RunReport, repo_id: str | None) -> ModelCardData:
         base_model=base,
         base_model_relation="finetune" if base else None,
         datasets=[data] if data else None,
-        tags=["hf_transfer", "transfer-learning", *TAGS[report.task.kind]],
+        tags=[*TAGS_OF_ALL, *TAGS[report.task.kind]],
         metrics=[HUB_METRICS[report.leading_metric][0]] if found else None,
         model_name=_name(report, repo_id) if found else None,
         eval_results=found or None,
     )
+
+
+def keep_metadata(card: Any, previous: str) -> None:
+    """Put into a ModelCard what somebody added to the metadata of the `previous` one: keys that
+    are not written here, further tags, and for the same base model the licence."""
+    try:
+        with untrusted("the metadata of the previous card"):
+            found: Any = ModelCard(previous, ignore_metadata_errors=True).data
+            before = found.to_dict()
+    except UserError:
+        return  # nothing to keep
+    now = card.data.to_dict()
+    same = before.get("base_model") == now.get("base_model")
+    for key in set(before) - set(OURS):
+        card.data[key] = before[key]
+    if same and before.get("license"):
+        for key in LICENCE:
+            card.data[key] = before.get(key)
+    tags, ours = (
+        before.get("tags"),
+        {*TAGS_OF_ALL, *(tag for each in TAGS.values() for tag in each)},
+    )
+    if isinstance(tags, list):
+        card.data.tags = [*now.get("tags", []), *(tag for tag in tags if tag not in ours)]
 
 
 def _name(report: RunReport, repo_id: str | None) -> str:

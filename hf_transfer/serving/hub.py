@@ -71,19 +71,21 @@ def push(
             )
         if revision and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        previous = ""
         if report := find_report(run):
-            card = _card(report, repo_id, _previous_card(api, repo_id, revision))
+            previous = _previous_card(api, repo_id, revision)
+            card = _card(report, repo_id, previous)
         else:
             card = _text(files.get("README.md"))
         if card:
-            files["README.md"] = _with_facts(card, license, language).encode()
+            files["README.md"] = _with_facts(card, license, language, previous).encode()
         summary = message or f"Upload {report.name if report else Path(run).name}"
         additions = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
         done = api.create_commit(
             repo_id, additions, commit_message=summary, revision=revision, create_pr=pr
         )
     logger.info("pushed %d files to %s, commit %s", len(files), url, done.oid[:8])
-    return str(done.pr_url) if pr else url
+    return str(done.pr_url or url)  # no pull request where nothing has changed
 
 
 def check_access(repo_id: str, token: str | None = None) -> None:
@@ -173,15 +175,20 @@ def _text(content: Path | bytes | None) -> str:
     return (content or b"").decode(errors="replace")
 
 
-def _with_facts(card: str, license: str | None, language: str | Sequence[str] | None) -> str:
-    """Return a card whose metadata states this licence and language; None leaves them."""
+def _with_facts(
+    card: str, license: str | None, language: str | Sequence[str] | None, previous: str = ""
+) -> str:
+    """Return a card whose metadata states this licence and language, where they are given, and
+    keeps what somebody added to that of the `previous` one."""
     from huggingface_hub import ModelCard
 
-    from hf_transfer.results.card_metadata import HUB_LICENSES
+    from hf_transfer.results.card_metadata import HUB_LICENSES, keep_metadata
 
-    if license is None and language is None:
+    if license is None and language is None and not previous:
         return card
     told = ModelCard(card, ignore_metadata_errors=True)
+    if previous:
+        keep_metadata(told, previous)
     if license is not None:
         known = HUB_LICENSES.fullmatch(license.lower())
         told.data.license = license.lower() if known else "other"
