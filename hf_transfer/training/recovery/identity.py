@@ -19,6 +19,7 @@ from hf_transfer.training import proof
 from hf_transfer.training.labels import COLUMNS, names_of
 from hf_transfer.training.loss import Objective
 
+LABELS = ("targets", "labels")  # under which sets of torch and torchvision keep all labels
 SAMPLED = 32  # items of a set that is not ours, which may take long to make
 
 
@@ -75,26 +76,37 @@ def content(images: Any, read_all: bool = False) -> Any:
         columns = getattr(images, "column_names", None) or ()
         for name in (name for name in COLUMNS if name in columns):
             found.update(repr(list(images[name])).encode())
+        for name in LABELS:
+            labels = getattr(images, name, None)
+            if isinstance(labels, list | tuple | np.ndarray | torch.Tensor):
+                found.update(repr(np.asarray(labels).tolist()).encode())
         found.update(_items(images))
     return found.hexdigest()
 
 
 def _items(images: Any) -> bytes:
-    """Return a digest of some items of a set, evenly spaced; of none where they vary."""
+    """Return a digest of some items of a set, evenly spaced: of what in them does not vary."""
     places = range(0, len(images), max(1, len(images) // SAMPLED)) if _by_place(images) else ()
     one, two = ([_item(images[place]) for place in places] for _ in range(2))
-    return b"".join(one) if one == two else b""
+    names = set[str]().union(*one)
+    pairs = list(zip(one, two, strict=True))
+    still = {key for key in names if all(a.get(key) == b.get(key) for a, b in pairs)}
+    return repr([sorted((k, v) for k, v in each.items() if k in still) for each in one]).encode()
 
 
 def _by_place(images: Any) -> bool:
     return hasattr(images, "__getitem__") and not isinstance(images, IterableDataset)
 
 
-def _item(item: Any) -> bytes:
-    """Return a digest of the numbers of an item, by their names."""
-    found = hashlib.blake2b(digest_size=16)
-    for key, value in sorted(item.items()) if isinstance(item, Mapping) else ():
-        found.update(f"{key}\0".encode())
-        if isinstance(value, torch.Tensor | np.ndarray | int | float):
-            found.update(np.ascontiguousarray(torch.as_tensor(value).cpu().numpy()))
-    return found.digest()
+def _item(item: Any) -> dict[str, str]:
+    """Return a digest of each part of an item that is a number or numbers, by its name or place."""
+    if isinstance(item, list | tuple):
+        item = dict(enumerate(item))
+    parts = item.items() if isinstance(item, Mapping) else ()
+    return {
+        str(key): hashlib.blake2b(
+            np.ascontiguousarray(torch.as_tensor(value).cpu().numpy()), digest_size=16
+        ).hexdigest()
+        for key, value in parts
+        if isinstance(value, torch.Tensor | np.ndarray | int | float)
+    }

@@ -26,6 +26,12 @@ from hf_transfer.training.seam import Seam
 
 logger = logging.getLogger(__name__)
 
+DIGESTS = {  # records that say nothing to a reader, and what it means that they differ
+    "backbone": "other weights of the backbone",
+    "training images": "other training images or labels",
+    "validation images": "other validation images or labels",
+}
+
 
 def about_phase(phase: Phase, start: str, run: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint of a phase records: the phase, the weights that it starts from
@@ -194,6 +200,8 @@ def difference(was: Mapping[str, Any], now: Mapping[str, Any], place: str = "") 
             found = difference(old, new, f"{place}{key}.")
             if found:
                 return found
+        elif old != new and key in DIGESTS and old and new:
+            return DIGESTS[key]
         elif old != new:
             return f"{place}{key} was {_short(old)}, is {_short(new)}"
     return None

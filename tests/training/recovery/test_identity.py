@@ -55,13 +55,13 @@ def finished(tmp_path_factory):
 def test_a_run_of_something_else_is_refused_by_its_name(finished, change):
     again = trainer(finished, [HEAD], checkpoint_seconds=1000, **CHANGES[change])
     what = change.partition(",")[0]
-    with pytest.raises(CheckpointError, match=rf"is of another run \({what} was .*, is .*\)"):
+    with pytest.raises(CheckpointError, match=rf"is of another run \(.*{what}.*\)"):
         again.train(resume_from_checkpoint=True)
 
 
 def test_other_weights_are_refused(finished):
     again = trainer(finished, [HEAD], other_weights(), checkpoint_seconds=1000)
-    with pytest.raises(CheckpointError, match=r"is of another run \(backbone was"):
+    with pytest.raises(CheckpointError, match=r"is of another run \(other weights of the"):
         again.train(resume_from_checkpoint=True)
 
 
@@ -132,7 +132,7 @@ def test_images_replaced_at_equal_size_and_times_are_found_at_a_resume(
     for i, path in enumerate(photos.rglob("*.bmp")):
         Image.new("RGB", (32, 32), (40 * i, 99, 0)).save(path)
     again = photo_trainer(tmp_path / "run", photos)
-    with pytest.raises(CheckpointError, match="training images was"):
+    with pytest.raises(CheckpointError, match="other training images or labels"):
         again.train(resume_from_checkpoint=True)
 
 
@@ -147,6 +147,7 @@ def test_a_set_of_the_users_is_known_by_items_that_do_not_vary():
     assert content(Pixels(images(), model)) != content(Pixels(images(seed=5), model))
     assert content(Pixels(images(), model)) != content(Pixels(turned(images()), model))
     assert content(Varied(images(), model)) == content(Varied(images(seed=5), model))
+    assert content(Varied(images(), model)) != content(Varied(turned(images()), model))
 
 
 def test_parts_of_sets_are_known_by_the_images_in_them():
