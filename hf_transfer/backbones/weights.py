@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import zipfile
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from hf_transfer.backbones.origins import check_weights_file
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.download import BackboneError, one_line
+
+logger = logging.getLogger(__name__)
 
 FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 FEW = 0.1  # share of a network's scalars that a checkpoint of its architecture may lack
@@ -59,7 +62,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
     found = _unpickled(path, begins)
-    state = _tensors(found)
+    state = _tensors(found, str(path))
     if not state:
         keys = [printable(str(key)) for key in found] if isinstance(found, Mapping) else []
         if others := _classes(path):
@@ -114,21 +117,36 @@ def _classes(path: Path) -> list[str]:
         return []
 
 
-def _tensors(found: Any, depth: int = 2) -> dict[str, Tensor]:
+def _tensors(found: Any, place: str, depth: int = 2) -> dict[str, Tensor]:
     """Return the tensors by name in what a checkpoint holds: its own, or those that it keeps as
-    one of KEPT_AS, or in the only other mapping with any."""
+    one of KEPT_AS, or in the only other mapping with any. Of several copies, as of an average, it
+    is said which one is used."""
     if not isinstance(found, Mapping):
         return {}
     state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     inner = {
         key: tensors
         for key, value in found.items()
-        if depth and isinstance(value, Mapping) and (tensors := _tensors(value, depth - 1))
+        if depth and isinstance(value, Mapping) and (tensors := _tensors(value, place, depth - 1))
     }
     for key in KEPT_AS:
         if key in inner:
+            copies = [other for other in inner if _shapes(inner[other]) == _shapes(inner[key])]
+            if len(copies) > 1:
+                logger.warning(
+                    "%s has the weights %d times (%s); those in %s are used; to use others, save "
+                    "them alone",
+                    place,
+                    len(copies),
+                    printable(", ".join(map(str, copies))),
+                    key,
+                )
             return inner[key]
     return inner.popitem()[1] if not state and len(inner) == 1 else state
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Counter[torch.Size]:
+    return Counter(tensor.shape for tensor in tensors.values())
 
 
 def _few(names: Sequence[str]) -> str:
@@ -189,6 +207,15 @@ def bare(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     best = max(fits, key=lambda prefix: (fits[prefix], -len(prefix)), default="")
     if 2 * fits[best] < len(known):
         return state
+    copies = [prefix or "no prefix" for prefix in fits if fits[prefix] == fits[best]]
+    if len(copies) > 1:
+        logger.warning(
+            "the weights hold the network %d times (%s); those under %s are used; to use others, "
+            "save them alone",
+            len(copies),
+            printable(", ".join(copies)),
+            best or "no prefix",
+        )
     return {key.removeprefix(best): v for key, v in plain.items() if key.startswith(best)}
 
 

@@ -65,6 +65,23 @@ CHECKPOINTS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (CHECKPOINTS["timm's train.py"], "2 times (state_dict, state_dict_ema); those in state_d"),
+        ({"model": NET, "model_ema": NET}, "2 times (model, model_ema); those in model are used"),
+        ({"state_dict": NET, "optimizer": OPTIMIZER, "loss": {"w": torch.ones(1)}}, ""),
+        ({f"{kind}.{key}": v for kind in ("net", "ema") for key, v in NET.items()}, "those under "),
+    ],
+)
+def test_of_several_copies_of_the_weights_it_is_said_which_is_used(
+    content, words, tmp_path, caplog
+):
+    torch.save(content, tmp_path / "c.pth")
+    bare(read_weights(tmp_path / "c.pth"), NET)
+    assert words in caplog.text if words else not caplog.text
+
+
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_a_checkpoint_gives_the_weights_in_it(kind, tmp_path):
     torch.save(CHECKPOINTS[kind], tmp_path / "c.pth")
