@@ -1,6 +1,7 @@
 """The package as a whole: its public names, what importing it costs, what it must not import."""
 
 import ast
+import inspect
 import os
 import re
 import shutil
@@ -20,6 +21,16 @@ def run_python(code: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     ).stdout
+
+
+def test_help_says_what_each_argument_is() -> None:
+    for name in hf_transfer.__all__:
+        function = getattr(hf_transfer, name)
+        if inspect.isfunction(function):
+            told = inspect.getdoc(function) or ""
+            assert [
+                each for each in inspect.signature(function).parameters if each not in told
+            ] == []
 
 
 def test_the_public_names_are_these_and_all_resolve():

@@ -95,6 +95,8 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Return a model for `labels` with `.backbone`: what is its head, its groups, its pixels.
 
+    `backbone_id` is timm/NAME, transformers/REPO, torchvision/NAME or a folder; unless `pretrained`
+    its weights are random. `image_size` (px) and `channels` are by default the checkpoint's.
     The last `replace_layers` layers are newly initialised, a function of `seed`; with `keep_head`,
     or without labels, the checkpoint's head stays. `weights` is a file to read instead of the
     library's own. `forward(pixel_values (B, C, H, W), labels (B,))` has `.loss` and `.logits`.

@@ -67,7 +67,8 @@ def load_image(
 ) -> Image.Image:
     """Return a picture, upright, in mode "L", "RGB" or "RGBA": what training sees, at full size.
 
-    These are the pixels that `transformers.image_utils.load_image` and `Image.convert` give, so
+    `source` is a path, bytes or a PIL image; `channels` are 1, 3 or 4. These are the pixels that
+    `transformers.image_utils.load_image` and `Image.convert` give, so
     transparency is dropped, too. Only gray pixels of more than 8 bits differ: 0..65535, and
     floating-point 0..1, are scaled to 0..255, where the others clip them to white or leave black.
     Of a DICOM file `window` is (centre, width), by default the file's, and `frame` one of several.

@@ -204,11 +204,13 @@ def load_data(
 ) -> ImageData:
     """Return a recipe's data: found, split, decoded (or read from the store), audited.
 
-    Decoded pixels are kept under `cache_dir` (by default in the cache) unless they take more than
-    `limit_bytes`. With `read_all` the content of every file is read again, as a resumed run needs
-    to prove that its images are the same. `listed` is what `list_source` has found. Images that
-    show a picture of `without`, or are of its groups, are left out, and findings say so. With
-    `folds` of the training images validating, there need be no validation images.
+    `spec` says which images, `settings` (as `model.backbone.image`) how they become pixels, `seed`
+    which splits are drawn, and `task` what labels are. Decoded pixels are kept under `cache_dir`
+    (by default in the cache) unless they take more than `limit_bytes`. With `read_all` the content
+    of every file is read again, as a resumed run needs to prove that its images are the same.
+    `listed` is what `list_source` has found. Images that show a picture of `without`, or are of its
+    groups, are left out, and findings say so. With `folds` of the training images validating, there
+    need be no validation images.
     Raises DataError, one line.
     """
     if not isinstance(spec, DataSpec):

@@ -53,8 +53,9 @@ def scan(
 ) -> Scan:
     """Return the labelled images of a source with their splits; nothing is decoded.
 
-    The source is a folder of class folders, one of train/validation/test folders of such, a .csv,
-    .tsv or .jsonl table, a folder or file of `datasets`, or a data set on the Hub (owner/name).
+    `spec` names the source, and `task` says what labels are. The source is a folder of class
+    folders, one of train/validation/test folders of such, a .csv, .tsv or .jsonl table, a folder or
+    file of `datasets`, or a data set on the Hub (owner/name).
     Splits that it lacks are drawn from train, class by class (several labels: so that each has its
     share; numbers: tenth by tenth of the first): a pure function of names, labels and seed; the
     order in which a disk lists files changes nothing. `listed` is what `list_source` has found.

@@ -45,6 +45,8 @@ def load_recipe(
 ) -> Recipe:
     """Return a shipped recipe, or the one in a file, with overrides such as "phases.0.lr=1e-4".
 
+    `name_or_path` is a name that `hf-transfer recipes` lists, or a YAML file.
+
     A recipe is data: metrics that are Python files would run, and need `allow_code`. Raises
     RecipeError for what is wrong in it, UserError for a recipe that cannot be found or read.
     """

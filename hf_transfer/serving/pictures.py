@@ -226,14 +226,18 @@ def _flat(images: Any) -> Iterator[Any]:
 
 
 def _in_row(row: Mapping[Any, Any]) -> Iterator[Any]:
-    """Yield the image of a row of `datasets` or pandas, or of an undecoded {"bytes", "path"}."""
+    """Yield the image of a row of `datasets` or pandas, or of an undecoded {"bytes", "path"}; of
+    several rows, which `datasets` gives as a row of lists, all."""
     if row.get("bytes") is not None:
         yield row["bytes"]
     elif not {"image", "path"} & set(row):
         yield Failed("row", _NO_COLUMN.format(names=", ".join(map(str, row)) or "nothing"))
     else:
         inner = row.get("image", row.get("path"))
-        yield from _flat(inner) if isinstance(inner, (str, Path, Mapping)) else (inner,)
+        several = isinstance(inner, list) and not any(
+            isinstance(x, (list, int, float)) for x in inner
+        )
+        yield from _flat(inner) if several or isinstance(inner, (str, Path, Mapping)) else (inner,)
 
 
 def _files(place: str | Path) -> Iterator[Path | InTable | Failed]:

@@ -331,16 +331,16 @@ def test_arrays_and_tensors_answer_as_the_picture_that_they_hold(model):
 
 
 def test_open_files_and_rows_of_tables_are_taken(model, files):
-    from datasets import Dataset
-    from datasets import Image as Feature
     from pandas import DataFrame
 
-    table = Dataset.from_dict({"image": list(map(str, files[:2]))}).cast_column("image", Feature())
-    undecoded = table.cast_column("image", Feature(decode=False))
+    table = Dataset.from_dict({"image": list(map(str, files[:2]))}).cast_column(
+        "image", HeldImage()
+    )
+    undecoded = table.cast_column("image", HeldImage(decode=False))
     expected = [row.labels for row in predict(model, files[:2])]
     frame = DataFrame({"image": list(map(str, files[:2])), "label": [1, 2]})
     frames = (frame, frame["image"], frame["image"].to_numpy(), np.array(frame["image"].tolist()))
-    for images in (table["image"], table, undecoded, undecoded["image"], *frames):
+    for images in (table["image"], table, table[:2], undecoded, undecoded["image"], *frames):
         assert [row.labels for row in predict(model, images)] == expected
     with files[0].open("rb") as file:
         (row,) = predict(model, file)
