@@ -297,7 +297,8 @@ class Attempts:
     def _no_time(self, needed: float) -> str:
         whole = (needed + self.clock.seconds - max(0.0, self.clock.left)) / 60
         minutes = max(1, int(whole + 1))
-        return f"not tried: it takes {show_seconds(needed)}; allow {minutes} minutes"
+        allowed = f"{minutes} minute{'s' * (minutes > 1)}"
+        return f"not tried: it takes {show_seconds(needed)}; allow {allowed}"
 
 
 def facts_of(tried: Sequence[Tried]) -> list[dict[str, Any]]:

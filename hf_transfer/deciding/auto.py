@@ -105,7 +105,8 @@ def auto(
         raise UserError("auto runs in one process; start it without a launcher")
     with run_folder.opened(folder, recipe, False), fitting(), failures.told():
         clock = Clock(60 * wanted.minutes)
-        say(f"auto: {recipe.backbone}, {wanted.minutes:g} minutes at most")
+        time_limit = f"{wanted.minutes:g} minute{'s' * (wanted.minutes != 1)}"
+        say(f"auto: {recipe.backbone}, {time_limit} at most")
         found = search(recipe, clock, say, epochs=epochs, refit=refit, listed=listed)
         return written(found, folder, clock)
 

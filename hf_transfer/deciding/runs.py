@@ -26,7 +26,8 @@ class Run:
     def images(self) -> tuple[str, str, int]:
         """What runs must share for their results to be compared: images, split, and how many."""
         split, values = self.report.measured
-        return str(self.report.data.get("fingerprint")), split, int(values.get("n") or 0)
+        where = self.report.split_name(split)
+        return str(self.report.data.get("fingerprint")), where, int(values.get("n") or 0)
 
 
 def runs(folder: str | Path = "runs") -> tuple[Run, ...]:
@@ -63,7 +64,8 @@ def _row(run: Run) -> tuple[str, ...]:
     if value is not None:
         ends = values.get("intervals", {}).get(leads)
         bounds = f" ({', '.join(show_metric(leads, end) for end in ends)})" if ends else ""
-        result = f"{leads} {show_metric(leads, value)}{bounds} on {values.get('n')} {split}"
+        on = f"{values.get('n')} {report.split_name(split)}"
+        result = f"{leads} {show_metric(leads, value)}{bounds} on {on}"
     wall = report.seconds.get("wall")
     return (
         run.folder.name,

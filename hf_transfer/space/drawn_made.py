@@ -17,6 +17,7 @@ from hf_transfer.results.svg import escape, thin
 from hf_transfer.results.words import (
     METRIC_TITLES,
     JsonDict,
+    images_words,
     show_count,
     show_headline,
     show_seconds,
@@ -47,10 +48,11 @@ def _measured(report: RunReport) -> str:
     split = "test" if report.metrics.get("test") else "validation"
     values = report.metrics["test"] if split == "test" else report.metrics
     value, bounds = values.get(leads), values.get("intervals", {}).get(leads)
+    named = images_words(report.split_name(split))
     text = f"{METRIC_TITLES[leads]}: not measured"
     if value is not None:
         interval = f", 95% interval {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else ""
-        text = f"{METRIC_TITLES[leads]} {value:.3f} on n = {values['n']:,} {split} images{interval}"
+        text = f"{METRIC_TITLES[leads]} {value:.3f} on n = {values['n']:,} {named}{interval}"
     backbone = place_name(str(report.backbone.get("id", "not stated")))
     return f"{text}. Backbone {backbone}, recipe {report.name}, seed {report.seed:d}."
 
@@ -118,7 +120,7 @@ def _headline(report: RunReport) -> str:
     facts = [(METRIC_TITLES.get(leads, leads), found)]
     if bounds:
         facts.append(("95% interval", " to ".join(show_headline(leads, end) for end in bounds)))
-    facts.append((f"{split} images".capitalize(), f"{values.get('n', 0):,}"))
+    facts.append((images_words(report.split_name(split)).capitalize(), f"{values.get('n', 0):,}"))
     facts.append(("Network", place_name(str(report.backbone.get("id", "not stated")))))
     seconds = report.seconds.get("wall")
     if seconds is not None:

@@ -14,6 +14,7 @@ from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.deciding import looks as module
 from hf_transfer.deciding.advise import advise, seconds_of
+from hf_transfer.deciding.advise_page import _table
 from hf_transfer.deciding.advise_text import format_advice
 from hf_transfer.plans import plan
 
@@ -52,6 +53,14 @@ def backbones(tmp_path_factory):
 def advice(data, backbones, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "advice"
     return advise(data, backbone=backbones, overrides=SIZE, out=out)
+
+
+def test_in_the_page_how_sure_a_number_is_stands_below_it():
+    table = _table(
+        [["from", ">probe", "95% interval", ">gain"], ["head", "48%", "46% to 52%", "1"]]
+    )
+    heads = [("from", False, ""), ("probe", True, "95% interval"), ("gain", True, "")]
+    assert table == {"heads": heads, "rows": [[("head", ""), ("48%", "46% to 52%"), ("1", "")]]}
 
 
 def test_the_recipe_it_writes_is_one_that_plan_accepts(advice):
