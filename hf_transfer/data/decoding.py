@@ -34,7 +34,7 @@ from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.squares import fill_of, square
 from hf_transfer.data.upright import ImageError, noted, upright
 
-VERSION = 2  # of the pixels that `decode` returns; a stored pixel depends on it
+VERSION = 3  # of the pixels that `decode` returns; a stored pixel depends on it
 MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, beyond which a file may be a decompression bomb
 DRAFT_MARGIN = 2  # a JPEG is decoded reduced only while it stays this many times the wanted side
 FORMATS = (  # what a photograph or a scan comes in; no format that starts another program

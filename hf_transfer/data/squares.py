@@ -6,7 +6,7 @@ from PIL import Image
 
 from hf_transfer.data.image_settings import FILTERS, ImageSettings
 
-LONGEST = 8  # sides' ratio beyond which only the middle of a picture is resized
+MOST = 16_000_000  # pixels of a resized picture, beyond which only its middle is resized
 
 
 def square(
@@ -31,7 +31,7 @@ def square(
     high = side if height <= width else int(side * height / width)
     inner = settings.middle(side)
     left, top = settings.middle(wide) - inner, settings.middle(high) - inner
-    if max(wide, high) > LONGEST * side:
+    if wide * high > MOST:  # of a very long one; rounding may differ by a level
         across, down = image.width / wide, image.height / high
         box = (left * across, top * down, (left + side) * across, (top + side) * down)
         return image.resize((side, side), kind, box)

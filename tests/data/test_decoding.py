@@ -88,7 +88,7 @@ def test_evaluation_equals_torchvisions_presets_bit_for_bit(resize, crop):
     preset = ImageClassification(crop_size=crop, resize_size=resize, antialias=True)
     settings = ImageSettings(crop, crop_pct=crop / resize, interpolation="bilinear")
     assert settings.stored == resize
-    for size in SIZES:
+    for size in (*SIZES, (33, 450), (1201, 60)):
         assert torch.equal(model_input(photo(*size), settings), preset(photo(*size))), size
 
 
