@@ -123,6 +123,13 @@ class _Rows:
         for rows in _row_chunks(scores):
             self._read(rows)
         self.nll: Floats = -(self._shifted(np.arange(self.n), truth) - self.log_sums)
+        count = len(self.kinds)
+        seen, guessed = (
+            np.bincount(at, minlength=count) for at in (self.truth_at, self.predicted_at)
+        )
+        hits = np.bincount(self.truth_at[self.correct], minlength=count)
+        self.f1: Floats = 2 * hits / (seen + guessed)  # by class of `kinds`
+        self.recall: Floats = np.where(seen > 0, hits / np.maximum(seen, 1), np.nan)
 
     def _read(self, rows: slice) -> None:
         scores, truth = self.scores[rows].astype(np.float64), self.truth[rows]
@@ -213,14 +220,22 @@ def _tally(rows: _Rows, drawn: Ints) -> dict[str, Floats]:
 
     seen, guessed = per_class(rows.truth_at), per_class(rows.predicted_at)
     hits = per_class(rows.truth_at, rows.correct)
-    either = seen + guessed
-    f1 = 2 * hits / np.maximum(either, 1)
-    recall = hits / np.maximum(seen, 1)
     return {
         "accuracy": hits.sum(axis=1) / drawn.shape[1],
-        "macro_f1": f1.sum(axis=1) / (either > 0).sum(axis=1),
-        "balanced_accuracy": recall.sum(axis=1) / (seen > 0).sum(axis=1),
+        "macro_f1": _class_mean(2 * hits, seen + guessed, rows.f1),
+        "balanced_accuracy": _class_mean(hits, seen, rows.recall),
     }
+
+
+def _class_mean(part: Floats, whole: Floats, usual: Floats) -> Floats:
+    """Return the mean of shares (B, C) over the classes that the rows have.
+
+    A class that a draw lacks counts as in all rows (`usual`, nan for one that these lack, too):
+    left out, it would make draws without the hard classes look good.
+    """
+    share = np.where(whole > 0, part / np.maximum(whole, 1), usual)
+    mean: Floats = share[:, ~np.isnan(usual)].mean(axis=1)
+    return mean
 
 
 def _calibration_error(rows: _Rows) -> float:

@@ -198,6 +198,15 @@ def test_where_all_images_are_right_or_wrong_the_interval_of_accuracy_has_a_widt
     assert high - low == pytest.approx(0.66, abs=0.01)
 
 
+def test_resamples_without_the_rare_classes_do_not_look_better():
+    labels = np.array([0] * 12 + [1] * 2 + [2])
+    logits = np.tile([1.0, 0.0, 0.0], (15, 1))
+    logits[0] = [0.0, 1.0, 0.0]
+    found = classification_metrics(logits, labels)
+    assert found["intervals"]["balanced_accuracy"][1] == pytest.approx(1 / 3)
+    assert found["intervals"]["macro_f1"][1] < 0.35
+
+
 def test_intervals_depend_on_the_seed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = sample_logits(120, 3, 5)
     first = classification_metrics(logits, labels, bootstrap=50)["intervals"]
