@@ -39,8 +39,8 @@ POINTS = {HALF: 0.5, WHOLE: 1.0, SOLVED: 1.0}  # how far from the start each is
 EPOCHS, STEPS, FEWEST = 10, 60, 30  # of fine-tuning; and the fewest steps worth trying
 RATE = 3e-4
 
-# Gains on an exact head in accuracy. With 60 to 500 images (docs/results.md): 0 to 7 points where
-# training was gentle, and -12 to 7 from a new head.
+# Gains on an exact head in accuracy, mean over draws of 90 to 500 images (docs/results.md): 0 to 4
+# points where training was gentle, and -11 to 7 from a new head.
 GENTLE, FREE = Prior(0.02, 0.03), Prior(0.0, 0.08)
 
 Weights = dict[str, torch.Tensor]
