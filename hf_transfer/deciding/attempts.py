@@ -283,6 +283,10 @@ class Attempts:
         labels = self.images.labels[rows]
         return rows, chosen_blindly(ways, labels, fold, self._groups(rows), stages, self.priors)
 
+    def parts(self, chosen: str) -> int:
+        """Return in how many parts a way was cross-validated; 1 where one part was held out."""
+        return self.origin[chosen][1].folds if chosen in self.origin else len(set(self.folds[0]))
+
     def _groups(self, rows: np.ndarray) -> np.ndarray | None:
         return None if self.groups is None else self.groups[rows]
 

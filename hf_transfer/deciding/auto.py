@@ -192,7 +192,7 @@ def search(
             train=images.subset(used),
             validation=images.subset(np.flatnonzero(work.folds[0] == 0)),
         )
-    told_of = _facts(work, rows, logits)
+    told_of = _facts(work, chosen, rows, logits)
     told_of["groups"] = None if images.groups is None else images.groups[rows]
     if shows_images(recipe.page_images, data.audit):
         shown, findings = images.subset(rows), data.audit.findings
@@ -227,6 +227,7 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     labels = found.facts["labels"]
     groups = found.facts.pop("groups")
     metrics = measure("classification", found.logits, labels, images.names, groups=groups)
+    metrics["intervals"]["accuracy"] = found.facts["expected"]["interval"]
     metrics["said"] = told(found.facts)
     shown = found.facts.pop("examples", {})
     if data.test is not None:
@@ -269,11 +270,11 @@ def told(facts: dict[str, Any]) -> list[str]:
     return [first, *(f"{line}." for line in map(str, facts["tried_lines"]))]
 
 
-def _facts(work: Attempts, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+def _facts(work: Attempts, chosen: str, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
     """Return what the report says of the search: what to expect, next to what needs no search."""
     labels = work.images.labels[rows]
     groups = None if work.groups is None else work.groups[rows]
-    accuracy, interval = expected_accuracy(logits, labels, groups)
+    accuracy, interval = expected_accuracy(logits, labels, groups, work.parts(chosen))
     first = next(iter(work.ways.values()))
     return {
         "labels": labels,

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hf_transfer.deciding.folds import pairs
+from hf_transfer.deciding.folds import cross_validated, pairs
 from hf_transfer.deciding.heads import losses, temperature
 from hf_transfer.results.metrics.resampling import accuracy_interval, exceeds, standard_error
 
@@ -123,14 +123,19 @@ def chosen_blindly(
 
 
 def expected_accuracy(
-    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None, parts: int = 1
 ) -> tuple[float, tuple[float, float]]:
-    """Return the share of images that are right, and its 95% interval; images of a group count as
-    fewer than as many others."""
+    """Return the share of images that are right, and its 95% interval.
+
+    Images of a group count as fewer than as many others, and so do those of a cross-validation in
+    so many `parts`: what predicts them was trained on each other's images (Nadeau and Bengio 2003).
+    """
     right = (logits.argmax(1) == labels).astype(float)
     n, share = len(right), float(right.mean())
     alone, together = standard_error(right), standard_error(right, groups)
     if groups is not None and 0 < alone < together < np.inf:
         n = max(2, round(n * (alone / together) ** 2))
+    if parts > 1:
+        n = max(2, round(n / cross_validated(parts)))
     low, high = accuracy_interval(round(share * n), n)
     return share, (low, high)

@@ -98,7 +98,9 @@ def depths_of(
         alone = values if alone is None else alone
         gain = behind(values, alone, kept)
         value = float(values.mean())
-        depths.append(Depth(number, train, first, value, interval(values, kept), gain))
+        depths.append(
+            Depth(number, train, first, value, interval(values, kept, int(folds.max()) + 1), gain)
+        )
     return tuple(depths)
 
 

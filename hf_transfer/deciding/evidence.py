@@ -159,7 +159,7 @@ def _probes(
             Probe(
                 name,
                 float(own.mean()),
-                interval(own, groups),
+                interval(own, groups, int(dealt.max()) + 1),
                 float((near == labels).mean()),
                 log_evidence(features, targets),
             )

@@ -79,3 +79,9 @@ def groups_of(found: Scan, files: Sequence[str]) -> np.ndarray | None:
         return None
     place = dict(zip(found.files, found.groups.codes.tolist(), strict=True))
     return np.array([place[name] for name in files], np.int64)
+
+
+def cross_validated(parts: int) -> float:
+    """Return by how much a mean over a cross-validation varies more than one over as many
+    independent images, as a factor on its variance (Nadeau and Bengio 2003, section 3)."""
+    return 1 + parts / (parts - 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hf_transfer.deciding.folds import pairs
+from hf_transfer.deciding.folds import cross_validated, pairs
 from hf_transfer.training.exact_head import standard_scale
 
 Floats = np.ndarray
@@ -163,9 +163,10 @@ def scores(answers: Floats, labels: Floats) -> Floats:
     return 1 - ((answers - labels) ** 2 / spread).mean((0, 2))
 
 
-def interval(values: Floats, groups: Floats | None = None) -> tuple[float, float]:
+def interval(values: Floats, groups: Floats | None = None, parts: int = 1) -> tuple[float, float]:
     """Return the 95% interval of the mean of values (N,), by the normal approximation; images of a
-    group (N,) count as one draw. Of shares it is Wilson's, so that it stays within 0 and 1."""
+    group (N,) count as one draw, and those of a cross-validation in so many `parts` as fewer. Of
+    shares it is Wilson's, so that it stays within 0 and 1."""
     mean, count = float(values.mean()), float(len(values))
     if groups is not None:
         _, codes = np.unique(groups, return_inverse=True)
@@ -174,6 +175,8 @@ def interval(values: Floats, groups: Floats | None = None) -> tuple[float, float
         spread = mean * (1 - mean)
         inside = values.min() >= 0 and values.max() <= 1 and spread > 0 and error > 0
         count = min(count, spread / error**2) if inside else float(len(sums))
+    if parts > 1:
+        count /= cross_validated(parts)
     if values.min() < 0 or values.max() > 1:
         error = float(values.std()) / np.sqrt(max(count, 1.0))
         return mean - 1.96 * error, mean + 1.96 * error

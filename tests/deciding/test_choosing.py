@@ -9,7 +9,7 @@ from hf_transfer.deciding.choosing import (
     gain,
     standard_error,
 )
-from hf_transfer.deciding.folds import folds
+from hf_transfer.deciding.folds import folds, pairs
 
 LABELS = np.arange(200) % 2
 
@@ -104,6 +104,29 @@ def test_images_of_a_group_count_as_fewer():
     _, (low, high) = expected_accuracy(logits(share), LABELS)
     _, (lower, higher) = expected_accuracy(logits(share), LABELS, np.repeat(np.arange(20), 10))
     assert higher - lower > 2 * (high - low)
+
+
+def test_the_expected_accuracy_of_a_cross_validation_holds_on_new_images():
+    """Predictions of a fold share their training images, so they vary more than as many draws."""
+    generator, held, as_draws = np.random.default_rng(0), 0, 0
+
+    def nearest(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+        means = np.stack([x[y == k].mean(0) for k in (0, 1)])
+        return -((at[:, None] - means) ** 2).sum(-1)
+
+    for draw in range(200):
+        y = np.arange(2040) % 2
+        x = generator.normal(size=(2040, 20)) + 0.35 * y[:, None]
+        logits, fold = np.zeros((40, 2)), folds(y[:40], 5, repeats=1, seed=draw)[0]
+        for inside, outside in pairs(fold):
+            logits[outside] = nearest(x[inside], y[inside], x[outside])
+        truth = (nearest(x[:40], y[:40], x[40:]).argmax(1) == y[40:]).mean()
+        low, high = expected_accuracy(logits, y[:40], parts=5)[1]
+        held += low <= truth <= high
+        low, high = expected_accuracy(logits, y[:40])[1]
+        as_draws += low <= truth <= high
+    assert held >= 190
+    assert as_draws < 190
 
 
 def test_a_choice_by_other_images_does_not_flatter_ways_that_are_chance():
