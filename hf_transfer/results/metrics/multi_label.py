@@ -80,22 +80,34 @@ class _Labels:
         self.hits = (self.truth & self.guess).astype(np.float64)
         self.either = self.truth.astype(np.float64) + self.guess
         self.right = (self.truth == self.guess).all(axis=1)
+        self.usual = self._by_label(np.ones((1, len(scores))), ranked=True)
 
-    def measured(self, weights: Floats, ranked: bool) -> dict[str, Floats]:
-        """Return B values of each metric under row weightings (B, N); NaN where undefined."""
+    def _by_label(self, weights: Floats, ranked: bool) -> dict[str, Floats]:
+        """Return what is a mean over labels, label by label (L, B); NaN where undefined."""
         found = {}
         if ranked:
             for name, curve in (("map", ranking.average_precision), ("auroc", ranking.auroc)):
-                found[name] = _mean_defined(
-                    [
-                        curve(self.scores[:, i], self.truth[:, i], weights)
-                        for i in range(self.scores.shape[1])
-                    ]
+                places = range(self.scores.shape[1])
+                found[name] = np.stack(
+                    [curve(self.scores[:, i], self.truth[:, i], weights) for i in places]
                 )
+        either = weights @ self.either
+        f1 = 2 * (weights @ self.hits) / np.maximum(either, 1)
+        found["macro_f1"] = np.where(either > 0, f1, np.nan).T
+        return found
+
+    def measured(self, weights: Floats, ranked: bool) -> dict[str, Floats]:
+        """Return B values of each metric under row weightings (B, N); NaN where undefined.
+
+        A label that a resample lacks counts as in all rows: left out, it would make resamples
+        without the hard labels look good.
+        """
+        found = {
+            name: _mean_defined(_filled(values, self.usual[name]))
+            for name, values in self._by_label(weights, ranked).items()
+        }
         hits, either = weights @ self.hits, weights @ self.either
         whole = either.sum(axis=1)
-        f1 = np.where(either > 0, 2 * hits / np.maximum(either, 1), np.nan)
-        found["macro_f1"] = _mean_defined(list(f1.T))
         found["micro_f1"] = np.where(whole > 0, 2 * hits.sum(axis=1) / np.maximum(whole, 1), np.nan)
         found["all_right"] = weights @ self.right / weights.sum(axis=1)
         return found
@@ -132,12 +144,18 @@ def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Any]:
     return scores, truth.astype(bool)
 
 
-def _mean_defined(values: Sequence[Floats]) -> Floats:
+def _filled(values: Floats, usual: Floats) -> Floats:
+    """Return (L, B) values with `usual` (L, 1) for undefined ones, where a resample has any."""
+    known = np.isfinite(values)
+    filled: Floats = np.where(known | ~known.any(axis=0), values, usual)
+    return filled
+
+
+def _mean_defined(values: Floats) -> Floats:
     """Return the mean over labels of (L, B) values, of those that are numbers; else NaN."""
-    stacked = np.stack(values)
-    known = np.isfinite(stacked)
+    known = np.isfinite(values)
     count = known.sum(axis=0)
-    total = np.where(known, stacked, 0.0).sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
     result: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return result
 

@@ -60,6 +60,15 @@ def test_without_a_positive_they_say_why():
     assert found["per_label"][0]["f1"] is None
 
 
+def test_resamples_without_a_rare_label_do_not_look_better():
+    labels = np.zeros((40, 2), int)
+    labels[::2, 0] = labels[1, 1] = 1
+    logits = np.c_[labels[:, 0] - 0.5, np.full(40, -0.5)]  # the rare label is never predicted
+    found = multilabel_metrics(logits, labels)
+    assert found["macro_f1"] == pytest.approx(0.5)
+    assert found["intervals"].get("macro_f1", [0.5, 0.5])[1] == pytest.approx(0.5)
+
+
 def test_what_is_rare_or_much_has_no_interval_and_a_reason(monkeypatch):
     labels = np.zeros((40, 1), int)
     labels[0] = 1
