@@ -109,11 +109,12 @@ class Attempts:
         bag.head_parameters(self.model)
         self.ways = {self.start.what: self.start.logits}
         repeats, parts = len(self.folds), len(np.unique(self.folds[0]))
+        count = len(self.start.strengths)
+        mean = f"the mean of {count} strengths" if count > 1 else "one strength"
         self.note(
             Tried(
                 self.start.what,
-                f"the start: the mean of {len(self.start.strengths)} strengths, {parts} folds, "
-                f"{repeats} repeats",
+                f"the start: {mean}, {parts} folds, {repeats} repeats",
                 self._accuracy(self.start.logits),
                 time.monotonic() - began,
                 kept=True,
