@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hf_transfer.deciding.folds import cross_validated, pairs
+from hf_transfer.deciding.folds import pairs
 from hf_transfer.deciding.heads import losses, temperature
-from hf_transfer.results.metrics.resampling import accuracy_interval, exceeds, standard_error
+from hf_transfer.deciding.probes import interval
+from hf_transfer.results.metrics.resampling import exceeds, standard_error
 
 FEWEST = 10  # images of each class, below which nothing is chosen
 
@@ -131,11 +132,4 @@ def expected_accuracy(
     so many `parts`: what predicts them was trained on each other's images (Nadeau and Bengio 2003).
     """
     right = (logits.argmax(1) == labels).astype(float)
-    n, share = len(right), float(right.mean())
-    alone, together = standard_error(right), standard_error(right, groups)
-    if groups is not None and 0 < alone < together < np.inf:
-        n = max(2, round(n * (alone / together) ** 2))
-    if parts > 1:
-        n = max(2, round(n / cross_validated(parts)))
-    low, high = accuracy_interval(round(share * n), n)
-    return share, (low, high)
+    return float(right.mean()), interval(right, groups, parts)

@@ -14,6 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hf_transfer.deciding.folds import cross_validated, pairs
+from hf_transfer.results.metrics.resampling import share_interval
 from hf_transfer.training.exact_head import standard_scale
 
 Floats = np.ndarray
@@ -180,10 +181,7 @@ def interval(values: Floats, groups: Floats | None = None, parts: int = 1) -> tu
     if values.min() < 0 or values.max() > 1:
         error = float(values.std()) / np.sqrt(max(count, 1.0))
         return mean - 1.96 * error, mean + 1.96 * error
-    z = 1.96
-    middle = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
-    return min(float(middle - half), mean), max(float(middle + half), mean)
+    return share_interval(mean, count)
 
 
 def behind(best: Floats, other: Floats, groups: Floats | None = None) -> tuple[float, float]:

@@ -63,11 +63,16 @@ def intervals(
 
 
 def accuracy_interval(right: int, n: int) -> list[float]:
-    """Return the 95% interval of a share of n (Wilson 1927); n is at least 1."""
-    share, z = right / n, NORMAL
+    """Return the 95% interval of a share of n; n is at least 1."""
+    return list(share_interval(right / n, n))
+
+
+def share_interval(share: float, n: float) -> tuple[float, float]:
+    """Return the 95% interval of a share of n draws (Wilson 1927), of which there may be parts."""
+    z = NORMAL
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [middle - half if right else 0.0, middle + half if right < n else 1.0]
+    return (middle - half if share > 0 else 0.0), (middle + half if share < 1 else 1.0)
 
 
 def mend_flat(
