@@ -47,43 +47,49 @@ class Clicks:
         visitor = self.visitor(request)
         if not path:
             return gr.skip(), *self._changed(visitor, "")
-        try:
-            words = visitor.own.add_zip(Path(path))
-        finally:
-            Path(path).unlink(missing_ok=True)
-        visitor.digits = False
-        return gr.update(value=None), *self._changed(visitor, words)
+        with visitor.lock:
+            try:
+                words = visitor.own.add_zip(Path(path))
+            finally:
+                Path(path).unlink(missing_ok=True)
+            visitor.digits = False
+            return gr.update(value=None), *self._changed(visitor, words)
 
     def add_files(self, label: str, paths: list[str] | str | None, request: gr.Request) -> Any:
         """Take the images of one class."""
         visitor = self.visitor(request)
-        places = [Path(one) for one in ([paths] if isinstance(paths, str) else paths or [])]
-        if not places:
-            return [gr.skip()] * 6
-        try:
-            words = visitor.own.add(label, [(place.name, place) for place in places])
-        finally:
-            for place in places:
-                place.unlink(missing_ok=True)
-        visitor.digits = False
-        return gr.update(value=None), *self._changed(visitor, words)
+        sent = [Path(one) for one in ([paths] if isinstance(paths, str) else paths or [])]
+        if not sent:
+            return [gr.skip()] * 4
+        with visitor.lock:
+            # What is sent while other files are read comes with those, which are gone by then.
+            places = [place for place in sent if place.exists()] or sent
+            try:
+                words = visitor.own.add(label, [(place.name, place) for place in places])
+            finally:
+                for place in places:
+                    place.unlink(missing_ok=True)
+            visitor.digits = False
+            return self._changed(visitor, words)
 
     def drop(self, event: gr.EventData, request: gr.Request) -> Any:
         """Remove a class."""
         visitor = self.visitor(request)
-        training.check_idle(visitor)
         label = str(getattr(event, "label", ""))
-        if label in visitor.pictures.labels:
-            visitor.pictures.drop(label)
-        return self._changed(visitor, f"Class {label} removed.")
+        with visitor.lock:
+            training.check_idle(visitor)
+            if label in visitor.pictures.labels:
+                visitor.pictures.drop(label)
+            return self._changed(visitor, f"Class {label} removed.")
 
     def start_over(self, request: gr.Request) -> Any:
         """Remove all images."""
         visitor = self.visitor(request)
-        training.check_idle(visitor)
-        visitor.digits = False
-        visitor.pictures.clear()
-        return self._changed(visitor, "All images removed.")
+        with visitor.lock:
+            training.check_idle(visitor)
+            visitor.digits = False
+            visitor.pictures.clear()
+            return self._changed(visitor, "All images removed.")
 
     def audited(self, request: gr.Request) -> str:
         """Show what is odd about the images."""

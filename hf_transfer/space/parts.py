@@ -29,6 +29,10 @@ watch('value', () => {
 # Events that programs do not call, and that show no overlay over what they change.
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+# gradio drops events that come while one before them is answered, unless told otherwise.
+EACH: dict[str, Any] = {"trigger_mode": "multiple"}
+LAST: dict[str, Any] = {"trigger_mode": "always_last"}
+IN_ORDER: dict[str, Any] = {"concurrency_limit": 1}  # of all visitors, for what takes a moment
 
 
 def html(

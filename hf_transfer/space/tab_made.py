@@ -10,7 +10,7 @@ from hf_transfer.space.drawn import figures, note, panel
 from hf_transfer.space.drawn_made import made_views
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
-from hf_transfer.space.parts import HIDDEN, heard, html
+from hf_transfer.space.parts import HIDDEN, LAST, heard, html
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.uploads import thumbnail
 
@@ -66,7 +66,7 @@ def build_made(site: Site) -> MadeTab:
         return cell_view(site, found, true, said)
 
     model.change(show, model, [*views, cell], **HIDDEN)
-    matrix.ask(open_cell, model, cell, **HIDDEN)
+    matrix.ask(open_cell, model, cell, **LAST, **HIDDEN)
     return MadeTab(model, views, cell)
 
 

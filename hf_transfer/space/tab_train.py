@@ -12,7 +12,7 @@ from hf_transfer.space.drawn import classes_view, note
 from hf_transfer.space.drawn_plan import plan_view
 from hf_transfer.space.examples import TRAIN
 from hf_transfer.space.limits import Limits, megabytes
-from hf_transfer.space.parts import HIDDEN, QUIET, button, heading, html
+from hf_transfer.space.parts import EACH, HIDDEN, IN_ORDER, QUIET, button, heading, html
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.tab_made import MadeTab
 from hf_transfer.space.tab_result import build_result
@@ -32,6 +32,9 @@ SHOW_LIVE = """() => {
   for (const one of ['wheel', 'touchmove', 'keydown', 'pointerdown'])
     addEventListener(one, () => grown.disconnect(), {once: true});
 }"""
+# What was added leaves the field, unless more is on its way: emptying the field would end that.
+EMPTIED = """() => document.querySelector('#train-files .uploading')
+  ? {__type__: 'update'} : null"""
 EXAMPLE = (
     '<div class="hft"><p><b>No images at hand?</b> The example trains a small network in three '
     f"ways on {10 * TRAIN} handwritten digits, {TRAIN} of each: with what drawn letters taught it, "
@@ -171,12 +174,14 @@ def _wire(clicks: Clicks, images: _Images, plan: _Plan) -> None:
     """Connect what is clicked with what happens then."""
     shown = [images.said, images.classes, images.findings, plan.view]
     images.camera.preprocess = lambda sent: sent.path if sent else None
-    images.archive.upload(told(clicks.add_zip), images.archive, [images.archive, *shown], **QUIET)
+    zipped = [images.archive, *shown]
+    images.archive.upload(told(clicks.add_zip), images.archive, zipped, **EACH, **QUIET)
     for sent, event in ((images.files, images.files.upload), (images.camera, images.camera.change)):
-        event(told(clicks.add_files), [images.label, sent], [sent, *shown], **QUIET)
-    images.classes.ask(told(clicks.drop), None, shown, **HIDDEN)
+        added = event(told(clicks.add_files), [images.label, sent], shown, **EACH, **QUIET)
+        added.then(None, None, sent, js=EMPTIED, **HIDDEN)
+    images.classes.ask(told(clicks.drop), None, shown, **EACH, **IN_ORDER, **HIDDEN)
     images.clear.click(told(clicks.start_over), None, shown, **QUIET)
     images.look.click(told(clicks.audited), None, images.findings, **QUIET)
     chosen = [plan.network, plan.start, plan.size]
     plan.make.click(told(clicks.planned), chosen, plan.view, **QUIET)
-    plan.view.ask(told(clicks.change_plan), None, plan.view, **HIDDEN)
+    plan.view.ask(told(clicks.change_plan), None, plan.view, **EACH, **IN_ORDER, **HIDDEN)

@@ -12,7 +12,7 @@ from hf_transfer.space import answering
 from hf_transfer.space.drawn import note, panel, picture
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
-from hf_transfer.space.parts import QUIET, heard, html
+from hf_transfer.space.parts import LAST, QUIET, heard, html
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.uploads import thumbnail
 from hf_transfer.space.visitors import Visitor
@@ -101,10 +101,10 @@ def _wire(answers: Answers, tab: TryTab) -> None:
     outputs = [tab.answer, tab.table, tab.why_row, tab.label, tab.why, tab.more]
     answered = told(answers.of)
     for event in (tab.images.change, tab.models.change):
-        event(answered, asked, outputs, trigger_mode="always_last", **ONCE, **QUIET)
+        event(answered, asked, outputs, **LAST, **ONCE, **QUIET)
     tab.ask_why.click(told(answers.why), [*asked, tab.label], tab.why, **ONCE, **QUIET)
-    clicked = tab.examples.ask(told(answers.example), None, tab.images, **QUIET)
-    added = tab.more.upload(told(answers.add), [tab.images, tab.more], tab.images, **QUIET)
+    clicked = tab.examples.ask(told(answers.example), None, tab.images, **LAST, **QUIET)
+    added = tab.more.upload(told(answers.add), [tab.images, tab.more], tab.images, **LAST, **QUIET)
     for event in (clicked, added):
         event.then(answered, asked, outputs, **ONCE, **QUIET)  # no change of theirs
 

@@ -77,8 +77,11 @@ def test_from_a_zip_of_folders_to_a_model_that_answers(page, archive, tmp_path):
     page.wait_for_selector("#train-plan button[data-stage=stem][aria-pressed=false]")
     rate = page.locator("#train-plan input[data-act=rate]")
     rate.fill("5e-3")
-    rate.press("Tab")
+    stem.click()  # leaves the field, which changes the rate: neither is lost
     page.wait_for_function("document.querySelector('[data-act=rate]').value === '5e-3'")
+    page.wait_for_selector("#train-plan button[data-stage=stem][aria-pressed=true]")
+    stem.click()
+    page.wait_for_selector("#train-plan button[data-stage=stem][aria-pressed=false]")
     page.click("#train-go")
     page.wait_for_selector("#train-live [role=progressbar]")
     assert_no_fault(page, "while it trains")
@@ -141,21 +144,26 @@ def test_advice_is_a_picture_and_a_plan_that_can_be_trained(page, archive):
 
 def test_a_class_comes_from_files_and_the_camera_and_is_removed_again(page, tmp_path):
     page.get_by_role("tab", name="Class by class").click()
-    files = [tmp_path / f"{seed}.png" for seed in range(3)]
+    files = [tmp_path / f"{seed}.png" for seed in range(200)]
     for seed, file in enumerate(files):
         file.write_bytes(colour("red", seed))
     page.get_by_label("Class", exact=True).fill("rouge")
-    page.set_input_files(FILES, files)
-    page.wait_for_selector("#train-classes button[data-label=rouge]")
-    assert "3 images" in page.inner_text("#train-classes")
+    page.set_input_files(FILES, files[:190])
+    page.wait_for_selector("#train-files table")  # sent, not yet added
+    page.route("**/upload*", lambda route: (time.sleep(3), route.continue_()))
+    page.set_input_files(FILES, files[190:])  # on their way while the first are added
+    page.get_by_text("190 images", exact=True).wait_for()
+    page.get_by_text("200 images", exact=True).wait_for()
+    page.unroute("**/upload*")
+    page.locator("#train-files table").wait_for(state="detached")
     assert "at least two" in page.inner_text("#train-classes")
     page.get_by_label("Class", exact=True).fill("test picture")
     page.locator("#train-camera").get_by_text("Click to Access Webcam").click()
     page.wait_for_function("document.querySelector('#train-camera video').videoWidth > 0")
     page.locator("#train-camera").get_by_role("button", name="capture photo").click()
     page.wait_for_selector("#train-classes button[data-label='test picture']")
-    for label in ("rouge", "test picture"):
-        page.click(f"#train-classes button[data-label='{label}']")
+    removes = "document.querySelectorAll('#train-classes button[data-label]')"
+    assert page.evaluate(f"{removes}.forEach(one => one.click()), {removes}.length") == 2  # at once
     page.get_by_text("No images yet").wait_for()
 
 
