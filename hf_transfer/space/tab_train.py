@@ -35,6 +35,14 @@ SHOW_LIVE = """() => {
 # What was added leaves the field, unless more is on its way: emptying the field would end that.
 EMPTIED = """() => document.querySelector('#train-files .uploading')
   ? {__type__: 'update'} : null"""
+# gradio turns the camera off with each photo.
+CAMERA_ON = """async () => {
+  for (let tries = 0; tries < 20; tries++) {
+    const off = document.querySelector('#train-camera [title="grant webcam access"] button');
+    if (off) return off.click();
+    await new Promise(done => setTimeout(done, 100));
+  }
+}"""
 EXAMPLE = (
     '<div class="hft"><p><b>No images at hand?</b> The example trains a small network in three '
     f"ways on {10 * TRAIN} handwritten digits, {TRAIN} of each: with what drawn letters taught it, "
@@ -176,9 +184,11 @@ def _wire(clicks: Clicks, images: _Images, plan: _Plan) -> None:
     images.camera.preprocess = lambda sent: sent.path if sent else None
     zipped = [images.archive, *shown]
     images.archive.upload(told(clicks.add_zip), images.archive, zipped, **EACH, **QUIET)
-    for sent, event in ((images.files, images.files.upload), (images.camera, images.camera.change)):
+    for sent, event in ((images.files, images.files.upload), (images.camera, images.camera.input)):
         added = event(told(clicks.add_files), [images.label, sent], shown, **EACH, **QUIET)
-        added.then(None, None, sent, js=EMPTIED, **HIDDEN)
+        emptied = added.then(None, None, sent, js=EMPTIED, **HIDDEN)
+        if sent is images.camera:
+            emptied.then(None, None, None, js=CAMERA_ON, **HIDDEN)
     images.classes.ask(told(clicks.drop), None, shown, **EACH, **IN_ORDER, **HIDDEN)
     images.clear.click(told(clicks.start_over), None, shown, **QUIET)
     images.look.click(told(clicks.audited), None, images.findings, **QUIET)
