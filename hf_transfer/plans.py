@@ -9,8 +9,10 @@ from pathlib import Path
 from hf_transfer.base import launch
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.cache import room
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
 from hf_transfer.base.machine import multiplies_bf16
+from hf_transfer.base.signatures import checked
 from hf_transfer.data.beside import count_beside
 from hf_transfer.data.findings import public_name
 from hf_transfer.data.sources import scan
@@ -40,6 +42,7 @@ BESIDE = (
 FEW = 3  # names in a note
 
 
+@checked
 def plan(
     recipe: str | Path | Recipe,
     *,
@@ -57,6 +60,8 @@ def plan(
     folder of images for a recipe that learns from them first. Costs are those of so many
     `processes`. A recipe with a source task has two plans. Raises UserError.
     """
+    if processes < 1:
+        raise UserError(f"processes must be at least 1, got {processes}")
     wanted = asked(recipe, data, backbone, seed, overrides, True, unlabelled)  # no code is run here
     return tuple(plans_of(wanted, processes))
 

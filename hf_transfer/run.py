@@ -21,6 +21,7 @@ from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
+from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.beside import load_beside
 from hf_transfer.data.image_set import ImageData, load_data
@@ -45,6 +46,7 @@ from hf_transfer.training.trainer import TransferTrainer
 CHECKPOINT_SECONDS = 60.0  # what an interruption costs at most
 
 
+@checked
 def train(
     recipe: str | Path | Recipe,
     *,

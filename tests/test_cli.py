@@ -401,6 +401,8 @@ def test_groups_of_an_unknown_backbone(capsys):
     [
         (["traim"], "unknown command 'traim'; nearest: train"),
         (["zzz"], "unknown command 'zzz'; choose train or plan or"),
+        (["auto"], "unknown command 'auto'; use hf-transfer train FOLDER;"),
+        (["Fit"], "unknown command 'Fit'; use hf-transfer train;"),
         (["recipes", "lp"], "there is no shipped recipe 'lp'; nearest: lp_ft"),
         (["train", "lp"], "there is no recipe 'lp'; nearest: lp_ft"),
         (["train", "lp_ft", "--bakcbone", "x"], "unknown argument '--bakcbone'; nearest: --back"),
@@ -605,7 +607,7 @@ def test_names_of_nothing_are_refused_before_torch_is_imported(tmp_path):
         "groups transformers/vitt": "no model type 'vitt'; nearest: vit",
         "predict nowhere a.png": "'nowhere' is neither a folder nor a Hub repository",
         "predict nowhere.onnx a.png": "no file nowhere.onnx",
-        "evaluate . --data .": "has no config.json",
+        "evaluate . --data .": "holds no model; give a run folder",
         "demo nowhere": "no run or model nowhere",
         "compare lpft --data .": "nearest: lp_ft",
         "compare lp_ft --data nowhere": "no such folder",

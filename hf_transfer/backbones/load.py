@@ -38,11 +38,12 @@ from hf_transfer.backbones.saving import save_model, wrap
 from hf_transfer.backbones.weights import FILES, check_finite, transfer
 from hf_transfer.base.download import BackboneError, pull
 from hf_transfer.base.files import expanded
+from hf_transfer.base.signatures import checked
 from hf_transfer.data.image_settings import fitted, with_dicom
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.layout import Layout
 from hf_transfer.recipe.specs import Recipe
-from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.recipe.tasks import TASKS, check_task
 
 __all__ = [
     "Backbone",
@@ -77,6 +78,7 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+@checked
 def load_backbone(
     backbone_id: str | Path,
     labels: Sequence[str] | None = None,
@@ -114,7 +116,8 @@ def load_backbone(
             "use fit: squash"
         )
     keep = keep_head or labels is None
-    task = _task(task or (blueprint.task if keep else "classification"))
+    task = task or (blueprint.task if keep else "classification")
+    check_task(task)
     names = tuple(labels) if labels is not None else labels_of_head(blueprint)
     check_head(blueprint, names, keep, replace_layers)
     file = weights or blueprint.origin.weights
@@ -150,6 +153,7 @@ def load_backbone(
     return model
 
 
+@checked
 def load_model(where: str | Path) -> PreTrainedModel:
     """Return a model as `save_model` wrote it, in evaluation mode; a run folder's is its model/.
 
@@ -162,12 +166,6 @@ def load_model(where: str | Path) -> PreTrainedModel:
 # --- weights ---------------------------------------------------------------------------------
 
 Donor = tuple[nn.Module, frozenset[str]]  # a pretrained network, and what its checkpoint lacked
-
-
-def _task(task: str) -> str:
-    if task not in TASKS:
-        raise BackboneError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
-    return task
 
 
 def _weights_of(origin: Origin) -> Path | Origin:

@@ -22,6 +22,10 @@ from hf_transfer.base.errors import unfinished
 from hf_transfer.base.files import expanded, read_limited
 
 SOURCES = ("timm", "transformers", "torchvision")
+LOADED_FROM = (
+    "give a run folder, a model folder (with config.json), OWNER/NAME on the Hub, or, to predict "
+    "and to evaluate, an .onnx file of hf-transfer export"
+)
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 REGISTERED = re.compile(
     r"^@register_model(?:\(.*?\))?\s*\n(?:@.*\n(?:^[ )\"].*\n)*)*def (\w+)\(", re.M
@@ -135,9 +139,15 @@ def check_model(where: str | Path) -> Path | None:
     Raises BackboneError, at once and without a connection, for what is neither.
     """
     folder = expanded(where)
+    if folder.is_dir():
+        named = any((each / "config.json").is_file() for each in (folder, folder / "model"))
+        if not named and not (folder / "recipe.yaml").is_file():  # that of a run without a model
+            raise BackboneError(f"{where} holds no model; {LOADED_FROM}")
+    elif folder.exists() and not (
+        folder.suffix in WEIGHTS and folder.with_name("config.json").is_file()
+    ):
+        raise BackboneError(f"{where} is a file that no model is loaded from; {LOADED_FROM}")
     if folder.exists():
-        if not folder.is_dir() and folder.suffix not in WEIGHTS:
-            raise BackboneError(f"model {where} is a file; give a run folder or a model folder")
         locate(str(folder))
         return folder
     if len(Path(where).parts) != 2 or str(where).startswith((".", "/", "~")):

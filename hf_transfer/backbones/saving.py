@@ -18,6 +18,7 @@ from hf_transfer.backbones.preprocessing import processor_config
 from hf_transfer.backbones.regression_units import in_units
 from hf_transfer.base.download import BackboneError
 from hf_transfer.base.files import expanded, written_folder
+from hf_transfer.base.signatures import checked
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.recipe.tasks import TASKS
 
@@ -86,6 +87,7 @@ def _pretrained_cfg(network: nn.Module, image: ImageSettings) -> dict[str, Any]:
     }
 
 
+@checked
 def save_model(model: PreTrainedModel, folder: str | Path) -> None:
     """Write a model of `load_backbone` as one folder that transformers opens, and timm its own.
 

@@ -14,9 +14,10 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from hf_transfer.base import launch
@@ -34,7 +35,10 @@ PROGRAM = "hf-transfer"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line, with the nearest known word."""
+    """A parser that reports a mistake in one line, with the nearest known word; `habits` are the
+    commands that words of other tools stand for."""
+
+    habits: Mapping[str, str] = MappingProxyType({})
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit."""
@@ -44,6 +48,8 @@ class Parser(argparse.ArgumentParser):
             known = [each.strip(" '\"") for each in choice[3].split(",")]
             near = nearest(word, known) or f"; choose {' or '.join(known)}"
             what = "unknown command" if argument == "COMMAND" else f"argument {argument}: no choice"
+            if argument == "COMMAND" and (meant := self.habits.get(word.lower())):
+                near = f"; use {self.prog} {meant}"
             message = f"{what} {word!r}{near}"
         warn(f"error: {launch.speaker()}{message}; see {self.prog} --help")
         raise SystemExit(MISTAKE)

@@ -18,6 +18,23 @@ from hf_transfer.base.version import OVERWRITTEN, __version__
 from hf_transfer.cli import deciding, models, sharing, training
 from hf_transfer.cli.examples import epilog
 
+HABITS = {  # words of other tools
+    "auto": "train FOLDER",
+    "quickstart": "train quickstart",
+    "resume": "train RECIPE --out FOLDER --resume",
+    **dict.fromkeys(("fit", "finetune", "fine-tune", "finetuning", "learn"), "train"),
+    **dict.fromkeys(("eval", "test", "validate", "score", "benchmark"), "evaluate"),
+    **dict.fromkeys(("infer", "inference", "classify", "label"), "predict"),
+    **dict.fromkeys(("serve", "app", "ui", "web", "gui"), "demo"),
+    **dict.fromkeys(("upload", "publish", "share", "deploy"), "push"),
+    **dict.fromkeys(("info", "list", "ls", "show", "status"), "runs"),
+    **dict.fromkeys(("save", "convert", "onnx"), "export"),
+    **dict.fromkeys(("features", "extract"), "embed"),
+    **dict.fromkeys(("models", "networks"), "backbones"),
+    "help": "--help",
+    "version": "--version",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, as `finish` says."""
@@ -61,6 +78,7 @@ def parser() -> Parser:
         "recipe (hf-transfer recipes) or the path of a YAML file.",
     )
     made.add_argument("--version", action="version", version=__version__)
+    made.habits = HABITS
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for kind in (training, deciding, models, sharing):
         kind.add(commands)

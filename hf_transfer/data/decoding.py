@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.signatures import checked
 from hf_transfer.data import reading
 from hf_transfer.data.array_images import MAGIC, read_array, read_pages
 from hf_transfer.data.contents import (
@@ -58,6 +59,7 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
+@checked
 def load_image(
     source: Source,
     channels: int = 3,

@@ -13,6 +13,7 @@ import numpy as np
 
 from hf_transfer.base.errors import DataError
 from hf_transfer.base.machine import trim
+from hf_transfer.base.signatures import checked
 from hf_transfer.data.audit import Audit, audit
 from hf_transfer.data.held_out import HeldOut
 from hf_transfer.data.image_settings import ImageSettings, with_dicom
@@ -189,6 +190,7 @@ class ImageData:
         }
 
 
+@checked
 def load_data(
     spec: DataSpec,
     settings: ImageSettings,

@@ -90,6 +90,8 @@ def with_dicom(
     """Return settings with the window and the frame that DICOM files are read with; None leaves
     what there is."""
     if window is not None:
+        if len(window) != 2:
+            raise UserError(f"window is (centre, width), two numbers, not {len(window)}")
         settings = replace(settings, window=(float(window[0]), float(window[1])))
     return settings if frame is None else replace(settings, frame=frame)
 

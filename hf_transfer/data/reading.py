@@ -68,6 +68,6 @@ def identity_of(path: str | Path) -> str:
     """
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # no file's name holds a NUL
         return "missing"
     return f"{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\0{found.st_ino}"

@@ -17,6 +17,7 @@ import numpy as np
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
 from hf_transfer.base.files import expanded
+from hf_transfer.base.signatures import checked
 from hf_transfer.data.columns import Codes
 from hf_transfer.data.datasets_tables import is_datasets, read_datasets
 from hf_transfer.data.folders import Listing, labelled, list_folder, unused
@@ -43,11 +44,12 @@ from hf_transfer.data.tables import (
 from hf_transfer.data.targets import Target, is_text
 from hf_transfer.data.unlabelled import list_unlabelled
 from hf_transfer.recipe.specs import DataSpec
-from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.recipe.tasks import TASKS, check_task
 
 __all__ = ["SPLITS", "DataError", "Scan", "limited", "list_source", "near_places", "scan"]
 
 
+@checked
 def scan(
     spec: DataSpec, seed: int = 0, task: str = "classification", listed: Scan | None = None
 ) -> Scan:
@@ -75,6 +77,7 @@ def list_source(spec: DataSpec, task: str = "classification", *, least: int = 2)
         raise DataError(
             f"data {str(spec)!r}: pass DataSpec(path=…), which also says how to split it"
         )
+    check_task(task)
     if not spec.path and TASKS[task].is_pretext:
         raise DataError("no images without labels: name a folder with --unlabelled or data.path")
     if not spec.path:

@@ -27,6 +27,7 @@ from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import add_bytes, expanded, write_bytes
 from hf_transfer.base.outputs import folder_to_write
+from hf_transfer.base.signatures import checked
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding.add_report import counts_of, write_report
@@ -80,6 +81,7 @@ class Added:
     everything: dict[str, Any] | None
 
 
+@checked
 def add_images(
     run: str | Path, data: str | Path | DataSpec, *, out: str | Path | None = None, seed: int = 0
 ) -> Added:
@@ -93,7 +95,8 @@ def add_images(
     """
     folder = expanded(run)
     name = Path(os.path.realpath(folder)).name
-    place = folder_to_write(out) if out else folder.with_name(f"{name}-more")
+    near = folder if folder.name.strip(".") else folder.resolve()  # of . and .. the name is no name
+    place = folder_to_write(out) if out else near.with_name(f"{name}-more")
     started = time.monotonic()
     model = network_of(folder)
     if os.path.realpath(place) == os.path.realpath(folder):

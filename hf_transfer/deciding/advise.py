@@ -18,6 +18,7 @@ import numpy as np
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
 from hf_transfer.base.outputs import folder_to_write
+from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.findings import Finding
 from hf_transfer.data.sources import list_source
@@ -85,6 +86,7 @@ class Advice:
 
 
 @fitting()
+@checked
 def advise(
     data: str | Path,
     *,

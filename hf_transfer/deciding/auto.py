@@ -24,6 +24,7 @@ from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded, write_text
+from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.scan import Scan
@@ -70,6 +71,7 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
+@checked
 def auto(
     data: str | Path,
     backbone: str | Path | None = None,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.signatures import checked
 from hf_transfer.deciding.presets import KNOWN, PRESETS, SOURCE, is_here
 from hf_transfer.planning.text_table import table, wrapped
 from hf_transfer.recipe.specs import DataSpec
@@ -33,6 +34,7 @@ class Choice:
     seconds: float | None = None
 
 
+@checked
 def list_backbones(
     ids: Sequence[str] = (), data: str | Path | None = None, image_size: int | None = None
 ) -> tuple[Choice, ...]:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
 from hf_transfer.base.outputs import folder_to_write
+from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.sources import scan
@@ -93,6 +94,7 @@ class Comparison:
 
 
 @fitting()
+@checked
 def compare(
     recipes: Sequence[str] = (),
     *,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
+from hf_transfer.base.signatures import checked
 from hf_transfer.planning.text_table import table
 from hf_transfer.results.conclusions import data_name
 from hf_transfer.results.places import place_name
@@ -30,6 +31,7 @@ class Run:
         return str(self.report.data.get("fingerprint")), where, int(values.get("n") or 0)
 
 
+@checked
 def runs(folder: str | Path = "runs") -> tuple[Run, ...]:
     """Return the finished runs in a folder, or in the folders in it, the newest first.
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from hf_transfer.base.errors import RecipeError, UserError
 from hf_transfer.base.files import read_limited
 from hf_transfer.base.nearest import nearest
+from hf_transfer.base.signatures import checked
 from hf_transfer.recipe import yaml_nodes
 from hf_transfer.recipe.mistakes import Problem, Reading, schema_of
 from hf_transfer.recipe.shipped import shipped_recipes
@@ -40,6 +41,7 @@ Phase = TypeVar("Phase", PhaseSpec, GradualSpec, PhaseSpec | GradualSpec)
 # --- load, parse, dump -----------------------------------------------------------------------
 
 
+@checked
 def load_recipe(
     name_or_path: str | Path, overrides: Sequence[str] = (), *, allow_code: bool = False
 ) -> Recipe:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hf_transfer.base.errors import UserError
+
 SHIFTS = 5  # steps of `motion` to the left or right, and up or down
 THRESHOLD = 0.5  # probability from which a label of several counts as there
 
@@ -111,6 +113,12 @@ def labels_of(task: str, labels: tuple[str, ...]) -> tuple[str, ...]:
     """Return what the outputs of a task's head are called: the data's labels, or numbers."""
     outputs = TASKS[task].outputs
     return tuple(map(str, range(outputs))) if outputs else labels
+
+
+def check_task(task: str) -> None:
+    """Raise UserError for a name that no task has."""
+    if task not in TASKS:
+        raise UserError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
 
 
 def task_of(problem_type: str | None) -> str:

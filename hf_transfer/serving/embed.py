@@ -19,6 +19,7 @@ from hf_transfer.base.boundary import as_text, printable
 from hf_transfer.base.cache import StoreError
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.nearest import nearest
+from hf_transfer.base.signatures import checked
 from hf_transfer.inputs.arriving import arriving
 from hf_transfer.inputs.head_features import head_features
 from hf_transfer.inputs.model_input import to_model_input
@@ -61,6 +62,7 @@ class Embeddings:
         return [as_text(name) for name in self.files]
 
 
+@checked
 def embed(
     model: PreTrainedModel | str | Path,
     images: Any,

@@ -22,6 +22,7 @@ SUFFIXES = (".npy", ".parquet", "")
 def place_of(out: str | Path) -> Path:
     """Return the path that features are written to. Raises UserError where they cannot be."""
     out = expanded(out)
+    out = out if out.name else out.resolve()
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: features are written as .npy or .parquet, or as a folder")
     return file_to_write(out) if out.suffix else folder_to_write(out)

@@ -19,6 +19,7 @@ from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import said
 from hf_transfer.base.errors import DataError, UserError
 from hf_transfer.base.outputs import folder_to_write
+from hf_transfer.base.signatures import checked
 from hf_transfer.data.sources import SPLITS, Scan, list_source
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
@@ -48,6 +49,7 @@ class Scored:
     names: tuple[str, ...]
 
 
+@checked
 def evaluate(
     model: PreTrainedModel | str | Path,
     data: str | Path | DataSpec,

@@ -36,6 +36,7 @@ from hf_transfer.base.boundary import printable
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_bytes
 from hf_transfer.base.outputs import folder_to_write
+from hf_transfer.base.signatures import checked
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.serving.pictures import batches, find_images
@@ -89,6 +90,7 @@ class Explanation:
         return Image.fromarray((mixed + 0.5).astype(np.uint8))
 
 
+@checked
 def explain(
     model: PreTrainedModel | str | Path,
     images: Any,

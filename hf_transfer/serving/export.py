@@ -21,6 +21,7 @@ from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import aside
 from hf_transfer.base.outputs import file_to_write
+from hf_transfer.base.signatures import checked
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.serving.export_formats import (
     Answers,
@@ -51,6 +52,7 @@ WRITE: dict[str, Callable[[Whole, Path], Answers]] = {
 }
 
 
+@checked
 def export(
     model: PreTrainedModel | str | Path,
     out: str | Path,

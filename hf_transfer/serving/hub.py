@@ -13,6 +13,7 @@ from hf_transfer.base.boundary import redacted, untrusted
 from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, hub_in_one_line, pull
 from hf_transfer.base.errors import UserError, unfinished
 from hf_transfer.base.files import expanded
+from hf_transfer.base.signatures import checked
 from hf_transfer.results.card_pictures import card_pictures
 from hf_transfer.results.places import published_report
 from hf_transfer.results.report import RunReport
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 TRAINERS = ("trainer_state.json", "*_results.json")  # save_state, save_metrics
 
 
+@checked
 def push(
     run: str | Path,
     repo_id: str,

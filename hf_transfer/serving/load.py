@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_transfer.base.signatures import checked
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.serving.embed import Embeddings, embed
 from hf_transfer.serving.evaluate import evaluate
@@ -157,6 +158,7 @@ class Model:
         return f"<{self._name}: {self.task}, {len(self.labels)} labels, {size} px>"
 
 
+@checked
 def load(where: str | Path) -> Model:
     """Return the finished model in a run folder, a model folder or a Hub repository.
 

@@ -15,6 +15,7 @@ from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.load import load_model
 from hf_transfer.base.boundary import as_text
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.signatures import checked
 from hf_transfer.inputs.head_features import outputs_and_features
 from hf_transfer.inputs.mirror import mean_of_views
 from hf_transfer.inputs.model_input import to_model_input
@@ -105,6 +106,7 @@ class Predictions(list[Prediction]):
         return DataFrame(rows)
 
 
+@checked
 def predict(
     model: PreTrainedModel | OnnxModel | str | Path,
     images: Any,

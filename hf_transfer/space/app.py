@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_transfer.base.boundary import said
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.signatures import checked
 from hf_transfer.space.limits import Limits
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "
 MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
+@checked
 def demo(
     *models: str | Path,
     port: int | None = None,
@@ -47,6 +49,8 @@ def demo(
     address; `limits` are those of a visitor. Without a port it is the first free one from 7860 on;
     `host` is this machine alone, or GRADIO_SERVER_NAME. Raises UserError, also for a port in use.
     """
+    if port is not None and not 0 < port < 2**16:
+        raise UserError(f"port is {port}; choose one from 1 to {2**16 - 1:,}, or leave it out")
     gr = _gradio()
     from hf_transfer.space.login import end_logins, on_a_space
     from hf_transfer.space.page import build_page
