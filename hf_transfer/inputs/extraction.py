@@ -22,6 +22,7 @@ from hf_transfer.data.pixels import LivePixels
 from hf_transfer.inputs.augmentation import augment
 from hf_transfer.inputs.cut import Context, Cut, check_same, crossing_values, settle
 from hf_transfer.inputs.model_input import collate, to_model_input
+from hf_transfer.inputs.workers import Attached
 from hf_transfer.planning.phase import Phase
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class Extraction:
             batch_sampler=rows,
             num_workers=self.workers if live else 0,
             collate_fn=collate,
+            worker_init_fn=Attached(),
             generator=torch.Generator(),  # the phase's own random numbers stay what they are
         )
         alone = None

@@ -34,6 +34,7 @@ from hf_transfer.data.decoding import decode_noted
 from hf_transfer.data.folders import images_below
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.tables import SUFFIXES, listed_images
+from hf_transfer.inputs.workers import Attached
 from hf_transfer.serving.array_pictures import picture_of
 
 ADDRESS = re.compile(r"(?i)(https?|s3|gs|hf|ftp):/")
@@ -147,6 +148,7 @@ def _by_workers(
         _ToDecode(settings),
         batch_sampler=at_once,
         num_workers=workers,
+        worker_init_fn=Attached(),
         collate_fn=partial(_batch, settings=settings),
     )
 

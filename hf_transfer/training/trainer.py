@@ -1,9 +1,9 @@
 """`TransferTrainer`: a transformers Trainer that runs phases.
 
 A phase is one `Trainer.train()`. Before each, `requires_grad` is set on every parameter and the
-optimizer, scheduler and wrapped model are dropped, so that Trainer builds and wraps them again: DDP
-and FSDP only ever see a fixed trainable set. This module is the seam: the overrides, and what they
-need of Trainer's private parts. The order of work is `PhaseRunner`'s (phase_run.py).
+optimizer, scheduler and wrapped model are dropped, so that Trainer builds and wraps them: DDP and
+FSDP only see a fixed trainable set. This module is the seam: the overrides, and what they need of
+Trainer's private parts. The order of work is `PhaseRunner`'s (phase_run.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.base.processes import Processes
 from hf_transfer.data.image_set import ImageSet
+from hf_transfer.inputs.workers import attached
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.steps import warmup_steps
 from hf_transfer.recipe.specs import PhaseSpec
@@ -121,7 +122,6 @@ class TransferTrainer(Trainer):
         return self.runner.predict_validation()
 
     model_inputs = property(lambda self: self._prepare_inputs)
-
     train_steps = Trainer.train  # the phase under way, as Trainer does
 
     def begin(self, args: TrainingArguments) -> None:
@@ -147,7 +147,7 @@ class TransferTrainer(Trainer):
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """Return a loader of a set whose labels are the model's."""
         check_labels(dataset, f"the set for {description.lower()}", self.backbone.labels)
-        return super()._get_dataloader(dataset, description, *args, **kwargs)
+        return attached(super()._get_dataloader(dataset, description, *args, **kwargs))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Return the order of an epoch, by the phase's `sampler`."""
