@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -189,12 +190,12 @@ def _auto(args: argparse.Namespace) -> Path:
 def _plain_options(args: argparse.Namespace) -> list[str]:
     """Return the plain options as settings of a recipe. Raises UserError for those of auto."""
     only = {"--preset": args.preset, "--minutes": args.minutes, "--no-refit": args.no_refit}
-    if given := [name for name, value in only.items() if value]:
+    if given := [name for name, value in only.items() if value is not None and value is not False]:
         raise UserError(f"{given[0]} is for auto (hf-transfer train FOLDER), not for a recipe")
     keys = {
         "phases.*.epochs": args.epochs,
         "data.image_size": args.image_size,
-        "data.group": args.group and f"'{args.group}'",
+        "data.group": args.group and json.dumps(args.group),
     }
     return [f"{key}={value}" for key, value in keys.items() if value is not None]
 

@@ -97,6 +97,8 @@ def auto(
     kept or not. Raises UserError.
     """
     say = on_progress or (lambda _: None)
+    presets.check_amount("minutes", minutes)
+    presets.check_amount("epochs", epochs)
     recipe = recipe_of(data, backbone, image_size, group, seed, overrides)
     listed = list_source(recipe.data, recipe.task)  # before a backbone is downloaded for no images
     wanted = presets.preset(preset, backbone, image_size, minutes)

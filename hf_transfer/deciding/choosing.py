@@ -44,6 +44,12 @@ class Gain:
         by_loss = self.accuracy >= 0 and exceeds(self.loss, self.loss_error)
         return exceeds(self.accuracy, self.accuracy_error) or by_loss
 
+    @property
+    def is_real_loss(self) -> bool:
+        """Whether the other way round it would be a real gain."""
+        by_loss = self.accuracy <= 0 and exceeds(-self.loss, self.loss_error)
+        return exceeds(-self.accuracy, self.accuracy_error) or by_loss
+
     def expected(self, prior: Prior) -> float:
         """Return the gain in accuracy to expect on new images: the mean of what was seen here and
         of the prior, each with the weight of its inverse variance. Few images say little."""
@@ -87,8 +93,9 @@ def best_of(
     """Return the way to take: the first, left only for a gain.
 
     Of each stage (without `stages`: of all others) the way that gains most on the one taken so far
-    is taken: by what is expected of it where it has a prior, else if its gain is real. Of equals
-    that with the least log loss; log loss alone would favour what moved little.
+    is taken: by what is expected of it where it has a prior, unless it is really worse here, else
+    if its gain is real. Of equals that with the least log loss; log loss alone would favour what
+    moved little.
     """
     taken, *others = ways
     for stage in stages or (others,):
@@ -96,7 +103,8 @@ def best_of(
         for way in stage:
             found = gain(ways[way], ways[taken], labels, groups)
             real = max(found.accuracy, ROUNDING) if found.is_real else 0.0
-            worth[way] = found.expected(priors[way]) if way in priors else real
+            known = way in priors and not found.is_real_loss
+            worth[way] = found.expected(priors[way]) if known else real
         gaining = [way for way in stage if worth[way] > 0]
         if gaining:
             loss = {way: float(cooled_losses(ways[way], labels).mean()) for way in gaining}

@@ -25,13 +25,16 @@ from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
+from hf_transfer.data.scan import Scan
 from hf_transfer.data.sources import scan
 from hf_transfer.deciding.auto import NAME, TEXT
 from hf_transfer.deciding.compare_page import comparison_page
 from hf_transfer.deciding.compare_text import format_comparison
+from hf_transfer.deciding.presets import check_amount
 from hf_transfer.deciding.trials import Trial, Way, trials_of
 from hf_transfer.recipe.load import load_recipe, parse_recipe
 from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.words import listed
 
 USUAL = (
     "scratch",
@@ -82,6 +85,7 @@ class Comparison:
     test_images: int  # in each seed
     rows: tuple[Row, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
     out: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,6 +120,7 @@ def compare(
     settings of all of them, such as "data.image_size=96". With `out` a folder, comparison.json,
     .txt and .html are written there. `on_progress` gets a line for each run. Raises UserError.
     """
+    check_amount("minutes", minutes)
     started, say = time.monotonic(), on_progress or (lambda _: None)
     place = folder_to_write(out) if out else None
     changes = [f"data.path={json.dumps(str(data))}", *overrides]
@@ -128,6 +133,9 @@ def compare(
     if not scan(spec, numbers[0], task).counts.get("test"):
         spec = dataclasses.replace(spec, test=TEST)
     found = scan(spec, numbers[0], task)
+    notes = _fewer(found, per_class)
+    for note in notes:
+        say(f"note: {note}")
 
     def draw(count: int | None, of_seed: int, model: PreTrainedModel) -> ImageData:
         few = spec
@@ -148,6 +156,7 @@ def compare(
         test_images=tested,
         rows=rows_of(trials, [way.name for way in ways]),
         seconds=time.monotonic() - started,
+        notes=notes,
         out=place,
     )
     if comparison.out:
@@ -192,6 +201,27 @@ def _check(ways: Sequence[Way], per_class: Sequence[int]) -> None:
     for way in ways:
         if way.recipe.source is not None:
             raise UserError(f"recipe {way.name} has a source task and cannot be compared here")
+
+
+def _fewer(found: Scan, per_class: Sequence[int]) -> tuple[str, ...]:
+    """Return in a sentence which classes have fewer labelled images than are asked for, if any.
+
+    Raises UserError where none has as many: what is measured would not be what is said.
+    """
+    if not per_class or found.task != "classification":
+        return ()
+    labelled = [counts for split, counts in found.counts.items() if split != "test"]
+    count_of = {label: sum(counts[label] for counts in labelled) for label in found.labels}
+    most, largest = max(per_class), max(count_of.values())
+    if most > largest:
+        raise UserError(
+            f"per_class: no class has {most} images but for those that test; ask for {largest} at "
+            "most, or leave it out for all there are"
+        )
+    small = [f"{label} ({count})" for label, count in count_of.items() if count < most]
+    if not small:
+        return ()
+    return (f"with {most} per class, all labelled images are used of {listed(small, 6)}",)
 
 
 def told(trial: Trial, metric: str) -> str:

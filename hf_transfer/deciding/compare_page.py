@@ -25,6 +25,7 @@ def comparison_page(comparison: Comparison) -> str:
         f"{comparison.test_images:,} test images",
         f"{seeds} seed{'s' * (seeds > 1)}",
         f"{show_seconds(comparison.seconds)} in all",
+        *comparison.notes,
     ]
     return render(
         "comparison.html",

@@ -13,7 +13,8 @@ def format_comparison(comparison: Comparison) -> str:
     seeds = len(comparison.seeds)
     lines = [
         f"{comparison.metric} on {comparison.test_images:,} test images by which nothing was "
-        f"chosen: mean and range of {seeds} seed{'s' * (seeds > 1)}"
+        f"chosen: mean and range of {seeds} seed{'s' * (seeds > 1)}",
+        *comparison.notes,
     ]
     width = max(len(row.way) for row in comparison.rows)
     for count in dict.fromkeys(row.per_class for row in comparison.rows):
@@ -31,6 +32,8 @@ def format_comparison(comparison: Comparison) -> str:
 def conclusion(rows: list[Row]) -> str:
     """Return a sentence that follows from the rows of one number of images."""
     best = max(rows, key=lambda row: row.mean)
+    if len(rows) == 1:
+        return f"Only {best.way} was measured."
     near = [row.way for row in rows if row.behind is not None and row.behind[1] <= 0]
     if not near:
         return f"{best.way} is best, and by more than chance among these test images explains."

@@ -56,6 +56,12 @@ PRESETS = {
 }
 
 
+def check_amount(name: str, amount: float | None, most: float = 1e6) -> None:
+    """Raise UserError unless an amount is above 0, if it is given."""
+    if amount is not None and not 0 < amount < most:
+        raise UserError(f"{name} must be above 0, not {amount:g}")
+
+
 def preset(
     name: str,
     backbone: str | Path | None = None,
@@ -71,8 +77,6 @@ def preset(
         raise UserError(
             f"there is no preset {name!r}{nearest(name, PRESETS)}; presets are {', '.join(PRESETS)}"
         )
-    if minutes is not None and not 0 < minutes < 1e6:
-        raise UserError(f"minutes must be above 0, not {minutes:g}")
     own = PRESETS[name]
     if backbone is None:
         _check_here(own.backbone, name)

@@ -258,6 +258,9 @@ def test_the_images_may_take_the_place_of_a_recipe(tmp_path):
     [
         (["auto"], "auto needs labelled images"),
         (["lp_ft", "--minutes", "3"], "--minutes is for auto"),
+        (["lp_ft", "--minutes", "0"], "--minutes is for auto"),
+        (["auto", "--data", "x", "--minutes", "nan"], "minutes must be above 0, not nan"),
+        (["auto", "--data", "x", "--epochs", "0"], "epochs must be above 0, not 0"),
         (["auto", "--data", "x", "--resume"], "auto cannot be resumed"),
         (["auto", "--data", "x", "--preset", "godo"], "no choice 'godo'; nearest: good"),
     ],

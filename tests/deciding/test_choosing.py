@@ -88,6 +88,20 @@ def test_what_is_known_of_other_tasks_decides_where_few_images_do_not():
     assert best_of(ways, labels) == "head"
 
 
+def test_what_is_really_worse_here_is_not_taken_whatever_it_gains_elsewhere():
+    """Nine images, three of which only the head gets right: a normal prior would overrule them."""
+    labels, base = LABELS[:9], np.ones(9, bool)
+    base[8] = False
+    worse = base.copy()
+    worse[:3] = False
+    ways = {"head": base, "tuned": worse}
+    ways = {way: 2.0 * np.eye(2)[np.where(x, labels, 1 - labels)] for way, x in ways.items()}
+    found = gain(ways["tuned"], ways["head"], labels)
+    assert found.is_real_loss
+    assert found.expected(GENTLE) > 0
+    assert best_of(ways, labels, priors={"tuned": GENTLE}) == "head"
+
+
 def test_many_images_decide_alone():
     labels, base = np.tile(LABELS, 50), np.tile(right(0.6, 0), 50)
     ways = [2.0 * np.eye(2)[np.where(x, labels, 1 - labels)] for x in (base, changed(base, 300, 0))]

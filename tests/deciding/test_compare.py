@@ -12,6 +12,7 @@ from tiny_folders import timm_folder
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
 from hf_transfer.deciding.compare import Row, compare, rows_of
+from hf_transfer.deciding.compare_page import comparison_page
 from hf_transfer.deciding.compare_text import conclusion, format_comparison
 from hf_transfer.deciding.trials import Trial
 from hf_transfer.results.ways_chart import LINE, Named, Spot, ways_chart
@@ -80,6 +81,7 @@ def test_auto_is_compared_on_the_same_images(tmp_path):
         ({"seeds": 0}, "seeds must be a number from 1 to 1,000, or a list of different seeds"),
         ({"seeds": [3, 3]}, "seeds must be"),
         ({"seeds": "3"}, "seeds must be"),
+        ({"minutes": -1}, "minutes must be above 0, not -1"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, options, said):
@@ -122,6 +124,26 @@ def test_the_conclusion_names_the_cheapest_of_those_that_cannot_be_told_apart():
     assert conclusion([best, far]) == (
         "lp_ft is best, and by more than chance among these test images explains."
     )
+
+
+def test_one_way_alone_is_not_called_best():
+    assert conclusion([Row("lp_ft", 5, (0.9,), 60.0, 100)]) == "Only lp_ft was measured."
+
+
+def test_more_images_than_there_are_are_refused_and_fewer_of_some_classes_told(tmp_path, compared):
+    folder = photos(tmp_path / "photos", count=10, size=32)
+    own = {"data": folder, "backbone": "timm/test_resnet", "overrides": SMALL, "seeds": 1}
+    with pytest.raises(UserError, match="no class has 9 images but for those that test; ask for 8"):
+        compare(["feature_extraction"], per_class=[4, 9], **own)
+    for file in sorted(folder.glob("*/*"))[:5]:
+        file.unlink()
+    found = compare(["feature_extraction"], per_class=[2, 6], **own)
+    first = sorted(path.name for path in folder.iterdir())[0]
+    note = f"with 6 per class, all labelled images are used of {first} (4)"
+    assert found.notes == (note,)
+    assert note in format_comparison(found)
+    assert note in comparison_page(found)
+    assert compared[0].notes == ()
 
 
 def test_the_command_compares_and_writes_what_it_prints(tmp_path, capsys):
