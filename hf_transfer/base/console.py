@@ -187,6 +187,7 @@ def logs() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
 
 
 def warn(line: str) -> None:

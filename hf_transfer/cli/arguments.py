@@ -9,6 +9,7 @@ from typing import Any
 from hf_transfer.base.console import Parser, count
 
 MODEL = "run folder, model folder or Hub repository"
+MODEL_OR_FILE = "run folder, model folder, Hub repository or ONNX file"
 
 
 def command(

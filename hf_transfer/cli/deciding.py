@@ -8,6 +8,8 @@ from typing import Any
 from hf_transfer.base.console import count, say, width
 from hf_transfer.cli.arguments import command, counts, seeds_of
 
+USUAL = "eight, from scratch to full, and auto"
+
 
 def add(commands: Any) -> None:
     """Add the commands that help to decide."""
@@ -27,12 +29,12 @@ def add(commands: Any) -> None:
 
     words = "compare recipes on the same images"
     compare = command(commands, "compare", _compare, words, first=_check_names)
-    compare.path("recipes", "RECIPE", "recipes, or auto (default: scratch to auto)", nargs="*")
+    compare.path("recipes", "RECIPE", f"recipes, or auto (default: {USUAL})", nargs="*")
     compare.path("--data", "PATH", "folder of class folders, or table", required=True)
     compare.path("--backbone", "ID", "timm/NAME, transformers/REPO, torchvision/NAME or a folder")
     numbers = "labelled images of each class, such as 5,20,100 (default: all)"
     compare.argument("--per-class", "N,N", numbers, type=counts, default=())
-    seeds = "number of seeds, or the seeds, such as 0,2,5 or 7, (default: 3)"
+    seeds = "number of seeds, or the seeds themselves, such as 0,2,5 (default: 3)"
     compare.argument("--seeds", "N", seeds, type=seeds_of, default=3)
     budget = "minutes for each run of auto (default: 5)"
     compare.argument("--minutes", "N", budget, type=float, default=5.0)

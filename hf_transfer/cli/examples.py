@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+COLUMNS = 80
+BREAK = re.compile(r"(?<=\S) (?=--|> )")  # where a long example may be folded
+
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": (
         "train flowers --minutes 10",
@@ -10,9 +15,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "train my_recipe.yaml --set phases.0.lr=1e-4 --out runs/first",
         "train my_recipe.yaml --out runs/first --resume",
     ),
-    "plan": ("plan lp_ft --data flowers --backbone timm/resnet50.a1_in1k",),
+    "plan": (
+        "plan lp_ft --data flowers --backbone timm/resnet50.a1_in1k",
+        "plan my_recipe.yaml --set data.image_size=96",
+    ),
     "recipes": ("recipes", "recipes lp_ft > my_recipe.yaml"),
-    "groups": ("groups timm/resnet50 --grain stages",),
+    "groups": ("groups timm/resnet50 --grain stages", "groups --all --out groups.csv"),
     "advise": ("advise --data flowers --backbone timm/resnet18.a1_in1k --budget 10m",),
     "compare": ("compare full lp_ft --data flowers --backbone timm/resnet18.a1_in1k --seeds 3",),
     "backbones": ("backbones", "backbones --data flowers"),
@@ -54,4 +62,18 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 def epilog(command: str, program: str) -> str | None:
     """Return the examples of a command as the end of its help, None where there are none."""
     lines = EXAMPLES.get(command, ())
-    return "\n".join(["examples:", *(f"  {program} {line}" for line in lines)]) if lines else None
+    folded = ["\n".join(_folded(f"  {program} {line}")) for line in lines]
+    return "\n".join(["examples:", *folded]) if lines else None
+
+
+def _folded(line: str) -> list[str]:
+    """Return a command in lines that a terminal of 80 columns shows whole and a shell reads as
+    one; they end before an option or a redirection."""
+    lines = [line]
+    while len(lines[-1]) > COLUMNS:
+        ends = [at.start() for at in BREAK.finditer(lines[-1]) if at.start() <= COLUMNS - 2]
+        if not ends:
+            break
+        first, rest = lines[-1][: ends[-1]], lines[-1][ends[-1] :]
+        lines[-1:] = [f"{first} \\", f"      {rest.lstrip()}"]
+    return lines

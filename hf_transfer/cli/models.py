@@ -13,7 +13,7 @@ from hf_transfer.base import console
 from hf_transfer.base.console import count, say, whole
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
-from hf_transfer.cli.arguments import MODEL, command
+from hf_transfer.cli.arguments import MODEL, MODEL_OR_FILE, command
 from hf_transfer.serving.runtimes import OTHERS, SUFFIXES, refusal
 
 TTA = (
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 def _add_predict(commands: Any) -> None:
     words = "label images with a trained model"
     predict = command(commands, "predict", _predict, words, loads=True, first=_check_model)
-    predict.path("model", "MODEL", MODEL)
+    predict.path("model", "MODEL", MODEL_OR_FILE)
     images = "files, folders, patterns or tables; - reads paths from standard input, one a line"
     predict.path("images", "IMAGE", images, nargs="+")
     predict.argument("--top", "N", "number of labels to show (default: 3 classes)", type=count)
@@ -49,7 +49,7 @@ def _add_predict(commands: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     words = "score a model on labelled images"
     evaluate = command(commands, "evaluate", _evaluate, words, loads=True, first=_check_model)
-    evaluate.path("model", "MODEL", MODEL)
+    evaluate.path("model", "MODEL", MODEL_OR_FILE)
     evaluate.path("--data", "PATH", "folder of class folders, or table", required=True)
     split = "one of the data's splits, or all (default: test if there is one)"
     evaluate.argument("--split", "NAME", split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_transfer.base.console import say
+from hf_transfer.base.console import say, warn
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli.arguments import MODEL, command
 
@@ -13,7 +13,7 @@ from hf_transfer.cli.arguments import MODEL, command
 def add(commands: Any) -> None:
     """Add the commands that show and share what there is."""
     push = command(commands, "push", _push, "upload a run's model and card to the Hub")
-    push.path("run", "RUN", "folder of a finished run")
+    push.path("run", "RUN", "folder of a finished run, or a model folder")
     push.argument("repo_id", "REPO", "repository, as OWNER/NAME")
     push.flag("--private", "make the repository private")
     push.flag("--space", "also make a Space of that name that shows the model")
@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
 
 def _push(args: argparse.Namespace) -> None:
     keys = ("private", "license", "language", "message")
-    options = {key: getattr(args, key) for key in keys}
+    options = {key: getattr(args, key) for key in keys} | {"announce": warn}
     if args.space:
         if args.pr or args.revision:
             raise UserError("--space cannot be combined with --pr or --revision")

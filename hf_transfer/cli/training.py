@@ -24,12 +24,16 @@ def add(commands: Any) -> None:
     """Add the commands that plan and train."""
     words = "train the best model that a time budget allows, or a recipe; write a run folder"
     train = command(commands, "train", _train, words)
-    recipe_arguments(train, "labelled images (as for --data) or auto; or a recipe to run instead")
-    train.argument("--preset", None, "auto: backbone, size and time", choices=tuple(PRESETS))
+    found = "folder or table of labelled images, to find what is best for them; or a recipe"
+    recipe_arguments(train, found)
+    size = "auto: how large a backbone and image, and how long"
+    train.argument("--preset", None, size, choices=tuple(PRESETS))
     train.argument("--minutes", "N", "auto: time budget (default: the preset's)", type=float)
     train.argument("--epochs", "N", "length of fine-tuning, or of a recipe's phases", type=float)
     train.argument("--image-size", "N", "side of the images in pixels", type=count)
-    together = "column, or pattern on file names, that keeps images together, as of a patient"
+    together = (
+        "column, or pattern on file names, by which images, as of a patient, stay in one split"
+    )
     train.argument("--group", "G", together)
     train.flag("--no-refit", "auto: do not train on all labelled images at the end")
     train.path("--out", "DIR", "run folder (default: runs/RECIPE)")

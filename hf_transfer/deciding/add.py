@@ -28,6 +28,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import add_bytes, expanded, write_bytes
 from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
+from hf_transfer.data.digests import digest
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding.add_report import counts_of, write_report
@@ -47,11 +48,13 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Kept:
-    """Features (N, D) of images, their places (N,) in `labels`, and which are held out (N,)."""
+    """Features (N, D) of images, their places (N,) in `labels`, which are held out (N,), and
+    digests uint8 (N, 16) of their pixels."""
 
     features: np.ndarray
     classes: np.ndarray
     held_out: np.ndarray
+    pixels: np.ndarray
     labels: tuple[str, ...]
 
     def joined(self, other: Kept) -> Kept:
@@ -62,19 +65,29 @@ class Kept:
             np.concatenate([self.features, other.features]),
             np.concatenate([self.classes, places[other.classes]]),
             np.concatenate([self.held_out, other.held_out]),
+            np.concatenate([self.pixels, other.pixels]),
             labels,
         )
+
+    def without(self, other: Kept) -> Kept:
+        """Return those whose pictures the other lacks."""
+        known = {row.tobytes() for row in other.pixels}
+        new = np.array([row.tobytes() not in known for row in self.pixels], bool)
+        arrays = (self.features, self.classes, self.held_out, self.pixels)
+        return Kept(*(array[new] for array in arrays), self.labels)
 
 
 @dataclass(frozen=True)
 class Added:
-    """What an addition came to; `before` and `after` are accuracies on the old held-out images,
-    `everything` on all held-out ones, None where there are none."""
+    """What an addition came to; `known` images were in the run already, `before` and `after` are
+    accuracies on the old held-out images, `everything` on all held-out ones, None where there are
+    none."""
 
     out: Path
     labels: tuple[str, ...]
     new: tuple[str, ...]
     images: int
+    known: int
     before: float | None
     after: float | None
     old_n: int
@@ -87,7 +100,8 @@ def add_images(
 ) -> Added:
     """Add labelled images to a finished run's classifier and return what it came to.
 
-    `data` holds more images of its classes, or of new ones, which come after the old. The head is
+    `data` holds more images of its classes, or of new ones, which come after the old; pictures that
+    the run has already are left out, since they would be trained on and tested. The head is
     solved to convergence on the features of all images; the backbone does not change. The model is
     written to `out`/model (default: the run's name with -more), beside it report, page and card;
     `seed` splits the new images. Raises UserError, also for a model whose head is not one dense
@@ -106,7 +120,10 @@ def add_images(
     old = _old(folder, model)
     listed = list_source(spec, least=1)
     added = load_data(spec, model.backbone.image, seed, listed=listed)
-    new = _features(model, added)
+    given = _features(model, added)
+    new = given.without(old)
+    if not len(new.classes):
+        raise UserError(f"all images of {spec.path} are in {folder} already; add other images")
     both = old.joined(new)
     train, held = ~both.held_out, both.held_out
     solution = solve_head(both.features[train], both.classes[train], len(both.labels), seed=seed)
@@ -132,6 +149,7 @@ def add_images(
         both.labels,
         both.labels[len(old.labels) :],
         len(new.classes),
+        len(given.classes) - len(new.classes),
         _accuracy(before[own], old.classes[own]),
         _accuracy(logits[: len(own)][own], old.classes[own]),
         int(own.sum()),
@@ -143,6 +161,8 @@ def format_added(found: Added) -> str:
     """Return what an addition came to, as lines."""
     new = f"new: {', '.join(found.new)}" if found.new else "none of them new"
     lines = [f"{found.images:,} images added; {len(found.labels)} classes, {new}"]
+    if found.known:
+        lines.append(f"left out: {found.known:,} images that the run has already")
     if found.before is not None and found.after is not None:
         lines.append(
             f"accuracy on the {found.old_n:,} old held-out images: {found.after:.3f}, before "
@@ -207,9 +227,10 @@ def _old(folder: Path, model: PreTrainedModel) -> Kept:
     if path.is_file():
         with untrusted(str(path), "delete it"), safe_open(path, "np") as file:
             facts = json.loads(file.metadata()["facts"])
-            arrays = [file.get_tensor(key) for key in ("features", "classes", "held_out")]
+            arrays = [file.get_tensor(key) for key in ("features", "classes", "held_out", "pixels")]
             if facts["model"] == _digest(folder) and arrays[0].ndim == 2:
-                return Kept(arrays[0], arrays[1], arrays[2].astype(bool), tuple(facts["labels"]))
+                arrays[2] = arrays[2].astype(bool)
+                return Kept(*arrays, tuple(facts["labels"]))
     recipe = RunFolder(folder).recipe
     if not recipe.is_file():
         raise UserError(
@@ -227,20 +248,26 @@ def _old(folder: Path, model: PreTrainedModel) -> Kept:
 def _features(model: PreTrainedModel, data: ImageData) -> Kept:
     sets = [(data.train, False), (data.validation, True)]
     sets += [(data.test, True)] if data.test is not None else []
-    rows = [(_passed(model, images), images.labels, held) for images, held in sets if len(images)]
-    return Kept(
-        np.concatenate([features for features, _, _ in rows]),
-        np.concatenate([classes for _, classes, _ in rows]),
-        np.concatenate([np.full(len(classes), held) for _, classes, held in rows]),
-        tuple(data.labels),
-    )
+    rows = [
+        (*_passed(model, images), images.labels, np.full(len(images), held))
+        for images, held in sets
+        if len(images)
+    ]
+    features, pixels, classes, held_out = map(np.concatenate, zip(*rows, strict=True))
+    return Kept(features, classes, held_out, pixels, tuple(data.labels))
 
 
-def _passed(model: PreTrainedModel, images: ImageSet) -> np.ndarray:
+def _passed(model: PreTrainedModel, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features (N, D) of images and digests (N, 16) of their pixels."""
     places = range(len(images))
     spans = [places[at : at + BATCH] for at in places[::BATCH]]
     parts = shown(spans, "features", "batches")
-    return np.concatenate([head_features(model, images.__getitems__(s)["pixels"]) for s in parts])
+    features, digests = [], []
+    for span in parts:
+        pixels = images.__getitems__(span)["pixels"]
+        features.append(head_features(model, pixels))
+        digests += [np.frombuffer(digest(one.numpy()), np.uint8) for one in pixels]
+    return np.concatenate(features), np.stack(digests)
 
 
 def _keep(found: Kept, folder: Path) -> None:
@@ -249,6 +276,7 @@ def _keep(found: Kept, folder: Path) -> None:
         "features": found.features.astype(np.float32),
         "classes": found.classes.astype(np.int64),
         "held_out": found.held_out.astype(np.uint8),
+        "pixels": found.pixels,
     }
     write_bytes(folder / KEPT, save(arrays, {"facts": facts}))
 

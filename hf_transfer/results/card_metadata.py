@@ -65,26 +65,29 @@ def card_metadata(report: RunReport, repo_id: str | None) -> ModelCardData:
 
 def keep_metadata(card: Any, previous: str) -> None:
     """Put into a ModelCard what somebody added to the metadata of the `previous` one: keys that
-    are not written here, further tags, and for the same base model the licence."""
+    are not written here, further tags and data sets, a base model where none is known, and for the
+    same base model, or where no licence is known, the licence."""
     try:
         with untrusted("the metadata of the previous card"):
             found: Any = ModelCard(previous, ignore_metadata_errors=True).data
             before = found.to_dict()
+            measured = {result.dataset_type for result in found.eval_results or ()}
     except UserError:
         return  # nothing to keep
     now = card.data.to_dict()
+    kept = set(before) - set(OURS)
+    if not now.get("base_model"):
+        kept |= {"base_model", "base_model_relation"} & set(before)
     same = before.get("base_model") == now.get("base_model")
-    for key in set(before) - set(OURS):
-        card.data[key] = before[key]
-    if same and before.get("license"):
-        for key in LICENCE:
-            card.data[key] = before.get(key)
-    tags, ours = (
-        before.get("tags"),
-        {*TAGS_OF_ALL, *(tag for each in TAGS.values() for tag in each)},
-    )
-    if isinstance(tags, list):
-        card.data.tags = [*now.get("tags", []), *(tag for tag in tags if tag not in ours)]
+    if before.get("license") and (same or now.get("license") in (None, "other")):
+        kept |= set(LICENCE)
+    for key in kept:
+        card.data[key] = before.get(key)
+    of_tasks = {tag for each in TAGS.values() for tag in each}
+    for key, ours in (("tags", {*TAGS_OF_ALL, *of_tasks}), ("datasets", measured)):
+        if isinstance(added := before.get(key), list):
+            own = now.get(key) or []
+            card.data[key] = [*own, *(one for one in added if one not in [*ours, *own])] or None
 
 
 def _name(report: RunReport, repo_id: str | None) -> str:

@@ -26,6 +26,7 @@ MOST_IN_TITLE = 6
 NAMED_OF_MANY = 3
 LONGEST_TITLE = 80
 MOST_NAMED = 5
+FEW_GROUPS = 10  # below which the bootstrap over groups is known to give intervals too narrow
 WORSE = 0.005  # how much of the leading metric a phase must lose before it is worth a word
 
 
@@ -193,6 +194,7 @@ def cautions(report: RunReport) -> list[str]:
         if len(missed) == 1:
             these = f"One {noun} is"
         found.append(f"{these} never predicted {report.where}: {listed(missed, MOST_NAMED)}.")
+    found.append(few_groups(values))
     stated = [f"{w[:1].upper()}{w[1:].rstrip('.')}." for w in report.warnings]
     return list(dict.fromkeys([*(one for one in found if one), *stated]))
 
@@ -217,6 +219,17 @@ def not_better(report: RunReport) -> str | None:
             f"interval is {ends}."
         )
     return None
+
+
+def few_groups(values: JsonDict) -> str | None:
+    """Return a sentence where intervals are over too few groups to trust their width.
+
+    Source: Cameron, Gelbach and Miller 2008, section IV.
+    """
+    groups = values.get("groups")
+    if not groups or groups >= FEW_GROUPS or not values.get("intervals"):
+        return None
+    return f"The intervals are over {groups:,} groups only, and probably too narrow."
 
 
 def unpredicted(values: JsonDict) -> list[str]:

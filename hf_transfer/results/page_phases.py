@@ -167,7 +167,9 @@ def _line(name: str, style: str, points: Sequence[Point], best: Sequence[float])
 
 
 def command(report: RunReport) -> str:
-    """Return the command that trains such a model again."""
+    """Return the command that trains such a model again, or scores one again."""
+    if scored := report.metrics.get("command"):
+        return str(scored)
     if not report.auto:
         return f"hf-transfer train recipe.yaml --data FOLDER --seed {report.seed}"
     minutes, size = report.auto.get("budget_seconds", 0) / 60, report.backbone.get("image_size")

@@ -123,7 +123,7 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
             label, share = row.labels[0]
             cells = [f"none; the likeliest is {label} {share:.3f}"]
         if row.unknown:
-            cells = [f"none of these ({row.unlike:.2g} times the limit); else", *cells]
+            cells = ["none of these (unlike anything in training); otherwise", *cells]
         why = (row.error or "").removeprefix(f"{printable(row.file)}: ")
         text = f"error: {why}" if row.error else printable("   ".join(cells))
         lines.append(f"{file:<{names}}   {text}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import said
 from hf_transfer.base.errors import DataError, UserError
+from hf_transfer.base.nearest import similar
 from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.sources import SPLITS, Scan, list_source
@@ -25,7 +25,9 @@ from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.metrics.resampling import accuracy_interval
 from hf_transfer.results.metrics.thresholds import shifted
+from hf_transfer.results.places import place_name
 from hf_transfer.serving.evaluate_page import write_evaluation
+from hf_transfer.serving.evaluate_text import command_of
 from hf_transfer.serving.familiar import alarms
 from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.paired import by_group, compared
@@ -92,7 +94,9 @@ def evaluate(
     found, chosen = _chosen(spec, backbone.task, backbone.labels, split)
     matched = _matched(found, backbone.labels)
     scored, failed = _scored(model, found, batch_size, tta, "evaluate")
+    asked = {"split": split, "threshold": threshold, "tta": tta, "unknown": unknown}
     result: dict[str, Any] = {
+        "command": command_of({**asked, "group": group, "compare": "OTHER" if compare else None}),
         "data": found.path,
         "split": chosen,
         "task": backbone.task,
@@ -116,12 +120,22 @@ def evaluate(
                 f"the models answer different questions: {backbone.task} and {other.backbone.task}"
             )
         theirs, _ = _scored(other, found, batch_size, tta, "compare")
-        result["comparison"] = compared(backbone.task, scored, theirs, groups)
+        apart = compared(backbone.task, scored, theirs, groups)
+        result["comparison"] = {"other": _name(compare, other), **apart}
     if unknown:
         result["unknown"] = _unknown(model, found, batch_size)
     if place is not None:
         write_evaluation(result, model, found, scored, place, page_images)
     return result
+
+
+def _name(given: Any, model: Any) -> str:
+    """Return what to call a model that was given as a path, a repository, or itself."""
+    if not isinstance(given, (str, Path)):
+        return place_name(model.backbone.id)
+    folder = Path(given)
+    inside = folder.name == "model" and folder.is_dir()  # of a run, whose name says more
+    return folder.resolve().parent.name if inside else place_name(str(given))
 
 
 # --- which images, with which labels -----------------------------------------------------------
@@ -185,7 +199,7 @@ def _matched(found: Scan, labels: tuple[str, ...]) -> dict[str, Any]:
         )
     if found.task == "regression" and absent:
         raise UserError(f"{found.path} has no target {_few(absent)}, which the model predicts")
-    nearest = {label: difflib.get_close_matches(label, labels, 1, 0.6) for label in unknown}
+    nearest = {label: similar(label, labels, cutoff=0.6) for label in unknown}
     return {
         "matched": known,
         "only_in_data": [

@@ -72,7 +72,11 @@ def evaluation_report(
         backbone=facts.backbone_facts(model, backbone.id),
         data=data,
         phases=(),
-        metrics={LABELLED: result["metrics"], "said": list(_said(result))},
+        metrics={
+            LABELLED: result["metrics"],
+            "said": list(_said(result)),
+            "command": result["command"],
+        },
         seconds={},
         environment=facts.environment(),
         seed=0,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.conclusions import few_groups
 from hf_transfer.results.words import metric_title, metric_titles, show_metric
 
 MOST_GROUPS = 20
@@ -30,6 +32,8 @@ def format_evaluation(found: JsonDict) -> str:
         else:
             told = f"{show_metric(name, value):>7}{_interval(name, bounds)}"
         lines.append(f"{title:<{width}}  {told}")
+    if few := few_groups(metrics):
+        lines += ["", few]
     if sure := found.get("confident"):
         lines += ["", told_of_confidence(sure)]
     if unknown := found.get("unknown"):
@@ -52,6 +56,19 @@ def told_of_unknown(unknown: JsonDict) -> str:
     found = f"{unknown['found']:,} of {unknown['strangers']:,} images of other labels"
     area = "" if unknown["auroc"] is None else f"; AUROC {unknown['auroc']:.3f}"
     return f"{told}, and {found}{area}."
+
+
+def command_of(asked: JsonDict) -> str:
+    """Return the command that scores so again, with names in the place of files."""
+    words = ["hf-transfer", "evaluate", "MODEL", "--data", "FOLDER"]
+    for name, value in asked.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words += [f"--{name}", str(value)]
+    if asked["tta"] is False:
+        words.append("--no-tta")
+    return shlex.join(words)
 
 
 def _split(split: str) -> str:
@@ -145,17 +162,17 @@ def _table(head: list[str], rows: list[list[str]], left: bool = False) -> list[s
 def told_of_comparison(found: JsonDict) -> list[str]:
     """Return what a comparison found, as lines."""
     metric = found["metric"]
-    title, n = metric_title(metric), found["n"]
+    title, n, other = metric_title(metric), found["n"], found["other"]
     ours, theirs, apart = (found[key] for key in ("ours", "theirs", "difference"))
     lines = [
-        f"{title} of this model {ours:.3f}, of the other {theirs:.3f}, on the same {n:,} images"
+        f"compared with {other} on the same {n:,} images: {title} {ours:.3f} against {theirs:.3f}"
     ]
     bounds = found["interval"]
     span = f", 95% interval {bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else ""
     lines.append(f"difference {apart:+.3f}{span}")
     if "p_value" in found:
         lines.append(
-            f"only this one is right on {found['only_ours_right']:,}, only the other on "
+            f"only this model is right on {found['only_ours_right']:,}, only {other} on "
             f"{found['only_theirs_right']:,} (McNemar's exact test: p = {found['p_value']:.2g})"
         )
     return lines

@@ -9,7 +9,6 @@ a grid.
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import warnings
@@ -35,6 +34,7 @@ from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_bytes
+from hf_transfer.base.nearest import similar
 from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.image_settings import ImageSettings
@@ -155,7 +155,7 @@ def iter_explanations(
 def _column(labels: Sequence[str], label: str) -> int:
     if label in labels:
         return labels.index(label)
-    near = difflib.get_close_matches(label, labels, 1)
+    near = similar(label, labels, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(labels)}"
     raise UserError(f"the model has no label {label!r}; {hint}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ def push(
     token: str | None = None,
     message: str | None = None,
     check: bool = True,
+    announce: Callable[[str], None] | None = None,
 ) -> str:
     """Upload a run's model, card, report, recipe and adapters in one commit; return the address.
 
@@ -48,10 +49,10 @@ def push(
     returned; `revision` is the branch, created if need be. `license` and `language` (codes such as
     "en") go into the card; sections that others wrote into the card there are kept. With `check` a
     fresh process loads the model first, in every way that the card shows, and must answer as
-    `predict` does. Of this machine's paths only the last part is published. An upload that is
-    interrupted leaves no commit, and the next push sends only what is missing. Raises HubError, or
-    UserError for a folder that holds no finished model or one that answers differently; nothing is
-    uploaded then.
+    `predict` does; `announce` is told so, since it takes a while. Of this machine's paths only the
+    last part is published. An upload that is interrupted leaves no commit, and the next push sends
+    only what is missing. Raises HubError, or UserError for a folder that holds no finished model or
+    one that answers differently; nothing is uploaded then.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -61,6 +62,8 @@ def push(
     with hub_in_one_line(f"cannot push to {repo_id}"):
         user = api.whoami()["name"]  # first of all: what the Hub refuses need not be checked
     if check:
+        if announce:
+            announce("checking that every loader that the card names answers as predict does")
         check_loaders(model_folder(run))
     with hub_in_one_line(f"cannot push to {repo_id}"):
         if "/" not in repo_id:

@@ -76,7 +76,9 @@ def announced(phase: Phase) -> str:
     """Return what a phase trains, and how, in a line."""
     sizes, rates = phase.layout.sizes, [group.lr for group in param_groups(phase)]
     count, total = sum(sizes[name] for name in phase.parameters), sum(sizes.values())
-    how = "solved" if phase.spec.solve else f"rates {min(rates):.3g} to {max(rates):.3g}"
+    low, high = f"{min(rates):.3g}", f"{max(rates):.3g}"
+    how = f"rate {high}" if low == high else f"rates {low} to {high}"
+    how = "solved" if phase.spec.solve else how
     return "; ".join(
         [
             f"phase {phase.index} {phase.name}: {', '.join(phase.groups)}",

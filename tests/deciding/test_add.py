@@ -87,6 +87,19 @@ def test_features_are_kept_so_that_the_old_images_are_not_needed_again(run, tmp_
     assert hf_transfer.load(tmp_path / "third").labels == hf_transfer.load(tmp_path / "more").labels
 
 
+def test_pictures_that_the_run_has_already_are_left_out_and_never_test_it(run, tmp_path, capsys):
+    grown = shutil.copytree(run.parent / "data", tmp_path / "grown")  # a folder that grows
+    plain(tmp_path / "new", "blue", seed=1).joinpath("blue").rename(grown / "blue")
+    assert main(["train", str(grown), "--add", str(run), "--out", str(tmp_path / "more")]) == 0
+    told = capsys.readouterr().out
+    assert "24 images added; 3 classes, new: blue" in told
+    assert "left out: 48 images that the run has already" in told
+    counts = hf_transfer.RunReport.load(tmp_path / "more").data["counts"]
+    assert sum(sum(of.values()) for of in counts.values()) == 72
+    with pytest.raises(UserError, match="are in .* already; add other images"):
+        add_images(run, run.parent / "data", out=tmp_path / "none")
+
+
 def test_what_cannot_be_added_to_is_named(run, tmp_path):
     new = plain(tmp_path / "new", "blue", count=4)
     with pytest.raises(UserError, match="is the run that is added to"):

@@ -13,7 +13,7 @@ from sample_report import FLOWERS, sample_report, task_report, with_images
 
 from hf_transfer.recipe.specs import AUGMENTS, PhaseSpec
 from hf_transfer.results.card import model_card
-from hf_transfer.results.card_metadata import base_model
+from hf_transfer.results.card_metadata import base_model, keep_metadata
 from hf_transfer.results.card_pictures import card_pictures
 from hf_transfer.results.report import PhaseReport, RunReport, aggregate
 
@@ -285,6 +285,20 @@ def test_base_model_is_a_repository_only_where_that_is_certain(
     assert found == (backbone["id"] if expected else None)
     stated = replace(sample_report(), backbone={**backbone, "repo": "google/vit"})
     assert base_model(stated) == "google/vit"
+
+
+def test_what_somebody_added_to_the_metadata_is_kept_where_nothing_else_is_known() -> None:
+    own = sample_report()
+    unknown = replace(own, backbone={**own.backbone, "id": "mine", "repo": None, "license": None})
+    first = model_card(unknown, "a/b")
+    stated = "---\nbase_model: c/d\nlicense: mit\ndatasets: [{}, e/f]\n"
+    added = ModelCard(first.replace("---\n", stated, 1), ignore_metadata_errors=True)
+    for report, base, licence in ((unknown, "c/d", "mit"), (own, base_model(own), "apache-2.0")):
+        card = ModelCard(model_card(report, "a/b"))
+        keep_metadata(card, str(added))
+        front = card.data.to_dict()
+        assert (front["base_model"], front["license"]) == (base, licence)
+        assert front["datasets"] == [{}, "e/f"]
 
 
 def test_how_to_load_depends_on_the_source() -> None:

@@ -54,13 +54,13 @@ def test_metrics_are_those_of_predict_against_the_folders(model, tmp_path):
 
 
 def test_labels_are_matched_by_name_and_those_without_a_partner_are_told(model, tmp_path):
-    folder = labelled(tmp_path / "data", ("tulip", "daisy", "Rose", "cactus"))
+    folder = labelled(tmp_path / "data", ("tulip", "daisy", "ROSES", "cactus"))
     found = evaluate(model, folder)
     assert found["metrics"]["n"] == 12  # of daisy and tulip
     assert found["labels"] == {
         "matched": ["daisy", "tulip"],
         "only_in_data": [
-            {"label": "Rose", "images": 6, "nearest": "rose"},
+            {"label": "ROSES", "images": 6, "nearest": "rose"},
             {"label": "cactus", "images": 6, "nearest": None},
         ],
         "only_in_model": ["dandelion", "rose", "sunflower"],
@@ -69,7 +69,7 @@ def test_labels_are_matched_by_name_and_those_without_a_partner_are_told(model, 
     assert found["metrics"] == both["metrics"]
     assert [row["n"] for row in both["metrics"]["per_class"]] == [6, 0, 0, 0, 6]
     text = format_evaluation(found)
-    assert re.search(r"Rose +the data +6 not counted +rose\n", text)
+    assert re.search(r"ROSES +the data +6 not counted +rose\n", text)
     assert re.search(r"dandelion +the model +none to count", text)
 
 
@@ -158,7 +158,10 @@ def test_two_models_are_compared_on_the_same_images(model, tmp_path):
     assert low <= found["difference"] <= high
     same = evaluate(model, folder, compare=model)["comparison"]
     assert (same["difference"], same["p_value"], same["interval"]) == (0, 1, [0, 0])
-    assert "McNemar's exact test" in format_evaluation(evaluate(model, folder, compare=other))
+    run = tiny_run(tmp_path / "second")
+    text = format_evaluation(evaluate(model, folder, compare=run / "model"))
+    assert re.search(r"compared with second on the same 30 images: Accuracy 0\.\d+ against", text)
+    assert re.search(r"only this model is right on \d+, only second on \d+ \(McNemar's exact", text)
 
 
 @pytest.mark.parametrize("task", ["multi_label", "regression"])
@@ -217,6 +220,7 @@ def test_groups_are_scored_one_by_one_and_intervals_draw_them_whole(model, tmp_p
     assert high - low > 0.5
     text = format_evaluation(found)
     assert "30 images in 3 groups (all)" in text
+    assert "The intervals are over 3 groups only, and probably too narrow." in text
     assert re.search(r"Group +n +Accuracy +95% interval", text)
     assert evaluate(model, folder, group=r"^(\d+)_", compare=model)["comparison"]["difference"] == 0
 
@@ -231,7 +235,8 @@ def test_an_evaluation_is_written_as_a_page_with_images(model, tmp_path):
     for words in (
         "labelled images correctly", "on these images", "scored on data", "data:image/webp",
         "Labels that do not match", "its 6 images are not counted", "mirror image",
-        "a probability of 0.5", "McNemar", "hf-transfer evaluate MODEL",
+        "a probability of 0.5", "McNemar",
+        "evaluate MODEL --data FOLDER --threshold 0.5 --tta --compare OTHER",
     ):  # fmt: skip
         assert words in page
     for words in ("seed 0", "What the audit", "recipe evaluation", "Phases"):
@@ -239,8 +244,11 @@ def test_an_evaluation_is_written_as_a_page_with_images(model, tmp_path):
     evaluate(model, folder, out=tmp_path / "none", page_images=False)
     assert "data:image" not in (tmp_path / "none" / "report.html").read_text()
     grouped = tmp_path / "grouped"
-    evaluate(model, folder, out=grouped, group=r"^(\d)\.")
-    assert "Group by group" in (grouped / "report.html").read_text()
+    evaluate(model, folder, out=grouped, group=r"^(\d)\.", tta=False)
+    page = (grouped / "report.html").read_text()
+    assert "Group by group" in page
+    assert "probably too narrow" in page
+    assert r"--data FOLDER --group &#39;^(\d)\.&#39; --no-tta" in page
 
 
 @pytest.mark.parametrize("task", ["multi_label", "regression"])

@@ -280,7 +280,7 @@ def test_own_sections_and_metadata_of_the_card_there_are_kept(hub, run, tmp_path
     call(hub, tmp_path / "cache", "push", str(run), REPO, license="cc-by-4.0", language="de")
     repository = hub.repositories[REPO]
     card = repository.files["README.md"] + b"\n## How we took the photos\n\nOn a Tuesday.\n"
-    card = card.replace(b"\ntags:\n", b"\nthumbnail: a.png\ntags:\n- garden\n")
+    card = card.replace(b"\ntags:\n", b"\nthumbnail: a.png\ndatasets: [a/b]\ntags:\n- garden\n")
     repository.commit("edit", {**repository.files, "README.md": card})
     done = call(hub, tmp_path / "cache", "push", str(run), REPO)
     assert done.returncode == 0, done.stderr
@@ -288,6 +288,7 @@ def test_own_sections_and_metadata_of_the_card_there_are_kept(hub, run, tmp_path
     front = yaml.safe_load(repository.files["README.md"].split(b"---\n")[1])
     assert (front["license"], front["language"]) == ("cc-by-4.0", ["de"])
     assert (front["thumbnail"], front["tags"][-1]) == ("a.png", "garden")
+    assert front["datasets"][-1] == "a/b"
     commits = len(repository.commits)
     done = call(hub, tmp_path / "cache", "push", str(run), REPO, pr=True)
     assert done.stdout.strip().endswith(f"{hub.url}/{REPO}")  # there is nothing to pull

@@ -734,7 +734,7 @@ def test_one_line_a_phase_says_what_trains_and_at_which_rates(tmp_path, caplog):
     lines = [r.getMessage() for r in caplog.records if r.name == "hf_transfer.training.phase_run"]
     assert len(lines) == 1
     assert lines[0].startswith("phase 1 head: head; 291 of 372,979 parameters")
-    assert "rates 0.01 to 0.01" in lines[0]
+    assert "; rate 0.01" in lines[0]
 
 
 @pytest.mark.parametrize("light", ["norms", "biases"])
