@@ -26,7 +26,7 @@ IMBALANCE = 3.0  # largest class to smallest, from which it is a finding
 LEFT_OUT = {
     "missing": "left out: the file is not there",
     "zero-byte": "left out: the file is empty",
-    "not-an-image": "left out: not an image, whatever its name says",
+    "not-an-image": "left out",
     "truncated": "left out: the file ends too early",
     "unreadable": "left out: damaged, or a kind of file that is not read",
     "too-large": "left out: too large, or it would take too much memory to decode",

@@ -139,7 +139,7 @@ def _below(plan: Plan) -> list[str]:
     return [
         *lines,
         "Memory, compute and time are estimates; starting, loading and decoding come on top. "
-        "Features marked cached are computed once an image and kept on disk.",
+        "Features marked cached are computed once for each image and kept on disk.",
     ]
 
 

@@ -4,6 +4,7 @@ those that arrive at any other group of the network."""
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -160,8 +161,8 @@ def embed_to(
     group: str | None = None,
     batch_size: int = 32,
 ) -> tuple[list[str], list[str]]:
-    """Write features to `out`, or find the `top` images most similar to the image `near`, or both;
-    return lines that tell of it, and why images were left out. Raises UserError, also for
+    """Write features to `out`, or find the `top` other images most similar to the image `near`, or
+    both; return lines that tell of it, and why images were left out. Raises UserError, also for
     neither."""
     if out is None and near is None:
         raise UserError("embed writes features (--out FILE) or finds similar images (--near IMAGE)")
@@ -177,6 +178,12 @@ def embed_to(
     if query:
         (asked,) = embed(network, query[:1], **options).features
         found = embed(network, files, **options)
-        lines += [f"{cosine:.3f}  {printable(file)}" for file, cosine in found.near(asked, top)]
+        itself = os.path.realpath(query[0])
+        nearby = [
+            (file, cosine)
+            for file, cosine in found.near(asked, len(found.files))
+            if os.path.realpath(file) != itself
+        ]
+        lines += [f"{cosine:.3f}  {printable(file)}" for file, cosine in nearby[:top]]
         errors = [why for _, why in found.errors]
     return lines, errors

@@ -166,7 +166,8 @@ settings = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**settings, is_training=False)
 image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
 with torch.no_grad():
-    print(model(transform(image)[None]).softmax(-1))
+    answers = model(transform(image)[None])[0].softmax(-1)
+print(dict(zip(model.pretrained_cfg["label_names"], answers.tolist())))
 ```
 
 Gray images of 16 bits are clipped to white by other loaders. Give them \

@@ -134,9 +134,10 @@ def test_a_copy_is_nearest_and_others_follow_by_their_cosine(run, files, tmp_pat
     assert near[1][1] > near[2][1]
     small = Embeddings(("x", "y"), np.array([[1, 0], [0, 0]], np.float32))
     assert small.near(np.array([2.0, 0]), 5) == [("x", 1.0), ("y", 0.0)]
-    lines, errors = embed_to(run, files, near=files[2], top=2)
-    assert lines[0].startswith("1.000  ")
+    lines, errors = embed_to(run, [*files, tmp_path / "copy.png"], near=files[2], top=2)
+    assert lines[0] == f"1.000  {tmp_path / 'copy.png'}"
     assert (len(lines), errors) == (2, [])
+    assert not any(str(files[2]) in line for line in lines)  # each image is most like itself
 
 
 def test_mistakes_are_told_in_a_line(run, files, tmp_path):
