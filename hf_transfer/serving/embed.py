@@ -176,12 +176,12 @@ def embed_to(
         lines.append(f"features of {count:,} images written to {place}")
         errors = [why for _, why in failed]
     if query:
-        (asked,) = embed(network, query[:1], **options).features
+        asked = embed(network, query[:1], **options)
         found = embed(network, files, **options)
-        itself = os.path.realpath(query[0])
+        itself = os.path.realpath(asked.files[0])
         nearby = [
             (file, cosine)
-            for file, cosine in found.near(asked, len(found.files))
+            for file, cosine in found.near(asked.features[0], len(found.files))
             if os.path.realpath(file) != itself
         ]
         lines += [f"{cosine:.3f}  {printable(file)}" for file, cosine in nearby[:top]]
