@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.conclusions import few_groups
-from hf_transfer.results.words import metric_title, metric_titles, show_metric
+from hf_transfer.results.words import metric_phrase, metric_title, metric_titles, show_metric
 
 MOST_GROUPS = 20
 MOST_CLASSES = 50  # that are listed; of more the weakest
@@ -162,7 +162,7 @@ def _table(head: list[str], rows: list[list[str]], left: bool = False) -> list[s
 def told_of_comparison(found: JsonDict) -> list[str]:
     """Return what a comparison found, as lines."""
     metric = found["metric"]
-    title, n, other = metric_title(metric), found["n"], found["other"]
+    title, n, other = metric_phrase(metric), found["n"], found["other"]
     ours, theirs, apart = (found[key] for key in ("ours", "theirs", "difference"))
     lines = [
         f"compared with {other} on the same {n:,} images: {title} {ours:.3f} against {theirs:.3f}"

@@ -159,12 +159,12 @@ def export_to(
     ending = f"{'-half' if half else '-int8' if int8 else ''}{SUFFIXES.get(to, '')}"
     place = Path(out) if out else Path(f"{Path(model).resolve().name}{ending}")
     found = export(model, place, to=to, half=half, int8=int8, resize=resize, data=data)
+    before = " before rounding to 8 bits" if found.get("int8") else ""
     lines = [
-        f"{found['file']}: {found['compared']} images of odd sizes and modes are answered as by "
-        f"predict, to {found['difference']:.0e}"
+        f"written to {found['file']}: on {found['compared']} images of odd sizes and modes{before}, "
+        f"its answers differ from predict's by at most {found['difference']:.0e}"
     ]
     if told := found.get("int8"):
-        lines[0] += " before rounding to 8 bits"
         full, small = told["full"], told["int8"]
         lines.append(
             f"8 bits: {told['metric']} {small['value']:.4f} instead of {full['value']:.4f} on "

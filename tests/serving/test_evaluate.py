@@ -160,7 +160,7 @@ def test_two_models_are_compared_on_the_same_images(model, tmp_path):
     assert (same["difference"], same["p_value"], same["interval"]) == (0, 1, [0, 0])
     run = tiny_run(tmp_path / "second")
     text = format_evaluation(evaluate(model, folder, compare=run / "model"))
-    assert re.search(r"compared with second on the same 30 images: Accuracy 0\.\d+ against", text)
+    assert re.search(r"compared with second on the same 30 images: accuracy 0\.\d+ against", text)
     assert re.search(r"only this model is right on \d+, only second on \d+ \(McNemar's exact", text)
 
 
