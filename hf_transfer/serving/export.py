@@ -161,7 +161,7 @@ def export_to(
     found = export(model, place, to=to, half=half, int8=int8, resize=resize, data=data)
     before = " before rounding to 8 bits" if found.get("int8") else ""
     lines = [
-        f"written to {found['file']}: on {found['compared']} images of odd sizes and modes{before}, "
+        f"written to {found['file']}: on {found['compared']} images of odd sizes and modes{before} "
         f"its answers differ from predict's by at most {found['difference']:.0e}"
     ]
     if told := found.get("int8"):
