@@ -6,6 +6,7 @@ from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.places import place_name
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.words import (
+    ADDED,
     CROSS,
     JsonDict,
     images_words,
@@ -103,6 +104,8 @@ def head_alone(report: RunReport) -> list[tuple[str, str]]:
     first = report.phases[0] if len(report.phases) > 1 else None
     if first is None or not all(group == "head" for group in first.groups):
         return []
+    if any(phase.name == ADDED for phase in report.phases):
+        return []  # it knew fewer images, and perhaps fewer classes
     name, value = phase_value(report, first)
     if value is None:
         return []
@@ -264,6 +267,8 @@ def worsened(report: RunReport) -> list[str]:
     found = []
     best: tuple[float, str] | None = None
     for phase in report.phases:
+        if phase.name == ADDED:
+            best = None  # measured on other images, and perhaps on other classes
         name, value = phase_value(report, phase)
         if value is None:
             continue

@@ -24,6 +24,7 @@ from hf_transfer.results.places import without_paths
 from hf_transfer.results.rendering import render, template
 from hf_transfer.results.report import RunReport, aggregate, split_rows
 from hf_transfer.results.words import (
+    ADDED,
     IN_UNITS,
     LABELLED,
     METRIC_TITLES,
@@ -80,6 +81,7 @@ def report_page(report: RunReport) -> str:
             said=_said(report),
             tried=_tried(report),
             command=command(report),
+            added=any(phase.name == ADDED for phase in report.phases),
             auto=bool(report.auto),
             trained=bool(report.phases) or not report.metrics.get(LABELLED),
             data=_data(report),

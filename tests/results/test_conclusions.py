@@ -14,6 +14,7 @@ from hf_transfer.results.card import model_card
 from hf_transfer.results.metrics.classification import classification_metrics
 from hf_transfer.results.page import report_page
 from hf_transfer.results.report import RunReport
+from hf_transfer.results.words import ADDED
 
 
 def classified(predicted: list[int], truth: list[int], labels: tuple[str, ...]) -> RunReport:
@@ -109,6 +110,14 @@ def test_a_phase_that_made_it_worse_is_told_everywhere(best: str | None) -> None
     for text in everywhere(worse(best)):
         assert said in text
     assert ('class="kept"' in report_page(worse(best))) == (best is not None)
+
+
+def test_added_images_are_compared_with_no_result_on_fewer_of_them() -> None:
+    head, full = worse("head").phases
+    report = replace(worse("head"), phases=(head, replace(full, name=ADDED)))
+    assert conclusions.worsened(report) == []
+    assert conclusions.head_alone(report) == []
+    assert "hf-transfer train MORE_IMAGES --add RUN" in report_page(report)
 
 
 def test_a_phase_that_lost_almost_nothing_is_no_warning() -> None:
