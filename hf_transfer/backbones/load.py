@@ -34,7 +34,7 @@ from hf_transfer.backbones.new_head import start_apart, start_small
 from hf_transfer.backbones.origins import Origin, check_model, locate
 from hf_transfer.backbones.preprocessing import saved_dicom
 from hf_transfer.backbones.regression_units import plain_scale
-from hf_transfer.backbones.saving import save_model, wrap
+from hf_transfer.backbones.saving import save_as_published, save_model, wrap
 from hf_transfer.backbones.weights import FILES, check_finite, transfer
 from hf_transfer.base.download import BackboneError, pull
 from hf_transfer.base.files import expanded
@@ -150,6 +150,7 @@ def load_backbone(
         else (),
         tta=keep and bool((blueprint.origin.config or {}).get("tta")),
     )
+    save_as_published(model)
     return model
 
 

@@ -6,8 +6,9 @@ One folder opens in transformers, and in timm where the backbone is timm's, with
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from hf_transfer.backbones.blueprint import Backbone, Blueprint
 from hf_transfer.backbones.preprocessing import processor_config
 from hf_transfer.backbones.regression_units import in_units
 from hf_transfer.base.download import BackboneError
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded, written_folder
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.image_settings import ImageSettings
@@ -41,6 +43,8 @@ def wrap(
     if origin.source == "transformers":
         for key, value in naming.items():
             setattr(network.config, key, value)
+        if origin.folder:  # of this machine's path the last part: others read a config
+            network.config._name_or_path = origin.folder.resolve().name
         return network, ""
     if origin.source == "timm":
         from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
@@ -88,14 +92,15 @@ def _pretrained_cfg(network: nn.Module, image: ImageSettings) -> dict[str, Any]:
 
 
 @checked
-def save_model(model: PreTrainedModel, folder: str | Path) -> None:
+def save_model(model: nn.Module, folder: str | Path) -> None:
     """Write a model of `load_backbone` as one folder that transformers opens, and timm its own.
 
     Either all files are written or none. Those of a model that was saved there before are removed,
     those of others stay; if one has a name that is needed, WriteError is raised. A regression's
     scale goes into the weights that are written: everywhere it answers in the targets' units.
     """
-    if not isinstance(getattr(model, "backbone", None), Backbone):
+    own = isinstance(getattr(model, "backbone", None), Backbone)
+    if not (own and isinstance(model, PreTrainedModel)):
         raise BackboneError(
             f"this {type(model).__name__} is not from load_backbone, which knows how it is saved; "
             "save it with its own save_pretrained"
@@ -116,7 +121,7 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
         model.config.thresholds = _thresholds(backbone) or None
         model.config.tta = backbone.tta or None
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        model.save_pretrained(folder, state_dict=state)
+        type(model).save_pretrained(model, folder, state_dict=state)
     _write_json(folder / "preprocessor_config.json", processor_config(backbone.image, timm))
 
 
@@ -155,3 +160,50 @@ def _write_timm(model: PreTrainedModel, folder: Path) -> None:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+# --- a model's own ways to save ------------------------------------------------------------------
+
+
+class _Saved:
+    """A model's `save_pretrained` that writes what `save_model` does: transformers' own forgets the
+    image processor, thresholds and units, and timm cannot open it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = weakref.ref(model)
+
+    def __call__(
+        self, save_directory: str | Path, is_main_process: bool = True, **options: Any
+    ) -> None:
+        model: Any = self._model()
+        if options.get("push_to_hub"):
+            unpublished()
+        if options.get("state_dict") is not None:  # a trainer's, of other weights than these
+            type(model).save_pretrained(model, save_directory, is_main_process, **options)
+        elif unknown := {
+            name
+            for name, value in options.items()
+            if value not in (None, False) and name != "safe_serialization"
+        }:
+            raise BackboneError(
+                f"save_pretrained takes a folder alone here, not {', '.join(sorted(unknown))}: it "
+                "writes one model.safetensors, as save_model does"
+            )
+        elif is_main_process:
+            save_model(model, save_directory)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Saved, (self._model(),)  # a copy's is that of the copy
+
+
+def unpublished(*_: Any, **__: Any) -> NoReturn:
+    """Raise UserError in place of transformers' ways to publish: they know nothing of the run."""
+    raise UserError(
+        "neither a model nor a Trainer publishes: save_model(FOLDER) of either writes the model, "
+        "and hf-transfer push FOLDER OWNER/NAME, or hf_transfer.push, uploads that"
+    )
+
+
+def save_as_published(model: PreTrainedModel) -> None:
+    """Have a model's `save_pretrained` write what `save_model` does, and `push_to_hub` refuse."""
+    model.save_pretrained, model.push_to_hub = _Saved(model), unpublished

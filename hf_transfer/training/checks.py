@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.backbones.saving import unpublished as unpublished
 from hf_transfer.backbones.weights import check_finite
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.cache import room
@@ -64,14 +65,6 @@ def check_model(
             f"{name} does not support gradient checkpointing; remove gradient_checkpointing, and "
             "for memory take a smaller batch_size with accumulate"
         )
-
-
-def unpublished(*_: Any, **__: Any) -> NoReturn:
-    """Raise UserError in place of Trainer's ways to publish: they know nothing of the run."""
-    raise UserError(
-        "a Trainer does not publish; save_model(FOLDER) writes the model with its card, and "
-        "hf-transfer push FOLDER OWNER/NAME, or hf_transfer.push, uploads that"
-    )
 
 
 def check_end(ends_with: str) -> None:

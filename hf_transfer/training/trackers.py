@@ -6,6 +6,7 @@ written over each other, and MLflow would open a run a phase.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -54,7 +55,9 @@ class Trackers(TrainerCallback):
     """Hands on to trackers what is logged, at the step and epoch of the whole run."""
 
     def __init__(self, trackers: Sequence[TrainerCallback], args: TrainingArguments) -> None:
-        self.trackers, self.args = trackers, args  # of the run: a phase has a copy
+        self.trackers, self.args = trackers, copy.copy(args)  # of the run: a phase has a copy
+        # Trackers show all arguments to others: of the folder's path the last part.
+        self.args.output_dir = Path(args.output_dir).resolve().name
         self.phase: Phase | None = None
         self.steps, self.epochs = 0, 0.0  # of the phases before
         self.begun = self.marked = False

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import json
+import pickle
 import resource
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,3 +294,32 @@ def test_a_model_that_is_not_ours_says_how_it_is_saved(tmp_path):
         save_model(network, tmp_path / "model")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_models_own_save_pretrained_writes_what_save_model_does(tmp_path):
+    """transformers' forgets the processor, thresholds and units; of a copy it is the copy's."""
+    model = load_backbone("timm/test_resnet", ["a", "b"], pretrained=False, image_size=32)
+    for made in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            next(made.parameters()).add_(1.0)
+        made.save_pretrained(tmp_path / "own")
+        save_model(made, tmp_path / "ours")
+        names = {path.name for path in (tmp_path / "ours").iterdir()}
+        assert names >= {"config.json", "model.safetensors", "preprocessor_config.json"}
+        assert {path.name for path in (tmp_path / "own").iterdir()} == names
+        for name in names:
+            assert (tmp_path / "own" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    gone = weakref.ref(made)
+    gc.disable()  # the function that saves keeps no model in memory
+    del made
+    assert gone() is None
+    gc.enable()
+    for refused, words in (
+        (lambda: model.push_to_hub("me/x"), "hf-transfer push FOLDER"),
+        (lambda: model.save_pretrained(tmp_path / "x", push_to_hub=True), "hf-transfer push"),
+        (lambda: model.save_pretrained(tmp_path / "x", variant="fp16"), "not variant"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            refused()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "x").exists()
