@@ -43,6 +43,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 def _wrong(value: Any, kind: ast.expr, names: Names) -> str | None:
     """Return what is wrong with a value in words that show nothing of it, None where it fits."""
+    if isinstance(value, float) and math.isnan(value):
+        return "is nan, which is not a number"
     if not _fits(value, kind, names):
         return f"{_is(value)}; it takes {_words(kind, names)}"
     if isinstance(value, (str, os.PathLike)) and "Path" in ast.unparse(kind):
@@ -106,8 +108,8 @@ PLAIN: dict[str, Callable[[Any], bool]] = {
 
 def _is(value: Any) -> str:
     """Return what a value of another type is, in words that show nothing of it."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return f"is {value}"
+    if value is None:
+        return "is None"
     if isinstance(value, Collection) and not isinstance(value, (str, bytes)) and len(value):
         inside = ", ".join(sorted({type(each).__name__ for each in value})[:3])
         return f"is a {type(value).__name__} of {inside}"

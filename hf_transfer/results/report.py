@@ -114,7 +114,8 @@ class RunReport:
 
     def split_name(self, split: str) -> str:
         """What a split's images are called: those that `auto` judged out of fold are no split."""
-        return CROSS if self.auto and split == "validation" else split
+        crossed = self.auto and self.auto.get("parts") != 1
+        return CROSS if crossed and split == "validation" else split
 
     @property
     def where(self) -> str:

@@ -258,6 +258,7 @@ class AutoFacts(TypedDict, total=False):
     expected: ExpectedFacts
     exact_head: Share
     majority: Share
+    parts: Count  # of a cross-validation; 1 where one part was held out
     tried: list[TriedRow]
     budget_seconds: Number
 

@@ -61,7 +61,7 @@ def test_what_fits_an_annotation_passes_and_what_does_not_is_told_in_words():
         "quick": [("False", "is of type str; it takes bool"), (None, "is None; it takes bool")],
         "names": [("a", "is of type str; it takes Sequence"), ({"b", "a"}, "is a set of str")],
         "window": [((1,), "is a tuple of int; it takes tuple"), (3, "is of type int")],
-        "share": [(float("nan"), "is nan; it takes float or None")],
+        "share": [(float("nan"), "is nan, which is not a number")],
         "model": [(3, "is of type int; it takes PreTrainedModel or None")],
     }
     for name, cases in refused.items():

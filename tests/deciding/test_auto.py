@@ -153,6 +153,7 @@ def test_what_has_no_time_is_told_with_the_time_that_it_needs(images, backbone, 
     rows = {row["what"]: row["why"] for row in report.auto["tried"]}
     (gently,) = (why for what, why in rows.items() if what.endswith(", gently"))
     assert "; allow " in gently
+    assert "longer than the 0.1 s allowed" in report.warnings[0]
 
 
 def test_the_first_way_leaves_time_for_the_second(images, backbone, monkeypatch):
@@ -259,7 +260,7 @@ def test_the_images_may_take_the_place_of_a_recipe(tmp_path):
         (["auto"], "auto needs labelled images"),
         (["lp_ft", "--minutes", "3"], "--minutes is for auto"),
         (["lp_ft", "--minutes", "0"], "--minutes is for auto"),
-        (["auto", "--data", "x", "--minutes", "nan"], "minutes must be above 0, not nan"),
+        (["auto", "--data", "x", "--minutes", "nan"], "minutes is nan, which is not a number"),
         (["auto", "--data", "x", "--epochs", "0"], "epochs must be above 0, not 0"),
         (["auto", "--data", "x", "--resume"], "auto cannot be resumed"),
         (["auto", "--data", "x", "--preset", "godo"], "no choice 'godo'; nearest: good"),

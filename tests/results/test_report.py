@@ -314,6 +314,9 @@ def test_what_auto_measured_is_called_cross_validation_and_what_it_tried_is_a_ta
     assert "--minutes 10" in page.text
     assert "| Accuracy | cross-validation |" in card
     assert summary(found).startswith("cross-validation accuracy")
+    held_out = replace(found, auto={**found.auto, "parts": 1})
+    assert summary(held_out).startswith("validation accuracy")
+    assert "cross-validation" not in Page(report_page(held_out)).text + model_card(held_out)
 
 
 def test_the_head_alone_stands_beside_what_fine_tuning_reached() -> None:
