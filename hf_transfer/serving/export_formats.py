@@ -97,6 +97,8 @@ def write_onnx(whole: Whole, path: Path) -> Answers:
     )
     with _quiet():
         program = OnnxExporter().export(whole, _sample(whole), config=config).program
+    for node in program.graph.all_nodes():
+        node.metadata_props.clear()  # torch's notes, with the paths of this machine's source files
     program.metadata_props.update(facts(whole.backbone))
     onnx_ir.save(program, str(path))
     return onnx_answers(path)

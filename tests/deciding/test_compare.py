@@ -80,7 +80,7 @@ def test_auto_is_compared_on_the_same_images(tmp_path):
         ({"recipes": ["quickstart"], "backbone": None}, "has a source task"),
         ({"seeds": 0}, "seeds must be a number from 1 to 1,000, or a list of different seeds"),
         ({"seeds": [3, 3]}, "seeds must be"),
-        ({"seeds": "3"}, "seeds must be"),
+        ({"seeds": "3"}, "seeds is of type str; it takes int or"),
         ({"minutes": -1}, "minutes must be above 0, not -1"),
     ],
 )

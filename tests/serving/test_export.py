@@ -14,6 +14,7 @@ import torch
 from drawn import photos
 from tiny_folders import stir
 
+import hf_transfer
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.backbones.saving import save_model
@@ -69,6 +70,8 @@ def test_onnx_runtime_answers_files_as_predict_does(task, exported, tmp_path):
     assert found["compared"] == 10
     assert found["difference"] <= 1e-4
     assert [path.name for path in Path(found["file"]).parent.iterdir()] == ["model.onnx"]
+    package = str(Path(hf_transfer.__file__).parent).encode()
+    assert package not in Path(found["file"]).read_bytes()  # torch notes where each node is from
     session = onnxruntime.InferenceSession(found["file"])
     facts = session.get_modelmeta().custom_metadata_map
     image = model.backbone.image
