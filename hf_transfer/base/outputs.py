@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hf_transfer.base.errors import UserError
@@ -24,10 +25,17 @@ def folder_to_write(out: str | Path, kind: type[UserError] = UserError) -> Path:
     return out
 
 
-def file_to_write(out: str | Path) -> Path:
-    """Return the path of a file that can be written, or replaced. Raises UserError."""
+def file_to_write(out: str | Path, beside: Sequence[str] = ()) -> Path:
+    """Return the path of a file that can be written, or replaced with those `beside` it, which
+    have its name with other suffixes. Raises UserError, also where only one of those is there."""
     out = expanded(out)
     folder_to_write(out.parent)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
+    for other in map(out.with_suffix, beside):
+        if os.path.lexists(other) and not out.exists():  # so it is not of an earlier one
+            raise UserError(
+                f"--out {out}: {other.name} is written beside it, and is there already; choose "
+                "another name"
+            )
     return out

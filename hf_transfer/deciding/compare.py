@@ -103,7 +103,7 @@ def compare(
     recipes: Sequence[str] = (),
     *,
     data: str | Path,
-    backbone: str | None = None,
+    backbone: str | Path | None = None,
     per_class: Sequence[int] = (),
     seeds: int | Sequence[int] = 3,
     overrides: Sequence[str] = (),
@@ -124,7 +124,7 @@ def compare(
     started, say = time.monotonic(), on_progress or (lambda _: None)
     place = folder_to_write(out) if out else None
     changes = [f"data.path={json.dumps(str(data))}", *overrides]
-    changes += [f"backbone={json.dumps(backbone)}"] if backbone else []
+    changes += [f"backbone={json.dumps(str(backbone))}"] if backbone else []
     numbers = _seeds(seeds)
     ways = [_way(name, changes, minutes) for name in recipes or USUAL]
     _check(ways, per_class)

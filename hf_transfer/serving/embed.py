@@ -26,6 +26,7 @@ from hf_transfer.inputs.head_features import head_features
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.serving.embed_files import place_of, write_embeddings
 from hf_transfer.serving.kept_embeddings import Files, Part
+from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.pictures import batches, files_of, find_images
 from hf_transfer.serving.predict import network_of
 
@@ -65,7 +66,7 @@ class Embeddings:
 
 @checked
 def embed(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     group: str | None = None,

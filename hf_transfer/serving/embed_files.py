@@ -17,6 +17,7 @@ from hf_transfer.base.outputs import file_to_write, folder_to_write
 from hf_transfer.serving.kept_embeddings import Part
 
 SUFFIXES = (".npy", ".parquet", "")
+NAMES = ".txt"  # of the file with the images' names beside a .npy file
 
 
 def place_of(out: str | Path) -> Path:
@@ -25,7 +26,9 @@ def place_of(out: str | Path) -> Path:
     out = out if out.name else out.resolve()
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: features are written as .npy or .parquet, or as a folder")
-    return file_to_write(out) if out.suffix else folder_to_write(out)
+    if not out.suffix:
+        return folder_to_write(out)
+    return file_to_write(out, (NAMES,) if out.suffix.lower() == ".npy" else ())
 
 
 def write_embeddings(parts: Iterable[Part], out: Path) -> tuple[int, list[tuple[str, str]]]:
@@ -48,11 +51,11 @@ def write_embeddings(parts: Iterable[Part], out: Path) -> tuple[int, list[tuple[
                 _write_dataset(scratch, out)
                 return count, errors
             scratch.replace(out)
-            names = scratch.with_suffix(".txt")
+            names = scratch.with_suffix(NAMES)
             if names.exists():
-                names.replace(out.with_suffix(".txt"))
+                names.replace(out.with_suffix(NAMES))
     finally:
-        for left in (scratch, scratch.with_suffix(".txt")):
+        for left in (scratch, scratch.with_suffix(NAMES)):
             left.unlink(missing_ok=True)
     return count, errors
 
@@ -72,7 +75,7 @@ def _write_dataset(parquet: Path, out: Path) -> None:
 
 def _write_npy(parts: Iterable[Part], path: Path, errors: list[tuple[str, str]]) -> int:
     count = width = 0
-    with path.open("w+b") as file, path.with_suffix(".txt").open("w", encoding="utf-8") as names:
+    with path.open("w+b") as file, path.with_suffix(NAMES).open("w", encoding="utf-8") as names:
         for files, features, failed in parts:
             errors += failed
             if not files:

@@ -53,10 +53,10 @@ class Scored:
 
 @checked
 def evaluate(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | OnnxModel | str | Path,
     data: str | Path | DataSpec,
     *,
-    compare: PreTrainedModel | str | Path | None = None,
+    compare: PreTrainedModel | OnnxModel | str | Path | None = None,
     split: str | None = None,
     threshold: float | None = None,
     tta: bool | None = None,

@@ -39,6 +39,7 @@ from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.pictures import batches, find_images
 from hf_transfer.serving.predict import Prediction, network_of, outputs, prediction_of
 
@@ -92,7 +93,7 @@ class Explanation:
 
 @checked
 def explain(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     label: str | Sequence[str] | None = None,

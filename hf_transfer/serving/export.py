@@ -38,6 +38,7 @@ from hf_transfer.serving.export_resizing import (
     put_resizing_inside,
 )
 from hf_transfer.serving.odd_files import apart, odd_files
+from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import network_of, predict
 from hf_transfer.serving.runtimes import SUFFIXES, refusal
@@ -50,11 +51,12 @@ WRITE: dict[str, Callable[[Whole, Path], Answers]] = {
     "openvino": write_openvino,
     "executorch": write_executorch,
 }
+BESIDE = {"openvino": (".bin",), "executorch": (".json",)}  # suffixes of files beside the one named
 
 
 @checked
 def export(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | OnnxModel | str | Path,
     out: str | Path,
     *,
     to: str = "onnx",
@@ -79,7 +81,7 @@ def export(
     """
     if to not in SUFFIXES:
         raise UserError(refusal(to))
-    out = file_to_write(out)
+    out = file_to_write(out, BESIDE.get(to, ()))
     if out.suffix.lower() != SUFFIXES[to]:
         raise UserError(f"--out {out}: for --to {to} the file's name ends with {SUFFIXES[to]}")
     if int8 and (to != "onnx" or half or data is None):
@@ -114,14 +116,14 @@ def export(
         if resize:
             put_resizing_inside(made, model.backbone.image)
             result["resizing"] = compare_resizing(model, made)
-        _put(made, out)
+        _put(made, out, to)
     return result
 
 
-def _put(made: Path, out: Path) -> None:
+def _put(made: Path, out: Path, to: str) -> None:
     """Move a file, and what lies beside it under its name, to its place."""
     for part in sorted(made.parent.glob(f"{glob.escape(made.stem)}.*"), reverse=True):
-        if part.suffix in (".bin", ".json", made.suffix):
+        if part.suffix in (*BESIDE.get(to, ()), made.suffix):
             scratch = aside(out.parent)
             shutil.copyfile(part, scratch)
             scratch.replace(out.with_suffix(part.suffix))

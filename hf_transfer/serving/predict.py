@@ -218,7 +218,7 @@ def prediction_of(
 
 def network_of(model: PreTrainedModel | OnnxModel | str | Path) -> PreTrainedModel:
     """Return a model with layers, read from a folder or the Hub. Raises UserError for ONNX."""
-    model = model if isinstance(model, PreTrainedModel) else ready(model)
+    model = model if isinstance(model, (PreTrainedModel, OnnxModel)) else ready(model)
     if isinstance(model, PreTrainedModel):
         return model
     raise UserError(

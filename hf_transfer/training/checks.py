@@ -11,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbones.blueprint import Backbone
-from hf_transfer.backbones.saving import unpublished as unpublished
 from hf_transfer.backbones.weights import check_finite
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.cache import room

@@ -1,9 +1,8 @@
 """`TransferTrainer`: a transformers Trainer that runs phases.
 
-A phase is one `Trainer.train()`. Before each, `requires_grad` is set on every parameter and the
-optimizer, scheduler and wrapped model are dropped, so that Trainer builds and wraps them: DDP and
-FSDP only see a fixed trainable set. This module is the seam: the overrides, and what they need of
-Trainer's private parts. The order of work is `PhaseRunner`'s (phase_run.py).
+A phase is one `Trainer.train()`. Before each, `requires_grad` is set on all parameters, and Trainer
+makes optimizer, scheduler and wrapped model for that fixed set. This module is the seam: overrides,
+and what they need of Trainer's private parts. The order of work is `PhaseRunner`'s (phase_run.py).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from transformers.trainer_utils import BestRun, EvalLoopOutput, PredictionOutput
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.backbones.from_object import describe
 from hf_transfer.backbones.regression_units import take_scale
+from hf_transfer.backbones.saving import unpublished
 from hf_transfer.base.processes import Processes
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs.workers import attached
@@ -30,7 +30,7 @@ from hf_transfer.recipe.specs import PhaseSpec
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training import arguments, given, search, skew, trainer_report
 from hf_transfer.training.argument_table import check_arguments
-from hf_transfer.training.checks import check_model, unpublished
+from hf_transfer.training.checks import check_model
 from hf_transfer.training.labels import check_labels
 from hf_transfer.training.machine import image_weights
 from hf_transfer.training.phase_run import PhaseRunner

@@ -46,3 +46,21 @@ def test_results_that_could_not_be_written_are_refused_before_the_work(taken, wo
     """Neither the model nor the images are there: they are not looked for first."""
     with pytest.raises(UserError, match="--out .*(is a file|is below)"):
         work(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "beside", "work"),
+    [
+        ("x.npy", "x.txt", lambda out: hf_transfer.embed("model", "images", out=out)),
+        ("x.xml", "x.bin", lambda out: hf_transfer.export("model", out, to="openvino")),
+        ("x.pte", "x.json", lambda out: hf_transfer.export("model", out, to="executorch")),
+    ],
+)
+def test_a_file_of_yours_is_not_replaced_by_what_is_written_beside_another(
+    tmp_path, name, beside, work
+):
+    (tmp_path / beside).write_text("mine")
+    with pytest.raises(UserError, match=f"{beside} is written beside it, and is there already"):
+        work(tmp_path / name)
+    (tmp_path / name).write_text("of an export before, as is what lies beside it")
+    assert file_to_write(tmp_path / name, (Path(beside).suffix,)) == tmp_path / name

@@ -28,6 +28,7 @@ from hf_transfer.serving.embed import embed
 from hf_transfer.serving.export import export
 from hf_transfer.serving.export_formats import Whole
 from hf_transfer.serving.export_resizing import put_resizing_inside
+from hf_transfer.serving.load import load
 from hf_transfer.serving.odd_files import odd_files
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import predict
@@ -100,8 +101,9 @@ def test_an_onnx_file_predicts_and_is_evaluated_as_its_model_is(exported, tmp_pa
         assert dict(one.labels) == pytest.approx(dict(other.labels), abs=1e-5)
         assert (one.file, one.threshold) == (other.file, other.threshold)
         assert one.thresholds == other.thresholds
-    with pytest.raises(UserError, match="is an ONNX file"):
-        embed(file, images)
+    for call in (lambda: embed(file, images), lambda: load(file).explain(images)):
+        with pytest.raises(UserError, match="is an ONNX file"):
+            call()
     (tmp_path / "bad.onnx").write_bytes(b"x")
     with pytest.raises(UserError, match="write it again with hf-transfer export"):
         predict(tmp_path / "bad.onnx", images)
