@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,7 @@ class Model:
         token: str | None = None,
         message: str | None = None,
         check: bool = True,
+        announce: Callable[[str], None] | None = None,
     ) -> str:
         """Upload the model and its card, as `hf_transfer.push` does; return the address."""
         return push(
@@ -151,6 +152,7 @@ class Model:
             token=token,
             message=message,
             check=check,
+            announce=announce,
         )
 
     def __repr__(self) -> str:

@@ -90,7 +90,6 @@ def test_a_wrapper_that_transformers_saved_loads_as_timm(tmp_path):
         ("timm/resnet18.nope", "it has resnet18.a1_in1k"),
         ("timm/", "write timm/NAME"),
         ("resnet50", "did you mean timm/resnet50 or torchvision/resnet50?"),
-        ("", "write timm/NAME"),
         ("a/b/c", "write timm/NAME"),
         ("resnet10t", "did you mean timm/resnet10t?"),
         ("ResNet18.a1_in1k", "did you mean timm/resnet18.a1_in1k?"),

@@ -169,5 +169,5 @@ def test_evaluating_at_the_start_judges_nothing(tmp_path):
 def test_a_trainer_publishes_nothing_and_says_how_it_is_done(tmp_path):
     made = trainer(tmp_path, [HEAD])
     for way in (made.push_to_hub, made.create_model_card, made.init_hf_repo):
-        with pytest.raises(UserError, match="save_model.FOLDER. writes .* push FOLDER OWNER/NAME"):
+        with pytest.raises(UserError, match="save_model.FOLDER. of either writes .* push FOLDER"):
             way()

@@ -77,7 +77,7 @@ class Noting(TensorBoardCallback):
 def test_a_run_begins_and_ends_once_also_where_it_is_resumed(tmp_path):
     note = Noting()
     trained(tmp_path, [HEAD, ALL], callbacks=[note], checkpoint_seconds=1000)
-    assert note.told.count(("begin", str(tmp_path))) == 1
+    assert note.told.count(("begin", tmp_path.name)) == 1  # the last part of the path alone
     assert note.told[-1] == ("end", 9)
     again = Noting()
     made = trainer(
@@ -87,7 +87,7 @@ def test_a_run_begins_and_ends_once_also_where_it_is_resumed(tmp_path):
         checkpoint_seconds=1000,
     )
     made.train(resume_from_checkpoint=True)
-    assert again.told[:2] == [("begin", str(tmp_path)), (9, 3)]
+    assert again.told[:2] == [("begin", tmp_path.name), (9, 3)]
     assert again.told[-1] == ("end", 12)
 
 

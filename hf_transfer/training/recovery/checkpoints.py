@@ -40,6 +40,7 @@ END, MANIFEST, WEIGHTS, BEST = (
 )
 KEPT = 2  # of a phase under way: the newest, and the one before should that be torn
 ASIDE = "unfinished"
+SCRATCH = re.compile(r"\.[0-9a-f]{16}")  # what a file is called until it is whole
 NUMBERED = re.compile(r"checkpoint-(\d+)")
 
 
@@ -97,16 +98,26 @@ def _prepare(aside: Path) -> None:
 
 
 def _begin(aside: Path) -> None:
-    """Mark the folder of unfinished checkpoints as ours. Raises OSError if it is another's."""
-    if os.path.lexists(aside) and kind_of(aside) != ASIDE:
+    """Mark the folder of unfinished checkpoints as ours. Raises OSError if it is another's.
+
+    A process that was killed as it marked or cleared it left at most a mark that was being written.
+    """
+    plain = aside.is_dir() and not aside.is_symlink()
+    begun = plain and all(SCRATCH.fullmatch(path.name) for path in aside.iterdir())
+    if os.path.lexists(aside) and kind_of(aside) != ASIDE and not begun:
         raise FileExistsError(errno.EEXIST, f"hf_transfer did not write {aside}; move it away")
     mark(aside, ASIDE)
 
 
 def _clear(aside: Path) -> None:
-    """Remove what a killed process left unfinished, and nothing else."""
-    if kind_of(aside) == ASIDE and not aside.is_symlink():
-        shutil.rmtree(aside, ignore_errors=True)
+    """Remove what a killed process left unfinished, and nothing else; last the mark, without which
+    nobody would know that the rest is ours."""
+    if kind_of(aside) != ASIDE or aside.is_symlink():
+        return
+    for path in aside.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _seal(aside: Path, place: Path, about: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from small import COLD, changed, network, state, trained, trainer
 from torch import nn
 
-from hf_transfer.base.files import mark
+from hf_transfer.base.files import MARK, mark
 from hf_transfer.base.processes import Processes
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training.recovery import checkpoints
@@ -141,6 +141,37 @@ def test_what_the_libraries_raise_when_no_more_can_be_written_is_understood(tmp_
             os._exit(4)
         os._exit(5)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_killed_as_it_marked_the_unfinished_folder_stops_no_later_one(tmp_path):
+    aside = tmp_path / "unfinished"
+    aside.mkdir()
+    write(tmp_path, 1)
+    aside.mkdir()
+    (aside / ".0123456789abcdef").write_text("")  # the mark, as it was being written
+    write(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    aside.mkdir()
+    (aside / "thesis.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="hf_transfer did not write .*unfinished"):
+        write(tmp_path, 3)
+    assert (aside / "thesis.txt").read_text() == "mine"
+
+
+def test_the_mark_of_an_unfinished_folder_is_the_last_that_is_removed(tmp_path, monkeypatch):
+    gone = []
+    real = checkpoints.shutil.rmtree
+
+    def noted(path, **options):
+        gone.append((path.name, (path.parent / MARK).exists()))
+        real(path, **options)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", noted)
+    checkpoints._begin(tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "checkpoint-1").mkdir()
+    checkpoints._clear(tmp_path / "unfinished")
+    assert gone == [("checkpoint-1", True), ("unfinished", False)]
     assert not list(tmp_path.iterdir())
 
 
