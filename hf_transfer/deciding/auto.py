@@ -247,7 +247,7 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     notes = found.notes
     if wall > 1.2 * clock.seconds:
         took, most = show_seconds(wall), show_seconds(clock.seconds)
-        notes += (f"this took {took}, longer than the {most} allowed: the head alone needs more",)
+        notes += (f"this took {took}, longer than the {most} allowed",)
     report = RunReport(
         name=NAME,
         recipe=dataclasses.asdict(found.recipe),

@@ -41,14 +41,16 @@ class Gain:
     @property
     def is_real(self) -> bool:
         """Whether it exceeds its error: in accuracy, or in log loss at no lower accuracy."""
-        by_loss = self.accuracy >= 0 and exceeds(self.loss, self.loss_error)
-        return exceeds(self.accuracy, self.accuracy_error) or by_loss
+        return self._is_real(1)
 
     @property
     def is_real_loss(self) -> bool:
         """Whether the other way round it would be a real gain."""
-        by_loss = self.accuracy <= 0 and exceeds(-self.loss, self.loss_error)
-        return exceeds(-self.accuracy, self.accuracy_error) or by_loss
+        return self._is_real(-1)
+
+    def _is_real(self, sign: int) -> bool:
+        by_loss = sign * self.accuracy >= 0 and exceeds(sign * self.loss, self.loss_error)
+        return exceeds(sign * self.accuracy, self.accuracy_error) or by_loss
 
     def expected(self, prior: Prior) -> float:
         """Return the gain in accuracy to expect on new images: the mean of what was seen here and

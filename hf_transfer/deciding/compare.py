@@ -221,7 +221,7 @@ def _fewer(found: Scan, per_class: Sequence[int]) -> tuple[str, ...]:
     small = [f"{label} ({count})" for label, count in count_of.items() if count < most]
     if not small:
         return ()
-    return (f"with {most} per class, all labelled images are used of {listed(small, 6)}",)
+    return (f"with {most} per class, all labelled images of {listed(small, 6)} are used",)
 
 
 def told(trial: Trial, metric: str) -> str:

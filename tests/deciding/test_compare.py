@@ -139,7 +139,7 @@ def test_more_images_than_there_are_are_refused_and_fewer_of_some_classes_told(t
         file.unlink()
     found = compare(["feature_extraction"], per_class=[2, 6], **own)
     first = sorted(path.name for path in folder.iterdir())[0]
-    note = f"with 6 per class, all labelled images are used of {first} (4)"
+    note = f"with 6 per class, all labelled images of {first} (4) are used"
     assert found.notes == (note,)
     assert note in format_comparison(found)
     assert note in comparison_page(found)
