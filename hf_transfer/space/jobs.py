@@ -1,7 +1,7 @@
 """Trainings: one process each, a queue in which everyone knows their place, and a stop that works.
 
-A process that has imported everything waits for the next training, so that none begins with ten
-seconds of imports. It ends with its training, with its visitor, or with this server.
+Each is a fork of one process that has imported everything. It ends with its visitor or with this
+server.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from hf_transfer.base.files import write_text
 from hf_transfer.space.limits import Limits, Refused
+from hf_transfer.space.nursery import ASKED, EVENTS
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.2
+END_SECONDS = 10.0  # within which a killed process is gone
 SWEEP_SECONDS = 15.0
 ENDED = ("done", "stopped", "failed")
 
@@ -48,6 +52,8 @@ class Job:
     started: float = 0.0
     ended: float = 0.0
     read: float = field(default_factory=time.monotonic)  # when somebody last asked for progress
+    has_begun: bool = False
+    process: psutil.Process | None = None  # of one that has begun; None: it ended at once
     _told: int = 0  # bytes of the events that were read
 
     @property
@@ -68,14 +74,22 @@ class Job:
 
     def collect(self) -> None:
         """Read what the process told since the last time."""
-        path = self.folder / "events.jsonl"
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with contextlib.suppress(OSError), (self.folder / EVENTS).open("rb") as file:
             file.seek(self._told)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 self._told += len(line)
-                self.events.append(json.loads(line))
+                event = json.loads(line)
+                if event["kind"] == "began":
+                    self._began(event["pid"])
+                else:
+                    self.events.append(event)
+
+    def _began(self, pid: int) -> None:
+        self.has_begun = True
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.process = psutil.Process(pid)
 
 
 class Jobs:
@@ -84,8 +98,8 @@ class Jobs:
     def __init__(self, limits: Limits, log: Path) -> None:
         self.limits, self.log = limits, log
         self._waiting: list[Job] = []
-        self._running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
-        self._warm: subprocess.Popen[bytes] | None = None
+        self._running: list[Job] = []
+        self._nursery: subprocess.Popen[bytes] | None = None
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self.every: Callable[[], None] = lambda: None  # called now and then by the thread
@@ -102,7 +116,7 @@ class Jobs:
                     "again in a few minutes."
                 )
             job.folder.mkdir(parents=True, exist_ok=True)
-            write_text(job.folder / "job.json", json.dumps(job.asked))
+            write_text(job.folder / ASKED, json.dumps(job.asked))
             self._waiting.append(job)
             return job
 
@@ -118,25 +132,33 @@ class Jobs:
     def processes(self) -> list[int]:
         """The processes that train now."""
         with self._lock:
-            return list(self._running)
+            return [job.process.pid for job in self._running if job.process is not None]
 
     def warm_up(self) -> None:
-        """Start the process that waits for the next training."""
+        """Start the process that trainings are forks of, where it does not run yet."""
         with self._lock:
-            if self._warm is None or self._warm.poll() is not None:
-                self._warm = self._process()
+            if not self._is_warm():
+                self._end_nursery()
+                self._nursery = self._process()
 
     def close(self) -> None:
         """End all processes."""
         self._closed.set()
         self._thread.join(10)
         with self._lock:
-            for job, process in self._running.values():
-                end_process(process)
+            self._end_nursery()
+            for job in self._running:
+                self._take_back(job)
                 job.end("stopped")
             self._running.clear()
-            if self._warm is not None:
-                end_process(self._warm)
+
+    def _is_warm(self) -> bool:
+        return self._nursery is not None and self._nursery.poll() is None
+
+    def _end_nursery(self) -> None:
+        if self._nursery is not None:
+            self._nursery.kill()
+            self._nursery.communicate()
 
     def _process(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
@@ -153,41 +175,35 @@ class Jobs:
         swept = time.monotonic()
         while not self._closed.wait(TICK_SECONDS):
             with self._lock:
-                for pid, (job, process) in list(self._running.items()):
-                    self._look(pid, job, process)
+                for job in list(self._running):
+                    self._look(job)
                 self._waiting = [job for job in self._waiting if not job.is_over]
                 for job in self._waiting:
                     if job.leased and self._is_forgotten(job):
                         job.stop("nobody waited for it")
-                while self._waiting and len(self._running) < self.limits.trainings:
+                if self._waiting and self._has_room():
                     self._start(self._waiting.pop(0))
             if time.monotonic() - swept > SWEEP_SECONDS:
                 swept = time.monotonic()
                 self.every()
 
-    def _start(self, job: Job) -> None:
-        if job.is_over:
-            return
-        process = self._warm
-        if process is None or process.poll() is not None:
-            process = self._process()
-        self._warm = None
-        job.state, job.started = "running", time.monotonic()
-        try:
-            assert process.stdin is not None
-            process.stdin.write(f"{job.folder}\n".encode())
-            process.stdin.flush()
-        except OSError:  # it died while it waited
-            end_process(process)
-            job.why = "its process ended before it began"
-            job.end("failed")
-            return
-        self._running[process.pid] = (job, process)
-        self.warm_up()  # for the one after it
+    def _has_room(self) -> bool:
+        begun = all(job.has_begun for job in self._running)
+        return begun and len(self._running) < self.limits.trainings
 
-    def _look(self, pid: int, job: Job, process: subprocess.Popen[bytes]) -> None:
+    def _start(self, job: Job) -> None:
+        self.warm_up()
+        job.state, job.started = "running", time.monotonic()
+        assert self._nursery is not None
+        assert self._nursery.stdin is not None
+        with contextlib.suppress(OSError):  # it has died this moment, which is seen
+            self._nursery.stdin.write(f"{job.folder}\n".encode())
+            self._nursery.stdin.flush()
+        self._running.append(job)
+
+    def _look(self, job: Job) -> None:
         """End a process that is done, or that must not go on."""
-        over = process.poll() is not None
+        over = not is_alive(job.process) if job.has_begun else not self._is_warm()
         job.collect()
         if not over and not job.why:
             if time.monotonic() - job.started > self.limits.training_seconds:
@@ -195,9 +211,8 @@ class Jobs:
             elif job.leased and self._is_forgotten(job):
                 job.why = "nobody read its progress"
         if over or job.why:
-            end_process(process)
-            job.collect()
-            del self._running[pid]
+            self._take_back(job)
+            self._running.remove(job)
             last = job.events[-1] if job.events else {}
             if last.get("kind") == "done":
                 job.end("done")
@@ -209,23 +224,38 @@ class Jobs:
                 job.why = job.why or "its process ended early; perhaps memory ran out"
                 job.end("stopped" if stopped else "failed")
             logger.info("a training ended: %s %s", job.state, job.why)
-            self.warm_up()
+
+    def _take_back(self, job: Job) -> None:
+        """End a training, whether it has begun or not."""
+        (job.folder / ASKED).unlink(missing_ok=True)  # one that has not begun never will
+        job.collect()
+        if job.process is not None:
+            end_process(job.process)
+            job.collect()
 
     def _is_forgotten(self, job: Job) -> bool:
         return time.monotonic() - job.read > self.limits.lease_seconds
 
 
-def end_process(process: subprocess.Popen[bytes]) -> None:
+def is_alive(process: psutil.Process | None) -> bool:
+    """Return whether a process goes on."""
+    if process is None:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def end_process(process: psutil.Process) -> None:
     """Kill a process with all that it started, and wait for its end."""
     with contextlib.suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
-        else:
+        elif is_alive(process):
             process.kill()
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-    process.wait()
+    until = time.monotonic() + END_SECONDS
+    while is_alive(process) and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _environment() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The process that trains for one visitor: reads what is asked, calls `run`, and tells of it.
 
-Started as `python -m hf_transfer.space.worker`; it imports, waits for a folder on standard input,
-and ends when standard input does: no training outlives the server.
+`python -m hf_transfer.space.worker` imports all of this once, and waits for folders of trainings.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -32,21 +29,11 @@ from hf_transfer.recipe.specs import Recipe
 from hf_transfer.run import run
 from hf_transfer.serving.embed import embed
 from hf_transfer.serving.predict import iter_predictions, ready
+from hf_transfer.space.nursery import ASKED, Told, serve
 
 NICER = 5  # than the server, which answers the others meanwhile
 ADVICE_SECONDS = 60.0  # beyond which advice looks at fewer images
 STEP_SECONDS = 0.3  # between two lines about steps
-
-
-class Told:
-    """The file that the server reads; one event a line."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "events.jsonl"
-
-    def __call__(self, kind: str, **facts: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **facts}) + "\n")
 
 
 class Progress(TrainerCallback):
@@ -80,16 +67,10 @@ class Progress(TrainerCallback):
             self.told("accuracy", way=self.way, epoch=state.epoch, value=float(value))
 
 
-def main() -> None:
-    """Wait for one training, do it, and end."""
-    quiet()
-    line = sys.stdin.readline().strip()
-    if not line:
-        return
-    threading.Thread(target=_end_with_server, daemon=True).start()
+def train(folder: Path) -> None:
+    """Do what is asked in a folder, and tell of it there."""
     if hasattr(os, "nice"):
         os.nice(NICER)
-    folder = Path(line)
     told = Told(folder)
     try:
         _work(folder, told)
@@ -100,19 +81,13 @@ def main() -> None:
         raise
 
 
-def _end_with_server() -> None:
-    while sys.stdin.readline():
-        pass
-    os._exit(1)
-
-
 def _words(text: str, folder: Path) -> str:
     """Return a message without this machine's paths, tokens and control characters."""
     return printable(redacted(text)).replace(f"{folder.parent}/", "").replace(str(folder), "")
 
 
 def _work(folder: Path, told: Told) -> None:
-    asked = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
     os.environ["HF_TRANSFER_CACHE"] = str(folder / "cache")  # nobody else's, and gone with it
     if asked.get("letters"):
         told("done", accuracy=train_letters(Path(asked["letters"]), asked["images"]))
@@ -175,4 +150,5 @@ def _shown(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    quiet()
+    serve(train)

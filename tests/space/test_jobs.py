@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hf_transfer.space import jobs as queue
@@ -13,22 +14,23 @@ from hf_transfer.space.limits import Limits, Refused
 
 WORKER = """
 import json, subprocess, sys, time
-folder = sys.stdin.readline().strip()
-asked = json.load(open(folder + "/job.json"))
-def told(**event):
-    with open(folder + "/events.jsonl", "a") as file:
-        file.write(json.dumps(event) + "\\n")
-told(kind="way", way="one")
-if asked.get("child"):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    told(kind="child", pid=child.pid)
-if asked.get("memory"):
-    sys.exit(137)
-if asked.get("why"):
-    told(kind="failed", why=asked["why"])
-    sys.exit(0)
-time.sleep(asked.get("seconds", 0))
-told(kind="done")
+from hf_transfer.space.nursery import Told, serve
+def work(folder):
+    asked, told = json.loads((folder / "job.json").read_text()), Told(folder)
+    told("way", way="one")
+    if asked.get("child"):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        told("child", pid=child.pid)
+    if asked.get("memory"):
+        sys.exit(137)
+    if asked.get("why"):
+        told("failed", why=asked["why"])
+        return
+    time.sleep(asked.get("seconds", 0))
+    told("done")
+if __name__ == "__main__":
+    time.sleep(float(sys.argv[1]))  # imports
+    serve(work)
 """
 
 
@@ -38,14 +40,13 @@ def started(tmp_path, monkeypatch):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     popen = queue.subprocess.Popen
-
-    def stand_in(command, **options):
-        return popen([sys.executable, str(script)], **options)
-
-    monkeypatch.setattr(queue.subprocess, "Popen", stand_in)
     found = []
 
-    def start(**limits: float) -> Jobs:
+    def start(imports: float = 0.0, **limits: float) -> Jobs:
+        def stand_in(command, **options):
+            return popen([sys.executable, str(script), str(imports)], **options)
+
+        monkeypatch.setattr(queue.subprocess, "Popen", stand_in)
         found.append(Jobs(Limits(**limits), tmp_path / "log"))
         return found[-1]
 
@@ -54,11 +55,12 @@ def started(tmp_path, monkeypatch):
         one.close()
 
 
-def until(condition, seconds: float = 30.0) -> None:
+def until(condition, seconds: float = 30.0):
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "it never came"
         time.sleep(0.02)
+    return found
 
 
 def job(tmp_path: Path, name: str, **asked: object) -> Job:
@@ -77,7 +79,7 @@ def test_one_trains_at_a_time_and_the_others_know_their_place(started, tmp_path)
     all_of_them = [jobs.submit(job(tmp_path, f"{i}", seconds=1.0)) for i in range(3)]
     until(lambda: all_of_them[0].state == "running")
     assert [jobs.place(one) for one in all_of_them] == [0, 1, 2]
-    assert len(jobs.processes) == 1
+    assert len(until(lambda: jobs.processes)) == 1
     until(lambda: all(one.is_over for one in all_of_them))
     assert [one.state for one in all_of_them] == ["done"] * 3
     starts = [one.started for one in all_of_them]
@@ -147,9 +149,39 @@ def test_the_end_of_the_server_ends_its_processes(started, tmp_path):
     jobs = started()
     one = jobs.submit(job(tmp_path, "one", seconds=600))
     until(lambda: one.state == "running")
-    (pid,) = jobs.processes
+    (pid,) = until(lambda: jobs.processes)
     jobs.close()
     assert not is_alive(pid)
+
+
+def test_all_trainings_are_forks_of_the_process_that_imported(started, tmp_path):
+    jobs = started(trainings=2)
+    pair = [jobs.submit(job(tmp_path, f"{i}", seconds=600)) for i in range(2)]
+    pids = until(lambda: jobs.processes if len(jobs.processes) == 2 else None)
+    assert len({psutil.Process(pid).ppid() for pid in pids}) == 1
+    assert [one.state for one in pair] == ["running"] * 2
+
+
+def test_trainings_end_with_that_process_and_the_next_has_another(started, tmp_path):
+    jobs = started()
+    one = jobs.submit(job(tmp_path, "one", seconds=600, child=True))
+    (pid,) = until(lambda: jobs.processes)
+    psutil.Process(pid).parent().kill()
+    until(lambda: one.is_over)
+    assert one.state == "failed"
+    assert not is_alive(pid)
+    two = jobs.submit(job(tmp_path, "two"))
+    until(lambda: two.is_over)
+    assert two.state == "done"
+
+
+def test_a_training_that_is_stopped_before_it_begins_never_does(started, tmp_path):
+    jobs = started(imports=1.0)
+    one, two = (jobs.submit(job(tmp_path, name)) for name in ("one", "two"))
+    until(lambda: one.state == "running")
+    one.stop()
+    until(lambda: two.is_over)
+    assert (one.state, one.events, two.state) == ("stopped", [], "done")
 
 
 def test_a_training_gets_no_secret_of_the_server(monkeypatch):
