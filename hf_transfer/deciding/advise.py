@@ -30,6 +30,7 @@ from hf_transfer.deciding.probes import behind
 from hf_transfer.plans import plans_of
 from hf_transfer.recipe.load import asked, dump_recipe
 from hf_transfer.recipe.specs import Recipe
+from hf_transfer.results.words import over_time
 
 BASE = "lp_ft"  # the recipe whose settings the advised one takes over
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -135,6 +136,8 @@ def advise(
         *looks.audited,
         *label_findings(suspects, looks.images.files, looks.images.names),
     )
+    cost = list(plans_of(recipe))[-1].seconds
+    took = time.monotonic() - began
     advice = Advice(
         data=str(data),
         labels=looks.images.names,
@@ -145,12 +148,13 @@ def advise(
         backbones=tuple(ranked),
         findings=findings,
         recipe=recipe,
-        cost_seconds=list(plans_of(recipe))[-1].seconds,
+        cost_seconds=cost,
         notes=(
             *looks.notes,
             *on_unlabelled(unlabelled, free, looks.counts, best.evidence.nearness),
+            *over_time(took, seconds),
         ),
-        seconds=time.monotonic() - began,
+        seconds=took,
         out=place,
     )
     if advice.out:

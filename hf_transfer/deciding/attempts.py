@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding import bag, tuning
-from hf_transfer.deciding.boundaries import boundary_features
+from hf_transfer.deciding.boundaries import boundary_features, statistics_of
 from hf_transfer.deciding.choosing import (
     FEWEST,
     Prior,
@@ -126,14 +126,16 @@ class Attempts:
 
     def _blended(self) -> None:
         began, what = time.monotonic(), "exact head, blended statistics"
-        passes = len(np.unique(self.folds[0])) * (len(bag.SHARES) + 1) + len(bag.SHARES)
-        needed = passes * len(self.images) * self.each / 3
+        passes, allowed = bag.blended_passes(self.folds), HEADS * self.clock.left
         if self.few:
             return self.note(Tried(what, f"not tried: {self._too_few()}"))
-        if needed > HEADS * self.clock.left:
+        needed = (passes + 1) * len(self.images) * self.each / 3
+        if needed <= allowed:  # as far as is known before the first pass
+            own = statistics_of(self.model, self.images)
+            needed = (passes + 1) * (time.monotonic() - began)
+        if needed > allowed:
             return self.note(Tried(what, self._no_time(needed)))
-        found = bag.blended_start(self.model, self.images, self.folds)
-        assert found is not None
+        found = bag.blended_start(self.model, self.images, self.folds, own)
         gained = gain(found.logits, self.start.logits, self.images.labels, self.groups)
         self.note(
             Tried(

@@ -42,7 +42,7 @@ from hf_transfer.results import facts, run_folder
 from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.report import PhaseReport, RunReport
-from hf_transfer.results.words import show_seconds
+from hf_transfer.results.words import over_time
 from hf_transfer.training.machine import precision
 from hf_transfer.training.recovery import failures
 
@@ -244,10 +244,6 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     save_model(found.model.cpu(), here.model)
     write_text(here.recipe, dump_recipe(found.recipe))
     wall = time.monotonic() - clock.began
-    notes = found.notes
-    if wall > 1.2 * clock.seconds:
-        took, most = show_seconds(wall), show_seconds(clock.seconds)
-        notes += (f"this took {took}, longer than the {most} allowed",)
     report = RunReport(
         name=NAME,
         recipe=dataclasses.asdict(found.recipe),
@@ -258,7 +254,7 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
         seconds={"wall": wall, "training": wall},
         environment=facts.environment(),
         seed=found.recipe.seed,
-        warnings=notes,
+        warnings=(*found.notes, *over_time(wall, clock.seconds)),
         created=facts.now(),
         examples=shown,
         auto={k: v for k, v in found.facts.items() if k not in ("labels", "tried_lines")},

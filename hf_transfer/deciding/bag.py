@@ -69,24 +69,30 @@ def head_start(model: PreTrainedModel, images: ImageSet, folds: np.ndarray) -> S
     return _start("exact head", features, features, images, folds)
 
 
-def blended_start(model: PreTrainedModel, images: ImageSet, folds: np.ndarray) -> Start | None:
+def blended_start(
+    model: PreTrainedModel, images: ImageSet, folds: np.ndarray, own: Statistics
+) -> Start:
     """Return the exact head on features with a share of the images' own statistics, which in each
-    fold are of its own images alone; None for a backbone without BatchNorm.
+    fold are of its own images alone; `own` are those of all images.
 
-    Takes about five passes for each fold of the first repeat.
+    Takes `blended_passes` over the images, besides the one for `own`.
     """
-    if not layers(model):
-        return None
+    plain = boundary_features(model, images).head
 
     def of_fold(number: int) -> tuple[np.ndarray, np.ndarray]:
         inside = np.flatnonzero(folds[0] != number)
-        views = _views(model, images, statistics_of(model, images, inside))
+        views = _views(model, images, plain, statistics_of(model, images, inside))
         return views, views[SHARES.index(USED)]
 
-    own = statistics_of(model, images)
-    views = _views(model, images, own)
+    views = _views(model, images, plain, own)
     start = _start("exact head, blended statistics", of_fold, views, images, folds[:1])
     return replace(start, statistics=_mixed(model, own), blended=True)
+
+
+def blended_passes(folds: np.ndarray) -> int:
+    """Return how many passes over the images `blended_start` takes: per fold one for statistics,
+    and one for each share of them."""
+    return len(np.unique(folds[0])) * len(SHARES) + len(SHARES) - 1
 
 
 def start_of(model: PreTrainedModel, images: ImageSet, start: Start, rows: np.ndarray) -> Start:
@@ -96,7 +102,7 @@ def start_of(model: PreTrainedModel, images: ImageSet, start: Start, rows: np.nd
     features = boundary_features(model, some, keep=False).head
     if start.blended:
         own = statistics_of(model, some)
-        features = _views(model, some, own)
+        features = _views(model, some, features, own)
         statistics = _mixed(model, own)
     head = fitted(features, some.labels, len(images.names), start.strengths)
     return Start(start.what, head, start.strengths, np.empty(0), statistics, start.blended)
@@ -125,16 +131,16 @@ def _start(
     return Start(what, fitted(of_all, labels, classes, strengths), strengths, logits, {})
 
 
-def _views(model: PreTrainedModel, images: ImageSet, own: Statistics) -> np.ndarray:
-    """Return features (shares, N, D), each with its share of these statistics."""
-    return np.stack(
-        [
-            boundary_features(
-                model, images, statistics=own if share else None, weight=share, keep=False
-            ).head
-            for share in SHARES
-        ]
-    )
+def _views(
+    model: PreTrainedModel, images: ImageSet, plain: np.ndarray, own: Statistics
+) -> np.ndarray:
+    """Return features (shares, N, D), each with its share of these statistics; `plain` (N, D) have
+    none of them."""
+
+    def at(share: float) -> np.ndarray:
+        return boundary_features(model, images, statistics=own, weight=share, keep=False).head
+
+    return np.stack([at(share) if share else plain for share in SHARES])
 
 
 def _mixed(model: PreTrainedModel, own: Statistics) -> Statistics:

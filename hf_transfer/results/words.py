@@ -123,6 +123,13 @@ def show_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def over_time(took: float, allowed: float | None) -> tuple[str, ...]:
+    """Return the note on work that took over a fifth longer than its seconds allowed, if it did."""
+    if allowed is None or took <= 1.2 * allowed:
+        return ()
+    return (f"this took {show_seconds(took)}, longer than the {show_seconds(allowed)} allowed",)
+
+
 def split_words(split: str) -> str:
     """Return where something was measured: "on validation", "on these images"."""
     if split == CROSS:

@@ -151,6 +151,8 @@ def test_a_budget_limits_the_images_and_says_so(data, backbones, monkeypatch):
     found = advise(data, backbone=backbones[0], overrides=SIZE, budget="2m")
     assert found.images == 28
     assert found.notes == ("the budget allows 28 of 42 images: estimates are wider",)
+    short = advise(data, backbone=backbones[0], overrides=SIZE, budget="0.01s")
+    assert short.notes[-1].endswith("longer than the 0.0 s allowed")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """auto: one run, from a folder of images to a model that predicts, within its time."""
 
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hf_transfer.deciding import attempts, tuning
 from hf_transfer.deciding.attempts import Attempts, Clock
 from hf_transfer.deciding.auto import TEXT, labelled, recipe_of
 from hf_transfer.deciding.bag import model_logits
+from hf_transfer.deciding.boundaries import statistics_of
 from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.presets import KNOWN, PRESETS, preset
 from hf_transfer.deciding.tuning import candidates, least_seconds, work_within
@@ -156,14 +158,33 @@ def test_what_has_no_time_is_told_with_the_time_that_it_needs(images, backbone, 
     assert "longer than the 0.1 s allowed" in report.warnings[0]
 
 
-def test_the_first_way_leaves_time_for_the_second(images, backbone, monkeypatch):
+def attempts_on(images: Path, backbone: Path, seconds: float) -> Attempts:
     listed = list_source(DataSpec(path=str(images)))
     recipe = recipe_of(images, str(backbone), 32, None, 0, ())
     model = load_backbone(recipe.backbone, listed.labels, image_size=32)
     data = labelled(recipe, listed, model)
+    return Attempts(model, recipe, data, data.train, None, Clock(seconds), print)
+
+
+def test_a_first_pass_shows_whether_there_is_time_for_blended_statistics(
+    images, backbone, monkeypatch
+):
+    def slow(model, images):
+        time.sleep(0.05)  # thirty such passes are more than a quarter of what is left
+        return statistics_of(model, images)
+
+    work = attempts_on(images, backbone, 5.0)
+    work.each = 0.0  # as if nothing took any time
+    monkeypatch.setattr(attempts, "statistics_of", slow)
+    work._blended()
+    assert work.tried[-1].why.startswith("not tried: it takes ")
+    assert not work.ways
+
+
+def test_the_first_way_leaves_time_for_the_second(images, backbone, monkeypatch):
     gently, free = candidates()
-    clock = Clock(1000)
-    work = Attempts(model, recipe, data, data.train, None, clock, print)
+    work = attempts_on(images, backbone, 1000)
+    clock, data = work.clock, work.data
     work.each = 0.9 * clock.left / work_within(1e9, gently.spec, len(data.train), 1.0).needed
     begun = []
 
