@@ -408,6 +408,7 @@ def test_groups_of_an_unknown_backbone(capsys):
         (["train", "lp"], "there is no recipe 'lp'; nearest: lp_ft"),
         (["train", "lp_ft", "--bakcbone", "x"], "unknown argument '--bakcbone'; nearest: --back"),
         (["train", "lp_ft", "--fast"], "unknown argument '--fast'"),
+        (["train", "lp_ft", "--set", "seed=1", "epochs=2"], "'epochs=2'; write --set epochs=2"),
         (
             ["train", "lp_ft", "--report-to", "wandb", "--report-to", "tensorbord"],
             "argument --report-to: no choice 'tensorbord'; nearest: tensorboard",

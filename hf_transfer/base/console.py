@@ -76,7 +76,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             command: Parser = args.parser
             name = unknown[0].partition("=")[0]
-            near = nearest(name, command._option_string_actions) if name[0] == "-" else ""
+            options = command._option_string_actions
+            near = nearest(name, options) if name.startswith("-") else ""
+            if "=" in unknown[0] and not near and "--set" in options:  # each needs its own
+                near = f"; write --set {unknown[0]}"
             command.error(f"unknown argument {unknown[0]!r}{near}")
         return args
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from hf_transfer.recipe.tasks import TASKS
 TINY_PX = 16
 CROPPED = 0.25  # mean share of a picture that is not seen, from which it is a finding
 IMBALANCE = 3.0  # largest class to smallest, from which it is a finding
+NUMBER = re.compile(r"-?\d+(\.\d+)?")  # a label that may be an amount
 
 LEFT_OUT = {
     "missing": "left out: the file is not there",
@@ -264,8 +266,16 @@ def _check_classes(
     if few:
         raise DataError(
             f"{found.path}: fewer than {max(1, spec.min_per_class)} usable training images in: "
-            f"{_few(few)}; add images, remove the {kind} or lower data.min_per_class{_copies(same)}"
+            f"{_few(few)}; add images, remove the {kind} or lower data.min_per_class"
+            f"{_amounts(found)}{_copies(same)}"
         )
+
+
+def _amounts(found: Scan) -> str:
+    """Return what to do where all labels are numbers; "" where they are not."""
+    if found.task != "classification" or not all(map(NUMBER.fullmatch, found.labels)):
+        return ""
+    return "; if the labels are amounts, set task=regression"
 
 
 def _odd_names(labels: Sequence[str]) -> list[Finding]:

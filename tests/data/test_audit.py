@@ -193,11 +193,20 @@ def test_repeats_are_kept_in_training_and_count_once_in_evaluation(root):
     assert data.counts["validation"]["cat"] == 5
 
 
+def test_numbers_taken_for_classes_are_refused_with_the_task_for_numbers(tmp_path):
+    folders(tmp_path / "cells", 9000, **{"4": 1, "18.5": 3, "25": 3})
+    said = refused(tmp_path / "cells")
+    assert "in: 4 (1); add images" in said
+    assert said.endswith("if the labels are amounts, set task=regression")
+
+
 def test_classes_that_cannot_be_learned_are_refused(root):
     folders(root / "validation", 9000, owl=2)
     assert "validation holds classes without a training image: owl" in refused(root)
     folders(root / "train", 9100, owl=1)
-    assert "fewer than 2 usable training images in: owl (1)" in refused(root)
+    said = refused(root)
+    assert "fewer than 2 usable training images in: owl (1)" in said
+    assert "amounts" not in said
     data = load(root, min_per_class=1)
     assert data.labels == ("cat", "dog", "owl")
     assert done(data, "not-in-test") == (
