@@ -43,6 +43,9 @@ def start(work: Callable[..., Any], *args: Any) -> Any:
 def _child(work: Callable[..., Any], log: Path, *args: Any) -> None:
     """Do the work with all output in a file; exit status 9 for an error, which the file names."""
     multiprocessing.set_start_method("fork", force=True)  # for workers, as where a user starts it
+    # The pool of threads was forked without its threads. torch makes another at the next call, and
+    # ends the process where two threads call at once.
+    torch.set_num_threads(torch.get_num_threads())
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
