@@ -40,7 +40,7 @@ def html(
 ) -> gr.HTML:
     """Return a piece of HTML in our own style; with `clicks` its buttons and fields with data-act
     raise the event `ask`, which carries their data- attributes and their value. `on_load` is other
-    JavaScript that raises it."""
+    JavaScript."""
     return gr.HTML(
         value, elem_id=name, js_on_load=CLICKS if clicks else on_load, apply_default_css=False
     )

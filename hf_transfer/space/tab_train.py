@@ -43,6 +43,16 @@ CAMERA_ON = """async () => {
     await new Promise(done => setTimeout(done, 100));
   }
 }"""
+# A photo that is asked for before the camera shows anything would be none: it waits for that.
+PHOTO_WAITS = """
+document.hftPhotoWaits ??= document.addEventListener('click', event => {
+  const camera = event.target.closest('#train-camera');
+  const shown = camera && camera.querySelector('video');
+  if (!shown || shown.videoWidth || !event.target.closest('.photo-capture')) return;
+  event.stopPropagation();
+  shown.onloadeddata = () => camera.querySelector('.photo-capture').click();
+}, true) || true;
+"""
 EXAMPLE = (
     '<div class="hft"><p><b>No images at hand?</b> The example trains a small network in three '
     f"ways on {10 * TRAIN} handwritten digits, {TRAIN} of each: with what drawn letters taught it, "
@@ -133,7 +143,7 @@ def _images(most: Limits) -> _Images:
                         elem_id="train-camera",
                         buttons=[],
                     )
-    said = html(name="train-said")
+    said = html(name="train-said", on_load=PHOTO_WAITS)
     classes = html(classes_view(Pictures.none()), "train-classes", clicks=True)
     with gr.Row():
         look = button("Look for odd images", size="sm", elem_id="train-look")
