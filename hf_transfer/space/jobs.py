@@ -227,8 +227,9 @@ class Jobs:
 
     def _take_back(self, job: Job) -> None:
         """End a training, whether it has begun or not."""
-        (job.folder / ASKED).unlink(missing_ok=True)  # one that has not begun never will
-        job.collect()
+        if not job.has_begun:
+            (job.folder / ASKED).unlink(missing_ok=True)  # it never will, unless it just has
+            job.collect()
         if job.process is not None:
             end_process(job.process)
             job.collect()
