@@ -139,12 +139,9 @@ def add_images(
     everything = None
     if held.any():
         everything = measure("classification", logits[held], both.classes[held], both.labels)
-    counts = counts_of(both.classes, held, both.labels)
-    told = (added, counts, everything or {}, solution, time.monotonic() - started)
-    write_report(folder, place, grown, *told)
     before = old.features @ _own(model, weight).T + _own(model, _bias(weight))
     own = old.held_out
-    return Added(
+    found = Added(
         place,
         both.labels,
         both.labels[len(old.labels) :],
@@ -155,6 +152,10 @@ def add_images(
         int(own.sum()),
         everything,
     )
+    counts = counts_of(both.classes, held, both.labels)
+    told = (added, counts, everything or {}, solution, time.monotonic() - started)
+    write_report(folder, place, grown, *told, warnings=_worse(found))
+    return found
 
 
 def format_added(found: Added) -> str:
@@ -175,6 +176,16 @@ def format_added(found: Added) -> str:
             f"{found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
         )
     return "\n".join([*lines, f"written to {found.out}: report.html, report.json, model/"])
+
+
+def _worse(found: Added) -> tuple[str, ...]:
+    """Return the warning of an addition that cost accuracy on the old images, if it did."""
+    if found.before is None or found.after is None or found.after >= found.before:
+        return ()
+    return (
+        f"accuracy on the {found.old_n:,} held-out images from before is {found.after:.3f}; it "
+        f"was {found.before:.3f} before the last images were added",
+    )
 
 
 def _accuracy(logits: np.ndarray, classes: np.ndarray) -> float | None:

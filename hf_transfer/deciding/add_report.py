@@ -27,6 +27,7 @@ def write_report(
     metrics: JsonDict,
     solution: Solution,
     seconds: float,
+    warnings: tuple[str, ...] = (),
 ) -> RunReport:
     """Write report.json, report.html, recipe.yaml and the card of the model in `out`, to which the
     images of `data` were added, and return the report.
@@ -69,7 +70,7 @@ def write_report(
         seconds={"wall": seconds, "training": seconds},
         environment=facts.environment(),
         seed=before.seed if before else 0,
-        warnings=before.warnings if before else (),
+        warnings=(*(before.warnings if before else ()), *warnings),
         created=facts.now(),
     )
     if here.recipe.is_file():

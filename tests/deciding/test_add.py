@@ -64,6 +64,17 @@ def test_a_new_class_comes_after_the_old_ones_which_are_still_known(run, tmp_pat
     assert b"hf-transfer train MORE_IMAGES --add RUN" in card
 
 
+def test_what_an_addition_costs_the_old_classes_is_on_the_page_and_the_card(run, tmp_path):
+    first = add_images(run, plain(tmp_path / "new", "blue"), out=tmp_path / "first")
+    twin = plain(tmp_path / "twin", "red", count=96, seed=5)
+    twin.joinpath("red").rename(twin / "crimson")  # looks as red does
+    found = add_images(first.out, twin, out=tmp_path / "more")
+    assert found.after < found.before
+    said = f"is {found.after:.3f}; it was {found.before:.3f} before the last images were added"
+    assert said in (tmp_path / "more" / "report.html").read_text()
+    assert said in (tmp_path / "more" / "model" / "README.md").read_text()
+
+
 def test_the_backbone_stays_as_it_is(run, tmp_path):
     add_images(run, plain(tmp_path / "new", "blue"), out=tmp_path / "more")
     old, new = (hf_transfer.load_model(folder) for folder in (run, tmp_path / "more"))
