@@ -171,8 +171,9 @@ def told_of_comparison(found: JsonDict) -> list[str]:
     span = f", 95% interval {bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else ""
     lines.append(f"difference {apart:+.3f}{span}")
     if "p_value" in found:
+        test = "permutation test of whole groups" if found["by_group"] else "McNemar's exact test"
         lines.append(
             f"only this model is right on {found['only_ours_right']:,}, only {other} on "
-            f"{found['only_theirs_right']:,} (McNemar's exact test: p = {found['p_value']:.2g})"
+            f"{found['only_theirs_right']:,} ({test}: p = {found['p_value']:.2g})"
         )
     return lines

@@ -50,8 +50,9 @@ def compared(
 ) -> dict[str, Any]:
     """Return both models' headline metric on the images that both can score, the difference
     (ours minus theirs) with its 95% interval by the paired bootstrap, of whole `groups` where
-    given (one for each of our rows), and, of classes, McNemar's exact test (McNemar 1947; the
-    binomial form). Raises UserError where they share no image."""
+    given (one for each of our rows), and, of classes, the p value of McNemar's exact test (McNemar
+    1947; the binomial form), of whole groups that of a permutation test, which swaps both models'
+    answers in all images of a group. Raises UserError where they share no image."""
     _, one, other = np.intersect1d(ours.rows, theirs.rows, return_indices=True)
     if not len(one):
         raise UserError("the two models know different labels: there is no image to compare on")
@@ -106,10 +107,7 @@ def _right(scored: Outputs, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _of_classes(
     ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any], groups: Sequence[Any] | None
 ) -> dict[str, Any]:
-    from scipy.stats import binomtest
-
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    differing = only_ours + only_theirs
     gains = ours.astype(np.float64) - theirs
     bounds, _ = intervals(
         len(gains),
@@ -127,5 +125,30 @@ def _of_classes(
         "interval": bounds.get("difference"),
         "only_ours_right": only_ours,
         "only_theirs_right": only_theirs,
-        "p_value": float(binomtest(only_ours, differing).pvalue) if differing else 1.0,
+        "p_value": _p_value(gains, groups),
+        "by_group": groups is not None,
     }
+
+
+def _p_value(gains: np.ndarray[Any, Any], groups: Sequence[Any] | None) -> float:
+    """Return how often models that are equally good differ so much; gains (N,) are -1, 0 or 1."""
+    from scipy.stats import binomtest, permutation_test
+
+    if not gains.any():
+        return 1.0
+    if groups is None:
+        return float(binomtest(int((gains > 0).sum()), int((gains != 0).sum())).pvalue)
+    _, group = np.unique([str(one) for one in groups], return_inverse=True)
+    sums = np.bincount(group, weights=gains)
+    sums = sums[sums != 0]
+    if len(sums) < 2:  # which the test needs: of one group both signs are as likely
+        return 1.0
+    found = permutation_test(
+        (sums, np.zeros_like(sums)),
+        lambda x, y, axis: (x - y).sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        batch=100,
+        random_state=0,
+    )
+    return float(found.pvalue)
