@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from hf_transfer.base.boundary import printable, redacted, said
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
+from hf_transfer.base.threads import prepare
 from hf_transfer.data.sources import scan
 from hf_transfer.deciding.advise import advise
 from hf_transfer.deciding.advise_page import depth_chart
@@ -69,6 +70,7 @@ class Progress(TrainerCallback):
 
 def train(folder: Path) -> None:
     """Do what is asked in a folder, and tell of it there."""
+    prepare()  # counts what others compute from now on, not from when this was imported
     if hasattr(os, "nice"):
         os.nice(NICER)
     told = Told(folder)
