@@ -22,7 +22,7 @@ from hf_transfer.deciding.choosing import (
     expected_accuracy,
     gain,
 )
-from hf_transfer.deciding.depth import choose, depths_of
+from hf_transfer.deciding.depth import OPEN, choose, depths_of
 from hf_transfer.deciding.folds import folds, pairs
 from hf_transfer.deciding.probes import targets_of
 from hf_transfer.deciding.tuning import Candidate, Tuned, Work
@@ -161,10 +161,11 @@ class Attempts:
         depths = depths_of(groups, found, labels, targets, self.folds[:1], self.groups)
         choice = choose(depths, min(self.images.class_counts))
         took = time.monotonic() - began
-        why = f"unfreeze {choice.depth.words}: {choice.why}"
-        self.note(Tried("advice", why, seconds=took, kept=choice.depth.stages > 0))
-        if not choice.depth.stages:
+        if not choice.depth.stages or choice.sure == OPEN:  # trials know more than it does
+            self.note(Tried("advice", f"left open: {choice.why}", seconds=took))
             return tuning.candidates(epochs=epochs)
+        why = f"unfreeze {choice.depth.words}: {choice.why}"
+        self.note(Tried("advice", why, seconds=took, kept=True))
         return tuning.candidates(choice.depth.train, choice.depth.words, epochs)
 
     def fine_tune(self, epochs: float | None = None) -> None:

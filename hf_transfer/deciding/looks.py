@@ -46,8 +46,10 @@ class BackboneAdvice:
     @property
     def expected(self) -> float:
         """The score to expect on new images: halfway from the head alone to what probes on the
-        features of all that would train say, which training need not reach."""
-        return (self.evidence.depths[0].value + self.choice.depth.value) / 2
+        features of all that would train say, which training need not reach; never less than the
+        head alone, from which training starts."""
+        head = self.evidence.depths[0].value
+        return max(head, (head + self.choice.depth.value) / 2)
 
     @property
     def expected_interval(self) -> tuple[float, float]:

@@ -67,8 +67,13 @@ def test_a_doubtful_gain_unfreezes_as_little_as_is_even_with_the_best():
 
 
 def test_many_images_unfreeze_more_also_without_a_gain_of_probes():
-    assert choose(row(0.0, 0.0, -0.01, -0.02), 30).depth.stages == 0
+    assert choose(row(0.0, 0.0, -0.01, -0.02), 30).depth.stages == 1
     assert choose(row(0.0, 0.0, -0.01, -0.02), 200).depth.stages > 1
+
+
+def test_without_a_gain_of_probes_it_is_the_last_stage_and_open():
+    found = choose(row(0.01, 0.0, -0.01), 20)
+    assert (found.depth.stages, found.sure) == (1, "open")
 
 
 def test_images_that_differ_from_the_first_layers_on_unfreeze_everything():
