@@ -136,7 +136,7 @@ def test_a_run_of_several_labels_may_mix_smooth_and_repeat(place, several):
 def test_the_shipped_recipe_runs_on_a_table(task, place, several, numbers):
     table = {"multi_label": several[0] / "labels.csv", "regression": numbers[0] / "where.csv"}[task]
     settings = [f"data.path={table}", "data.image_size=32", "phases.*.epochs=1"]
-    settings += ["backbone=timm/test_resnet", "pretrained=false"]
+    settings += ["phases.*.min_steps=null", "backbone=timm/test_resnet", "pretrained=false"]
     settings += ["data.label_columns=[y]"] if task == "regression" else []
     settings += ["tta=true"] if task == "multi_label" else []
     report = run(load_recipe(task, settings), place / f"shipped-{task}")
