@@ -192,6 +192,8 @@ class Jobs:
         return begun and len(self._running) < self.limits.trainings
 
     def _start(self, job: Job) -> None:
+        if job.is_over:
+            return
         self.warm_up()
         job.state, job.started = "running", time.monotonic()
         assert self._nursery is not None
