@@ -40,7 +40,7 @@ from hf_transfer.results.run_folder import RunFolder
 from hf_transfer.serving.familiar import FILE, learn
 from hf_transfer.serving.hub import model_folder
 from hf_transfer.serving.predict import network_of
-from hf_transfer.training.exact_head import Solution, solve_head
+from hf_transfer.training.solver import Solution, solve_head
 
 KEPT = "features.safetensors"
 BATCH = 32

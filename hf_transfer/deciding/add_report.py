@@ -15,7 +15,7 @@ from hf_transfer.data.image_set import ImageData
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.words import ADDED, JsonDict
-from hf_transfer.training.exact_head import Solution
+from hf_transfer.training.solver import Solution
 
 
 def write_report(

@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hf_transfer.deciding.folds import pairs
-from hf_transfer.training.exact_head import half_scale, standard_scale
+from hf_transfer.training.solver import half_scale, standard_scale
 
 Kind = Literal["exact", "ridge", "lda"]
 STRENGTHS: dict[Kind, tuple[float, ...]] = {  # from the most regularised head to the least

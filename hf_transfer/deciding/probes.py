@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from hf_transfer.deciding.folds import cross_validated, pairs
 from hf_transfer.results.metrics.resampling import share_interval
-from hf_transfer.training.exact_head import standard_scale
+from hf_transfer.training.solver import standard_scale
 
 Floats = np.ndarray
 STRENGTHS = 10.0 ** np.arange(-3, 3.1, 0.5)  # penalties, by the mean square of an image

@@ -16,7 +16,7 @@ from hf_transfer.inputs.head_features import head_features
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import PROBED, PROBES, TASKS
 from hf_transfer.results.metrics.by_name import measure
-from hf_transfer.training.exact_head import standard_scale
+from hf_transfer.training.solver import standard_scale
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from hf_transfer.serving.export_formats import Whole, onnx_answers, openvino_ans
 from hf_transfer.serving.export_int8 import write_int8
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import predict
-from hf_transfer.training.exact_head import solve_head
+from hf_transfer.training.solver import solve_head
 
 TRAIN = 50  # images of each class that the head is solved on, and int8 is calibrated on
 BATCH = 32

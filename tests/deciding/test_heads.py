@@ -13,7 +13,7 @@ from hf_transfer.deciding.heads import (
     out_of_fold,
     temperature,
 )
-from hf_transfer.training.exact_head import solve_head
+from hf_transfer.training.solver import solve_head
 
 
 def cloud(count=90, width=12, classes=3, apart=1.0, seed=0):

@@ -14,7 +14,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.progress import EpochLines
 from hf_transfer.results.page import report_page
 from hf_transfer.training import exact_head
-from hf_transfer.training.exact_head import FOLDS, STRENGTHS, _folds, half_scale, solve_head
+from hf_transfer.training.solver import FOLDS, STRENGTHS, _folds, half_scale, solve_head
 
 SOLVE = {"train": "head", "solve": "lbfgs"}
 
