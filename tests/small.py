@@ -28,6 +28,7 @@ RESNET, VIT, CONVNEXT = "timm/test_resnet", "timm/test_vit", "timm/test_convnext
 HEAD = {"train": "head", "epochs": 2, "lr": 1e-2, "batch_size": 8}
 ALL = {"train": "all", "epochs": 1, "lr": 1e-3, "batch_size": 8}
 COLD = {**ALL, "cold_head": True}
+SOLVE = {"train": "head", "solve": "lbfgs"}
 
 
 def images(count: int = 24, size: int = 40, seed: int = 0) -> ImageSet:
@@ -126,6 +127,18 @@ def untimed(history: Any) -> list[dict[str, Any]]:
     timed = ("_runtime", "_per_second", "_preparation_time")
     rows = [{k: v for k, v in row.items() if not k.endswith(timed)} for row in history]
     return [row for row in rows if "train_loss" not in row]
+
+
+def features_of(model: Any, stored: ImageSet) -> tuple[np.ndarray, torch.Tensor]:
+    """Return what the head of a network gets for each image, and what it makes of it."""
+    model.eval()
+    found = []
+    head = model.get_submodule(f"{model.backbone.prefix}fc")
+    hook = head.register_forward_pre_hook(lambda module, args: found.append(args[0].detach()))
+    with torch.no_grad():
+        logits = model(pixel_values=Pixels(stored, model).pixels).logits
+    hook.remove()
+    return found[0].double().numpy(), logits
 
 
 def alexnet_like() -> nn.Module:

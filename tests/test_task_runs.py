@@ -144,3 +144,18 @@ def test_the_shipped_recipe_runs_on_a_table(task, place, several, numbers):
     assert report.headline is not None
     assert load_model(place / f"shipped-{task}").backbone.tta == (task == "multi_label")
     assert [phase.name for phase in report.phases] == ["head", "all"]
+
+
+@pytest.mark.parametrize(("task", "name"), [("multi_label", "lp_ft"), ("regression", "gradual")])
+def test_a_recipe_that_solves_for_the_head_holds_for_other_tasks(
+    task, name, place, several, numbers
+):
+    table = {"multi_label": several[0] / "labels.csv", "regression": numbers[0] / "where.csv"}[task]
+    settings = [f"task={task}", f"data.path={table}", "data.image_size=32", "phases.*.epochs=1"]
+    settings += ["phases.*.min_steps=null", "backbone=timm/test_resnet", "pretrained=false"]
+    settings += ["data.label_columns=[x,y]"] if task == "regression" else []
+    report = run(load_recipe(name, settings), place / f"{name}-{task}")
+    first, *later = report.phases
+    assert (first.solve, first.features) == ("lbfgs", "cached")
+    assert later
+    assert report.headline > (0.3 if task == "regression" else 0.5)

@@ -232,8 +232,8 @@ def phase_conflicts(spec: PhaseSettings, task: str, loss: str = "cross_entropy")
         yield f"pseudo is for task: classification, not {task}; remove it"
     if spec.solve and loss == "focal":
         yield "solve: lbfgs minimises cross-entropy; remove loss: focal, or write epochs: 10"
-    if spec.solve and task != CLASSIFICATION.name:
-        yield f"solve: lbfgs is for task: classification, not {task}; write epochs: 10 instead"
+    if spec.solve and TASKS[task].is_pretext:
+        yield f"solve: lbfgs is for labels and numbers, not for {task}; write epochs: 10 instead"
     if task == REGRESSION.name or TASKS[task].is_pretext:
         for key in ("label_smoothing", "mixup", "cutmix"):
             if getattr(spec, key):

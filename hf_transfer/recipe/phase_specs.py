@@ -173,7 +173,8 @@ class PhaseSettings:
     )
     solve: Literal["lbfgs"] | None = Field(
         default=None,
-        description="solve for the head exactly (logistic regression) instead of taking steps",
+        description="solve for the head exactly instead of taking steps: logistic regression, or "
+        "for numbers ridge regression",
     )
     still_norms: Switch | None = Field(
         default=None,

@@ -237,7 +237,8 @@ def _data_problems(spec: PhaseSpec, train: Any, own_loss: bool) -> list[str]:
     problems = []
     if spec.lr == "auto" and not by_place:
         problems.append("lr: auto needs a training set with a length; write a rate, say lr: 1e-3")
-    if spec.solve and isinstance(train, ImageSet) and len(np.unique(train.labels)) < 2:
+    classes = train.labels if isinstance(train, ImageSet) and train.labels.ndim == 1 else None
+    if spec.solve and classes is not None and len(np.unique(classes)) < 2:
         needs = f"training images of at least two classes, and all {len(train)} are of one"
         problems.append(_unsolvable(spec, needs))
     if named and not isinstance(train, ImageSet):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from hf_transfer.planning.phase import Phase
 from hf_transfer.training import checks
 from hf_transfer.training.loss import Objective
 from hf_transfer.training.solver import Solution, solve_head
+from hf_transfer.training.solver_targets import solve_labels, solve_numbers
 
 TOLERANCE = 1e-3  # of the logits' scale, between the solution's and those of the model with it
 
@@ -38,14 +40,14 @@ def fit_head(
     weight, bias = sorted((named[name] for name in phase.parameters), key=lambda p: -p.ndim)
     features, labels, images = replay.training_rows()
     objective = objective or Objective("classification")
-    solution = solve_head(
-        features,
-        labels,
-        len(bias),
-        images=images,
-        class_weights=None if objective.weights is None else objective.weights.numpy(),
-        seed=seed,
-    )
+    weights = None if objective.weights is None else objective.weights.numpy()
+    rows: dict[str, Any] = {"images": images, "seed": seed}
+    if objective.task == "regression":
+        solution = solve_numbers(features, labels, **rows)
+    elif objective.task == "multi_label":
+        solution = solve_labels(features, labels, presence_weights=weights, **rows)
+    else:
+        solution = solve_head(features, labels, len(bias), class_weights=weights, **rows)
     if objective.log_prior is not None:  # with it the solution is that of the plain loss
         found = solution.bias - objective.log_prior.double().numpy()
         solution = replace(solution, bias=found)
@@ -88,4 +90,5 @@ def _apart(
     found = logits_of(model(features=values))
     model.train(training)
     expected = features[rows] @ solution.weight.T + solution.bias
-    return float(np.abs(found.double().cpu().numpy() - expected).max() / np.abs(expected).max())
+    scale = max(float(np.abs(expected).max()), np.finfo(np.float32).eps)  # numbers may all be alike
+    return float(np.abs(found.double().cpu().numpy() - expected).max()) / scale

@@ -313,7 +313,7 @@ class PhaseRunner:
         self.processes.take_first(p for p in trainer.model.parameters() if p.requires_grad)
         first = trainer.is_local_process_zero(), trainer.is_world_process_zero()
         trainer.state = exact_head.trained_state(solution, first)
-        strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.log_loss}
+        strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.validated}
         trainer.log({"loss": solution.loss, **strength})
         if trainer.eval_dataset is not None:
             trainer.evaluate()

@@ -28,15 +28,15 @@ RARE = 0.1  # of the features' median deviation: below it one is not blown up to
 
 @dataclass(frozen=True)
 class Solution:
-    """A dense layer: `weight` (classes, features), `bias` (classes,), and how it was chosen."""
+    """A dense layer: `weight` (outputs, features), `bias` (outputs,), and how it was chosen."""
 
     weight: np.ndarray
     bias: np.ndarray
     strength: float  # C, the inverse of the regularisation's
-    log_loss: float  # predicted in cross-validation
+    validated: float  # the loss, predicted in cross-validation
     steps: int  # of the solver
     converged: bool
-    loss: float  # mean log loss of the rows that it was found on
+    loss: float  # mean of the rows that it was found on
 
 
 def solve_head(
@@ -145,13 +145,26 @@ def _folds(labels: np.ndarray, images: np.ndarray | None, seed: int) -> np.ndarr
     return fold[image]
 
 
+def _pairs(folds: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows outside and inside of each fold that is predicted, by each row's fold."""
+    tried = range(FOLDS) if len(folds) <= FOLD_ROWS else range(1)
+    pairs = ((np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in tried)
+    return [(others, fold) for others, fold in pairs if len(others) and len(fold)]
+
+
+def fold_pairs(
+    rows: int, images: np.ndarray | None, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows to solve for and those to predict, of each fold; rows of one image, by
+    `images` (N,), stay together. None where there is but one image."""
+    return _pairs(_folds(np.zeros(rows, np.int64), images, seed))
+
+
 def _search(
     features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, folds: np.ndarray
 ) -> tuple[float, float]:
     """Return the strength whose predictions of left-out folds have the least log loss, and it."""
-    tried = range(FOLDS) if len(labels) <= FOLD_ROWS else range(1)
-    parts = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in tried]
-    parts = [(a, b) for a, b in parts if len(b) and len(np.unique(labels[a])) > 1]
+    parts = [(a, b) for a, b in _pairs(folds) if len(np.unique(labels[a])) > 1]
     if not parts:
         return 1.0, float("nan")
     models = [_model(STRENGTHS[0], SEARCH_STEPS, SEARCH_PRECISION) for _ in parts]

@@ -276,7 +276,7 @@ BAD = {
     HEAD + "data: {label_columns: [a]}\n": (2, "for task: multi_label or regression"),
     HEAD + "task: regression\ndata: {train_per_class: 3}\n": (3, "combined with task: regr"),
     HEAD + "task: multi_label\ncompare: {per_class: [2]}\n": (3, "compare is for task: class"),
-    "task: multi_label\nphases: [{train: head, solve: lbfgs}]\n": (2, "lbfgs is for task: class"),
+    "task: rotation\nphases: [{train: head, solve: lbfgs}]\n": (2, "for labels and numbers, not"),
     "task: regression\nphases: [{train: head, epochs: 1, mixup: 1}]\n": (2, "mixup is for labels"),
     "task: multi_label\nphases: [{train: head, epochs: 1, best: accuracy}]\n": (
         2,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sample_report import sample_report
 from sklearn.linear_model import LogisticRegression
-from small import ALL, HEAD, VIT, Pixels, alexnet_like, images, network, state, trained
+from small import ALL, HEAD, SOLVE, VIT, alexnet_like, features_of, images, network, state, trained
 from torch import nn
 
 from hf_transfer.base.errors import UserError
@@ -15,8 +15,6 @@ from hf_transfer.progress import EpochLines
 from hf_transfer.results.page import report_page
 from hf_transfer.training import exact_head
 from hf_transfer.training.solver import FOLDS, STRENGTHS, _folds, half_scale, solve_head
-
-SOLVE = {"train": "head", "solve": "lbfgs"}
 
 
 def blobs(rows=150, sides=8, classes=3, noise=1.0, seed=0):
@@ -69,7 +67,7 @@ def test_cross_validation_regularises_noise_more_than_signal():
     random = np.random.default_rng(0)
     noise = solve_head(random.normal(size=(60, 40)), np.arange(60) % 3, 3)
     assert noise.strength < signal.strength
-    assert noise.log_loss == pytest.approx(np.log(3), rel=0.1)  # knows that it knows nothing
+    assert noise.validated == pytest.approx(np.log(3), rel=0.1)  # knows that it knows nothing
     assert STRENGTHS[0] <= noise.strength <= STRENGTHS[-1]
 
 
@@ -88,7 +86,7 @@ def test_the_strength_is_that_of_an_exhaustive_cross_validation():
             lost.append(-np.log(guessed[range(len(guessed)), labels[folds == fold]]).mean())
         losses.append(np.mean(lost))
     assert found.strength == STRENGTHS[int(np.argmin(losses))]
-    assert found.log_loss == pytest.approx(min(losses), rel=1e-2)
+    assert found.validated == pytest.approx(min(losses), rel=1e-2)
 
 
 def test_a_unit_that_was_nearly_silent_in_training_does_not_decide_over_a_new_image():
@@ -134,17 +132,6 @@ def test_it_is_deterministic():
     one, two = (solve_head(*blobs(), 3, seed=4) for _ in range(2))
     assert np.array_equal(one.weight, two.weight)
     assert np.array_equal(one.bias, two.bias)
-
-
-def features_of(model, stored):
-    model.eval()
-    found = []
-    head = model.get_submodule(f"{model.backbone.prefix}fc")
-    hook = head.register_forward_pre_hook(lambda module, args: found.append(args[0].detach()))
-    with torch.no_grad():
-        logits = model(pixel_values=Pixels(stored, model).pixels).logits
-    hook.remove()
-    return found[0].double().numpy(), logits
 
 
 def test_a_solve_phase_writes_the_optimum_of_the_live_networks_features(tmp_path):
