@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -75,6 +76,7 @@ def demo(
     if wait:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+        gc.freeze()  # what is loaded stays: going through it made the end take seconds more
         page.block_thread()
     return page
 

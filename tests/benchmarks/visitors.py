@@ -143,8 +143,10 @@ def main() -> int:
             time.sleep(SETTLE_SECONDS)
             after = memory_mb(server.pid)
         finally:
+            asked_to_end = time.monotonic()
             server.terminate()
-            server.wait(30)
+            server.wait(60)
+            print(f"the server ended {time.monotonic() - asked_to_end:.1f} s after it was asked to")
     return told(everyone, before, after)
 
 
