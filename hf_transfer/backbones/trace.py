@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,8 @@ def trace_layout(
     """
     named = dict(model.named_parameters())
     seen = _watched(model, image)
-    used, crossing = seen.order(), seen.crossing()
+    used = [name for name in seen.order() if name not in seen.aside]
+    crossing = seen.crossing()
     order = [*used, *(name for name in named if name not in set(used))]
     bare = lambda names: tuple(name.removeprefix(prefix) for name in names)  # noqa: E731
     new, spared = {name.removeprefix(prefix) for name in head}, exempt_from_decay(model)
@@ -172,11 +173,31 @@ def _watched(model: nn.Module, image: dict[str, Any]) -> Uses:
 
 def _run_itself(model: nn.Module, shape: tuple[int, ...]) -> Uses:
     with _evaluating(model):
-        return _run(model, shape)
+        return _run(model, shape)[0]
 
 
 def _run_ghost(model: nn.Module, shape: tuple[int, ...]) -> Uses:
-    return _run(_ghost(model).eval(), shape)
+    """Run a copy without numbers, and note what acts in it and reaches no output: the pooled token
+    of a CLIP that classifies the mean of all others. No step would move it."""
+    ghost = _ghost(model).eval()
+    with torch.enable_grad():
+        seen, outputs = _run(ghost, shape)
+        reached = [each for each in _tensors(outputs) if each.requires_grad]
+        named = {name: p for name, p in ghost.named_parameters() if p.requires_grad}
+        if reached:
+            total = torch.stack([each.sum() for each in reached]).sum()
+            found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+            seen.aside |= {name for name, one in zip(named, found, strict=True) if one is None}
+    return seen
+
+
+def _tensors(outputs: Any) -> Iterator[torch.Tensor]:
+    """Return all tensors in what a network returns."""
+    if isinstance(outputs, torch.Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping | tuple | list):
+        for each in outputs.values() if isinstance(outputs, Mapping) else outputs:
+            yield from _tensors(each)
 
 
 def _ghost(model: nn.Module) -> nn.Module:
@@ -192,14 +213,14 @@ def _ghost(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, ghosts)
 
 
-def _run(model: nn.Module, shape: tuple[int, ...]) -> Uses:
+def _run(model: nn.Module, shape: tuple[int, ...]) -> tuple[Uses, Any]:
     like = next(p for p in model.parameters() if p.is_floating_point())
     pixels = torch.zeros(shape, device=like.device, dtype=like.dtype)
     named = "pixel_values" in inspect.signature(model.forward).parameters
     watch = Uses(model)
     with _calls(model, watch), watch:
-        model(**{"pixel_values": pixels}) if named else model(pixels)
-    return watch
+        outputs = model(**{"pixel_values": pixels}) if named else model(pixels)
+    return watch, outputs
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class Uses(Watch):
         self.size = {name: p.numel() for name, p in model.named_parameters()}
         self.made = {id(b): (b, frozenset[str]()) for b in model.buffers()}
         self.acted: dict[str, None] = {}
+        self.aside: set[str] = set()  # what acts, and reaches no output
         self.touched: dict[str, tuple[int, int]] = {}  # how many had acted, been touched, before
         self.operations = 0
         self.touched_in: dict[str, int] = {}  # the operation that a parameter is first touched in

@@ -54,6 +54,21 @@ def test_what_never_runs_is_named() -> None:
     assert traced(Network()).unused == ("mask_token",)
 
 
+def test_what_runs_and_reaches_no_output_is_named_with_what_never_runs() -> None:
+    class Pooled(Network):
+        def forward(self, pixels: Tensor) -> Tensor:
+            pooled = self.first(pixels).mean((2, 3))
+            nn.functional.layer_norm(pooled, (6,), self.mask_token)
+            return super().forward(pixels)
+
+    class Several(Pooled):
+        def forward(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+            return super().forward(pixels), {"boxes": pixels.mean() * self.mask_token}
+
+    assert traced(Pooled()).unused == ("mask_token",)
+    assert traced(Several()).unused == ()
+
+
 def test_multiply_adds_are_those_of_one_image() -> None:
     layout = traced(Network())
     macs = {name: macs for (name, _), macs in zip(layout.parameters, layout.macs, strict=True)}
