@@ -226,8 +226,15 @@ def _placed(recipe: Recipe, tree: Node) -> Recipe:
 def _with_lines(phases: Sequence[Phase], nodes: Node) -> tuple[Phase, ...]:
     pairs = zip(phases, nodes.value, strict=True)
     return tuple(
-        dataclasses.replace(phase, place=node.place if node.line else "") for phase, node in pairs
+        dataclasses.replace(phase, place=_place_of(node) if node.line else "")
+        for phase, node in pairs
     )
+
+
+def _place_of(phase: Node) -> str:
+    """Return where a phase stands, and what --set has changed of it."""
+    inner = (child.place for _, child in phase.value)
+    return ", ".join(dict.fromkeys((phase.place, *(p for p in inner if p.startswith("--set")))))
 
 
 def dump_recipe(recipe: Recipe) -> str:

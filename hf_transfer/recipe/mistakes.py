@@ -18,6 +18,7 @@ from hf_transfer.recipe.yaml_nodes import Node, Pairs, from_python
 
 Problem = tuple[int, str]  # a line (0 = none), and "place: what; remedy"
 Schema = Mapping[str, Any]
+PARTS = {"PhaseSpec": "a phase: phases.0", "DataSpec": "data: data"}
 
 
 @cache
@@ -60,7 +61,7 @@ class Reading:
             if key in seen:
                 wrong = f"{key} is there twice, first at {seen[key].place}; remove one of them"
             elif known and key not in known:
-                wrong = f"unknown key {key!r} in {node.name}{_remedy(key, known)}"
+                wrong = f"unknown key {key!r} in {node.name}{self._remedy(key, known)}"
             if wrong:
                 self.problems += child.wrong(wrong).problems
                 self._spoiled.add(id(node))
@@ -68,6 +69,15 @@ class Reading:
                 values[key] = self._plain(child, _value(schema, key))
             seen.setdefault(key, child)
         return values
+
+    def _remedy(self, key: str, known: Mapping[str, Any]) -> str:
+        """Return what to do about an unknown key, which may be one of another part."""
+        for part, place in PARTS.items():
+            if key in self.defs.get(part, {}).get("properties", {}):
+                return f"; it is a key of {place}.{key}"
+        if key in self.schema.get("properties", {}):
+            return f"; it is a key of the recipe itself: {key}"
+        return _remedy(key, known)
 
     # --- what pydantic finds, in words -------------------------------------------------------
 

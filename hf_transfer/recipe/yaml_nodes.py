@@ -193,8 +193,10 @@ def _set(tree: Node, keys: list[str], new: Node, done: list[str]) -> Node:
         count = len(tree.value)
         chosen = _all(tree.value, rest) if key == "*" else [int(key)] if key.isdecimal() else []
         if not chosen or chosen[-1] >= count:
-            allowed = f"0 to {count - 1}, or *" if count else "none: the list is empty"
-            raise new.wrong(f"there is no {'.'.join(done)}; the numbers are {allowed}")
+            allowed = f"the numbers are 0 to {count - 1}, or *" if count else "the list is empty"
+            if count == 1:
+                allowed = "the only number is 0"
+            raise new.wrong(f"there is no {'.'.join(done)}; {allowed}")
         children = [
             _set(child, rest, replace(new, name=_name(new, child, rest)), done)
             if i in chosen

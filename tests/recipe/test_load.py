@@ -452,8 +452,12 @@ def test_an_override_sets_what_it_names_and_nothing_else(setting, read):
         ("=3", "write KEY=VALUE"),
         ("data..path=x", "write KEY=VALUE"),
         ("sed=3", "unknown key 'sed' in the recipe; nearest: seed"),
+        ("batch_size=3", "in the recipe; it is a key of a phase: phases.0.batch_size"),
+        ("data.lr=3", "in data; it is a key of a phase: phases.0.lr"),
+        ("image_size=96", "in the recipe; it is a key of data: data.image_size"),
+        ("phases.0.seed=3", "in phases[0]; it is a key of the recipe itself: seed"),
         ("phases.0.epoch=3", "unknown key 'epoch' in phases[0]; nearest: epochs"),
-        ("phases.1.epochs=3", "there is no phases.1; the numbers are 0 to 0, or *"),
+        ("phases.1.epochs=3", "there is no phases.1; the only number is 0"),
         ("phases.first.epochs=3", "there is no phases.first"),
         ("phases.0.train.x=3", "phases.0.train is 'head' and has no keys to set"),
         ("phases.0.lr=fast", "of the last; or auto, got 'fast'"),
@@ -593,3 +597,9 @@ def test_recipes_import_neither_torch_nor_numpy():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
     )
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_phase_that_an_override_changed_names_both_places():
+    recipe = parse_recipe(HEAD, "a.yaml", ["phases.0.train=heads", "seed=3"])
+    assert recipe.phases[0].place.endswith(", --set phases.0.train=heads")
+    assert recipe.phases[0].place.startswith("a.yaml:")
