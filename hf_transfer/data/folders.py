@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.contents import begins_like_image
-from hf_transfer.data.split_names import split_of
+from hf_transfer.data.split_names import split_hinted, split_of
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -195,11 +195,19 @@ def _refuse_odd_shapes(listing: Listing, tops: dict[str, _Top]) -> None:
     """Raise DataError where the folders cannot be classes."""
     root = listing.root
     folders = [name.rstrip("/") for name in listing.folders if name.count("/") == 1]
-    if folders and all(split_of(name) for name in folders):
+    if folders and (all(split_of(name) for name in folders) or _hint_at_splits(tops)):
         holds = any(top.inner for top in tops.values())
+        remedy = (
+            "give the folders these names"
+            if holds
+            else (
+                f"which hold{'s' * (len(folders) == 1)} no folders: sort the images into one per "
+                "class, or list them in a table"
+            )
+        )
         raise DataError(
             f"{root}: expected train with one folder per class, and perhaps validation and test; "
-            f"found {', '.join(folders)}" + ("" if holds else ", which hold no folders")
+            f"found {_few(folders)}{'; ' if holds else ', '}{remedy}"
         )
     inner = [set(top.inner) for top in tops.values()]
     if len(tops) < 2 or any(top.direct for top in tops.values()):
@@ -211,6 +219,13 @@ def _refuse_odd_shapes(listing: Listing, tops: dict[str, _Top]) -> None:
             "Are these the classes? Then call the outer folders train, validation and test, or "
             "list the images in a table"
         )
+
+
+def _hint_at_splits(tops: Iterable[str]) -> bool:
+    """Return whether most folders are called like different splits: train2017, val2017, more."""
+    hints = [split_hinted(name) for name in tops]
+    found = {split for split in hints if split}
+    return "train" in found and len(found) > 1 and 2 * hints.count(None) < len(hints)
 
 
 def _few(names: Iterable[str]) -> str:

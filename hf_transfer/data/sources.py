@@ -48,6 +48,8 @@ from hf_transfer.recipe.tasks import TASKS, check_task
 
 __all__ = ["SPLITS", "DataError", "Scan", "limited", "list_source", "near_places", "scan"]
 
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2")
+
 
 @checked
 def scan(
@@ -125,6 +127,8 @@ def _read(path: Path, spec: DataSpec, task: str) -> Scan:
 
 def _of_folders(listing: Listing) -> Scan:
     images = listing.images
+    if packed := [name for name in listing.files if not images and name.endswith(PACKED)]:
+        raise DataError(f"{listing.root}: no images; unpack {packed[0]} first")
     if images and not any("/" in name for name in images):
         raise DataError(
             f"{listing.root}: {len(images):,} images lie in the folder itself; put each in a "
@@ -227,8 +231,13 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _nested(folder: Path) -> str:
-    inner = sorted(list_folder(folder).folders) if folder.is_dir() else []
-    inner = [name.rstrip("/") for name in inner if name.count("/") == 1]
+    listing = list_folder(folder) if folder.is_dir() else None
+    folders = [name.rstrip("/") for name in listing.folders] if listing else []
+    inner = [name for name in folders if "/" not in name]
+    while len(inner) == 1:  # archive/flowers/flowers, as downloads are packed
+        folder, (above,) = folder / inner[0].rpartition("/")[2], inner
+        inner = [name for name in folders if name.rpartition("/")[0] == above]
+    inner = [name.rpartition("/")[2] for name in inner]
     if len(inner) < 2:
         return "; a classifier needs at least two"
     few = ", ".join(inner[:3]) + (", ..." if len(inner) > 3 else "")
@@ -242,9 +251,7 @@ def _table_in(listing: Listing) -> str:
 
 def _not_there(path: Path) -> str:
     if path.exists():
-        unpack = (
-            "; unpack it first" if path.suffix in (".zip", ".tar", ".gz", ".tgz", ".7z") else ""
-        )
+        unpack = "; unpack it first" if path.suffix.lower() in PACKED else ""
         return (
             f"data {str(path)!r}: a file, not a folder of class folders or a table "
             f"({', '.join(SUFFIXES)}, .parquet){unpack}"

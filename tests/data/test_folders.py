@@ -140,3 +140,25 @@ def test_a_listing_is_sorted_whatever_the_names(tmp_path):
     files = list_folder(tmp_path).files
     assert list(files) == sorted(files)
     assert len(files) == 5
+
+
+def test_split_words_with_numbers_and_others_are_no_classes(tmp_path):
+    for number, names in enumerate(
+        ("train test1", "train2017 val2017 test2017 unlabeled2017", "stage1_train stage1_test")
+    ):
+        assert "which hold no folders" in refused(made(tmp_path / f"{number}", *names.split()))
+    assert "give the folders these names" in refused(
+        made(tmp_path / "digits", "train_1/a", "train_1/b", "val_1/a", "val_1/b")
+    )
+    made(tmp_path / "classes", "train", "car", "bus", "test tube")
+    assert found(tmp_path / "classes").labels == ("bus", "car", "test tube", "train")
+
+
+def test_a_folder_in_a_folder_in_a_folder_is_suggested(tmp_path):
+    made(tmp_path, "archive/flowers/flowers/daisy", "archive/flowers/flowers/rose")
+    assert f"did you mean {tmp_path}/archive/flowers/flowers?" in refused(tmp_path)
+
+
+def test_an_archive_among_no_images_is_named(tmp_path):
+    (tmp_path / "train.zip").write_bytes(b"x")
+    assert refused(tmp_path) == f"{tmp_path}: no images; unpack train.zip first"
