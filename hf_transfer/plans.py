@@ -14,8 +14,8 @@ from hf_transfer.base.files import expanded
 from hf_transfer.base.machine import multiplies_bf16
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.beside import count_beside
-from hf_transfer.data.findings import public_name
-from hf_transfer.data.sources import scan
+from hf_transfer.data.findings import NO_LABELLED_IMAGE, public_name
+from hf_transfer.data.sources import Scan, scan
 from hf_transfer.planning.cost import measure_speed
 from hf_transfer.planning.data_checks import Counts
 from hf_transfer.planning.groups import LayerGroups, group_layers
@@ -113,20 +113,18 @@ def _plan_on_data(
 ) -> Plan:
     found = scan(recipe.data, recipe.seed, recipe.task)
     planned = _plan(recipe, drawn, found.counts, speed, processes, found.images, probed)
-    notes = [_not_used(found.ignored)] if found.ignored else []
+    notes = [_not_used(found)] if found.ignored else []
     if count := count_beside(recipe):
         notes.append(BESIDE.format(count=count))
     return dataclasses.replace(planned, notes=(*planned.notes, *notes))
 
 
-def _not_used(ignored: Sequence[str]) -> str:
+def _not_used(found: Scan) -> str:
     """Return what to say of what lies among the images and is none of them, folders first."""
-    names = sorted(ignored, key=lambda name: not name.endswith("/"))
+    names = sorted(found.ignored, key=lambda name: not name.endswith("/"))
     few = ", ".join(printable(public_name(name)) for name in names[:FEW])
     more = f" and {len(names) - FEW:,} more" if len(names) > FEW else ""
-    return (
-        f"not used: {few}{more} (not an image by its name, in no class folder, or without a label)"
-    )
+    return f"not used: {few}{more}" + (f" ({NO_LABELLED_IMAGE})" if found.table is None else "")
 
 
 def _labelled(recipe: Recipe) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.base.errors import DataError
-from hf_transfer.data.findings import Finding, finding
+from hf_transfer.data.findings import NO_LABELLED_IMAGE, Finding, finding
 from hf_transfer.data.image_groups import together
 from hf_transfer.data.image_settings import ImageSettings, share_lost
 from hf_transfer.data.near_duplicates import near_duplicates
@@ -94,7 +94,7 @@ def audit(
     findings = _bad(found, seen, spec) + _unusual(found, seen, settings)
     findings += _cropped(found, seen, settings)
     if found.ignored:
-        done = "not used: not an image by its name, in no class folder, or without a label"
+        done = "not used" + (f": {NO_LABELLED_IMAGE}" if found.table is None else "")
         findings.append(finding("ignored", found.ignored, done))
     usable = np.ones(len(found.files), bool)
     usable[list(seen.errors)] = False
@@ -130,9 +130,11 @@ def _bad(found: Scan, seen: Seen, spec: DataSpec) -> list[Finding]:
     rows = sorted(seen.errors)
     if len(rows) > allowed:
         few = "; ".join(seen.errors[row][1] for row in rows[:3])
+        lost = all(seen.errors[row][0] == "missing" for row in rows) and found.table is None
+        where = f"; names are relative to {found.root}" if lost else ""
         raise DataError(
             f"{found.path}: {len(rows):,} of {len(found.files):,} images are unusable, and "
-            f"data.max_bad allows {allowed:,}: {few}" + ("; ..." if len(rows) > 3 else "")
+            f"data.max_bad allows {allowed:,}: {few}" + ("; ..." if len(rows) > 3 else "") + where
         )
     findings = []
     for kind, done in LEFT_OUT.items():

@@ -15,12 +15,14 @@ from typing import Any
 
 from hf_transfer.base.bars import quiet_datasets
 from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.download import answering_hub
 from hf_transfer.base.errors import DataError
 from hf_transfer.data import reading
 from hf_transfer.data.split_names import split_of
 from hf_transfer.data.tables import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
+    SUFFIXES,
     LabelledImage,
     column,
     group_name,
@@ -101,6 +103,8 @@ def is_datasets(path: Path, files: Sequence[str] = ()) -> bool:
         return path.suffix.lower() in FILES
     if path.is_dir():
         return any(name in SAVED or name.lower().endswith(tuple(FILES)) for name in files)
+    if path.suffix.lower() in (*SUFFIXES, *FILES):
+        return False
     name = str(path)
     return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not path.parent.exists()
 
@@ -112,6 +116,8 @@ def read_datasets(
     order (empty where it has none) and what was ignored. Raises DataError, one line."""
     with untrusted(f"data {str(path)!r}", kind=DataError), quiet_datasets():
         loaded = _loaded(path, files, spec)
+        if not any(map(len, loaded.values())):
+            raise DataError(f"{path}: no rows; expected a row per image")
         rows: list[LabelledImage] = []
         images: dict[str, Any] = {}
         columns: tuple[str, ...] = ()
@@ -120,7 +126,7 @@ def read_datasets(
         for key, table in loaded.items():
             split = _split_of(key, loaded)
             if split is None:
-                ignored.append(f"{key}/ ({len(table):,} images of a split that is not used)")
+                ignored.append(f"{key}/ ({_images(len(table))} of a split that is not used)")
                 continue
             image, columns = _columns(path, spec, table.features)
             orders[key] = _class_names(table.features[columns[0]]) if len(columns) == 1 else ()
@@ -128,7 +134,7 @@ def read_datasets(
             found, unlabelled = _rows(path, key, split, table, columns, orders[key], group, task)
             rows += found
             if unlabelled:
-                ignored.append(f"{key}/ ({unlabelled:,} images without a label)")
+                ignored.append(f"{key}/ ({_images(unlabelled)} without a label)")
             images[key] = _undecoded(path, table, image)
         told = [row.target for row in rows]
         order = _order(path, orders)
@@ -136,6 +142,10 @@ def read_datasets(
             order = tuple(name for name in order if any(name in target for target in told))
         order = order or names_of(str(path), task, columns, told)
         return ImageTable(images, _folders(path, files)), rows, order, tuple(ignored)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def read_images(path: Path) -> ImageTable:
@@ -293,7 +303,12 @@ def _load(path: Path, files: Sequence[str], spec: DataSpec) -> dict[str, Any]:
         kind = FILES[path.suffix.lower()]
         found = datasets.load_dataset(kind, _version([path]), data_files=str(path))
     elif any(name in SAVED for name in files):
-        found = datasets.load_from_disk(str(path))
+        try:
+            found = datasets.load_from_disk(str(path))
+        except IndexError as error:  # of a saved table without rows it finds no first part
+            raise DataError(
+                f"{path}: no rows in it, or in one of its splits; save it again without that"
+            ) from error
     elif path.is_dir():
         by_split = _data_files(path, files)
         kind = FILES[os.path.splitext(next(iter(by_split.values()))[0])[1].lower()]
@@ -301,7 +316,7 @@ def _load(path: Path, files: Sequence[str], spec: DataSpec) -> dict[str, Any]:
         found = datasets.load_dataset(kind, _version(every), data_files=by_split)
     else:
         remedy = "it is neither a folder nor a data set on the Hub that can be reached"
-        with untrusted(f"data {str(path)!r}", remedy, DataError):
+        with untrusted(f"data {str(path)!r}", remedy, DataError), answering_hub():
             found = datasets.load_dataset(str(path), name=spec.config)
     return dict(found) if isinstance(found, dict) else {"train": found}
 

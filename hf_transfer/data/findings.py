@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NAMED = 50  # files named per kind; the rest are counted
+NO_LABELLED_IMAGE = "not an image by its name, in no class folder, or without a label"
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
+from hf_transfer.data.folders import IMAGE_SUFFIXES
 from hf_transfer.data.split_names import split_of
 from hf_transfer.data.targets import MISSING, Target, check_separator, read_target, target_names
 from hf_transfer.recipe.specs import DataSpec
@@ -22,6 +24,7 @@ from hf_transfer.recipe.specs import DataSpec
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 IMAGE_COLUMNS = ("image", "path", "file", "file_name", "filename")
 LABEL_COLUMNS = ("label", "class")
+HEADER_ROWS = 100  # of JSON Lines, where a row may lack columns
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -144,29 +147,36 @@ def _text_of(path: Path) -> Iterator[None]:
 def header_of(path: Path) -> tuple[str, ...]:
     """Return the names of a table's columns; empty for a table without rows."""
     with _text_of(path):
-        return next((tuple(record) for _, record in _records(path)), ())
+        first = islice(_records(path), HEADER_ROWS if _is_json(path) else 1)
+        return tuple(dict.fromkeys(name for _, record in first for name in record))
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    return _json_lines(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv(path)
+    return _json_lines(path) if _is_json(path) else _csv(path)
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() in (".jsonl", ".ndjson")
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+        delimiter = "\t" if "\t" in header else max(",;|", key=header.count)
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
         columns = [name.strip() for name in next(reader, ())]
+        above = reader.line_num
         for cells in reader:
+            line, above = above + 1, reader.line_num  # where the row begins, if a cell goes on
             more = [cell for cell in cells[len(columns) :] if cell.strip()]
             if more:
                 raise DataError(
-                    f"{path}:{reader.line_num}: {len(cells)} cells where the header has "
+                    f"{path}:{line}: {len(cells)} cells where the header has "
                     f"{len(columns)}; put a cell that holds {delimiter!r} in quotes"
                 )
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, _once(zip(columns, cells, strict=False))
+                yield line, _once(zip(columns, cells, strict=False))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -205,6 +215,11 @@ def column(
             found = [name for name in columns if same(name).strip() == same(choice)]
             if found:
                 return found[0]
+    if any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in columns):
+        raise DataError(
+            f"{path}: the first line must name the columns, as in image,label; it is "
+            f"{','.join(columns)}"
+        )
     raise DataError(
         f"{path}: no column {wanted!r}; set data.{key} to one of its columns: {', '.join(columns)}"
     )

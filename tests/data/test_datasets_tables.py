@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from hf_transfer.base.errors import DataError
+from hf_transfer.data.datasets_tables import is_datasets
 from hf_transfer.data.sources import Scan, scan
 from hf_transfer.recipe.specs import DataSpec
 
@@ -234,3 +235,17 @@ def test_tables_that_are_replaced_at_the_same_time_are_read_again(tmp_path, kind
         seen.append((content(scanned), [scanned.identity(row) for row in range(4)]))
     assert seen[0][0] != seen[1][0]
     assert not set(seen[0][1]) & set(seen[1][1])
+
+
+@pytest.mark.parametrize("empty", [datasets.Dataset, datasets.DatasetDict])
+def test_a_saved_data_set_without_rows_is_one_line(tmp_path, empty):
+    rows = datasets.Dataset.from_dict({"image": [], "label": []})
+    rows = rows if empty is datasets.Dataset else datasets.DatasetDict(train=rows)
+    rows.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match="no rows"):
+        found(tmp_path / "saved")
+
+
+def test_a_table_that_is_not_there_is_no_data_set_of_the_hub():
+    assert not is_datasets(Path("tables/labels.csv"))
+    assert not is_datasets(Path("tables/labels.parquet"))

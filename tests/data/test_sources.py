@@ -531,4 +531,4 @@ def test_datasets_give_lists_of_class_labels_texts_and_numbers(tmp_path):
     assert found("regression", "box").targets[2] == (5.0, 6.0)
     ages = found("regression", "age")
     assert ages.targets == ((1.5,), (3.0,))
-    assert ages.ignored == ("train/ (1 images without a label)",)
+    assert ages.ignored == ("train/ (1 image without a label)",)

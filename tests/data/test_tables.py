@@ -158,3 +158,27 @@ def test_metadata_without_labels_leaves_folders_their_classes(tmp_path):
 
 def test_a_user_that_is_not_there_is_one_line():
     assert "home directory" in refused(Path("~nosuchuser/flowers"))
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"), [("l.csv", "|"), ("l.csv", "\t"), ("l.tsv", ","), ("l.tsv", ";")]
+)
+def test_the_header_decides_on_the_separator(tmp_path, name, separator):
+    text = "image,label\n1.jpg,cat\n2.jpg,dog\n".replace(",", separator)
+    assert pairs(found(written(tmp_path, text, name))) == {"1.jpg": "cat", "2.jpg": "dog"}
+
+
+def test_a_table_without_a_header_is_told_what_it_lacks(tmp_path):
+    message = refused(written(tmp_path, "1.jpg,cat\n2.jpg,dog\n"))
+    assert "the first line must name the columns, as in image,label; it is 1.jpg,cat" in message
+
+
+def test_a_quote_that_does_not_end_is_named_where_it_begins(tmp_path):
+    message = refused(written(tmp_path, 'image,label\n1.jpg,cat\n"2.jpg,dog\n3.jpg,cat\n'))
+    assert "l.csv:3: no label" in message
+
+
+def test_a_row_of_json_that_lacks_a_column_is_named_wherever_it_is(tmp_path):
+    rows = [{"image": "1.jpg"}, {"image": "2.jpg", "label": "cat"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    assert "l.jsonl:1: no label" in refused(written(tmp_path, text, "l.jsonl"))
