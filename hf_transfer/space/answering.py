@@ -53,9 +53,7 @@ def answers(images: Sequence[Asked], models: Sequence[Shown], site: Site) -> lis
     good = [image.file for image, why in zip(images, whys, strict=True) if not why]
     columns = []
     for model in models:
-        with site.networks.lock:
-            network = site.networks.of(model)
-            found = iter(predict(network, good, unknown=_knows(network)) if good else [])
+        found = iter(site.networks.ask(model, lambda network: _said(network, good)))
         columns.append(
             [
                 Prediction(image.name, error=why) if why else _cleaned(next(found), image)
@@ -63,6 +61,10 @@ def answers(images: Sequence[Asked], models: Sequence[Shown], site: Site) -> lis
             ]
         )
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _said(network: PreTrainedModel, files: Sequence[Path]) -> list[Prediction]:
+    return predict(network, files, unknown=_knows(network)) if files else []
 
 
 def _knows(network: PreTrainedModel) -> bool:
@@ -135,10 +137,9 @@ def _similar(image: Asked, model: Shown, site: Site) -> str:
     known = model.known
     if known is None:
         return ""
-    with site.networks.lock:
-        query = embed(site.networks.of(model), [image.file], keep=False).features[0]
+    found = site.networks.ask(model, lambda network: embed(network, [image.file], keep=False))
     cells = []
-    for file, label, cosine in known.near(query, SIMILAR):
+    for file, label, cosine in known.near(found.features[0], SIMILAR):
         try:
             cells.append((thumbnail(file, site.limits), label, f"{cosine:.0%} alike"))
         except (Refused, OSError):
@@ -169,8 +170,7 @@ def explained(
     """Return the picture under its heat map, the label and its probability. Raises UserError."""
     from hf_transfer.serving.explain import explain
 
-    with site.networks.lock:
-        (found,) = explain(site.networks.of(model), [image.file], label=label or None)
+    (found,) = site.networks.ask(model, lambda net: explain(net, [image.file], label=label or None))
     if found.error:
         raise Refused(found.error.replace(str(image.file), "the image"))
     overlay = found.overlay().resize((FIGURE_PX * 2, FIGURE_PX * 2), Image.Resampling.BICUBIC)

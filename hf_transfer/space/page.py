@@ -45,7 +45,7 @@ def build_page(site: Site) -> gr.Blocks:
 def _header(site: Site, name: str) -> str:
     if len(site.models) == 1:
         (model,) = site.models.values()
-        backbone = site.networks.of(model).backbone
+        backbone = site.networks.ask(model, lambda network: network.backbone)
         words = f"{labels_of(backbone.labels, backbone.task, backbone.thresholds)} {told_of(model)}"
     else:
         words = (

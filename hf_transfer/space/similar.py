@@ -26,6 +26,8 @@ from hf_transfer.data.sources import scan
 from hf_transfer.recipe.load import load_recipe
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from hf_transfer.results.report import RunReport
     from hf_transfer.space.models import Networks, Shown
 
@@ -122,8 +124,10 @@ def _parts(files: Sequence[Path], is_over: Callable[[], bool]) -> list[Sequence[
 def _features(networks: Networks, model: Shown, files: Sequence[Path]) -> np.ndarray[Any, Any]:
     from hf_transfer.serving.embed import embed
 
-    with networks.lock:  # for a moment only: visitors are answered in between
-        return embed(networks.of(model), list(files), keep=False).features
+    def question(network: PreTrainedModel) -> np.ndarray[Any, Any]:
+        return embed(network, list(files), keep=False).features
+
+    return networks.ask(model, question)  # a few files: visitors are answered in between
 
 
 def _some(rows: Sequence[int]) -> list[int]:

@@ -44,7 +44,7 @@ class Site:
         for one in models:
             model = shown_model(one, alone=alone)
             model.title = free_title(model.title, self.models)
-            self.networks.of(model)  # a model that cannot be loaded is told now
+            self.networks.ask(model, lambda _: None)  # a model that cannot be loaded is told now
             self.models[model.title] = model
         self.visitors = Visitors(self.limits)
         self.here = {LETTERS: LETTERS, **networks_here(backbones)}
@@ -118,6 +118,7 @@ class Site:
         self._closed.set()
         self._learner.join(10)
         self.jobs.close()
+        self.networks.close()
         self.visitors.close()
 
     def _sweep(self) -> None:

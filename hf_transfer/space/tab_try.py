@@ -202,5 +202,4 @@ def _chosen(site: Site, visitor: Visitor, titles: Sequence[str]) -> list[Shown]:
 
 
 def _labels(site: Site, model: Shown) -> Sequence[str]:
-    labels: Sequence[str] = site.networks.of(model).backbone.labels
-    return labels
+    return site.networks.ask(model, lambda network: network.backbone.labels)
