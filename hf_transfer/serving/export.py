@@ -101,7 +101,9 @@ def export(
     with tempfile.TemporaryDirectory() as folder, untrusted(f"or write {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         made = Path(folder) / f"{out.stem}{SUFFIXES[to]}"
-        answers = WRITE[to](whole, made)
+        other = "where it cannot hold this network, choose another format"
+        with untrusted(f"{model.backbone.id} to {to}", other, verb="export"):
+            answers = WRITE[to](whole, made)
         count, apart = _compare(model, answers)
         if not apart <= allowed:
             raise UserError(
@@ -186,6 +188,11 @@ def export_to(
             "It takes images of any size. Its resizing is not Pillow's to the last bit: the "
             f"answers to these images differ from predict's by up to {resizing:.0e}. For a file "
             "without --resize, the card shows how to resize exactly."
+        )
+    if to == "openvino":
+        lines.append(
+            "These are its answers in 32 bits. On processors with bfloat16, OpenVINO uses that "
+            """unless told: compile_model(FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})."""
         )
     if to == "torch":
         lines.append("A .pt2 file can run code when it is opened: open only those that you trust.")

@@ -21,7 +21,9 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.recipe.tasks import THRESHOLD
 
 OPSET = 20
-MOST_AT_ONCE = 64  # images that an ExecuTorch program takes: its memory is planned beforehand
+MOST_AT_ONCE = (
+    15  # images that an ExecuTorch program takes: its lowering of convolutions asks for <16
+)
 MISSING = "export to {to} needs {packages}; run: pip install 'hf-transfer-learning[{extra}]'"
 Answers = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
@@ -178,6 +180,8 @@ def write_torch(whole: Whole, path: Path) -> Answers:
     shapes = {"pixels": {0: torch.export.Dim("batch")}}
     with _quiet(), torch.no_grad():
         program = torch.export.export(whole, (), _sample(whole), dynamic_shapes=shapes)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # it names this machine's source files
         torch.export.save(program, path, extra_files=facts(whole.backbone))
         module = torch.export.load(path).module()
 

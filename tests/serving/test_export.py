@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from hf_transfer.data.scale import Scale
 from hf_transfer.serving import export as exporting
 from hf_transfer.serving.embed import embed
 from hf_transfer.serving.export import export
-from hf_transfer.serving.export_formats import Whole
+from hf_transfer.serving.export_formats import MOST_AT_ONCE, Whole
 from hf_transfer.serving.export_resizing import put_resizing_inside
 from hf_transfer.serving.load import load
 from hf_transfer.serving.odd_files import odd_files
@@ -35,6 +36,7 @@ from hf_transfer.serving.predict import predict
 
 LABELS = ("a", "b, c", "ü")
 SMALL = "timm/test_resnet"
+PACKAGE = str(Path(hf_transfer.__file__).parent).encode()
 
 
 def network(name: str = SMALL, **options):
@@ -71,8 +73,7 @@ def test_onnx_runtime_answers_files_as_predict_does(task, exported, tmp_path):
     assert found["compared"] == 10
     assert found["difference"] <= 1e-4
     assert [path.name for path in Path(found["file"]).parent.iterdir()] == ["model.onnx"]
-    package = str(Path(hf_transfer.__file__).parent).encode()
-    assert package not in Path(found["file"]).read_bytes()  # torch notes where each node is from
+    assert PACKAGE not in Path(found["file"]).read_bytes()  # torch notes where each node is from
     session = onnxruntime.InferenceSession(found["file"])
     facts = session.get_modelmeta().custom_metadata_map
     image = model.backbone.image
@@ -202,15 +203,20 @@ def test_openvino_answers_as_predict_does(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
     model = openvino.Core().read_model(found["file"])
     assert json.loads(model.get_rt_info(["model_info", "labels"]).value) == list(LABELS)
+    assert PACKAGE not in (tmp_path / "model.xml").read_bytes()
 
 
 @pytest.mark.slow
 def test_executorch_answers_as_predict_does_with_its_facts_beside_it(tmp_path):
-    pytest.importorskip("executorch")
+    executorch = pytest.importorskip("executorch.runtime")
     found = export(network(), tmp_path / "model.pte", to="executorch")
     assert found["difference"] <= 1e-4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pte"]
     assert json.loads(json.loads((tmp_path / "model.json").read_text())["labels"]) == list(LABELS)
+    assert PACKAGE not in (tmp_path / "model.pte").read_bytes()
+    method = executorch.Runtime.get().load_program(tmp_path / "model.pte").load_method("forward")
+    most = torch.zeros((MOST_AT_ONCE, 32, 32, 3), dtype=torch.uint8)
+    assert method.execute([most])[0].shape == (MOST_AT_ONCE, len(LABELS))
 
 
 def test_options_that_do_not_go_together_are_refused(tmp_path):
@@ -230,6 +236,20 @@ def test_torch_alone_opens_the_other_format_for_any_number_of_channels(channels,
     with torch.no_grad():
         expected = Whole(model).eval()(pixels)["probabilities"]
         assert torch.allclose(whole(pixels=pixels)["probabilities"], expected, atol=1e-6)
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        told = b"".join(map(archive.read, archive.namelist()))
+    assert PACKAGE not in told
+    assert b"site-packages" not in told
+
+
+def test_what_a_format_cannot_hold_is_one_line_that_says_so(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("operator x is not in its set")
+
+    monkeypatch.setitem(exporting.WRITE, "torch", refuse)
+    told = "cannot export timm/test_resnet to torch: operator x is not in its set; where it cannot"
+    with pytest.raises(UserError, match=told):
+        export(network(), tmp_path / "a.pt2", to="torch")
 
 
 def test_a_file_whose_answers_differ_is_refused_and_not_kept(tmp_path, monkeypatch):
