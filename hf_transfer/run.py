@@ -36,7 +36,7 @@ from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.results.report import RunReport
 from hf_transfer.serving.familiar import keep_familiar
-from hf_transfer.serving.hub import check_access, push
+from hf_transfer.serving.hub import check_owner, push_finished
 from hf_transfer.training import measuring, moved, watching
 from hf_transfer.training.arguments import joined, training_arguments
 from hf_transfer.training.machine import precision
@@ -71,8 +71,8 @@ def train(
     such as "tensorboard"; `push_to` is a repository on the Hub to push the finished run to.
     `callbacks` are Trainer's. Raises UserError.
     """
-    if push_to:  # before hours of training
-        check_access(push_to)
+    if push_to and launch.is_main():  # before hours of training
+        check_owner(push_to)
     if report_to:
         trackers = [report_to] if isinstance(report_to, str) else list(report_to)
         overrides = [*overrides, f"report_to={json.dumps(trackers)}"]
@@ -84,7 +84,7 @@ def train(
     folder = expanded(out) if out is not None else Path("runs") / wanted.name
     report = run(wanted, folder, resume=resume, callbacks=callbacks)
     if push_to and launch.is_main():
-        push(folder, push_to)
+        push_finished(folder, push_to)
     return report
 
 

@@ -178,6 +178,8 @@ class Handler(BaseHTTPRequestHandler):
                     message = value["summary"]
                 elif row["key"] == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
+                elif row["key"] == "deletedFile":
+                    files.pop(value["path"])
                 elif row["key"] == "lfsFile":
                     files[value["path"]] = self.hub.objects[value["oid"]]
             sha = repository.commit(message, files, revision)

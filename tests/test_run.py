@@ -374,8 +374,8 @@ def test_train_is_the_command_of_that_name(photos, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     pushed = []
-    monkeypatch.setattr(module, "check_access", lambda repo: pushed.append(repo))
-    monkeypatch.setattr(module, "push", lambda folder, repo: pushed.append((folder, repo)))
+    monkeypatch.setattr(module, "check_owner", lambda repo: pushed.append(repo))
+    monkeypatch.setattr(module, "push_finished", lambda folder, repo: pushed.append((folder, repo)))
     small = ["pretrained=false", "data.image_size=32", "phases.*.epochs=1"]
     about = {"data": photos, "backbone": "timm/test_resnet", "overrides": small}
     report = train("lp_ft", **about, report_to="tensorboard", push_to="alice/small")

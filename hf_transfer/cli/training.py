@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.base import launch
-from hf_transfer.base.console import count, say, stopped_in_words, width
+from hf_transfer.base.console import count, say, stopped_in_words, warn, width
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.nearest import nearest
 from hf_transfer.cli.arguments import command, recipe_arguments, recipe_of
@@ -63,15 +63,15 @@ def add(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    if args.push_to:  # before hours of training
-        from hf_transfer.serving.hub import check_access
+    if args.push_to and launch.is_main():  # before hours of training
+        from hf_transfer.serving.hub import check_owner
 
-        check_access(args.push_to)
+        check_owner(args.push_to)
     out = _trained(args)
     if args.push_to and launch.is_main():
-        from hf_transfer.serving.hub import push
+        from hf_transfer.serving.hub import push_finished
 
-        say(push(out, args.push_to))
+        say(push_finished(out, args.push_to, announce=warn))
 
 
 def _trained(args: argparse.Namespace) -> Path:

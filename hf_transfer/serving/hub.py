@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,6 +24,9 @@ from hf_transfer.serving.published import published_file, published_recipe
 
 logger = logging.getLogger(__name__)
 
+TAG = "hf_transfer"  # in the metadata of our cards
+# What tells of a run, or of its very weights: one of an earlier push would be taken for this one's.
+OF_A_RUN = ("unknown.safetensors", "report.json", "recipe.yaml", "adapter/*")
 TRAINERS = ("trainer_state.json", "*_results.json")  # save_state, save_metrics
 
 
@@ -50,17 +54,16 @@ def push(
     "en") go into the card; sections that others wrote into the card there are kept. With `check` a
     fresh process loads the model first, in every way that the card shows, and must answer as
     `predict` does; `announce` is told so, since it takes a while. Of this machine's paths only the
-    last part is published. An upload that is interrupted leaves no commit, and the next push sends
-    only what is missing. Raises HubError, or UserError for a folder that holds no finished model or
-    one that answers differently; nothing is uploaded then.
+    last part is published. Files of others there stay; what tells of an earlier run goes. An upload
+    that is interrupted leaves no commit, and the next push sends only what is missing. Raises
+    HubError, or UserError for a folder that holds no finished model or one that answers
+    differently; nothing is uploaded then.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = gather(run)
-    check_access(repo_id, token)
+    user = check_access(repo_id, token)["name"]  # first: what the Hub refuses need not be checked
     api = HfApi(token=token, library_name="hf_transfer")
-    with hub_in_one_line(f"cannot push to {repo_id}"):
-        user = api.whoami()["name"]  # first of all: what the Hub refuses need not be checked
     if check:
         if announce:
             announce("checking that every loader that the card names answers as predict does")
@@ -76,9 +79,10 @@ def push(
             )
         if revision and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        before = _previous_card(api, repo_id, revision)
         previous = ""
         if report := find_report(run):
-            previous = _previous_card(api, repo_id, revision)
+            previous = before
             card = _card(report, repo_id, previous)
         else:
             card = _text(files.get("README.md"))
@@ -86,17 +90,23 @@ def push(
             files["README.md"] = _with_facts(card, license, language, previous).encode()
         summary = message or f"Upload {report.name if report else Path(run).name}"
         additions = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+        there = api.list_repo_files(repo_id, revision=revision) if TAG in before else []
+        gone = [
+            CommitOperationDelete(name)
+            for name in there
+            if name not in files and any(fnmatch(name, pattern) for pattern in OF_A_RUN)
+        ]
         done = api.create_commit(
-            repo_id, additions, commit_message=summary, revision=revision, create_pr=pr
+            repo_id, [*additions, *gone], commit_message=summary, revision=revision, create_pr=pr
         )
     logger.info("pushed %d files to %s, commit %s", len(files), url, done.oid[:8])
     return str(done.pr_url or url)  # no pull request where nothing has changed
 
 
-def check_access(repo_id: str, token: str | None = None) -> None:
-    """Raise HubError for a name that no repository can have, without a token, and in offline mode;
-    sends nothing."""
-    from huggingface_hub import constants, get_token
+def check_access(repo_id: str, token: str | None = None) -> dict[str, Any]:
+    """Return what the Hub knows of the token's owner. Raises HubError for a name that no repository
+    can have, in offline mode, and without a token that the Hub accepts."""
+    from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -113,6 +123,32 @@ def check_access(repo_id: str, token: str | None = None) -> None:
         raise HubError(f"cannot push to {repo_id} without a token; {LOGIN}")
     if not (known.isascii() and known.isprintable()) or " " in known:
         raise HubError("the token holds characters that no token has; copy it again, in one line")
+    with hub_in_one_line(f"cannot push to {repo_id}"):
+        return dict(HfApi(token=token, library_name="hf_transfer").whoami())
+
+
+def check_owner(repo_id: str) -> None:
+    """Raise HubError, as `check_access` does, also where neither the token's owner nor one of their
+    organizations owns a repository: before hours of training."""
+    told = check_access(repo_id)
+    owners = [told["name"], *(one["name"] for one in told.get("orgs") or ())]
+    owner = repo_id.rpartition("/")[0]
+    if owner and owner.lower() not in map(str.lower, owners):
+        raise HubError(
+            f"cannot push to {repo_id}: the token's owner, {told['name']}, is not in {owner}; "
+            f"write {told['name']}/{repo_id.rpartition('/')[2]}, or use another token"
+        )
+
+
+def push_finished(
+    run: str | Path, repo_id: str, *, announce: Callable[[str], None] | None = None
+) -> str:
+    """Push a run that has just ended, as `push` does; an error says how to push it again."""
+    try:
+        return push(run, repo_id, announce=announce)
+    except UserError as error:
+        again = shlex.join(["hf-transfer", "push", str(run), repo_id])
+        raise HubError(f"{error}; the run is finished, and `{again}` pushes it again") from error
 
 
 def gather(run: str | Path) -> dict[str, Path | bytes]:

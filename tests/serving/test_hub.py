@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hub_server import OWNER, TOKEN, Hub, serve
+from hub_server import OWNER, TOKEN, Hub, Repository, serve
 from safetensors.numpy import save_file
 from sample_report import FLOWERS, sample_report
 
@@ -274,6 +274,42 @@ def test_a_changed_run_makes_a_second_commit_and_an_unchanged_one_none(hub, run,
     assert [name for name in second[2] if first[2][name] != second[2][name]] == [
         "model.safetensors"
     ]
+
+
+def test_what_tells_of_an_earlier_run_goes_and_files_of_others_stay(hub, run, tmp_path):
+    old = run / "model" / "unknown.safetensors"
+    save_file({"means": np.zeros(1, np.float32)}, old)
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    repository = hub.repositories[REPO]
+    repository.commit("by hand", {**repository.files, "notes.json": b"{}", "a/b.txt": b"x"})
+    assert "unknown.safetensors" in repository.files
+    old.unlink()
+    (run / "recipe.yaml").unlink()
+    assert call(hub, tmp_path / "cache", "push", str(run), REPO).returncode == 0
+    assert {"unknown.safetensors", "recipe.yaml"}.isdisjoint(repository.files)
+    assert {"notes.json", "a/b.txt", "report.json", "model.safetensors"} <= set(repository.files)
+    theirs = {"README.md": b"# A card of others", "unknown.safetensors": b"x"}
+    hub.repositories["alice/theirs"] = Repository()
+    hub.repositories["alice/theirs"].commit("theirs", theirs)
+    assert call(hub, tmp_path / "cache", "push", str(run), "alice/theirs").returncode == 0
+    assert "unknown.safetensors" in hub.repositories["alice/theirs"].files
+
+
+def test_what_a_push_after_training_would_be_refused_is_refused_before_it(hub, run, tmp_path):
+    assert call(hub, tmp_path / "cache", "check_owner", "small").returncode == 0
+    assert call(hub, tmp_path / "cache", "check_owner", "alice/small").returncode == 0
+    told = refusal(call(hub, tmp_path / "cache", "check_owner", "bob/small"))
+    assert "the token's owner, alice, is not in bob; write alice/small, or use" in told
+    told = refusal(call(hub, tmp_path / "cache", "check_owner", REPO, token="hf_expired"))
+    assert "does not accept this token" in told
+    assert hub.repositories == {}
+
+
+def test_a_push_that_fails_after_training_says_how_to_push_again(hub, run, tmp_path):
+    told = refusal(call(hub, tmp_path / "cache", "push_finished", str(run), REPO, token=""))
+    assert told.endswith(
+        f"the run is finished, and `hf-transfer push {run} {REPO}` pushes it again"
+    )
 
 
 def test_own_sections_and_metadata_of_the_card_there_are_kept(hub, run, tmp_path):
