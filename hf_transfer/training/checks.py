@@ -26,7 +26,7 @@ from hf_transfer.planning.steps import check_warmup
 from hf_transfer.recipe import stopping
 from hf_transfer.recipe.conflicts import phase_conflicts
 from hf_transfer.recipe.specs import Augment, PhaseSpec
-from hf_transfer.training.given import Renamed
+from hf_transfer.training.given import Renamed, own_loss
 from hf_transfer.training.labels import check_class, check_labels
 from hf_transfer.training.outcome import metric_names
 from hf_transfer.training.seam import Seam
@@ -75,7 +75,7 @@ def check_end(ends_with: str) -> None:
 def check_run(trainer: Seam) -> None:
     """Raise UserError for what cannot be trained of phases, data and metrics."""
     train, evaluation = trainer.train_dataset, trainer.eval_dataset
-    labels, own = trainer.backbone.labels, trainer.loss.function is not None
+    labels, own = trainer.backbone.labels, own_loss(type(trainer), vars(trainer))
     metrics = metric_names(trainer.compute_metrics)
     loss = "focal" if trainer.loss.objective.focal else "cross_entropy"
     check_phases(trainer.phases, train, evaluation, metrics, own, trainer.loss.task, loss)
@@ -129,7 +129,7 @@ def check_pseudo(phases: Sequence[Phase], train: Any, beside: Any, own_loss: boo
             continue
         where = f"phase {phase.name}: pseudo"
         if own_loss:
-            raise UserError(f"{where} would change the loss that compute_loss_func gives")
+            raise UserError(f"{where} would change the loss, which is your own")
         if not isinstance(train, ImageSet):
             kind = type(train).__name__
             raise UserError(f"{where} needs an ImageSet, as load_data makes it, not a {kind}")
@@ -249,7 +249,7 @@ def _data_problems(spec: PhaseSpec, train: Any, own_loss: bool) -> list[str]:
     changed = {"label_smoothing": spec.label_smoothing, "mixup": spec.mixup, "cutmix": spec.cutmix}
     named = [key for key, used in changed.items() if used]
     if named and own_loss:
-        problems.append(f"{', '.join(named)} would change the loss that compute_loss_func gives")
+        problems.append(f"{', '.join(named)} would change the loss, which is your own")
     return problems
 
 

@@ -116,6 +116,14 @@ def given_collator(collator: Any, args: TrainingArguments, images: Any) -> Any:
     return Renamed(collator, names[0])
 
 
+def own_loss(kind: Any, own: Mapping[str, Any]) -> bool:
+    """Return whether a user computes the loss: by a function among Trainer's `own` arguments, or in
+    a subclass of TransferTrainer whose compute_loss does not call ours."""
+    code = getattr(kind.compute_loss, "__code__", None)
+    apart = code is not None and "compute_loss" not in code.co_names
+    return apart or own.get("compute_loss_func") is not None
+
+
 def given_metrics(own: Mapping[str, Any], backbone: Backbone) -> Any:
     """Return `compute_metrics` of Trainer's `own` arguments, by default the task's.
 

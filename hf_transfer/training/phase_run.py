@@ -24,6 +24,7 @@ from hf_transfer.training import (
     checks,
     exact_head,
     freezing,
+    later,
     norm_statistics,
     proof,
     rate_test,
@@ -62,6 +63,7 @@ class PhaseRunner:
         self.trainer, self.args = trainer, trainer.args  # the run's; a phase has a copy
         self.processes, self.described = trainer.processes, trainer.backbone
         self.optimizer = trainer.optimizer_cls_and_kwargs  # a user's, for every phase
+        self.planned = later.planned_by(trainer)
         self.own_forward = trainer.model.__dict__.get("forward")
         self.sync_batchnorm = sync_batchnorm
         self.sharded = sharding.asked(
@@ -126,10 +128,13 @@ class PhaseRunner:
             adapter_layers.remove(trainer.model)
             self.trackers.leave()
             trainer.args, trainer.now, trainer.is_in_train = self.args, None, False
+            trainer.optimizer = trainer.lr_scheduler = None
         return output
 
     def check(self) -> None:
         """Raise UserError for what cannot be trained."""
+        if not self.sharded:  # then the modules of the network are made anew
+            later.check_unchanged(self.trainer, self.planned)
         checks.check_run(self.trainer)
         for part in (*self.parts, self.features):
             part.check(self.trainer, self.trainer.phases)

@@ -35,8 +35,7 @@ def objective(
     given += [] if weights is None else ["class_weights"]
     if own_loss and given:
         raise UserError(
-            f"{' and '.join(given)} would change the loss that compute_loss_func gives; remove one "
-            "of them"
+            f"{' and '.join(given)} would change the loss, which is your own; remove one of them"
         )
     if loss == "squared_error" and task != "regression":
         raise UserError(f"loss: {loss} cannot be combined with task: {task}; remove it")

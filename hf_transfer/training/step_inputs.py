@@ -30,8 +30,11 @@ def step_inputs(
     """Return a batch with features, or with stored pixels as the model takes them: varied while
     `training`, as a pure function of the phase's seed, the epoch and the image's place in `images`.
     The weight of a batch goes with it. A `pretext` makes its own pictures and labels; a phase with
-    `pseudo` has `unlabelled` images beside its own.
+    `pseudo` has `unlabelled` images beside its own. Frozen modules are set still: after Trainer's
+    `model.train()`, and before a user's own loss.
     """
+    if state is not None and training:
+        state.hold_still()
     share = {key: batch[key] for key in (SHARE,) if key in batch}
     varies = state if training else None
     if pretext is None:

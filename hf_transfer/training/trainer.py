@@ -72,7 +72,7 @@ class TransferTrainer(Trainer):
         self.given = search.settings(locals())
         args = self.given["args"] = arguments.own_arguments(args)
         check_arguments(args, kwargs)
-        images, own = kwargs.get("train_dataset"), kwargs.get("compute_loss_func") is not None
+        images, own = kwargs.get("train_dataset"), given.own_loss(type(self), kwargs)
         model = given.given_model(model, images, kwargs.pop("model_init", None))
         check_model(model, args, sync_batchnorm, own)
         take_scale(model, images)
@@ -194,10 +194,8 @@ class TransferTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the loss; frozen modules are set still here, after Trainer's `model.train()`."""
+        """Return the loss of a batch, by the phase under way while training."""
         own, state = super().compute_loss, self.now if self.model.training else None
-        if state:
-            state.hold_still()
         items, steps = num_items_in_batch, self.current_gradient_accumulation_steps if state else 1
         trainers = partial(own, model, inputs, True, items)
         loss, outputs = self.loss(self.model, model, inputs, items, steps, state, trainers)
