@@ -3,9 +3,10 @@ its evaluation mode."""
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +27,13 @@ def bare_name(name: str, prefix: str) -> str:
 def bare_names(model: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
     """Return the parameters by the names that the bare network has."""
     return {bare_name(name, prefix): parameter for name, parameter in model.named_parameters()}
+
+
+def unused(model: nn.Module, inputs: Collection[str]) -> set[str]:
+    """Return the names of inputs that a model's forward does not list: a path, an id."""
+    named = inspect.signature(type(model).forward).parameters.keys()
+    listed = "pixel_values" in named  # not one that takes **anything
+    return {*inputs} - {*named, "labels", "features"} if listed else set()
 
 
 def logits_of(outputs: Any) -> torch.Tensor:

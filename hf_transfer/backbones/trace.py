@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def trace_layout(
     Raises GroupsError if it runs on neither.
     """
     named = dict(model.named_parameters())
-    seen = _watched(model, image)
+    seen = _watched(model, (image.get("channels", 3), image["size"], image["size"]))
     used = [name for name in seen.order() if name not in seen.aside]
     crossing = seen.crossing()
     order = [*used, *(name for name in named if name not in set(used))]
@@ -154,10 +154,15 @@ def _shared(model: nn.Module) -> list[list[str]]:
 # --- running ---------------------------------------------------------------------------------
 
 
-def _watched(model: nn.Module, image: dict[str, Any]) -> Uses:
+def check_runs(model: nn.Module, shape: Sequence[int]) -> None:
+    """Raise GroupsError, a line, unless a network runs on an image of `shape` (C, H, W)."""
+    _watched(model, shape)
+
+
+def _watched(model: nn.Module, shape: Sequence[int]) -> Uses:
     """Run the network on one image and return what was seen: a copy without weights where that
     runs, else the network itself, which comes first where it has no weights either."""
-    shape = (1, image.get("channels", 3), image["size"], image["size"])
+    shape = (1, *shape)
     bare = all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     ways = (_run_itself, _run_ghost) if bare else (_run_ghost, _run_itself)
     name = type(model).__name__

@@ -63,13 +63,14 @@ def training_inputs(
 
 def check_first_item(
     images: Any, what: str, image: ImageSettings, labels: Sequence[str] = ()
-) -> Any:
+) -> tuple[Any, tuple[int, ...]] | None:
     """Raise UserError unless the first item of `what`, such as "the training set", is one that
-    `collate` and a step can take; return its label, which one of `labels` may name, too. A set that
-    can only be gone through is not looked at: its label is an empty array.
+    `collate` and a step can take; return its label, which one of `labels` may name, too, and the
+    shape of its pixel_values, () for stored pixels. A set that can only be gone through is not
+    looked at, and has None.
     """
     if isinstance(images, IterableDataset) or not hasattr(images, "__getitem__"):
-        return ()
+        return None
     remedy = "each item is a dictionary with pixel_values (C, H, W) and labels; or use load_data"
     with untrusted(f"the first item of {what}", remedy):
         item = images[0]
@@ -84,7 +85,7 @@ def check_first_item(
     if key == "pixels":
         with untrusted(f"the first item of {what}", remedy):
             check_pixels(torch.as_tensor(item[key])[None], image)
-        return item[named[0]]
+        return item[named[0]], ()
     shape = getattr(item[key], "shape", None)
     if shape is None:
         raise UserError(f"{what} gives {_kind(item[key])} as {key}; {remedy}")
@@ -93,7 +94,7 @@ def check_first_item(
             f"{what} gives {key} of shape {tuple(shape)}, and the model takes {image.channels} "
             f"channels; {remedy}"
         )
-    return item[named[0]]
+    return item[named[0]], tuple(shape)
 
 
 def _kind(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import default_data_collator
@@ -61,8 +62,24 @@ def collate(batch: Any) -> dict[str, Any]:
             "a batch holds stored pixels of an ImageSet beside other items; make all data sets "
             "with load_data, or let all of them give pixel_values"
         )
+    other = next((item for item in batch if not isinstance(item, Mapping)), None)
+    if other is not None:
+        raise UserError(
+            f"an image comes as a {type(other).__name__}; let the data set give dictionaries with "
+            "pixel_values (C, H, W) and labels, or pass a data_collator that makes such a batch"
+        )
     if not all(stored):
-        return dict(default_data_collator(list(batch)))
+        sizes = {tuple(np.shape(item.get("pixel_values"))) for item in batch}
+        if len(sizes) > 1:
+            raise UserError(
+                f"a batch holds pixel_values of {' and '.join(map(str, sorted(sizes)))}; let the "
+                "data set give images of one size"
+            )
+        made = dict(default_data_collator(list(batch)))
+        labels = made.get("labels")
+        if isinstance(labels, torch.Tensor) and labels.dtype == torch.bool and labels.dim() == 1:
+            made["labels"] = labels.long()  # False and True are classes 0 and 1
+        return made
     shapes = {tuple(item["pixels"].shape) for item in batch}
     if len(shapes) > 1:
         raise UserError(

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.backbones.trace import check_runs
 from hf_transfer.backbones.weights import check_finite
-from hf_transfer.base.boundary import untrusted
+from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.base.cache import room
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.processes import Processes
@@ -26,11 +27,13 @@ from hf_transfer.planning.steps import check_warmup
 from hf_transfer.recipe import stopping
 from hf_transfer.recipe.conflicts import phase_conflicts
 from hf_transfer.recipe.specs import Augment, PhaseSpec
+from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.training.given import Renamed, own_loss
-from hf_transfer.training.labels import check_class, check_labels
+from hf_transfer.training.labels import check_class, check_labels, check_shape
 from hf_transfer.training.outcome import metric_names
 from hf_transfer.training.seam import Seam
 
+USUAL = ("classification", "multi_label", "regression")  # tasks whose labels come with images
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
@@ -82,7 +85,10 @@ def check_run(trainer: Seam) -> None:
     check_pseudo(trainer.phases, train, trainer.unlabelled, own)
     check_labels(train, "the training set", labels)
     check_labels(evaluation, "the validation set", labels)
-    check_items(train, evaluation, trainer.data_collator, trainer.backbone)
+    judged = isinstance(trainer.compute_metrics, EpochMetrics)
+    usual = judged or not (own or isinstance(trainer.model, PreTrainedModel))
+    model = trainer.model
+    check_items(train, evaluation, trainer.data_collator, model, trainer.backbone, own, usual)
     images = len(train) if hasattr(train, "__len__") else 0
     check_warmup(trainer.phases, images, trainer.processes.count)
 
@@ -140,17 +146,43 @@ def check_pseudo(phases: Sequence[Phase], train: Any, beside: Any, own_loss: boo
             )
 
 
-def check_items(train: Any, evaluation: Any, collator: Any, backbone: Backbone) -> None:
+def check_items(
+    train: Any,
+    evaluation: Any,
+    collator: Any,
+    model: nn.Module,
+    backbone: Backbone,
+    own_loss: bool = False,
+    usual: bool = True,
+) -> None:
     """Raise UserError where the first item of a set is none that a step can take; another
-    collator than ours may make anything of it."""
+    collator than ours may make anything of it. Labels are for the `usual` loss or metrics, unless
+    `own_loss` and own metrics take them."""
+    classes, task = len(backbone.labels), backbone.task
+    if task == "classification" and classes == 1 and usual:
+        raise UserError(
+            f"the model has one output, {printable(backbone.labels[0])!r}, and a classification "
+            "needs at least two; to predict numbers set problem_type='regression' in its config"
+        )
     own = (collator.name,) if isinstance(collator, Renamed) else ()
     if getattr(collator, "collator", collator) is not collate:
         return
-    for what, images in {"training": train, "validation": evaluation}.items():
-        if images is not None and not isinstance(images, dict):
-            label = check_first_item(images, f"the {what} set", backbone.image, own)
-            if backbone.task == "classification":
-                check_class(label, f"the {what} set", len(backbone.labels))
+    sets = {"the training set": train, "the validation set": evaluation}
+    if isinstance(evaluation, dict):
+        sets |= {f"the validation set {name}": each for name, each in evaluation.items()}
+    for what, images in sets.items():
+        if images is None or isinstance(images, dict):
+            continue
+        first = check_first_item(images, what, backbone.image, own)
+        if first is None:
+            continue
+        label, shape = first
+        if usual and task in USUAL:
+            check_shape(label, what, 0 if task == "classification" else classes)
+        if task == "classification" and not (own_loss and not usual):
+            check_class(label, what, classes)
+        if shape and shape[1:] != (backbone.image.size,) * 2:
+            check_runs(model, shape)
 
 
 def check_features(

@@ -46,6 +46,19 @@ def check_labels(images: Any, what: str, labels: Sequence[str]) -> None:
             )
 
 
+def check_shape(label: Any, what: str, several: int) -> None:
+    """Raise UserError for a label that the usual loss and metrics cannot take: one number, or of a
+    task with `several` outputs that many."""
+    shape = tuple(np.shape(label))
+    if shape == ((several,) if several else ()) or (several == 1 and shape == ()):
+        return
+    wanted = f"{several} numbers" if several else "one number, of one-hot labels the argmax"
+    raise UserError(
+        f"{what} gives labels of shape {shape}, and a label is {wanted}; for others pass a model "
+        "of another problem_type, or compute_loss_func and compute_metrics (or None) of your own"
+    )
+
+
 def check_class(label: Any, what: str, classes: int) -> None:
     """Raise UserError for a label that is no place among `classes`; 0: they are not known. Arrays,
     such as those of a segmentation, are not looked at."""
@@ -59,7 +72,8 @@ def check_class(label: Any, what: str, classes: int) -> None:
         raise UserError(f"{what} gives the label {value}; a label is a whole number from {known}")
     raise UserError(
         f"{what} gives {printable(repr(value))[:40]} as a label; for a classification it is a "
-        "whole number, the place of the label in the model's"
+        "whole number, the place of the label in the model's; for numbers to be predicted set "
+        "problem_type='regression' in the model's config"
     )
 
 

@@ -59,6 +59,8 @@ class StepLoss:
         if state:
             state.share = share
         soft = inputs.pop("soft_labels", None)
+        for name in access.unused(model, inputs):  # dropped, as Trainer does
+            del inputs[name]
         smoothing = spec.label_smoothing if spec else 0.0
         plain = soft is None and not smoothing and self.objective.is_plain
         plain = plain and isinstance(model, PreTrainedModel) and self.task == "classification"

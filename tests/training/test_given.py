@@ -21,7 +21,7 @@ from small import (
     trainer,
 )
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import hf_transfer
 from hf_transfer.backbones.saving import save_model
@@ -372,3 +372,88 @@ def test_a_stream_trains_for_its_steps_and_needs_them(tmp_path):
     assert done.reports[0].steps == 4
     with pytest.raises(UserError, match="phase all: epochs .* steps"):
         trained(tmp_path, [COLD], train_dataset=Streamed())
+
+
+class Items(torch.utils.data.Dataset):
+    """Images of one size, with labels that a function makes of their class."""
+
+    def __init__(self, label=int, size=32, **more):
+        self.label, self.size, self.more = label, size, more
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        pixels = torch.full((3, self.size, self.size), float(index % 2))
+        return {"pixel_values": pixels, "labels": self.label(index % 2), **self.more}
+
+
+class Bare(nn.Module):
+    def __init__(self, outputs=2):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, outputs)
+
+    def forward(self, pixel_values):
+        return self.head(self.body(pixel_values).relu().mean((2, 3)))
+
+
+def vit(**config):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return ViTForImageClassification(
+        ViTConfig(**sizes, intermediate_size=16, image_size=32, patch_size=8, **config)
+    )
+
+
+@pytest.mark.parametrize("model", [Bare, lambda: vit(num_labels=2)])
+@pytest.mark.parametrize("label", [lambda i: torch.eye(2)[i], lambda i: torch.tensor([i])])
+def test_labels_that_the_usual_loss_or_metrics_cannot_take_are_told_first(tmp_path, model, label):
+    own = {"head": ["head"]} if model is Bare else {}
+    made = trainer(
+        tmp_path, [HEAD], model(), train_dataset=Items(label), eval_dataset=Items(label), **own
+    )
+    with pytest.raises(UserError, match=r"labels of shape \(.,\), and a label is one number"):
+        made.train()
+
+
+def test_a_loss_and_metrics_of_ones_own_take_labels_of_any_kind(tmp_path):
+    def squared(outputs, labels, num_items_in_batch=None):
+        return nn.functional.mse_loss(outputs.squeeze(1), labels)
+
+    data = {"train_dataset": Items(float), "eval_dataset": {"a": Items(float)}}
+    own = {"compute_loss_func": squared, "compute_metrics": None, "head": ["head"]}
+    trained(tmp_path, [{**HEAD, "best": "last"}], Bare(1), **own, **data)
+
+
+def test_truth_values_are_classes(tmp_path):
+    data = {"train_dataset": Items(bool), "eval_dataset": Items(bool)}
+    trained(tmp_path, [HEAD], vit(num_labels=2), **data)
+
+
+def test_one_number_for_an_image_is_regressed_as_transformers_takes_it(tmp_path):
+    data = {"train_dataset": Items(float), "eval_dataset": Items(float)}
+    made = trained(tmp_path, [HEAD], vit(num_labels=1, problem_type="regression"), **data)
+    assert "eval_rmse" in made.evaluate()
+    with pytest.raises(UserError, match="has one output, 'LABEL_0', .* problem_type='regression'"):
+        trained(tmp_path, [HEAD], vit(num_labels=1), **data)
+
+
+def test_images_that_the_model_cannot_take_are_told_first(tmp_path):
+    made = trainer(tmp_path, [HEAD], vit(), train_dataset=Items(size=48), eval_dataset=None)
+    with pytest.raises(UserError, match=r"ViTForImageClassification on images of \(3, 48, 48\): "):
+        made.train()
+    mixed = [Items(size=size)[0] for size in (32, 40) * 4]
+    made = trainer(tmp_path, [HEAD], Bare(), head=["head"], train_dataset=mixed, eval_dataset=None)
+    with pytest.raises(UserError, match=r"pixel_values of \(3, 32, 32\) and \(3, 40, 40\); let"):
+        made.train()
+
+
+@pytest.mark.parametrize("model", [Bare, network])
+def test_what_a_model_does_not_take_of_an_item_is_left_out(tmp_path, model):
+    data = {"train_dataset": Items(idx=3), "eval_dataset": Items(idx=3)}
+    trained(tmp_path, [HEAD], model(), **data, **({"head": ["head"]} if model is Bare else {}))
+
+
+def test_tuples_to_predict_for_are_told(tmp_path):
+    made = trainer(tmp_path, [HEAD])
+    with pytest.raises(UserError, match="an image comes as a tuple; let the data set give dict"):
+        made.predict([(torch.zeros(3, 32, 32), 1)])

@@ -33,6 +33,8 @@ def regression_metrics(
     """
     values = finite(predictions).astype(np.float64, copy=False)
     truth = np.asarray(targets, dtype=np.float64)
+    if truth.ndim == 1 and values.shape == (len(truth), 1):  # as transformers, too, takes them
+        truth = truth[:, None]
     if values.shape != truth.shape or values.ndim not in (1, 2):
         raise ValueError(f"predictions {values.shape} and targets {truth.shape} differ in shape")
     values, truth = values.reshape(len(values), -1), truth.reshape(len(truth), -1)
