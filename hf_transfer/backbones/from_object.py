@@ -95,7 +95,21 @@ def _groups(
 
 
 def _check_plain(model: nn.Module) -> None:
-    """Raise BackboneError for a model with adapters: ours come and go with a phase."""
+    """Raise BackboneError for a model in a wrapper, without weights, or with adapters: ours come
+    and go with a phase."""
+    inside = {"DataParallel": "module", "DistributedDataParallel": "module"}
+    inside |= {"OptimizedModule": "_orig_mod"}  # by torch.compile
+    kind = type(model).__name__
+    if kind in inside:
+        raise BackboneError(
+            f"the model comes in a {kind}; pass model.{inside[kind]}: the Trainer wraps it itself "
+            "(accelerate launch for several GPUs, torch_compile=True in the arguments)"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise BackboneError(
+            f"this {kind} is on the meta device and has no weights; build it outside of "
+            "torch.device('meta')"
+        )
     if hasattr(model, "peft_config"):
         raise BackboneError(
             f"this {type(model).__name__} has adapters; merge them (merge_and_unload()), and train "

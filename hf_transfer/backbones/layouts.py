@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hf_transfer.backbones.building import build, check_weights, draw
 from hf_transfer.backbones.kept_head import DROP, labels_of_head
 from hf_transfer.backbones.origins import locate
 from hf_transfer.backbones.trace import head_names, trace_layout
+from hf_transfer.base.boundary import printable
 from hf_transfer.base.download import BackboneError
 from hf_transfer.planning.layout import GroupsError, Layout
 from hf_transfer.recipe.specs import Recipe
@@ -67,6 +69,12 @@ def check_head(blueprint: Blueprint, labels: Sequence[str], keep: bool, layers: 
     """Raise BackboneError for an impossible head, before anything is built."""
     if len(labels) < 1:
         raise BackboneError(f"{blueprint.origin} needs labels; name those of your data")
+    twice = next((label for label, count in Counter(labels).items() if count > 1), None)
+    if twice is not None and not keep:
+        raise BackboneError(
+            f"{blueprint.origin}: the label {printable(twice)!r} is there twice; give each label "
+            "one name of its own"
+        )
     if layers < 1:
         raise BackboneError(f"head.replace is {layers}; the head is at least 1 layer")
     if keep and layers > 1:

@@ -47,6 +47,12 @@ def _wrong(value: Any, kind: ast.expr, names: Names) -> str | None:
         return "is nan, which is not a number"
     if not _fits(value, kind, names):
         return f"{_is(value)}; it takes {_words(kind, names)}"
+    bare = hasattr(value, "state_dict") and not hasattr(value, "backbone")
+    if bare and "PreTrainedModel" in ast.unparse(kind):
+        return (
+            f"is a {type(value).__name__} that neither load_backbone nor load_model made; save it "
+            "and its image processor with save_pretrained, and give that folder"
+        )
     if isinstance(value, (str, os.PathLike)) and "Path" in ast.unparse(kind):
         if "\0" in str(value):
             return "holds a NUL character, which no path does"
@@ -110,7 +116,7 @@ def _is(value: Any) -> str:
     """Return what a value of another type is, in words that show nothing of it."""
     if value is None:
         return "is None"
-    if isinstance(value, Collection) and not isinstance(value, (str, bytes)) and len(value):
+    if isinstance(value, (list, tuple, Set, Mapping)) and len(value):
         inside = ", ".join(sorted({type(each).__name__ for each in value})[:3])
         return f"is a {type(value).__name__} of {inside}"
     return f"is of type {type(value).__name__}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_transfer.base.errors import DataError
+from hf_transfer.base.errors import DataError, UserError
 from hf_transfer.base.machine import trim
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.audit import Audit, audit
@@ -66,27 +66,30 @@ class ImageSet:
         """Return a set of images in memory: uint8 (N, S, S, C), or (N, S, S) for one channel.
 
         `labels` are places in `names`, or floats with a column for each name; without names they
-        are called "0", "1", ... Raises ValueError if shapes, dtypes or labels do not fit.
+        are called "0", "1", ... Raises UserError if shapes, dtypes or labels do not fit.
         """
         pixels, labels = np.asarray(pixels), np.asarray(labels)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2]:
-            raise ValueError(
-                f"pixels are {pixels.dtype} {pixels.shape}; expected uint8 (N, S, S, C)"
+            raise UserError(
+                f"pixels are {pixels.dtype} {pixels.shape}; give uint8 (N, S, S, C): squares, "
+                "channels last, values from 0 to 255"
             )
         if labels.ndim == 2:
             names = tuple(names) or tuple(map(str, range(labels.shape[1])))
             if labels.shape != (len(pixels), len(names)):
-                raise ValueError(f"labels are {labels.shape}; expected {len(pixels), len(names)}")
+                raise UserError(f"labels are {labels.shape}; give {len(pixels), len(names)}")
             return cls(pixels, labels, names)
         if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"labels are {labels.dtype} {labels.shape}; expected {len(pixels)} whole numbers"
+            raise UserError(
+                f"labels are {labels.dtype} {labels.shape}; give {len(pixels)} whole numbers, one "
+                "for each image: the place of its label in names"
             )
         names = tuple(names) or tuple(map(str, range(int(labels.max(initial=0)) + 1)))
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
-            raise ValueError(
-                f"labels run from {labels.min()} to {labels.max()}, names: {len(names)}"
+            raise UserError(
+                f"labels run from {labels.min()} to {labels.max()}, and there are {len(names)} "
+                "names; a label is the place of its name, from 0 on"
             )
         return cls(pixels, labels, names)
 
@@ -95,6 +98,10 @@ class ImageSet:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one image: pixels uint8 (S', S', C), its label and its index."""
+        if isinstance(index, slice):
+            raise UserError(
+                "an ImageSet gives one image at a time; for several use subset(range(…))"
+            )
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} images")
         import torch

@@ -28,7 +28,7 @@ def picture_of(item: Any, channels: int) -> Image.Image | bytes:
         item = item.detach().cpu()
         item = (item.float() if item.is_floating_point() else item).numpy()
     if not isinstance(item, np.ndarray):
-        what = "nothing (None)" if item is None else f"a {type(item).__name__}"
+        what = "nothing (None)" if item is None else f"what is of type {type(item).__name__}"
         raise UserError(f"{what} is no image; give {KINDS}")
     known = {*USUAL, channels}
     if item.ndim == 3:

@@ -12,6 +12,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import datasets
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_transfer.base.errors import UserError
@@ -19,6 +21,7 @@ from hf_transfer.data.image_set import ImageSet
 from hf_transfer.recipe import stopping
 from hf_transfer.training.trackers import check_trackers
 
+STREAMS = (IterableDataset, datasets.IterableDataset)
 logger = logging.getLogger(__name__)
 
 HONOURED = (
@@ -160,6 +163,12 @@ def _check_own(own: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
             "ImageSet gives stored pixels; remove it, or pass a data set of your own"
         )
     kind = own.get("optimizer_cls_and_kwargs")
+    pair = isinstance(kind, tuple | list) and len(kind) == 2 and isinstance(kind[1], Mapping)
+    if kind is not None and not (pair and callable(kind[0])):
+        raise UserError(
+            f"optimizer_cls_and_kwargs is {_kind(kind)}; pass a class of optimizers and its "
+            "options: (torch.optim.Adagrad, {})"
+        )
     set_there = {"params", "lr", "weight_decay"} & set(kind[1] if kind else ())
     if set_there:
         raise UserError(
@@ -173,11 +182,11 @@ def _check_objects(own: Mapping[str, Any]) -> None:
     for name in ("train_dataset", "eval_dataset"):
         given = own.get(name)
         for each in given.values() if isinstance(given, dict) else [given]:
-            readable = hasattr(each, "__getitem__") or hasattr(each, "__iter__")
-            if each is not None and (isinstance(each, str | Path) or not readable):
+            by_place = hasattr(each, "__getitem__") and not isinstance(each, str | Path)
+            if each is not None and not by_place and not isinstance(each, STREAMS):
                 raise UserError(
-                    f"{name} is {_kind(each)}; pass a set of load_data, or one whose items hold "
-                    "pixel_values and labels"
+                    f"{name} is {_kind(each)}; pass data.train or data.validation of load_data, "
+                    "or a Dataset or IterableDataset whose items hold pixel_values and labels"
                 )
     collator, callbacks = own.get("data_collator"), own.get("callbacks")
     if collator is not None and not callable(collator):

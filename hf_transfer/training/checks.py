@@ -91,6 +91,13 @@ def check_run(trainer: Seam) -> None:
     check_items(train, evaluation, trainer.data_collator, model, trainer.backbone, own, usual)
     images = len(train) if hasattr(train, "__len__") else 0
     check_warmup(trainer.phases, images, trainer.processes.count)
+    for phase in trainer.phases:
+        whole = phase.spec.batch_size * trainer.processes.count
+        if trainer.args.dataloader_drop_last and not phase.spec.solve and 0 < images < whole:
+            raise UserError(
+                f"phase {phase.name}: dataloader_drop_last leaves no batch of {images} images, at "
+                f"{whole} in a step; choose a smaller batch_size, or keep the last batch"
+            )
 
 
 def check_phases(

@@ -7,12 +7,15 @@ is set on every parameter each time, so applying a phase twice changes nothing m
 from __future__ import annotations
 
 from collections.abc import Collection
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from hf_transfer.backbones.access import bare_name, bare_names
 from hf_transfer.planning.groups import LayerGroups
+
+OURS: WeakSet[nn.Module] = WeakSet()  # models whose `requires_grad` a phase has set
 
 
 class FreezingError(RuntimeError):
@@ -21,12 +24,20 @@ class FreezingError(RuntimeError):
 
 def freeze_all_but(model: nn.Module, prefix: str, trainable: Collection[str]) -> None:
     """Set `requires_grad` on every parameter: True for those named, False for all others."""
+    OURS.add(model)
     parameters, trainable = bare_names(model, prefix), set(trainable)
     missing = trainable - set(parameters)
     if missing:
         raise FreezingError(f"the model has no parameter {sorted(missing)[0]!r}")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trainable)
+
+
+def frozen_by_hand(model: nn.Module, prefix: str) -> tuple[str, ...]:
+    """Return the parameters that do not require gradients although no phase has said so."""
+    if model in OURS:
+        return ()
+    return tuple(n for n, p in bare_names(model, prefix).items() if not p.requires_grad)
 
 
 def still_modules(

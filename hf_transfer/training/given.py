@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def given_model(model: Any, images: Any, init: Any = None) -> nn.Module:
     if init is not None:
         if model is not None or not callable(init):
             raise UserError("model_init is a function that returns a model; pass it or model")
-        model = init()
+        takes = [each for each in signature(init).parameters.values() if each.default is each.empty]
+        model = init(*[None] * len(takes))  # of a trial, where it takes one, as Trainer's own
     if isinstance(model, nn.Module):
         return model
     if not isinstance(model, str | Path):

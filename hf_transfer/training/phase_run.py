@@ -64,6 +64,7 @@ class PhaseRunner:
         self.processes, self.described = trainer.processes, trainer.backbone
         self.optimizer = trainer.optimizer_cls_and_kwargs  # a user's, for every phase
         self.planned = later.planned_by(trainer)
+        self._tell_of_frozen()
         self.own_forward = trainer.model.__dict__.get("forward")
         self.sync_batchnorm = sync_batchnorm
         self.sharded = sharding.asked(
@@ -83,6 +84,18 @@ class PhaseRunner:
             SharedStatistics(sync_batchnorm, self.processes),
             norm_statistics.CountedOnce(),
         )
+
+    def _tell_of_frozen(self) -> None:
+        """Warn of parameters that a user froze and a phase trains all the same."""
+        trainer = self.trainer
+        held = freezing.frozen_by_hand(trainer.model, self.described.prefix)
+        for phase in trainer.phases:
+            thawed = [name for name in held if name in phase.parameters]
+            if thawed:
+                text = "%d parameters do not require gradients, the first is %s, and phase %s "
+                text += "trains them all the same: what trains is what a phase says in train"
+                logger.warning(text, len(thawed), thawed[0], phase.name)
+                return
 
     # --- all phases ---------------------------------------------------------------------------
 

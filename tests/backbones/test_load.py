@@ -300,3 +300,8 @@ def test_padding_that_would_not_travel_is_refused():
         load_backbone("torchvision/resnet18", ("a", "b"), pretrained=False, fit="pad")
     model = load_backbone("torchvision/resnet18", ("a", "b"), pretrained=False, fit="squash")
     assert (model.backbone.image.crop_mode, model.backbone.image.crop_pct) == ("squash", 1.0)
+
+
+def test_a_label_that_is_there_twice_is_refused():
+    with pytest.raises(BackboneError, match="the label 'a' is there twice; give each label one"):
+        load_backbone("torchvision/resnet18", ("a", "b", "a"), pretrained=False)

@@ -68,6 +68,11 @@ def test_what_fits_an_annotation_passes_and_what_does_not_is_told_in_words():
         for value, words in cases:
             with pytest.raises(UserError, match=f"^one: {name} {words}"):
                 one(**{name: value})
+    bare = type("Bare", (), {"state_dict": None})
+    loaded = type("PreTrainedModel", (bare,), {"backbone": None})
+    one(model=loaded())
+    with pytest.raises(UserError, match="model is a PreTrainedModel that neither load_backbone"):
+        one(model=type("PreTrainedModel", (bare,), {})())
     with pytest.raises(UserError, match="where holds a NUL character"):
         one("a\0b")
     with pytest.raises(TypeError, match="unexpected keyword"):  # as Python says it

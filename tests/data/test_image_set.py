@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import ImageSet, load_data
 from hf_transfer.data.image_settings import ImageSettings
@@ -205,14 +206,16 @@ def test_images_from_memory_that_do_not_fit_are_refused():
     good = np.zeros((4, 8, 8, 3), np.uint8)
     for pixels, labels, names, message in (
         (good.astype(np.float32), [0] * 4, (), "float32"),
-        (good[:, :7], [0] * 4, (), r"expected uint8 \(N, S, S, C\)"),
-        (good, [0] * 3, (), "expected 4 whole numbers"),
-        (good, [0.5] * 4, (), "expected 4 whole numbers"),
-        (good, [0, 1, 2, 3], ("a", "b"), "labels run from 0 to 3, names: 2"),
+        (good[:, :7], [0] * 4, (), r"give uint8 \(N, S, S, C\): squares, channels last"),
+        (good, [0] * 3, (), "give 4 whole numbers, one for each"),
+        (good, [0.5] * 4, (), "give 4 whole numbers"),
+        (good, [0, 1, 2, 3], ("a", "b"), "labels run from 0 to 3, and there are 2 names"),
         (good, [0, 1, -1, 0], (), "labels run from -1"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             ImageSet.from_arrays(pixels, labels, names)
+    with pytest.raises(UserError, match="one image at a time"):
+        ImageSet.from_arrays(good, [0] * 4)[:2]
 
 
 def test_datasets_and_folders_give_the_same_images(photos, tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -223,7 +224,10 @@ def test_metrics_of_preprocessed_logits_that_there_cannot_be_are_named_before_tr
 @pytest.mark.parametrize(
     ("own", "says"),
     [
-        ({"train_dataset": 5}, "train_dataset is of type int; pass a set of load_data"),
+        (
+            {"train_dataset": 5},
+            "train_dataset is of type int; pass data.train or data.validation of load",
+        ),
         ({"train_dataset": "photos"}, "train_dataset is of type str"),
         ({"eval_dataset": {"a": 3}}, "eval_dataset is of type int"),
         ({"data_collator": 5}, "data_collator is of type int; pass a function"),
@@ -457,3 +461,55 @@ def test_tuples_to_predict_for_are_told(tmp_path):
     made = trainer(tmp_path, [HEAD])
     with pytest.raises(UserError, match="an image comes as a tuple; let the data set give dict"):
         made.predict([(torch.zeros(3, 32, 32), 1)])
+
+
+def test_models_that_cannot_be_trained_as_they_come_are_told(tmp_path):
+    own = {"train_dataset": Items(), "head": ["head"]}
+    with pytest.raises(UserError, match="comes in a DataParallel; pass model.module"):
+        trainer(tmp_path, [HEAD], nn.DataParallel(Bare()), **own)
+    with pytest.raises(UserError, match="comes in a OptimizedModule; pass model._orig_mod"):
+        trainer(tmp_path, [HEAD], torch.compile(Bare()), **own)
+    with torch.device("meta"), pytest.raises(UserError, match="on the meta device and has no wei"):
+        trainer(tmp_path, [HEAD], Bare(), **own)
+
+
+def test_streams_of_torch_and_datasets_train_and_a_generator_is_told(tmp_path):
+    phase = {"train": "head", "steps": 2, "lr": 1e-2, "batch_size": 4}
+    rows = [Items()[place] for place in range(8)]
+    stream = datasets.Dataset.from_list(
+        [{"pixel_values": row["pixel_values"].numpy(), "labels": row["labels"]} for row in rows]
+    ).to_iterable_dataset()
+    own = {"head": ["head"], "eval_dataset": None}
+    assert trained(tmp_path, [phase], Bare(), train_dataset=stream, **own).state.global_step == 2
+    with pytest.raises(UserError, match="train_dataset is of type generator; pass"):
+        trainer(tmp_path, [phase], Bare(), train_dataset=(row for row in rows), **own)
+
+
+def test_dropping_the_only_batch_is_told(tmp_path):
+    with pytest.raises(UserError, match="drop_last leaves no batch of 24 images, at 64 in a step"):
+        trained(tmp_path, [{**HEAD, "batch_size": 64}], dataloader_drop_last=True)
+
+
+def test_an_optimizer_without_its_options_is_told(tmp_path):
+    own = {"train_dataset": images(), "optimizer_cls_and_kwargs": torch.optim.SGD}
+    with pytest.raises(UserError, match="optimizer_cls_and_kwargs is of type type; pass a class"):
+        TransferTrainer(network(), arguments(tmp_path), [HEAD], **own)
+
+
+def test_a_model_init_may_take_a_trial(tmp_path):
+    own = {"train_dataset": images(), "model_init": lambda trial: network()}
+    assert TransferTrainer(None, arguments(tmp_path), [HEAD], **own).backbone.labels == NAMES
+
+
+def test_parameters_frozen_by_hand_that_a_phase_trains_are_told(tmp_path, caplog):
+    model = network()
+    model.timm_model.conv1.requires_grad_(False)
+    trainer(tmp_path, [HEAD], model)
+    assert not caplog.text
+    made = trainer(tmp_path, [HEAD, ALL], model)
+    assert "the first is conv1" in caplog.text
+    assert "phase all trains them" in caplog.text
+    made.train()
+    caplog.clear()
+    trainer(tmp_path, [COLD], model)
+    assert not caplog.text  # what is frozen now, a phase has frozen

@@ -56,7 +56,7 @@ def test_what_counts_labels_says_so_where_it_cannot(tmp_path):
         ("focal", None, "regression", False, "loss: focal cannot be combined with task: regress"),
         ("squared_error", None, "classification", False, "squared_error cannot be combined"),
         ("balanced", [1, 1, 1], "classification", False, "class_weights cannot be combined with"),
-        ("focal", None, "classification", True, "loss: focal would change the loss that compute"),
+        ("focal", None, "classification", True, "loss: focal would change the loss, which is your"),
         ("cross_entropy", "sqrt", "classification", True, "class_weights would change the loss"),
     ],
 )
