@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from few_labels import KEY, about_of, drawn, read, spec_of
+from few_labels import KEY, about_of, drawn, options, read, spec_of
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.data.image_set import ImageData
@@ -33,15 +32,7 @@ from hf_transfer.recipe.load import asked
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", type=Path, help="file of rows, JSON Lines")
-    parser.add_argument("--data", help="folder of class folders")
-    parser.add_argument("--backbone")
-    parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--per-class", default="20,100")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--group", help="pattern of what stays together")
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     quiet()
     done = {tuple(row[key] for key in KEY[:5]) for row in read(args.rows)}
     for count in map(int, args.per_class.split(",")) if args.data else ():

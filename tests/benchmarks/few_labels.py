@@ -42,14 +42,7 @@ KEY = ("data", "backbone", "image_size", "per_class", "seed", "way")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", type=Path, help="file of rows, JSON Lines")
-    parser.add_argument("--data", help="folder of class folders")
-    parser.add_argument("--backbone")
-    parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--per-class", default="5,20,100")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--group", help="pattern of what stays together")
+    parser = options(__doc__)
     parser.add_argument("--minutes", type=float, default=5, help="budget of auto")
     parser.add_argument("--ways", default=",".join(WAYS))
     args = parser.parse_args()
@@ -61,6 +54,19 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
     print("\n".join(table(read(args.rows))))
+
+
+def options(about: str) -> argparse.ArgumentParser:
+    """Return what names the rows of a benchmark: images, backbone, how many labels, and seeds."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("rows", type=Path, help="file of rows, JSON Lines")
+    parser.add_argument("--data", help="folder of class folders")
+    parser.add_argument("--backbone")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--per-class", default="5,20,100")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--group", help="pattern of what stays together")
+    return parser
 
 
 def read(path: Path) -> list[dict[str, Any]]:
