@@ -18,7 +18,14 @@ from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.folders import IMAGE_SUFFIXES
 from hf_transfer.data.split_names import split_of
-from hf_transfer.data.targets import MISSING, Target, check_separator, read_target, target_names
+from hf_transfer.data.targets import (
+    MISSING,
+    Target,
+    check_not_measured,
+    check_separator,
+    read_target,
+    target_names,
+)
 from hf_transfer.recipe.specs import DataSpec
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -245,6 +252,8 @@ def names_of(
         if len(counts) > 1:
             raise DataError(f"{path}: {columns[0]} holds lists of different lengths: {counts}")
         return target_names(columns, counts.pop() if counts else 0)
+    if task == "classification":
+        check_not_measured(path, columns, targets)
     if task == "multi_label" and len(columns) == 1:
         check_separator(path, columns[0], targets)
     return tuple(columns) if task == "multi_label" and len(columns) > 1 else ()

@@ -15,6 +15,7 @@ BETWEEN = "|"  # several labels in one cell of a CSV table: cat|dog
 MISSING = ("nan", "<na>", "nat")  # what pandas writes where there is no value
 DOUBTFUL = ("none", "null", "na", "n/a", "?", "-")  # a class, or no value
 WHOLE = re.compile(r"-?[0-9]+\.0+")  # a whole number in a column that had a gap, by pandas
+DECIMAL = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 Target = str | tuple[str, ...] | tuple[float, ...]  # as a table has it; classes by their names
@@ -116,10 +117,9 @@ def _number(value: Any, column: str, place: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(
-            f"{place}: {column} is {value!r}; a target is a finite number: mend the row or take "
-            "it out"
-        )
+        comma = isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value.strip())
+        remedy = "write it with a point: 1.5" if comma else "mend the row or take it out"
+        raise DataError(f"{place}: {column} is {value!r}; a target is a finite number: {remedy}")
     return number
 
 
@@ -131,6 +131,20 @@ def check_separator(path: str, column: str, targets: Iterable[Target]) -> None:
         raise DataError(
             f"{path}: {column} holds {odd!r}; several labels are separated by {BETWEEN}, as in "
             f"cat{BETWEEN}dog"
+        )
+
+
+def check_not_measured(path: str, columns: Sequence[str], targets: Sequence[Target]) -> None:
+    """Raise DataError where the classes are measurements: numbers with decimals, hardly one twice.
+
+    A few such numbers, as 0.5 and 1.0 of many images each, may be classes.
+    """
+    found = {str(target) for target in targets}
+    numbers = any("." in text for text in found) and all(map(DECIMAL.fullmatch, found))
+    if numbers and 2 * len(found) > len(targets):
+        raise DataError(
+            f"{path}: {columns[0]} holds {len(found):,} different numbers in {len(targets):,} "
+            "rows; to predict numbers, set task: regression"
         )
 
 

@@ -76,7 +76,8 @@ def _head(plan: Plan) -> str:
 def _nouns(plan: Plan) -> str:
     if TASKS[plan.recipe.task].is_pretext:
         return "outputs of the pretext"
-    return "targets" if plan.recipe.task == "regression" else "labels"
+    noun = "target" if plan.recipe.task == "regression" else "label"
+    return noun if plan.labels == 1 else f"{noun}s"
 
 
 def _labels(plan: Plan) -> list[str]:

@@ -232,9 +232,9 @@ def _with_lines(phases: Sequence[Phase], nodes: Node) -> tuple[Phase, ...]:
 
 
 def _place_of(phase: Node) -> str:
-    """Return where a phase stands, and what --set has changed of it."""
-    inner = (child.place for _, child in phase.value)
-    return ", ".join(dict.fromkeys((phase.place, *(p for p in inner if p.startswith("--set")))))
+    """Return where a phase stands, and what the command line has changed of it."""
+    given = (child.place for _, child in phase.value if child.place.startswith("--"))
+    return ", ".join(dict.fromkeys((phase.place, *given)))
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -160,6 +160,19 @@ def test_a_user_that_is_not_there_is_one_line():
     assert "home directory" in refused(Path("~nosuchuser/flowers"))
 
 
+def test_measurements_are_no_classes(tmp_path):
+    rows = [f"{number}.jpg,{number * 0.37:.2f}" for number in range(8)]
+    path = written(tmp_path, "\n".join(["image,label", *rows]))
+    assert "8 different numbers in 8 rows; to predict numbers, set task: regr" in refused(path)
+    few = [f"{number}.jpg,{number % 2 / 2}" for number in range(8)]
+    assert found(written(tmp_path, "\n".join(["image,label", *few]))).labels == ("0", "0.5")
+
+
+def test_a_decimal_comma_is_told_to_be_a_point(tmp_path):
+    message = refused(written(tmp_path, "image;label\n1.jpg;1,5\n"), "regression")
+    assert "label is '1,5'; a target is a finite number: write it with a point: 1.5" in message
+
+
 @pytest.mark.parametrize(
     ("name", "separator"), [("l.csv", "|"), ("l.csv", "\t"), ("l.tsv", ","), ("l.tsv", ";")]
 )
