@@ -212,6 +212,8 @@ def _flat(images: Any) -> Iterator[Any]:
         images = images.tolist()  # paths
     elif hasattr(images, "iloc") and hasattr(images, "columns"):
         images = images.to_dict("records")  # rows of pandas
+    elif hasattr(images, "iloc") and any(name in images.index for name in ("image", "path")):
+        images = images.to_dict()  # one row
     if isinstance(images, (str, Path)):
         yield from _files(images)
     elif isinstance(images, Mapping):

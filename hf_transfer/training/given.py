@@ -40,8 +40,7 @@ def given_model(model: Any, images: Any, init: Any = None) -> nn.Module:
     if init is not None:
         if model is not None or not callable(init):
             raise UserError("model_init is a function that returns a model; pass it or model")
-        takes = [each for each in signature(init).parameters.values() if each.default is each.empty]
-        model = init(*[None] * len(takes))  # of a trial, where it takes one, as Trainer's own
+        model = init(*[None] * _wanted(init))  # of a trial, where it takes one, as Trainer's own
     if isinstance(model, nn.Module):
         return model
     if not isinstance(model, str | Path):
@@ -57,6 +56,14 @@ def given_model(model: Any, images: Any, init: Any = None) -> nn.Module:
         )
     path = expanded(model)
     return load_backbone(str(path) if path.is_dir() else str(model), labels)
+
+
+def _wanted(init: Callable[..., Any]) -> int:
+    """Return how many arguments a function must be given by place."""
+    kinds = signature(init).parameters.values()
+    return sum(
+        each.default is each.empty and each.kind <= each.POSITIONAL_OR_KEYWORD for each in kinds
+    )
 
 
 def given_layers(head: Any, groups: Any) -> tuple[Any, Any]:

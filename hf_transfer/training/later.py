@@ -17,11 +17,16 @@ def planned_by(trainer: Seam) -> dict[str, Any]:
 
 
 def check_unchanged(trainer: Seam, planned: dict[str, Any]) -> None:
-    """Raise UserError for what would be passed over in silence."""
+    """Raise UserError for what would be passed over in silence, and for what is gone."""
+    if not hasattr(trainer.accelerator.state, "dynamo_plugin"):
+        raise UserError(
+            "other TrainingArguments were made after this Trainer, which resets accelerate; make "
+            "all arguments first, and then each Trainer just before it trains"
+        )
     for name, value in planned_by(trainer).items():
         same = value == planned[name] if name.startswith("args.") else value is planned[name]
         if not same:
             raise UserError(
-                f"{name} was changed after the Trainer was made, when its phases were planned; "
-                "make a new TransferTrainer with it"
+                f"{name}: this was changed after the Trainer was made, when its phases were "
+                "planned; make a new TransferTrainer with it"
             )

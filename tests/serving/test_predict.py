@@ -342,6 +342,7 @@ def test_open_files_and_rows_of_tables_are_taken(model, files):
     frames = (frame, frame["image"], frame["image"].to_numpy(), np.array(frame["image"].tolist()))
     for images in (table["image"], table, table[:2], undecoded, undecoded["image"], *frames):
         assert [row.labels for row in predict(model, images)] == expected
+    assert [row.labels for row in predict(model, frame.iloc[0])] == expected[:1]
     with files[0].open("rb") as file:
         (row,) = predict(model, file)
     assert (row.file, row.labels) == (str(files[0]), expected[0])

@@ -497,7 +497,7 @@ def test_an_optimizer_without_its_options_is_told(tmp_path):
 
 
 def test_a_model_init_may_take_a_trial(tmp_path):
-    own = {"train_dataset": images(), "model_init": lambda trial: network()}
+    own = {"train_dataset": images(), "model_init": lambda trial, *rest, **more: network()}
     assert TransferTrainer(None, arguments(tmp_path), [HEAD], **own).backbone.labels == NAMES
 
 

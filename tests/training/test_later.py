@@ -24,7 +24,7 @@ def test_what_phases_were_planned_by_cannot_be_changed_later(tmp_path, name, val
     made = trainer(tmp_path, [{"train": "head"}])
     place = made.args if name.startswith("args.") else made
     setattr(place, name.removeprefix("args."), value)
-    with pytest.raises(UserError, match=f"^{name} was changed after the Trainer was made"):
+    with pytest.raises(UserError, match=f"^{name}: this was changed after the Trainer was made"):
         made.train()
 
 
@@ -80,3 +80,10 @@ def test_a_compute_loss_that_calls_ours_may_have_everything(tmp_path):
     Watched(
         network(), arguments(tmp_path), [{**COLD, "mixup": 0.2}], train_dataset=images()
     ).train()
+
+
+def test_arguments_that_were_made_later_are_told(tmp_path):
+    made = trainer(tmp_path, [HEAD])
+    arguments(tmp_path)
+    with pytest.raises(UserError, match="other TrainingArguments were made after this Trainer"):
+        made.train()
