@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def push_space(
     *,
     private: bool = False,
     token: str | None = None,
+    announce: Callable[[str], None] | None = None,
     **options: Any,
 ) -> str:
     """Upload a run as a model and a Space of the same name that shows it; return its address.
@@ -29,17 +31,20 @@ def push_space(
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    address = push(run, repo_id, private=private, token=token, **options)
+    options |= {"private": private, "token": token, "announce": announce}
+    address = push(run, repo_id, **options)
     model = "/".join(address.rstrip("/").split("/")[-2:])
     api = HfApi(token=token, library_name="hf_transfer")
     files = {path.name: path for path in sorted(app_folder().iterdir()) if path.is_file()}
-    with hub_in_one_line(f"cannot make the Space {model}"):
+    with hub_in_one_line(f"the model is at {address}, but cannot make the Space {model}"):
         url = api.create_repo(
             model, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
         )
         api.add_space_variable(model, "MODEL", model)
         additions = [CommitOperationAdd(name, path) for name, path in files.items()]
         api.create_commit(model, additions, commit_message=f"Show {model}", repo_type="space")
+    if private and announce:
+        announce(f"to open the private model the Space needs the secret HF_TOKEN: {url}/settings")
     logger.info("the Space %s shows %s", url, model)
     return str(url)
 

@@ -46,10 +46,21 @@ def test_one_command_makes_a_space_that_shows_the_model(hub, tmp_path):
     ]
 
 
+def test_a_private_space_says_what_it_needs_to_open_its_model(hub, tmp_path):
+    told: list[str] = []
+    deploy.push_space(tmp_path, "flowers", announce=told.append)
+    assert told == []
+    deploy.push_space(tmp_path, "flowers", private=True, announce=told.append)
+    (line,) = told
+    assert "the Space needs the secret HF_TOKEN" in line
+    assert line.endswith("spaces/alice/flowers/settings")
+
+
 def test_a_refusal_of_the_hub_is_one_line(hub, monkeypatch, tmp_path):
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("no way there")
 
     monkeypatch.setattr(Api, "create_repo", refuse)
-    with pytest.raises(HubError, match="cannot make the Space alice/flowers: no connection"):
+    with pytest.raises(HubError, match="cannot make the Space alice/flowers: no con") as caught:
         deploy.push_space(tmp_path, "alice/flowers")
+    assert str(caught.value).startswith("the model is at https://huggingface.co/alice/flowers, but")
