@@ -428,6 +428,11 @@ def test_the_trackers_of_the_command_line_are_those_of_a_recipe():
     )
 
 
+def test_what_is_no_number_is_told_so(capsys):
+    assert "'two' is not a number; see" in mistake(capsys, "train", "x", "--minutes", "two")
+    assert "'1.5' is not a whole number; see" in mistake(capsys, "plan", "x", "--seed", "1.5")
+
+
 @pytest.mark.parametrize("count", ["-3", "0", "two"])
 def test_a_number_that_counts_nothing(count, finished, images, capsys):
     said = f"{count} is not a whole number of 1 or more"

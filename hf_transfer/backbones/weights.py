@@ -60,7 +60,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         with one_line(str(path)):
             from safetensors.torch import load_file
 
-            return load_file(path)
+            found = load_file(path)
+        if not found:
+            raise BackboneError(f"{path} has no tensors; save a network's state_dict")
+        return found
     found = _unpickled(path, begins)
     state = _tensors(found, str(path))
     if not state:

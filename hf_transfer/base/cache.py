@@ -261,7 +261,9 @@ def cache_report(starts: Sequence[str] = (), clear: bool = False, as_json: bool 
     entries = cache_entries()
     for start in starts:
         if not any(entry.key.startswith(start) for entry in entries):
-            raise UserError(f"no entry of {cache_root()} begins with {start!r}; see cache")
+            raise UserError(
+                f"no entry of {cache_root()} begins with {start!r}; see hf-transfer cache"
+            )
     chosen = [e for e in entries if not starts or e.key.startswith(tuple(starts))]
     freed = sum(remove(entry) for entry in chosen) if clear else 0
     if as_json:

@@ -27,6 +27,7 @@ from hf_transfer.base.nearest import nearest
 
 WIDE = 160  # columns of what is no terminal
 MISTAKE, DEFECT, INTERRUPTED, STOPPED = 2, 1, 130, 143  # exit statuses
+NO_NUMBER = re.compile(r"invalid (float|int) value: ('.*')")
 CHOICE = re.compile(r"argument ([^:]*): invalid choice: '(.*?)' \(choose from (.*)\)")
 PROGRAM = "hf-transfer"
 
@@ -42,6 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit."""
+        message = NO_NUMBER.sub(_no_number, message)
         choice = CHOICE.match(message)
         if choice:
             argument, word = choice[1], choice[2]
@@ -106,6 +108,10 @@ def count(text: str) -> int:
 def whole(text: str) -> int:
     """Return a number that may be 0."""
     return 0 if text.strip("0") == "" and text else count(text)
+
+
+def _no_number(found: re.Match[str]) -> str:
+    return f"{found[2]} is not a {'whole ' * (found[1] == 'int')}number"
 
 
 # --- output ----------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def export_to(
     before = " before rounding to 8 bits" if found.get("int8") else ""
     lines = [
         f"written to {found['file']}: on {found['compared']} images of odd sizes and modes{before} "
-        f"its answers differ from predict's by at most {found['difference']:.0e}"
+        f"its answers {_near(found['difference'])} predict's"
     ]
     if told := found.get("int8"):
         full, small = told["full"], told["int8"]
@@ -197,3 +197,7 @@ def export_to(
     if to == "torch":
         lines.append("A .pt2 file can run code when it is opened: open only those that you trust.")
     return lines
+
+
+def _near(difference: float) -> str:
+    return f"differ by at most {difference:.0e} from" if difference else "equal"

@@ -147,6 +147,12 @@ def test_a_file_that_is_none_is_refused(name, content, tmp_path):
         assert ("torch.save did not write it" if content else "it is empty") in line
 
 
+def test_a_file_without_tensors_is_refused(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(BackboneError, match="has no tensors; save a network's state_dict"):
+        read_weights(tmp_path / "empty.safetensors")
+
+
 def test_a_file_cut_short_is_refused(tmp_path):
     save_file({"a": torch.ones(1000)}, tmp_path / "net.safetensors")
     whole = (tmp_path / "net.safetensors").read_bytes()
