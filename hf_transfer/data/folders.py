@@ -175,6 +175,11 @@ def _split_folders(listing: Listing, tops: dict[str, _Top]) -> dict[str, str]:
                 "all but one"
             )
     classes = {inner for name in splits for inner in tops[name].inner}
+    if _hint_at_splits(classes) and not _repeated(listing, splits):
+        raise DataError(
+            f"{listing.root}: expected one folder per class in {', '.join(splits)}; found "
+            f"{_few(sorted(classes))}"
+        )
     for name, top in tops.items():
         if name not in splits and not top.direct and len(classes & set(top.inner)) > 1:
             raise DataError(
@@ -182,6 +187,15 @@ def _split_folders(listing: Listing, tops: dict[str, _Top]) -> dict[str, str]:
                 "name is none of a split: call it validation or test, or move it elsewhere"
             )
     return splits
+
+
+def _repeated(listing: Listing, splits: dict[str, str]) -> bool:
+    """Return whether classes lie in train/train/cat and the like."""
+    rows = (name.split("/") for name in listing.images)
+    return any(
+        len(parts) > 3 and parts[0] in splits and split_of(parts[1]) == splits[parts[0]]
+        for parts in rows
+    )
 
 
 def _are_splits_inside(tops: dict[str, _Top]) -> bool:

@@ -191,6 +191,8 @@ def _listed(
     present = {label for target in targets.table for label in told(target)} if told else set()
     named = tuple(label for label in order if label in present or task != "classification")
     labels = named or in_order(present)
+    if not labels and files:
+        raise DataError(f"{path}: no image has a label")
     if not labels:
         raise DataError(f"{path}: no images; expected one folder per class with images in each")
     if odd := next((label for label in labels if not is_text(label)), None):

@@ -153,6 +153,11 @@ def test_split_words_with_numbers_and_others_are_no_classes(tmp_path):
     made(tmp_path / "classes", "train", "car", "bus", "test tube")
     assert found(tmp_path / "classes").labels == ("bus", "car", "test tube", "train")
 
+    made(tmp_path / "inside", "train/train", "train/val")
+    assert "expected one folder per class in train; found train, val" in refused(
+        tmp_path / "inside"
+    )
+
 
 def test_a_folder_in_a_folder_in_a_folder_is_suggested(tmp_path):
     made(tmp_path, "archive/flowers/flowers/daisy", "archive/flowers/flowers/rose")

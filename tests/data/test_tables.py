@@ -195,3 +195,8 @@ def test_a_row_of_json_that_lacks_a_column_is_named_wherever_it_is(tmp_path):
     rows = [{"image": "1.jpg"}, {"image": "2.jpg", "label": "cat"}]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     assert "l.jsonl:1: no label" in refused(written(tmp_path, text, "l.jsonl"))
+
+
+def test_a_table_in_which_no_image_has_a_label_is_told_so(tmp_path):
+    path = written(tmp_path, "image,label\n1.jpg,\n2.jpg,\n")
+    assert refused(path, "multi_label") == f"{path}: no image has a label"
