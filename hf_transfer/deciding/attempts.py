@@ -72,6 +72,28 @@ class Tried:
 
 
 @dataclass
+class Trial:
+    """A candidate under way: `logits` (N, classes) by the points of it that are judged, of the
+    images in the parts that were held out so far."""
+
+    candidate: Candidate
+    work: Work
+    logits: dict[str, np.ndarray]
+    parts: list[tuple[np.ndarray, np.ndarray]]  # all that may be held out: others, and the part
+    done: int = 0
+    took: float = 0.0  # seconds of the last one
+    seconds: float = 0.0  # of all
+
+    @property
+    def told(self) -> str:
+        """How much of the images its figures are of, in words."""
+        if self.done == 1:
+            return "one part held out"
+        whole = self.done == len(self.parts)
+        return f"{self.done} folds" if whole else f"{self.done} of {len(self.parts)} folds"
+
+
+@dataclass
 class Attempts:
     """The labelled images of a run, and what was tried on them.
 
@@ -89,7 +111,8 @@ class Attempts:
     refit: bool = True
     tried: list[Tried] = field(default_factory=list)
     ways: dict[str, np.ndarray] = field(default_factory=dict)
-    origin: dict[str, tuple[Candidate, Work, str]] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    origin: dict[str, tuple[Trial, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folds = folds(self.images.labels, groups=self.groups, seed=self.recipe.seed)
@@ -174,52 +197,83 @@ class Attempts:
             return self.note(Tried("fine-tuning", f"not tried: {self._too_few()}"))
         ways = self.advised(epochs)
         for i, candidate in enumerate(ways):
-            most = 5 if not self.origin else next(iter(self.origin.values()))[1].folds
+            most = 5 if not self.trials else self.trials[0].work.folds
             about = self.clock.left, candidate.spec, len(self.images), self.each, most, self.refit
             work = tuning.work_within(*about, ways=len(ways) - i) or tuning.work_within(*about)
             if work is None:
                 needed = tuning.least_seconds(candidate.spec, len(self.images), self.each)
-                return self.note(Tried(candidate.what, self._no_time(needed)))
-            try:
-                self._try(candidate.shortened(work.steps), work)
-            except UserError as error:  # it diverged, or was too short to move anything
-                self.note(Tried(candidate.what, f"dropped: {error}"))
-
-    def _try(self, candidate: Candidate, work: Work) -> None:
-        began = time.monotonic()
-        logits = {point: np.full_like(self.start.logits, np.nan) for point in candidate.points}
-        done = 0
-        for inside, outside in self._parts(work.folds):
-            fold_began = time.monotonic()
-            late = fold_began + max(PATIENCE, 2 * work.seconds)
-            tuned = self.trained(candidate, inside, min(late, self.clock.end))
-            here = self.images, inside, outside
-            for point, found in tuning.logits_at(tuned, candidate.points, *here).items():
-                logits[point][outside] = found
-            done, took = done + 1, time.monotonic() - fold_began
-            self.each *= (took / max(1e-9, work.seconds)) ** 0.5 if done == 1 else 1
-            if self.clock.left < took * (1 + self.refit):
+                self.note(Tried(candidate.what, self._no_time(needed)))
                 break
-        parts = f"{done} folds" if done > 1 else "one part held out"
-        over = f"({parts}, {candidate.spec.steps} steps)"
-        base = self.start.logits
-        for point in candidate.points:
-            rows = np.isfinite(logits[point][:, 0])
-            name = f"{candidate.what}, {point}"
-            self.ways[name] = logits[point]
-            self.origin[name] = candidate, work, point
+            self._try(self._trial(candidate.shortened(work.steps), work))
+        self._try_more()
+
+    def _trial(self, candidate: Candidate, work: Work) -> Trial:
+        shape = len(self.images), len(self.images.names)
+        logits = {point: np.full(shape, np.nan) for point in candidate.points}
+        return Trial(candidate, work, logits, self._parts(work.folds))
+
+    def _try(self, trial: Trial) -> None:
+        try:
+            while trial.done < trial.work.folds:
+                self._hold_out(trial)
+                if self.clock.left < trial.took * (1 + self.refit):
+                    break
+        except UserError as error:  # it diverged, or was too short to move anything
+            return self.note(Tried(trial.candidate.what, f"dropped: {error}"))
+        self.trials.append(trial)
+        self._judge(trial)
+
+    def _try_more(self) -> None:
+        """Hold out further parts while there is time for one of each trial: one part alone says
+        little."""
+        going = [trial for trial in self.trials if trial.done < len(trial.parts)]
+        more = sum(trial.took for trial in going)
+        last = max((trial.took for trial in self.trials), default=0.0) * self.refit
+        held = {trial.candidate.what: trial.done for trial in going}
+        while going and self.clock.left > more + last:
+            for trial in list(going):
+                try:
+                    self._hold_out(trial)
+                except UserError:  # what the other parts told stays
+                    going.remove(trial)
+            going = [trial for trial in going if trial.done < len(trial.parts)]
+        for trial in self.trials:
+            if trial.done > held.get(trial.candidate.what, trial.done):
+                self._judge(trial)
+
+    def _hold_out(self, trial: Trial) -> None:
+        """Train a candidate without the next part of the images, and predict that."""
+        inside, outside = trial.parts[trial.done]
+        began, seconds = time.monotonic(), trial.work.seconds
+        late = began + max(PATIENCE, 2 * seconds)
+        tuned = self.trained(trial.candidate, inside, min(late, self.clock.end))
+        here = self.images, inside, outside
+        for point, found in tuning.logits_at(tuned, trial.candidate.points, *here).items():
+            trial.logits[point][outside] = found
+        trial.took = time.monotonic() - began
+        self.each *= (trial.took / max(1e-9, seconds)) ** 0.5 if not trial.done else 1
+        trial.done, trial.seconds = trial.done + 1, trial.seconds + trial.took
+
+    def _judge(self, trial: Trial) -> None:
+        """Note what each point of a trial gains on the start, in place of what fewer parts told."""
+        over, base = f"({trial.told}, {trial.candidate.spec.steps} steps)", self.start.logits
+        for at, point in enumerate(trial.candidate.points):
+            rows = np.isfinite(trial.logits[point][:, 0])
+            name = f"{trial.candidate.what}, {point}"
+            self.ways[name] = trial.logits[point]
+            self.origin[name] = trial, point
             gained = gain(
-                logits[point][rows], base[rows], self.images.labels[rows], self._groups(rows)
+                trial.logits[point][rows], base[rows], self.images.labels[rows], self._groups(rows)
             )
+            self.tried = [one for one in self.tried if one.what != name]
             self.note(
                 Tried(
                     name,
                     f"{gained} against the {self.start.what} {over}",
-                    self._accuracy(logits[point]),
-                    time.monotonic() - began,
+                    self._accuracy(trial.logits[point]),
+                    0.0 if at else trial.seconds,
                 )
             )
-            began = time.monotonic()
 
     def trained(self, candidate: Candidate, rows: np.ndarray, end: float) -> Tuned:
         """Return the model trained by a candidate on these images, until `end` at the latest."""
@@ -228,13 +282,18 @@ class Attempts:
         )
 
     def _parts(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the parts that may be held out; of several the first, where there is time for
+        one."""
         if count == len(np.unique(self.folds[0])):
             return list(pairs(self.folds[0]))
-        parts = max(count, HELD_OUT) if count == 1 else count
         dealt = folds(
-            self.images.labels, parts, repeats=1, groups=self.groups, seed=self.recipe.seed
+            self.images.labels,
+            HELD_OUT if count == 1 else count,
+            repeats=1,
+            groups=self.groups,
+            seed=self.recipe.seed,
         )
-        return list(pairs(dealt[0]))[:count]
+        return list(pairs(dealt[0]))
 
     # --- the choice ---------------------------------------------------------------------------
 
@@ -271,7 +330,7 @@ class Attempts:
     @property
     def priors(self) -> dict[str, Prior]:
         """What each way to fine-tune gains on other tasks."""
-        return {what: candidate.prior for what, (candidate, _, _) in self.origin.items()}
+        return {what: trial.candidate.prior for what, (trial, _) in self.origin.items()}
 
     def expected(self, chosen: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (rows, logits) of images that had no part in training, nor in choosing, what
@@ -289,7 +348,10 @@ class Attempts:
 
     def parts(self, chosen: str) -> int:
         """Return in how many parts a way was cross-validated; 1 where one part was held out."""
-        return self.origin[chosen][1].folds if chosen in self.origin else len(set(self.folds[0]))
+        if chosen not in self.origin:
+            return len(set(self.folds[0]))
+        trial, _ = self.origin[chosen]
+        return len(trial.parts) if trial.done > 1 else 1
 
     def _groups(self, rows: np.ndarray) -> np.ndarray | None:
         return None if self.groups is None else self.groups[rows]

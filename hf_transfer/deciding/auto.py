@@ -173,7 +173,8 @@ def search(
     used = np.arange(len(images)) if refit else np.flatnonzero(work.folds[0] != 0)
     final, notes = dataclasses.replace(recipe, phases=recipe.phases[:1]), tuple[str, ...]()
     if chosen in work.origin:
-        candidate, _, point = work.origin[chosen]
+        trial, point = work.origin[chosen]
+        candidate = trial.candidate
         tuned = work.trained(candidate, used, clock.end)
         model = tuned.at(point, images, used)
         if candidate.new_head:  # the solved one is no part of the model

@@ -22,7 +22,7 @@ from hf_transfer.deciding.bag import model_logits
 from hf_transfer.deciding.boundaries import statistics_of
 from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.presets import KNOWN, PRESETS, preset
-from hf_transfer.deciding.tuning import candidates, least_seconds, work_within
+from hf_transfer.deciding.tuning import Work, candidates, least_seconds, work_within
 from hf_transfer.recipe.load import load_recipe, parse_recipe
 
 QUICK = ["precision=fp32"]
@@ -188,15 +188,47 @@ def test_the_first_way_leaves_time_for_the_second(images, backbone, monkeypatch)
     work.each = 0.9 * clock.left / work_within(1e9, gently.spec, len(data.train), 1.0).needed
     begun = []
 
-    def tried(self, candidate, fits):
-        begun.append((candidate.what, fits.folds))
-        self.origin[candidate.what] = candidate, fits, "all the way"
-        object.__setattr__(clock, "began", clock.began - fits.seconds * fits.folds)
+    def tried(self, trial):
+        begun.append((trial.candidate.what, trial.work.folds))
+        trial.done = len(trial.parts)
+        self.trials.append(trial)
+        object.__setattr__(clock, "began", clock.began - trial.work.seconds * trial.work.folds)
 
     monkeypatch.setattr(Attempts, "advised", lambda self, epochs: (gently, free))
     monkeypatch.setattr(Attempts, "_try", tried)
     work.fine_tune()  # alone the first would have been tried in five folds
     assert begun == [(gently.what, 1), (free.what, 1)]
+
+
+def test_time_that_is_left_holds_out_further_parts_of_every_trial(images, backbone, monkeypatch):
+    """Each training takes 100 s of a fixed clock: after one part of each way 380 s are left, of
+    which 100 are for the last training."""
+    work = attempts_on(images, backbone, 1000)
+    work.heads()
+    spent = [0.0]
+    monkeypatch.setattr(Clock, "left", property(lambda self: 580 - spent[0]))
+    rows = len(work.images)
+
+    def hold_out(self, trial):
+        spent[0] += 100
+        inside, outside = trial.parts[trial.done]
+        assert sorted([*inside, *outside]) == list(range(rows))
+        for logits in trial.logits.values():
+            logits[outside] = self.start.logits[outside]
+        trial.done, trial.took = trial.done + 1, 100.0
+
+    monkeypatch.setattr(Attempts, "_hold_out", hold_out)
+    for way in candidates():
+        one = Work(1, 30, 100.0, 200.0)
+        work._try(work._trial(way, one))
+    assert [trial.told for trial in work.trials] == ["one part held out"] * 2
+    work._try_more()
+    assert [trial.told for trial in work.trials] == ["2 of 4 folds"] * 2
+    assert spent == [400.0]
+    assert len(work.judged) == pytest.approx(rows / 2, abs=3)
+    names = [one.what for one in work.tried]
+    assert len(names) == len(set(names))
+    assert sum("2 of 4 folds" in one.why for one in work.tried) == len(work.origin) == 5
 
 
 def test_images_of_a_group_stay_together_and_a_backbone_needs_no_batch_norm(images, tmp_path):
