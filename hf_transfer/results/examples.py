@@ -16,6 +16,7 @@ from hf_transfer.data.audit import Audit
 from hf_transfer.data.findings import Finding, public_name
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.results.metrics.classification import log_softmax
+from hf_transfer.results.metrics.thresholds import shifted
 from hf_transfer.results.words import JsonDict, listed, show_number
 
 SIDE = 128  # pixels; shown somewhat smaller, so that they are sharp on fine screens
@@ -58,15 +59,18 @@ def examples(
     images: ImageSet,
     findings: Sequence[Finding] = (),
     others: Sequence[ImageSet] = (),
+    limits: Sequence[float] = (),
 ) -> JsonDict:
     """Return the pictures that say most about a model, and what it said of each; {} for none.
 
-    `outputs` (N, C) are logits, or standard numbers of a regression, of `images`. The images that
-    suspicious `findings` name are shown, too, also those that are among the `others`.
+    `outputs` (N, C) are logits, or numbers of a regression, of `images`. The images that
+    suspicious `findings` name are shown, too, also those that are among the `others`. Of several
+    labels, `limits` are the probabilities from which they count as there (default: one half).
     """
     if not len(images):
         return {}
-    found = _ANSWERS[task](np.asarray(outputs, np.float64), images)
+    logits = np.asarray(outputs, np.float64)
+    found = _of_labels(logits, images, limits) if limits else _ANSWERS[task](logits, images)
     gallery = _Gallery(images, found)
     order = np.argsort(-found.wrong, kind="stable")
     mistakes = [row for row in order.tolist() if found.wrong[row] > 0]
@@ -246,13 +250,14 @@ def _of_classes(logits: np.ndarray, images: ImageSet) -> Answers:
     )
 
 
-def _of_labels(logits: np.ndarray, images: ImageSet) -> Answers:
+def _of_labels(logits: np.ndarray, images: ImageSet, limits: Sequence[float] = ()) -> Answers:
     """Answers of several labels: each image by the label that the model is most wrong about, or
     where it is right by its least certain one."""
-    shares = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
     truth, names = images.labels.astype(bool), images.names
-    there = shares > 0.5
-    off = np.abs(shares - truth)
+    shares = _sigmoid(logits)
+    decisive = _sigmoid(shifted(logits, limits)) if limits else shares
+    there = decisive > 0.5
+    off = np.abs(decisive - truth)
     worst, rows = off.argmax(axis=1), np.arange(len(off))
     wrong = np.where(off.max(axis=1) > 0.5, off.max(axis=1), 0.0)
 
@@ -263,15 +268,21 @@ def _of_labels(logits: np.ndarray, images: ImageSet) -> Answers:
         sure=np.where(there, shares, 1 - shares)[rows, worst],
         wrong=wrong,
         good=-off.max(axis=1),
-        doubt=2 * np.abs(shares - 0.5).min(axis=1),
+        doubt=2 * np.abs(decisive - 0.5).min(axis=1),
         kinds=shown,
     )
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
 
 
 def _of_numbers(outputs: np.ndarray, images: ImageSet) -> Answers:
     names, scale = images.names, images.scale
     said = outputs if scale is None else scale.to_units(outputs)
-    off = np.abs(outputs - images.labels.astype(np.float64)).mean(axis=1)
+    truth = images.labels.astype(np.float64)
+    spread = truth.std(axis=0)  # of targets in units of their own, none should decide alone
+    off = (np.abs(outputs - truth) / np.where(spread > 0, spread, 1)).mean(axis=1)
     return Answers(
         truth=_truth("regression", images),
         answer=lambda row: _number_words(said[row], names),

@@ -46,7 +46,7 @@ def write_evaluation(
     write_text(out / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if page_images is None:
         page_images = not any(_dicom(found, scored.rows))
-    shown = _examples(model, found, scored) if page_images else {}
+    shown = _examples(model, found, scored, _limits(result, scored)) if page_images else {}
     write_html(evaluation_report(result, model, found, scored, shown), out / "report.html")
 
 
@@ -125,12 +125,21 @@ def _dicom(found: Scan, rows: np.ndarray[Any, Any]) -> Iterator[bool]:
                 yield is_dicom(file.read(132))
 
 
-def _examples(model: PreTrainedModel, found: Scan, scored: Scored) -> JsonDict:
+def _limits(result: JsonDict, scored: Scored) -> tuple[float, ...]:
+    """Return the probabilities from which labels counted as there; () for one half."""
+    if own := result.get("thresholds"):
+        return tuple(own[name] for name in scored.names)
+    return (result["threshold"],) * len(scored.names) if "threshold" in result else ()
+
+
+def _examples(
+    model: PreTrainedModel, found: Scan, scored: Scored, limits: tuple[float, ...]
+) -> JsonDict:
     """Return the images that the page shows, with what the model said of them."""
     files = [found.files[row] for row in scored.rows.tolist()]
     pixels: Any = _Pixels(found, scored.rows, model.backbone.image)
     images = ImageSet(pixels, scored.truth, scored.names, files)
-    return examples(model.backbone.task, scored.logits, images)
+    return examples(model.backbone.task, scored.logits, images, limits=limits)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ def measure(
     if not shown:
         return metrics, {}
     others = [one for one in data.splits.values() if one is not images]
-    return metrics, examples(data.task, found.predictions, images, data.audit.findings, others)
+    return metrics, examples(
+        data.task, found.predictions, images, data.audit.findings, others, limits
+    )
 
 
 def thresholds(recipe: Recipe, labels: Sequence[str]) -> Rule:

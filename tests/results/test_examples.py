@@ -116,6 +116,26 @@ def test_other_tasks_show_their_largest_errors():
     assert "unsure" not in found
 
 
+def test_labels_are_there_from_the_probabilities_that_the_model_counts_them_from():
+    labels = np.array([[1, 0], [1, 1], [0, 1]])
+    shares = np.array([[0.3, 0.1], [0.3, 0.8], [0.1, 0.95]])
+    images = sample_images(3, ("cat", "dog"))
+    several = ImageSet(images.pixels, labels, images.names, images.files)
+    found = examples("multi_label", np.log(shares / (1 - shares)), several, limits=(0.2, 0.9))
+    told = {row["file"]: (row["answer"], round(row["sure"], 6)) for row in found["rows"]}
+    assert [told[file] for file in several.files] == [("cat", 0.3), ("cat", 0.2), ("dog", 0.95)]
+    assert shown(found, "mistakes") == [several.files[1]]
+
+
+def test_errors_of_targets_in_other_units_count_alike():
+    truth = np.array([[0.0, 0], [1, 1000], [2, 2000]])
+    images = sample_images(3, ("a", "b"))
+    numbers = ImageSet(images.pixels, truth, ("metres", "grams"), images.files)
+    said = truth + np.array([[0.9, 0], [0, 300], [0, 0]])
+    found = examples("regression", said, numbers)
+    assert shown(found, "mistakes")[0] == numbers.files[0]
+
+
 def test_images_are_shown_unless_the_recipe_or_a_dicom_file_says_otherwise():
     medical = Audit((finding("dicom", ["a.dcm"], "read"),))
     assert shows_images(None, Audit())
