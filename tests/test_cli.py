@@ -359,6 +359,30 @@ def test_predict_reads_paths_from_standard_input_and_answers_in_json_lines(
     assert [row["error"] is None for row in rows] == [True, True, False]
 
 
+def test_predict_reads_what_find_print0_writes_also_names_with_line_breaks(
+    finished, images, tmp_path, capsys, monkeypatch
+):
+    broken = tmp_path / "two\nlines.png"
+    paths = [next((images / "cat").iterdir()), Path(shutil.copy(images / "cat" / "0.png", broken))]
+    names = b"".join(os.fsencode(path) + b"\0" for path in paths)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names)))
+    assert main(["predict", str(finished), "-", "--format", "jsonl"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["file"] for row in rows] == list(map(str, paths))
+
+
+def test_predict_of_an_empty_list_says_so_and_answers_nothing(finished, capsys, monkeypatch):
+    for form, answers in (("text", ""), ("json", "[]\n"), ("jsonl", "")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+        assert main(["predict", str(finished), "-", "--format", form]) == 0
+        assert capsys.readouterr() == (answers, "hf-transfer: no paths on standard input\n")
+
+
+def test_two_formats_are_one_too_many(capsys):
+    said = "--json is --format json, not --format csv; remove one of them"
+    assert said in mistake(capsys, "predict", "a/b", "c.png", "--json", "--format", "csv")
+
+
 def test_evaluate_and_embed_tell_what_they_found(finished, images, tmp_path, capsys):
     assert main(["evaluate", str(finished), "--data", str(images), "--tta"]) == 0
     told = capsys.readouterr().out
@@ -615,6 +639,10 @@ def test_names_of_nothing_are_refused_before_torch_is_imported(tmp_path):
         "predict nowhere a.png": "'nowhere' is neither a folder nor a Hub repository",
         "predict nowhere.onnx a.png": "no file nowhere.onnx",
         "evaluate . --data .": "holds no model; give a run folder",
+        "evaluate made --data nowhere": "no such folder",
+        "evaluate made --data . --compare nowhere": "'nowhere' is neither a folder nor a Hub",
+        "evaluate made --data . --compare nowhere.onnx": "no file nowhere.onnx",
+        "export made --int8 --data nowhere": "no such folder",
         "demo nowhere": "no run or model nowhere",
         "compare lpft --data .": "nearest: lp_ft",
         "compare lp_ft --data nowhere": "no such folder",
@@ -622,6 +650,8 @@ def test_names_of_nothing_are_refused_before_torch_is_imported(tmp_path):
         "advise --data . --backbone timm/resnet18 --out taken": "taken is a file",
     }
     (tmp_path / "taken").touch()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.json").write_text('{"architecture": "test_resnet"}')
     code = (
         "import sys\nfrom hf_transfer.cli import main\nfor words in sys.argv[1:]:\n"
         "    assert main(words.split()) == 2, words\nprint('torch' in sys.modules)"

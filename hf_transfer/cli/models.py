@@ -6,7 +6,8 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from hf_transfer.base import console
@@ -32,10 +33,16 @@ def _add_predict(commands: Any) -> None:
     words = "label images with a trained model"
     predict = command(commands, "predict", _predict, words, loads=True, first=_check_model)
     predict.path("model", "MODEL", MODEL_OR_FILE)
-    images = "files, folders, patterns or tables; - reads paths from standard input, one a line"
+    images = (
+        "files, folders, patterns or tables; - reads paths from standard input, one a line or as "
+        "find -print0 writes them"
+    )
     predict.path("images", "IMAGE", images, nargs="+")
     predict.argument("--top", "N", "number of labels to show (default: 3 classes)", type=count)
-    at_once = "images in a batch (default: 32; 1 answers each path of standard input at once)"
+    at_once = (
+        "images in a batch (default: 32; with 1, jsonl and csv answer each path of standard input "
+        "at once)"
+    )
     predict.argument("--batch-size", "N", at_once, type=count, default=32)
     predict.either("--tta", TTA)
     decoding = "processes that decode images (default: 0, threads of this process)"
@@ -109,16 +116,22 @@ def _add_export(commands: Any) -> None:
 
 
 def _check_model(args: argparse.Namespace) -> None:
-    """Raise UserError for what is no model."""
+    """Raise UserError for what is no model, and for data that is not there."""
     from hf_transfer.backbones.origins import check_model
+    from hf_transfer.data.sources import check_place
 
-    if not args.model.lower().endswith(SUFFIXES["onnx"]):
-        check_model(args.model)
-    elif not expanded(args.model).is_file():
-        raise UserError(f"there is no file {args.model}; write one with hf-transfer export")
+    for model in filter(None, (args.model, getattr(args, "compare", None))):
+        if not model.lower().endswith(SUFFIXES["onnx"]):
+            check_model(model)
+        elif not expanded(model).is_file():
+            raise UserError(f"there is no file {model}; write one with hf-transfer export")
+    if data := getattr(args, "data", None):
+        check_place(data)
 
 
 def _predict(args: argparse.Namespace) -> int:
+    if args.json and args.format not in (None, "json"):
+        raise UserError(f"--json is --format json, not --format {args.format}; remove one of them")
     from hf_transfer.serving.answers import Answers
 
     from_input = "-" in args.images
@@ -128,6 +141,8 @@ def _predict(args: argparse.Namespace) -> int:
     found = Answers(args.model, images, form, **{key: getattr(args, key) for key in keys})
     for line in found:
         print(line, flush=from_input)
+    if from_input and not found.answered:
+        console.warn("no paths on standard input")
     return 2 if found.failed else 0
 
 
@@ -139,7 +154,12 @@ def _with_input(paths: list[str]) -> Iterator[str]:
             continue
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-        yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        first = sys.stdin.readline()
+        if "\0" in first:  # as find -print0 writes names, which may hold line breaks
+            lines: Iterable[str] = f"{first}{sys.stdin.read()}".split("\0")
+        else:
+            lines = (line.rstrip("\r\n") for line in chain((first,), sys.stdin))
+        yield from filter(None, lines)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -20,7 +20,8 @@ FORMS = ("text", "json", "jsonl", "csv")
 
 
 class Answers:
-    """Lines about images as they are predicted, in one of FORMS; `failed` counts those without."""
+    """Lines about images as they are predicted, in one of FORMS; `answered` counts the images, and
+    `failed` those without an answer."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Answers:
         self.model: Any = ready(model)
         self.unknown, self.tta, self.workers = unknown, tta, workers
         self.images: Any = find_images(images) if isinstance(images, Sequence) else images
-        self.form, self.batch_size, self.failed = form, batch_size, 0
+        self.form, self.batch_size, self.answered, self.failed = form, batch_size, 0, 0
         self.top = top or (3 if self.model.backbone.task == "classification" else None)
 
     def __iter__(self) -> Iterator[str]:
@@ -49,6 +50,7 @@ class Answers:
         found = iter_predictions(self.model, self.images, top=self.top, **options)
         with bar(total, "predict") as progress:
             for prediction in found:
+                self.answered += 1
                 self.failed += prediction.error is not None
                 progress.update()
                 yield prediction
@@ -69,7 +71,7 @@ def lines_of(
     if form not in FORMS:
         raise UserError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
     if form == "text":
-        yield format_predictions(predictions)
+        yield from filter(None, [format_predictions(predictions)])
     elif form == "json":
         yield json.dumps([row.to_dict() for row in predictions], indent=1)
     elif form == "jsonl":

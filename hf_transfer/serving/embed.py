@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from hf_transfer.serving.kept_embeddings import Files, Part
 from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.pictures import batches, files_of, find_images
 from hf_transfer.serving.predict import network_of
+
+if TYPE_CHECKING:
+    from hf_transfer.serving.load import Model
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class Embeddings:
 
 @checked
 def embed(
-    model: PreTrainedModel | OnnxModel | str | Path,
+    model: Model | PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     group: str | None = None,
@@ -96,7 +99,7 @@ def embed(
 
 
 def iter_embeddings(
-    model: PreTrainedModel | str | Path,
+    model: Model | PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     group: str | None = None,
@@ -170,6 +173,8 @@ def embed_to(
     place = None if out is None else place_of(out)
     files = find_images(images)
     query = find_images([near]) if near is not None else []
+    if len(query) > 1:
+        raise UserError(f"--near takes one image, and {near} stands for {len(query):,}")
     network, lines, errors = network_of(model), list[str](), list[str]()
     options: Any = {"group": group, "batch_size": batch_size}
     if place is not None:

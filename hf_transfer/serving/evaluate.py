@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,11 +28,14 @@ from hf_transfer.results.metrics.thresholds import shifted
 from hf_transfer.results.places import place_name
 from hf_transfer.serving.evaluate_page import write_evaluation
 from hf_transfer.serving.evaluate_text import command_of
-from hf_transfer.serving.familiar import alarms
+from hf_transfer.serving.familiar import alarms, familiar_of
 from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.paired import by_group, compared
 from hf_transfer.serving.pictures import Failed, batches
-from hf_transfer.serving.predict import averages, iter_predictions, outputs, ready
+from hf_transfer.serving.predict import averages, iter_predictions, network_of, outputs, ready
+
+if TYPE_CHECKING:
+    from hf_transfer.serving.load import Model
 
 ALL = "all"  # images of every split
 
@@ -53,10 +56,10 @@ class Scored:
 
 @checked
 def evaluate(
-    model: PreTrainedModel | OnnxModel | str | Path,
+    model: Model | PreTrainedModel | OnnxModel | str | Path,
     data: str | Path | DataSpec,
     *,
-    compare: PreTrainedModel | OnnxModel | str | Path | None = None,
+    compare: Model | PreTrainedModel | OnnxModel | str | Path | None = None,
     split: str | None = None,
     threshold: float | None = None,
     tta: bool | None = None,
@@ -87,12 +90,16 @@ def evaluate(
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")
     place = None if out is None else folder_to_write(out)
-    model = model if isinstance(model, (PreTrainedModel, OnnxModel)) else ready(model)
+    model = ready(model)
     backbone = model.backbone
+    other = None if compare is None else ready(compare)
+    _check_asked(model, other, threshold, unknown)
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
     spec = spec if group is None else replace(spec, group=group)
     found, chosen = _chosen(spec, backbone.task, backbone.labels, split)
     matched = _matched(found, backbone.labels)
+    if other is not None:
+        _check_known(found, other.backbone.labels, f"{_name(compare, other)}'s")
     scored, failed = _scored(model, found, batch_size, tta, "evaluate")
     asked = {"split": split, "threshold": threshold, "tta": tta, "unknown": unknown}
     result: dict[str, Any] = {
@@ -113,12 +120,7 @@ def evaluate(
         if row["recall"] is not None:
             row["recall_interval"] = accuracy_interval(round(row["recall"] * row["n"]), row["n"])
     result["metrics"] = metrics
-    if compare is not None:
-        other = compare if isinstance(compare, (PreTrainedModel, OnnxModel)) else ready(compare)
-        if other.backbone.task != backbone.task:
-            raise UserError(
-                f"the models answer different questions: {backbone.task} and {other.backbone.task}"
-            )
+    if other is not None:
         theirs, _ = _scored(other, found, batch_size, tta, "compare")
         apart = compared(backbone.task, scored, theirs, groups)
         result["comparison"] = {"other": _name(compare, other), **apart}
@@ -136,6 +138,17 @@ def _name(given: Any, model: Any) -> str:
     folder = Path(given)
     inside = folder.name == "model" and folder.is_dir()  # of a run, whose name says more
     return folder.resolve().parent.name if inside else place_name(str(given))
+
+
+def _check_asked(model: Any, other: Any, threshold: float | None, unknown: bool) -> None:
+    """Raise UserError for what a model cannot tell, before it has answered any image."""
+    task = model.backbone.task
+    if threshold is not None and task == "regression":
+        raise UserError("a regression has no probabilities; leave --threshold out")
+    if other is not None and other.backbone.task != task:
+        raise UserError(f"the models answer different questions: {task} and {other.backbone.task}")
+    if unknown:
+        familiar_of(network_of(model))
 
 
 # --- which images, with which labels -----------------------------------------------------------
@@ -192,11 +205,7 @@ def _matched(found: Scan, labels: tuple[str, ...]) -> dict[str, Any]:
     known = [label for label in labels if label in found.labels]
     unknown = [label for label in found.labels if label not in labels]
     absent = [label for label in labels if label not in found.labels]
-    if not known:
-        raise UserError(
-            f"no label of {found.path} ({_few(found.labels)}) is one of the model's "
-            f"({_few(labels)}); rename the folders, or the labels in the table"
-        )
+    _check_known(found, labels, "the model's")
     if found.task == "regression" and absent:
         raise UserError(f"{found.path} has no target {_few(absent)}, which the model predicts")
     nearest = {label: similar(label, labels, cutoff=0.6) for label in unknown}
@@ -208,6 +217,15 @@ def _matched(found: Scan, labels: tuple[str, ...]) -> dict[str, Any]:
         ],
         "only_in_model": absent,
     }
+
+
+def _check_known(found: Scan, labels: tuple[str, ...], whose: str) -> None:
+    """Raise UserError where data has no label of a model."""
+    if not set(labels) & set(found.labels):
+        raise UserError(
+            f"no label of {found.path} ({_few(found.labels)}) is one of {whose} ({_few(labels)}); "
+            "rename the folders, or the labels in the table"
+        )
 
 
 def _few(labels: Any) -> str:
@@ -318,8 +336,6 @@ def _from_threshold(
         own = dict(zip(backbone.labels, backbone.thresholds, strict=True))
         result["thresholds"] = own
         return shifted(scored.logits, [own[name] for name in scored.names])
-    if result["task"] == "regression":
-        raise UserError("a regression has no probabilities; leave --threshold out")
     if result["task"] == "classification":
         result["confident"] = _confident(scored, threshold)
         return scored.logits

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.pictures import batches, find_images
 from hf_transfer.serving.predict import Prediction, network_of, outputs, prediction_of
+
+if TYPE_CHECKING:
+    from hf_transfer.serving.load import Model
 
 BATCH = 16  # gradients need memory
 COLOURS = "inferno"  # matplotlib's; brighter is hotter, also in gray and to the colour-blind
@@ -93,7 +96,7 @@ class Explanation:
 
 @checked
 def explain(
-    model: PreTrainedModel | OnnxModel | str | Path,
+    model: Model | PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     label: str | Sequence[str] | None = None,
@@ -118,7 +121,7 @@ def explain(
 
 
 def iter_explanations(
-    model: PreTrainedModel | str | Path,
+    model: Model | PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     label: str | Sequence[str] | None = None,

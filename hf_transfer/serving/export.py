@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -43,6 +43,9 @@ from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import network_of, predict
 from hf_transfer.serving.runtimes import SUFFIXES, refusal
 
+if TYPE_CHECKING:
+    from hf_transfer.serving.load import Model
+
 SAME = 1e-4  # how far an exported model's answers may lie from ours
 SAME_HALF = 2e-2  # in 16 bits
 WRITE: dict[str, Callable[[Whole, Path], Answers]] = {
@@ -56,7 +59,7 @@ BESIDE = {"openvino": (".bin",), "executorch": (".json",)}  # suffixes of files 
 
 @checked
 def export(
-    model: PreTrainedModel | OnnxModel | str | Path,
+    model: Model | PreTrainedModel | OnnxModel | str | Path,
     out: str | Path,
     *,
     to: str = "onnx",

@@ -15,6 +15,7 @@ from hf_transfer.serving.evaluate import evaluate
 from hf_transfer.serving.explain import BATCH, Explanation, explain
 from hf_transfer.serving.export import export
 from hf_transfer.serving.hub import push
+from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.predict import Predictions, predict, ready
 
 
@@ -63,7 +64,7 @@ class Model:
         self,
         data: str | Path | DataSpec,
         *,
-        compare: Model | PreTrainedModel | str | Path | None = None,
+        compare: Model | PreTrainedModel | OnnxModel | str | Path | None = None,
         split: str | None = None,
         threshold: float | None = None,
         tta: bool | None = None,
@@ -77,7 +78,7 @@ class Model:
         return evaluate(
             self.network,
             data,
-            compare=compare.network if isinstance(compare, Model) else compare,
+            compare=compare,
             split=split,
             threshold=threshold,
             tta=tta,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +24,9 @@ from hf_transfer.recipe.tasks import THRESHOLD
 from hf_transfer.serving.familiar import Familiar, familiar_of
 from hf_transfer.serving.onnx_model import SUFFIX, OnnxFacts, OnnxModel
 from hf_transfer.serving.pictures import Batch, batches
+
+if TYPE_CHECKING:
+    from hf_transfer.serving.load import Model
 
 ANSWERS = 5  # classes that are kept where nobody says how many
 
@@ -108,7 +112,7 @@ class Predictions(list[Prediction]):
 
 @checked
 def predict(
-    model: PreTrainedModel | OnnxModel | str | Path,
+    model: Model | PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     top: int | None = None,
@@ -137,7 +141,7 @@ def predict(
 
 
 def iter_predictions(
-    model: PreTrainedModel | OnnxModel | str | Path,
+    model: Model | PreTrainedModel | OnnxModel | str | Path,
     images: Any,
     *,
     top: int | None = None,
@@ -150,8 +154,7 @@ def iter_predictions(
     """Yield a prediction for each image, in order, as soon as its batch is done; see `predict`."""
     if (top is not None and top < 1) or batch_size < 1:
         raise UserError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
-    if not isinstance(model, (PreTrainedModel, OnnxModel)):
-        model = ready(model)
+    model = ready(model)
     familiar = familiar_of(network_of(model)) if unknown else None
     both = averages(model, tta)
     for batch in batches(images, model.backbone.image, batch_size, threads, workers):
@@ -164,8 +167,13 @@ def averages(model: PreTrainedModel | OnnxModel, tta: bool | None) -> bool:
     return bool(model.backbone.tta if tta is None else tta)
 
 
-def ready(where: str | Path) -> PreTrainedModel | OnnxModel:
-    """Return what `load_model` finds, on the accelerator where there is one; or an ONNX file."""
+def ready(where: Model | PreTrainedModel | OnnxModel | str | Path) -> PreTrainedModel | OnnxModel:
+    """Return what `load_model` finds, on the accelerator where there is one; or an ONNX file. A
+    model is returned as it is."""
+    if isinstance(where, (PreTrainedModel, OnnxModel)):
+        return where
+    if not isinstance(where, (str, os.PathLike)):
+        return where.network
     if str(where).lower().endswith(SUFFIX):
         return OnnxModel(where)
     device = torch.accelerator.current_accelerator(check_available=True)
@@ -216,9 +224,9 @@ def prediction_of(
     return Prediction(name, ranked[:kept], threshold=THRESHOLD if several else None, thresholds=own)
 
 
-def network_of(model: PreTrainedModel | OnnxModel | str | Path) -> PreTrainedModel:
+def network_of(model: Model | PreTrainedModel | OnnxModel | str | Path) -> PreTrainedModel:
     """Return a model with layers, read from a folder or the Hub. Raises UserError for ONNX."""
-    model = model if isinstance(model, (PreTrainedModel, OnnxModel)) else ready(model)
+    model = ready(model)
     if isinstance(model, PreTrainedModel):
         return model
     raise UserError(

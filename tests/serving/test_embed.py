@@ -145,6 +145,7 @@ def test_mistakes_are_told_in_a_line(run, files, tmp_path):
         ({}, "--out FILE"),
         ({"out": tmp_path / "a.csv"}, "are written as .npy or .parquet"),
         ({"near": tmp_path / "absent.png"}, "there is no image or folder"),
+        ({"near": tmp_path}, "--near takes one image, and .* stands for 5"),
     ):
         with pytest.raises(UserError, match=said):
             embed_to(run, files, **options)
@@ -165,6 +166,20 @@ def test_a_loaded_model_has_what_one_does_with_it_as_methods(run, files, tmp_pat
     found = model.evaluate(tmp_path / "data", compare=model)
     assert found["metrics"]["n"] == 2
     assert "5 labels" in repr(model)
+
+
+def test_the_functions_take_a_loaded_model(run, files, tmp_path):
+    model = hf_transfer.load(run)
+    assert hf_transfer.predict(model, files) == hf_transfer.predict(run, files)
+    assert len(hf_transfer.embed(model, files).files) == len(files)
+    assert hf_transfer.explain(model, files[0])[0].error is None
+    for label in model.labels[:2]:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        picture(1).save(tmp_path / "data" / label / "1.png")
+    found = hf_transfer.evaluate(model, tmp_path / "data", compare=model)
+    assert found["comparison"]["difference"] == 0
+    with pytest.raises(UserError, match="it takes Model, PreTrainedModel, OnnxModel, str or Path"):
+        hf_transfer.predict(3, files)
 
 
 @pytest.mark.parametrize("name", ["predict", "evaluate", "embed", "explain", "export", "push"])

@@ -139,6 +139,28 @@ def test_a_threshold_counts_confident_answers_only(model, tmp_path):
             evaluate(model, folder, threshold=wrong)
 
 
+def test_what_cannot_be_scored_is_refused_before_images_are_read(model, tmp_path, monkeypatch):
+    folder = labelled(tmp_path / "data", each=1)
+    other = load_backbone("timm/test_resnet", ("cat", "dog"), pretrained=False, image_size=32)
+    numbers = load_backbone(
+        "timm/test_resnet", ("x", "y"), pretrained=False, image_size=32, task="regression"
+    )
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("hf_transfer.serving.evaluate._scored", never)
+    for one, options, said in (
+        (model, {"compare": tmp_path / "gone"}, "gone"),
+        (model, {"compare": numbers}, "different questions: classification and regression"),
+        (model, {"compare": other}, r"\(daisy, .*\) is one of timm/test_resnet's \(cat, dog\)"),
+        (model, {"unknown": True}, "has no unknown.safetensors"),
+        (numbers, {"threshold": 0.5}, "leave --threshold out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate(one, folder, **options)
+
+
 def test_two_models_are_compared_on_the_same_images(model, tmp_path):
     folder = labelled(tmp_path / "data")
     labels = tuple(reversed(FLOWERS))  # in another order: by name all the same
