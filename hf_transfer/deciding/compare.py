@@ -33,6 +33,7 @@ from hf_transfer.deciding.compare_text import format_comparison
 from hf_transfer.deciding.presets import check_amount
 from hf_transfer.deciding.trials import Trial, Way, trials_of
 from hf_transfer.recipe.load import load_recipe, parse_recipe
+from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.words import listed
 
@@ -49,6 +50,8 @@ USUAL = (
 TEST = 0.2  # share of the images that test, where the data has no test split of its own
 VALIDATION = 0.2  # share of the labelled images that choose epochs
 MOST_SEEDS = 1000
+OWN = ("image_size", "fit", "channels", "unlabelled")  # of its data what a recipe may have alone
+SHARED = tuple(f.name for f in dataclasses.fields(DataSpec) if f.name not in OWN)
 DRAWS = 2000  # of the bootstrap over test images
 
 Say = Callable[[str], None]
@@ -126,16 +129,23 @@ def compare(
     changes = [f"data.path={json.dumps(str(data))}", *overrides]
     changes += [f"backbone={json.dumps(str(backbone))}"] if backbone else []
     numbers = _seeds(seeds)
-    ways = [_way(name, changes, minutes) for name in recipes or USUAL]
+    given = tuple(dict.fromkeys(map(str, recipes))) or USUAL
+    ways = [_way(name, given, changes, minutes) for name in given]
     _check(ways, per_class)
     task = ways[0].recipe.task
     spec = ways[0].recipe.data
     if not scan(spec, numbers[0], task).counts.get("test"):
         spec = dataclasses.replace(spec, test=TEST)
     found = scan(spec, numbers[0], task)
-    notes = _fewer(found, per_class)
+    notes = list(_fewer(found, per_class))
     for note in notes:
         say(f"note: {note}")
+    errors: dict[str, UserError] = {}
+
+    def leave_out(way: str, of_seed: int, error: UserError) -> None:
+        errors[way] = error
+        notes.append(f"{way} is left out; with seed {of_seed} it failed: {error}")
+        say(f"note: {notes[-1]}")
 
     def draw(count: int | None, of_seed: int, model: PreTrainedModel) -> ImageData:
         few = spec
@@ -145,18 +155,22 @@ def compare(
         return load_data(few, model.backbone.image, of_seed, task=task)
 
     trials, tested = [], 0
-    for trained, images in trials_of(ways, found.labels, draw, per_class or (None,), numbers):
+    order = per_class or (None,)
+    for trained, images in trials_of(ways, found.labels, draw, order, numbers, leave_out):
         trials.append(trained.trial)
         tested = len(images)
         say(told(trained.trial, TASKS[task].headline))
+    names = [way.name for way in ways if way.name not in errors]
+    if not names:
+        raise next(iter(errors.values()))
     comparison = Comparison(
         metric=TASKS[task].headline,
         labels=found.labels,
         seeds=numbers,
         test_images=tested,
-        rows=rows_of(trials, [way.name for way in ways]),
+        rows=rows_of(trials, names),
         seconds=time.monotonic() - started,
-        notes=notes,
+        notes=tuple(notes),
         out=place,
     )
     if comparison.out:
@@ -167,9 +181,12 @@ def compare(
     return comparison
 
 
-def _way(name: str, changes: Sequence[str], minutes: float) -> Way:
+def _way(name: str, given: Sequence[str], changes: Sequence[str], minutes: float) -> Way:
+    """Return a recipe as a way; one's own is called as its file, where no other has that name."""
     if name != NAME:
-        return Way(name, load_recipe(name, changes))
+        stems = [Path(one).stem for one in given]
+        shown = Path(name).stem if stems.count(Path(name).stem) == 1 else name
+        return Way(shown, load_recipe(name, changes))
     return Way(name, parse_recipe(TEXT, f"{NAME}.yaml", changes), minutes)
 
 
@@ -198,9 +215,20 @@ def _check(ways: Sequence[Way], per_class: Sequence[int]) -> None:
             f"per_class: {min(per_class)} is too few; a class needs one image to train on and one "
             "to choose epochs by, so at least 2"
         )
+    if per_class and tasks != {"classification"}:
+        raise UserError(
+            f"per_class is for one class an image, not task: {tasks.pop()}; leave it out"
+        )
     for way in ways:
         if way.recipe.source is not None:
             raise UserError(f"recipe {way.name} has a source task and cannot be compared here")
+        for key in SHARED:
+            one, other = (getattr(each.recipe.data, key) for each in (ways[0], way))
+            if one != other:
+                raise UserError(
+                    f"{ways[0].name} has data.{key} {one}, and {way.name} {other}: their images "
+                    f"would not be the same; set it for both with --set data.{key}=…"
+                )
 
 
 def _fewer(found: Scan, per_class: Sequence[int]) -> tuple[str, ...]:
@@ -255,16 +283,24 @@ def rows_of(trials: Sequence[Trial], ways: Sequence[str]) -> tuple[Row, ...]:
 def _behind(best: Sequence[Trial], other: Sequence[Trial]) -> tuple[float, float, float] | None:
     """Return how much more the best way has right, and its 95% interval by a paired bootstrap.
 
-    Test images are drawn again with replacement, within each seed; a seed's two answers to an
-    image stay together.
+    Test images are drawn again with replacement, within each seed, and by whole groups where they
+    have groups; a seed's two answers to an image stay together.
     """
     if any(trial.right is None for trial in (*best, *other)):
         return None
-    gains = [a.right.astype(float) - b.right for a, b in zip(best, other, strict=True)]
     rng = np.random.default_rng(0)
-    draws = [
-        rng.multinomial(len(g), np.full(len(g), 1 / len(g)), DRAWS) @ g / len(g) for g in gains
-    ]
+    gains, draws = [], []
+    for a, b in zip(best, other, strict=True):
+        gain = a.right.astype(float) - b.right
+        of = (
+            np.arange(len(gain))
+            if a.groups is None
+            else np.unique(a.groups, return_inverse=True)[1]
+        )
+        sums, counts = np.bincount(of, gain), np.bincount(of)
+        drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS)
+        gains.append(gain)
+        draws.append(drawn @ sums / (drawn @ counts))
     means = np.mean(draws, axis=0)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(np.mean([g.mean() for g in gains])), float(low), float(high)

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from hf_transfer.deciding.compare_text import conclusion
 from hf_transfer.results.rendering import render, template
 from hf_transfer.results.ways_chart import Named, Spot, ways_chart
-from hf_transfer.results.words import show_metric, show_seconds
+from hf_transfer.results.words import metric_title, show_metric, show_seconds
 
 if TYPE_CHECKING:
     from hf_transfer.deciding.compare import Comparison, Row
@@ -33,7 +33,8 @@ def comparison_page(comparison: Comparison) -> str:
         title=f"Which way to train: {_ways(comparison)} compared",
         answer=tables[-1]["conclusion"],
         facts=[fact for fact in facts if fact],
-        metric=comparison.metric,
+        metric=metric_title(comparison.metric),
+        tested=any(row.behind for row in comparison.rows),
         charts=[Markup(chart) for chart in _charts(comparison, counts)],  # noqa: S704
         tables=tables,
     )
@@ -45,7 +46,7 @@ def _ways(comparison: Comparison) -> str:
 
 
 def _charts(comparison: Comparison, counts: list[int | None]) -> list[str]:
-    metric = comparison.metric
+    metric = metric_title(comparison.metric)
     last = _rows(comparison, counts[-1])
     best = max(last, key=lambda row: row.mean).way
     where = "" if counts[-1] is None else f", {counts[-1]} images per class"

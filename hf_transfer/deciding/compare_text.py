@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hf_transfer.results.words import metric_phrase
+
 if TYPE_CHECKING:
     from hf_transfer.deciding.compare import Comparison, Row
 
@@ -12,8 +14,8 @@ def format_comparison(comparison: Comparison) -> str:
     """Return the printed tables and their conclusions."""
     seeds = len(comparison.seeds)
     lines = [
-        f"{comparison.metric} on {comparison.test_images:,} test images by which nothing was "
-        f"chosen: mean and range of {seeds} seed{'s' * (seeds > 1)}",
+        f"{metric_phrase(comparison.metric)} on {comparison.test_images:,} test images by which "
+        f"nothing was chosen: mean and range of {seeds} seed{'s' * (seeds > 1)}",
         *comparison.notes,
     ]
     width = max(len(row.way) for row in comparison.rows)
@@ -34,6 +36,8 @@ def conclusion(rows: list[Row]) -> str:
     best = max(rows, key=lambda row: row.mean)
     if len(rows) == 1:
         return f"Only {best.way} was measured."
+    if all(row.behind is None for row in rows):
+        return f"{best.way} is best on average; how much of that is chance was not tested."
     near = [row.way for row in rows if row.behind is not None and row.behind[1] <= 0]
     if not near:
         return f"{best.way} is best, and by more than chance among these test images explains."

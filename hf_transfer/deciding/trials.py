@@ -18,10 +18,11 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import load_backbone, options_of
+from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding.attempts import Clock
 from hf_transfer.deciding.auto import search
-from hf_transfer.deciding.bag import model_logits
+from hf_transfer.deciding.bag import head_parameters, model_logits
 from hf_transfer.deciding.evidence import labelled
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.specs import Recipe
@@ -31,6 +32,7 @@ from hf_transfer.results.report import PhaseReport
 from hf_transfer.run import prepare
 
 Draw = Callable[[int | None, int, PreTrainedModel], ImageData]
+Failed = Callable[[str, int, UserError], None]  # gets a way, a seed, and what went wrong
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Trial:
     """One way, trained on one draw of the images and tested.
 
     `value` is the task's leading metric; `right` (N,) says of each test image whether the answer
-    was right (classification only).
+    was right (classification only), and `groups` (N,) which group it is of, if there are any.
     """
 
     way: str
@@ -57,6 +59,7 @@ class Trial:
     right: np.ndarray | None
     seconds: float
     parameters: int  # the most that trained in a phase
+    groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,49 @@ def trials_of(
     draw: Draw,
     counts: Sequence[int | None],
     seeds: Sequence[int],
+    failed: Failed | None = None,
 ) -> Iterator[tuple[Trained, ImageSet]]:
     """Yield each way trained at each number of images with each seed, and the images that tested.
 
-    `draw(count, seed, model)` returns the same images for the same count and seed.
+    `draw(count, seed, model)` returns the same images for the same count and seed. A way that fails
+    is not tried again where `failed` is told of it; else its UserError is raised. A phase that does
+    not go with the network is an error before anything is trained.
     """
+    left = {way.name: way for way in ways}
+
+    def fail(name: str, seed: int, error: UserError) -> None:
+        if failed is None:
+            raise error
+        del left[name]
+        failed(name, seed, error)
+
     for seed in seeds:
         starts = _Starts(tuple(labels), seed)
+        if seed == seeds[0]:
+            _check(ways, starts)
         for count in counts:
-            yield from _one_draw(ways, starts, draw, count, seed)
+            yield from _one_draw(tuple(left.values()), starts, draw, count, seed, fail)
+
+
+def _check(ways: Sequence[Way], starts: _Starts) -> None:
+    """Raise UserError for phases that do not go with their network."""
+    for way in ways:
+        try:
+            model = starts.of(way.recipe)
+            make_phases(way.recipe.phases, model.backbone.groups)
+            if way.minutes is not None:
+                head_parameters(model)
+        except UserError as error:
+            raise UserError(f"recipe {way.name}: {error}") from error
 
 
 def _one_draw(
-    ways: Sequence[Way], starts: _Starts, draw: Draw, count: int | None, seed: int
+    ways: Sequence[Way],
+    starts: _Starts,
+    draw: Draw,
+    count: int | None,
+    seed: int,
+    failed: Failed,
 ) -> Iterator[tuple[Trained, ImageSet]]:
     done: dict[Any, Trained] = {}
     for way in sorted(ways, key=lambda way: len(way.recipe.phases)):
@@ -100,10 +133,14 @@ def _one_draw(
         model = copy.deepcopy(first.model if first else starts.of(recipe))
         data = draw(count, seed, model)
         test = data.test if data.test is not None else data.validation
-        if way.minutes is not None:
-            trained = _auto(way.name, recipe, way.minutes, model, data)
-        else:
-            trained = _train(way.name, recipe, model, data, skip, first)
+        try:
+            if way.minutes is not None:
+                trained = _auto(way.name, recipe, way.minutes, model, data)
+            else:
+                trained = _train(way.name, recipe, model, data, skip, first)
+        except UserError as error:
+            failed(way.name, seed, error)
+            continue
         values = measure(data.task, trained.logits, test.labels, test.names, test.scale)
         right = None
         if data.task == "classification":
@@ -113,6 +150,7 @@ def _one_draw(
             per_class=count,
             value=float(values[TASKS[data.task].headline] or 0.0),
             right=right,
+            groups=test.groups,
         )
         trained = dataclasses.replace(trained, trial=trial)
         if way.minutes is None:

@@ -77,6 +77,7 @@ def test_auto_is_compared_on_the_same_images(tmp_path):
     [
         ({"recipes": ["lp_ft", "regression"]}, "different tasks cannot be compared"),
         ({"per_class": [1]}, "per_class: 1 is too few"),
+        ({"recipes": ["regression"], "per_class": [4]}, "per_class is for one class an image"),
         ({"recipes": ["quickstart"], "backbone": None}, "has a source task"),
         ({"seeds": 0}, "seeds must be a number from 1 to 1,000, or a list of different seeds"),
         ({"seeds": [3, 3]}, "seeds must be"),
@@ -89,6 +90,51 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, options, said):
         compare(
             **{"recipes": ["lp_ft"], "data": tmp_path, "backbone": "timm/test_resnet", **options}
         )
+
+
+def recipe_file(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+HEAD = "phases: [{train: head, epochs: 1, lr: 1e-2}]\n"
+
+
+def test_recipes_that_would_not_share_their_images_are_refused(tmp_path):
+    own = [recipe_file(tmp_path, "a.yaml", HEAD)]
+    own += [recipe_file(tmp_path, "b.yaml", f"data: {{group: '^(.)'}}\n{HEAD}")]
+    with pytest.raises(UserError, match=r"a has data.group None, and b \^\(\.\): their images"):
+        compare(own, data=tmp_path, backbone="timm/test_resnet")
+
+
+def test_a_recipe_that_fails_is_left_out_and_one_that_cannot_work_told_at_once(tmp_path):
+    good = recipe_file(tmp_path, "good.yaml", HEAD)
+    twin = recipe_file(tmp_path / "more", "good.yaml", HEAD)
+    wild = HEAD.replace("1e-2", "9000").replace("epochs: 1", "epochs: 9")
+    wild = recipe_file(tmp_path, "wild.yaml", wild)
+    said = []
+    own = {
+        "data": photos(tmp_path / "photos", count=10, size=32),
+        "backbone": "timm/test_resnet",
+        "overrides": ["pretrained=false", "data.image_size=32"],
+        "seeds": 1,
+        "on_progress": said.append,
+    }
+    found = compare([good, wild, good], **own)
+    assert [row.way for row in found.rows] == ["good"]
+    (note,) = found.notes
+    assert note.startswith("wild is left out; with seed 0 it failed: phase")
+    assert f"note: {note}" in said
+    assert note in format_comparison(found)
+    with pytest.raises(UserError, match="^phase"):
+        compare([wild], **own)
+    odd = recipe_file(tmp_path, "odd.yaml", HEAD.replace("head", "nothing, cold_head: true"))
+    said.clear()
+    with pytest.raises(UserError, match="^recipe odd: "):
+        compare([good, odd], **own)
+    assert said == []
+    assert [row.way for row in compare([good, twin], **own).rows] == [good, twin]
 
 
 def trial(way, right, seed=0, seconds=1.0):
@@ -124,6 +170,34 @@ def test_the_conclusion_names_the_cheapest_of_those_that_cannot_be_told_apart():
     assert conclusion([best, far]) == (
         "lp_ft is best, and by more than chance among these test images explains."
     )
+
+
+def test_images_of_a_group_widen_the_interval_as_one_image():
+    right = np.repeat([1, 1, 1, 0, 1, 0, 1, 1], 10)
+    wrong = np.repeat([1, 0, 1, 0, 0, 0, 1, 1], 10)
+    alone = rows_of([trial("a", right), trial("b", wrong)], ["a", "b"])[1].behind
+    groups = np.repeat(np.arange(8), 10)
+    both = [
+        dataclasses.replace(one, groups=groups) for one in (trial("a", right), trial("b", wrong))
+    ]
+    kept = rows_of(both, ["a", "b"])[1].behind
+    assert kept[0] == alone[0]
+    assert kept[2] - kept[1] > 2 * (alone[2] - alone[1])
+
+
+def test_what_has_no_paired_test_is_not_said_to_be_more_than_chance(compared):
+    best = Row("full", None, (0.2,), 60.0, 100)
+    other = dataclasses.replace(best, way="regression", values=(0.1,))
+    assert conclusion([best, other]) == (
+        "full is best on average; how much of that is chance was not tested."
+    )
+    found = dataclasses.replace(compared[0], metric="r2", rows=(best, other))
+    assert format_comparison(found).startswith("R² on 4 test images")
+    page = comparison_page(found)
+    assert "R² against time" in page
+    assert "Behind the best" not in page
+    assert "paired bootstrap" not in page
+    assert "paired bootstrap" in comparison_page(compared[0])
 
 
 def test_one_way_alone_is_not_called_best():
