@@ -24,11 +24,12 @@ class Run:
     report: RunReport
 
     @property
-    def images(self) -> tuple[str, str, int]:
-        """What runs must share for their results to be compared: images, split, and how many."""
+    def images(self) -> tuple[str, str, int, int]:
+        """What runs must share for their results to be compared: images, split, how many, and the
+        seed that draws it. A report that does not say which images shares them with none."""
         split, values = self.report.measured
-        where = self.report.split_name(split)
-        return str(self.report.data.get("fingerprint")), where, int(values.get("n") or 0)
+        where, which = self.report.split_name(split), self.report.data.get("fingerprint")
+        return str(which or self.folder), where, int(values.get("n") or 0), self.report.seed
 
 
 @checked
