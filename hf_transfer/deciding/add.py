@@ -32,10 +32,12 @@ from hf_transfer.data.digests import digest
 from hf_transfer.data.image_set import ImageData, ImageSet, load_data
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding.add_report import counts_of, write_report
+from hf_transfer.deciding.auto import trained_on
 from hf_transfer.inputs.head_features import head_features
 from hf_transfer.recipe.load import load_recipe
-from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.recipe.specs import DataSpec, Recipe
 from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.report import RunReport
 from hf_transfer.results.run_folder import RunFolder
 from hf_transfer.serving.familiar import FILE, learn
 from hf_transfer.serving.hub import model_folder
@@ -44,6 +46,7 @@ from hf_transfer.training.solver import Solution, solve_head
 
 KEPT = "features.safetensors"
 BATCH = 32
+ALL_NEW = "all are new, because the run was trained on all images that it had"
 
 
 @dataclass(frozen=True)
@@ -171,15 +174,19 @@ def format_added(found: Added) -> str:
         )
     if found.everything:
         low, high = found.everything["intervals"]["accuracy"]
+        which = f"all {found.everything['n']:,} held-out images"
+        if found.before is None:
+            which = f"the {found.everything['n']:,} held-out images, of which {ALL_NEW}"
         lines.append(
-            f"accuracy on all {found.everything['n']:,} held-out images: "
-            f"{found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
+            f"accuracy on {which}: {found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
         )
     return "\n".join([*lines, f"written to {found.out}: report.html, report.json, model/"])
 
 
 def _worse(found: Added) -> tuple[str, ...]:
-    """Return the warning of an addition that cost accuracy on the old images, if it did."""
+    """Return the warning of an addition that cost accuracy on the old images, or cannot tell."""
+    if found.before is None and found.everything:
+        return (f"of the {found.everything['n']:,} held-out images {ALL_NEW}",)
     if found.before is None or found.after is None or found.after >= found.before:
         return ()
     return (
@@ -249,11 +256,21 @@ def _old(folder: Path, model: PreTrainedModel) -> Kept:
             "that it was trained on nothing can be added"
         )
     asked = load_recipe(recipe, allow_code=True)
-    found = _features(model, load_data(asked.data, model.backbone.image, asked.seed))
+    found = _features(model, _images(folder, asked, model))
     if found.labels != model.backbone.labels:
         raise UserError(f"the classes of {asked.data.path} are no longer those of {folder}")
     _keep(found, folder)
     return found
+
+
+def _images(folder: Path, asked: Recipe, model: PreTrainedModel) -> ImageData:
+    """Return a run's own images, split as they were for its model: `auto` validates in folds, and
+    then may train on all of them."""
+    report = RunFolder(folder).report
+    before = RunReport.load(report) if report.is_file() else None
+    if before is None or not before.auto:
+        return load_data(asked.data, model.backbone.image, asked.seed)
+    return trained_on(asked, model, refit=not before.data["images"].get("validation"))
 
 
 def _features(model: PreTrainedModel, data: ImageData) -> Kept:

@@ -32,7 +32,7 @@ from hf_transfer.data.sources import list_source
 from hf_transfer.deciding import bag, presets
 from hf_transfer.deciding.attempts import Attempts, Clock, facts_of
 from hf_transfer.deciding.choosing import expected_accuracy
-from hf_transfer.deciding.folds import groups_of
+from hf_transfer.deciding.folds import folds, groups_of
 from hf_transfer.deciding.heads import temperature
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phases import make_phases
@@ -43,11 +43,16 @@ from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.words import over_time
+from hf_transfer.serving.familiar import keep_familiar
 from hf_transfer.training.machine import precision
 from hf_transfer.training.recovery import failures
 
 Say = Callable[[str], None]
 NAME = "auto"
+UNUSED = (  # keys of a recipe that auto would not look at
+    "phases", "seeds", "metrics", "thresholds", "tta", "report_to", "ends_with", "source",
+    "compare",
+)  # fmt: skip
 TEXT = """\
 precision: auto
 phases:
@@ -108,7 +113,7 @@ def auto(
     folder = expanded(out) if out is not None else Path("runs") / NAME
     if launch.count() > 1:
         raise UserError("auto runs in one process; start it without a launcher")
-    with run_folder.opened(folder, recipe, False), fitting(), failures.told():
+    with run_folder.opened(folder, recipe, None), fitting(), failures.told():
         clock = Clock(60 * wanted.minutes)
         time_limit = f"{wanted.minutes:g} minute{'s' * (wanted.minutes != 1)}"
         say(f"auto: {recipe.backbone}, {time_limit} at most")
@@ -131,7 +136,13 @@ def recipe_of(
             f"auto is for one class an image, not task: {task[-1]}; train the recipe {task[-1]} "
             "instead"
         )
-    recipe = asked(parse_recipe(TEXT, f"{NAME}.yaml"), data, backbone, seed, overrides)
+    plain = parse_recipe(TEXT, f"{NAME}.yaml")
+    recipe = asked(plain, data, backbone, seed, overrides)
+    for key in UNUSED:
+        if getattr(recipe, key) != getattr(plain, key):
+            raise UserError(
+                f"auto does not use {key}; leave it out, or train a recipe, such as lp_ft"
+            )
     spec = recipe.data
     spec = dataclasses.replace(
         spec, image_size=image_size or spec.image_size, group=group or spec.group
@@ -193,11 +204,7 @@ def search(
     heat = temperature(logits, images.labels[rows])
     _cool(model, heat)
     if not refit:
-        data = dataclasses.replace(
-            data,
-            train=images.subset(used),
-            validation=images.subset(np.flatnonzero(work.folds[0] == 0)),
-        )
+        data = without_fold(data, work.folds)
     told_of = _facts(work, chosen, rows, logits)
     told_of["groups"] = None if images.groups is None else images.groups[rows]
     if shows_images(recipe.page_images, data.audit):
@@ -227,6 +234,23 @@ def labelled(recipe: Recipe, listed: Scan, model: PreTrainedModel) -> ImageData:
     )
 
 
+def without_fold(data: ImageData, dealt: np.ndarray) -> ImageData:
+    """Return data of whose training images fold 0 validates; folds are dealt as (repeats, N)."""
+    held = dealt[0] == 0
+    train, validation = (data.train.subset(np.flatnonzero(rows)) for rows in (~held, held))
+    return dataclasses.replace(data, train=train, validation=validation)
+
+
+def trained_on(recipe: Recipe, model: PreTrainedModel, refit: bool) -> ImageData:
+    """Return the data of a finished run of `auto`, split as it was for the model that was saved."""
+    listed = list_source(recipe.data, recipe.task)
+    data = labelled(recipe, listed, model)
+    if refit:
+        return data
+    groups = groups_of(listed, data.train.files)
+    return without_fold(data, folds(data.train.labels, groups=groups, seed=recipe.seed))
+
+
 def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     """Write the run's folder as any run's, and return its report."""
     here, data, images = run_folder.RunFolder(folder), found.data, found.data.train
@@ -243,6 +267,7 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
         if shown:
             shown = examples("classification", logits, data.test, data.audit.findings, [images])
     save_model(found.model.cpu(), here.model)
+    keep_familiar(here.model, data)
     write_text(here.recipe, dump_recipe(found.recipe))
     wall = time.monotonic() - clock.began
     report = RunReport(

@@ -67,7 +67,7 @@ def run_quickstart(
     model, letters = _source(recipe)
     ways, digits = _ways(recipe, model, out / "source"), load_digits(model.backbone.image)
     digits.draw(max(recipe.compare.per_class), recipe.seed)
-    run_folder.open_folder(out, recipe, resume=False)
+    run_folder.open_folder(out, recipe, resume=None)
     sheet = contact_sheet(letters.train.pixels, letters.train.labels)
     sheet.save(out / "letters.png")
     with _nothing_to_collect():

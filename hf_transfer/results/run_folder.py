@@ -111,7 +111,7 @@ class RunFolder:
         return not self.path.is_dir() or all(p.name == LOCK for p in self.path.iterdir())
 
 
-def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+def open_folder(out: Path, recipe: Recipe, resume: bool | None) -> None:
     """Make the run's folder and write its recipe.yaml; nothing in use is ever overwritten.
 
     Raises FolderError where the folder holds a run and `resume` is off, or another recipe, or
@@ -125,8 +125,9 @@ def open_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     write_text(RunFolder(out).recipe, dump_recipe(recipe))
 
 
-def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Raise FolderError where a run may not write a folder."""
+def check_folder(out: Path, recipe: Recipe, resume: bool | None) -> None:
+    """Raise FolderError where a run may not write a folder. `resume` is None for a run that cannot
+    be resumed: it starts again where an earlier one was stopped before it had written anything."""
     here = RunFolder(out)
     if not is_text(str(out)) or "\0" in str(out):
         raise FolderError(
@@ -135,11 +136,11 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     folder_to_write(out, FolderError)
     if here.is_empty:
         return
+    if resume is None and set(_names(here)) <= set(BEGUN) and kind_of(out) == KIND:
+        return
     if not resume:
-        raise FolderError(
-            f"--out {out} is not empty; choose another folder, or add --resume to continue the run "
-            "in it"
-        )
+        more = "" if resume is None else ", or add --resume to continue the run in it"
+        raise FolderError(f"--out {out} is not empty; choose another folder{more}")
     _check_resumed(here, recipe)
 
 
@@ -183,7 +184,7 @@ def _deciding(recipe: Recipe) -> str:
 
 
 @contextmanager
-def opened(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+def opened(out: Path, recipe: Recipe, resume: bool | None) -> Iterator[None]:
     """Open the run's folder for one launch at a time; remove it again where the run fails before it
     has trained anything.
 
@@ -212,10 +213,14 @@ def opened(out: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
 def _remove_begun(here: RunFolder) -> None:
     """Remove what a run has written if it has trained nothing yet; files of others stay."""
     remove_owned(here.letters)
-    names = [p.relative_to(here.path).as_posix() for p in here.path.rglob("*") if not p.is_dir()]
+    names = _names(here)
     if set(names) <= set(BEGUN):
         for name in set(names) - {LOCK}:
             (here.path / name).unlink(missing_ok=True)
+
+
+def _names(here: RunFolder) -> list[str]:
+    return [p.relative_to(here.path).as_posix() for p in here.path.rglob("*") if not p.is_dir()]
 
 
 def threads(out: Path) -> int | None:

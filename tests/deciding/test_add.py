@@ -111,6 +111,35 @@ def test_pictures_that_the_run_has_already_are_left_out_and_never_test_it(run, t
         add_images(run, run.parent / "data", out=tmp_path / "none")
 
 
+@pytest.mark.parametrize("refit", [True, False])
+def test_no_image_that_auto_trained_on_is_scored_as_held_out(tmp_path, refit, capsys):
+    data = plain(tmp_path / "data", "red", "green", count=20)
+    options = ["pretrained=false"]
+    run = tmp_path / "run"
+    hf_transfer.auto(
+        data,
+        "timm/test_resnet",
+        minutes=0.1,
+        image_size=64,
+        refit=refit,
+        overrides=options,
+        out=run,
+    )
+    new = plain(tmp_path / "new", "blue", seed=1)
+    assert main(["train", str(new), "--add", str(run), "--out", str(tmp_path / "more")]) == 0
+    told = capsys.readouterr().out
+    report = hf_transfer.RunReport.load(tmp_path / "more")
+    held = {label: n for label, n in report.data["counts"]["validation"].items() if n}
+    if refit:
+        assert list(held) == ["blue"]
+        assert "held-out images, of which all are new" in told
+        assert "old held-out" not in told
+        assert any("all are new, because" in text for text in report.warnings)
+    else:
+        assert held["red"] + held["green"] == 8  # of auto's fold
+        assert "accuracy on the 8 old held-out images" in told
+
+
 def test_what_cannot_be_added_to_is_named(run, tmp_path):
     new = plain(tmp_path / "new", "blue", count=4)
     with pytest.raises(UserError, match="is the run that is added to"):

@@ -24,6 +24,7 @@ from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.presets import KNOWN, PRESETS, preset
 from hf_transfer.deciding.tuning import Work, candidates, least_seconds, work_within
 from hf_transfer.recipe.load import load_recipe, parse_recipe
+from hf_transfer.serving.familiar import load_familiar
 
 QUICK = ["precision=fp32"]
 
@@ -94,6 +95,7 @@ def test_the_run_is_like_any_other(found, images, capsys):
     assert RunReport.load(out) == report
     assert {p.name for p in out.iterdir()} >= {"recipe.yaml", "report.json", "report.html", "model"}
     assert len(report.examples["rows"]) > 5
+    assert load_familiar(out / "model").means.shape[0] == 3  # so that predict --unknown works
     assert "data:image/webp" in (out / "report.html").read_text()
     recipe = load_recipe(out / "recipe.yaml")
     assert recipe.precision in ("fp32", "bf16")  # what was faster: measured once, for all trainings
@@ -288,6 +290,13 @@ def test_the_least_work_fits_into_the_time_that_is_told():
 def test_the_recipe_of_auto_is_lp_fts():
     ours, theirs = parse_recipe(TEXT, "auto.yaml"), load_recipe("lp_ft")
     assert ours.phases == theirs.phases
+
+
+@pytest.mark.parametrize("change", ["phases.1.lr=1e-4", "tta=true", "seeds=3", "report_to=wandb"])
+def test_what_auto_would_not_look_at_is_refused(tmp_path, change):
+    key = change.partition("=")[0].partition(".")[0]
+    with pytest.raises(UserError, match=f"auto does not use {key}; leave it out"):
+        auto(tmp_path, "timm/test_resnet", overrides=[change], out=tmp_path / "x")
 
 
 def test_other_tasks_are_refused_in_a_line(tmp_path):

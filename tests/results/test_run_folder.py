@@ -33,6 +33,20 @@ def test_a_folder_in_use_is_refused_without_resume_and_left_as_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_what_cannot_be_resumed_begins_again_where_nothing_was_written_yet(tmp_path):
+    out = tmp_path / "out"
+    open_folder(out, recipe(), resume=None)  # and then it was killed
+    open_folder(out, recipe(lr=2e-3), resume=None)
+    (out / "model").mkdir()
+    (out / "model" / "config.json").write_text("{}")
+    with pytest.raises(FolderError, match=r"is not empty; choose another folder$"):
+        open_folder(out, recipe(), resume=None)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yaml").write_text("mine")
+    with pytest.raises(FolderError, match="is not empty"):
+        open_folder(tmp_path / "mine", recipe(), resume=None)
+
+
 def failing(out, resume, *more):
     with opened(out, recipe(), resume):
         keep_inputs(out, {"backbone": "x"})
