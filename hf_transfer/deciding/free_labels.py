@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from hf_transfer.data.findings import public_name
 from hf_transfer.data.sources import list_source
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import REDUNDANCY
@@ -30,7 +31,7 @@ def on_unlabelled(
     """
     if folder is None:
         return ()
-    what, labelled = f"the {images:,} images in {folder}", sum(counts.values())
+    what, labelled = f"the {images:,} images in {public_name(str(folder))}", sum(counts.values())
     if images < max(LEAST, TIMES * labelled):
         return (
             f"{what} are too few beside {labelled:,} labelled ones to learn from them first: "
