@@ -157,7 +157,7 @@ class Attempts:
             own = statistics_of(self.model, self.images)
             needed = (passes + 1) * (time.monotonic() - began)
         if needed > allowed:
-            return self.note(Tried(what, self._no_time(needed)))
+            return self.note(Tried(what, self._no_time(needed, HEADS)))
         found = bag.blended_start(self.model, self.images, self.folds, own)
         gained = gain(found.logits, self.start.logits, self.images.labels, self.groups)
         self.note(
@@ -214,7 +214,7 @@ class Attempts:
 
     def _try(self, trial: Trial) -> None:
         try:
-            while trial.done < trial.work.folds:
+            while trial.done < min(trial.work.folds, len(trial.parts)):  # groups may be fewer
                 self._hold_out(trial)
                 if self.clock.left < trial.took * (1 + self.refit):
                     break
@@ -256,7 +256,8 @@ class Attempts:
 
     def _judge(self, trial: Trial) -> None:
         """Note what each point of a trial gains on the start, in place of what fewer parts told."""
-        over, base = f"({trial.told}, {trial.candidate.spec.steps} steps)", self.start.logits
+        steps, base = trial.candidate.spec.steps, self.start.logits
+        over = f"({trial.told}, {steps} step{'s' * (steps != 1)})"
         for at, point in enumerate(trial.candidate.points):
             rows = np.isfinite(trial.logits[point][:, 0])
             name = f"{trial.candidate.what}, {point}"
@@ -283,7 +284,9 @@ class Attempts:
 
     def _parts(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the parts that may be held out; of several the first, where there is time for
-        one."""
+        one. They are those of the first trial, so that the same images judge all of them."""
+        if self.trials:
+            return self.trials[0].parts
         if count == len(np.unique(self.folds[0])):
             return list(pairs(self.folds[0]))
         dealt = folds(
@@ -339,7 +342,7 @@ class Attempts:
         tuned = chosen in self.origin
         rows = self.judged if tuned else np.arange(len(self.images))
         ways = {what: self.ways[what][rows] for what in (self.ways if tuned else heads)}
-        fold = self.folds[0][rows]
+        fold = max((fold[rows] for fold in self.folds), key=lambda one: len(np.unique(one)))
         if len(ways) == 1 or len(np.unique(fold)) < 2:
             return rows, ways[chosen]
         stages = (heads[1:], list(self.origin)) if tuned else (heads[1:],)
@@ -364,8 +367,10 @@ class Attempts:
         least = min(self.images.class_counts)
         return f"with {least} images in the smallest class nothing can be chosen ({FEWEST} needed)"
 
-    def _no_time(self, needed: float) -> str:
-        whole = (needed + self.clock.seconds - max(0.0, self.clock.left)) / 60
+    def _no_time(self, needed: float, share: float = 1.0) -> str:
+        """Return that this is not tried, and the minutes of whose rest a `share` is enough."""
+        spent = (1 - RESERVE) * self.clock.seconds - max(0.0, self.clock.left)
+        whole = (needed / share + spent) / (1 - RESERVE) / 60
         minutes = max(1, int(whole + 1))
         allowed = f"{minutes} minute{'s' * (minutes > 1)}"
         return f"not tried: it takes {show_seconds(needed)}; allow {allowed}"

@@ -295,7 +295,7 @@ def told(facts: dict[str, Any]) -> list[str]:
     first = (
         f"Expect an accuracy of {expected['accuracy']:.3f} on new images (95% interval {low:.3f} "
         f"to {high:.3f}), measured on {expected['n']} labelled images that took no part in any "
-        f"choice. The exact head reaches {facts['exact_head']:.3f}, the most common class "
+        f"choice. On these the exact head reaches {facts['exact_head']:.3f}, the most common class "
         f"{facts['majority']:.3f}."
     )
     return [first, *(f"{line}." for line in map(str, facts["tried_lines"]))]

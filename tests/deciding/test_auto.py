@@ -1,5 +1,6 @@
 """auto: one run, from a folder of images to a model that predicts, within its time."""
 
+import dataclasses
 import json
 import time
 from contextlib import suppress
@@ -200,6 +201,50 @@ def test_the_first_way_leaves_time_for_the_second(images, backbone, monkeypatch)
     monkeypatch.setattr(Attempts, "_try", tried)
     work.fine_tune()  # alone the first would have been tried in five folds
     assert begun == [(gently.what, 1), (free.what, 1)]
+
+
+def test_the_same_images_judge_every_way_and_the_choice_is_never_by_those_it_tells(
+    images, backbone, monkeypatch
+):
+    """Where there was time for one of the first way's five folds, and for three of the second's."""
+    first, second = candidates()
+    work = attempts_on(images, backbone, 1000)
+    work.heads()
+
+    def hold_out(self, trial):
+        rows = trial.parts[trial.done][1]
+        for point in trial.candidate.points:
+            trial.logits[point][rows] = work.start.logits[rows]
+        trial.done += 1
+
+    monkeypatch.setattr(Attempts, "_hold_out", hold_out)
+    work._try(work._trial(first, tuning.Work(5, 60, 1.0, 1.0)))
+    work.trials[0].done = 1
+    for logits in work.trials[0].logits.values():
+        logits[np.concatenate([part for _, part in work.trials[0].parts[1:]])] = np.nan
+    work._try(work._trial(second, tuning.Work(3, 60, 1.0, 1.0)))
+    assert set(work.judged) == set(work.trials[0].parts[0][1])
+    seen = []
+    monkeypatch.setattr(attempts, "chosen_blindly", lambda *given: seen.append(given) or given[1])
+    work.expected(next(iter(work.origin)))
+    assert len(np.unique(seen[0][2])) > 1
+
+
+def test_groups_may_be_fewer_than_folds(images, backbone, monkeypatch):
+    work = attempts_on(images, backbone, 1000)
+    work = dataclasses.replace(work, groups=np.arange(len(work.images)) % 3)
+    work.heads()
+    monkeypatch.setattr(Attempts, "_hold_out", lambda self, t: setattr(t, "done", t.done + 1))
+    trial = work._trial(candidates()[0], tuning.Work(5, 60, 1.0, 1.0))
+    monkeypatch.setattr(Attempts, "_judge", lambda self, trial: None)
+    work._try(trial)
+    assert trial.done == len(trial.parts) == 3
+
+
+def test_the_minutes_that_are_told_are_enough_for_a_share_of_them(images, backbone):
+    work = attempts_on(images, backbone, 60)
+    assert work._no_time(20.0, attempts.HEADS).endswith("allow 2 minutes")  # a quarter is 13 s
+    assert work._no_time(20.0).endswith("allow 1 minute")
 
 
 def test_time_that_is_left_holds_out_further_parts_of_every_trial(images, backbone, monkeypatch):
