@@ -390,6 +390,13 @@ def test_evaluate_and_embed_tell_what_they_found(finished, images, tmp_path, cap
     assert "95% interval" in told
     assert main(["evaluate", str(finished), "--data", str(images), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["labels"]["only_in_model"] == []
+    table = tmp_path / "table.csv"
+    table.write_text(f"species,photo\ncat,{images / 'cat' / '0.png'}\n")
+    keys = ["--set", "data.label_column=species", "--set", "data.image_column=photo"]
+    assert main(["evaluate", str(finished), "--data", str(table), *keys]) == 0
+    assert "1 images (all)" in capsys.readouterr().out
+    said = "--set seed=1: here it changes keys of data"
+    assert said in mistake(capsys, "evaluate", finished, "--data", table, "--set", "seed=1")
     assert main(["embed", str(finished), str(images), "--out", str(tmp_path / "f.npy")]) == 0
     assert "features of" in capsys.readouterr().out
     near = next((images / "cat").iterdir())

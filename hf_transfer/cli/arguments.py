@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_transfer.base.console import Parser, count
+from hf_transfer.base.errors import UserError
 
 MODEL = "run folder, model folder or Hub repository"
 MODEL_OR_FILE = "run folder, model folder, Hub repository or ONNX file"
@@ -49,6 +50,18 @@ def recipe_of(args: argparse.Namespace, allow_code: bool = True) -> Any:
     return asked(
         args.recipe, args.data, args.backbone, args.seed, args.set, allow_code, args.unlabelled
     )
+
+
+def data_of(path: str, settings: Sequence[str]) -> Any:
+    """Return labelled images with what the command line changes in how they are read. Raises
+    UserError."""
+    if other := next((each for each in settings if not each.startswith("data.")), None):
+        raise UserError(
+            f"--set {other}: here it changes keys of data, as data.label_column=species"
+        )
+    from hf_transfer.recipe.load import asked
+
+    return asked("exact_head", path, overrides=settings).data
 
 
 def counts(text: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from hf_transfer.base import console
 from hf_transfer.base.console import count, say, whole
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
-from hf_transfer.cli.arguments import MODEL, MODEL_OR_FILE, command
+from hf_transfer.cli.arguments import MODEL, MODEL_OR_FILE, command, data_of
 from hf_transfer.serving.runtimes import OTHERS, SUFFIXES, refusal
 
 TTA = (
@@ -58,6 +58,8 @@ def _add_evaluate(commands: Any) -> None:
     evaluate = command(commands, "evaluate", _evaluate, words, loads=True, first=_check_model)
     evaluate.path("model", "MODEL", MODEL_OR_FILE)
     evaluate.path("--data", "PATH", "folder of class folders, or table", required=True)
+    setting = "change a key of the data, such as data.label_column=species"
+    evaluate.argument("--set", "KEY=VALUE", setting, action="append", default=[])
     split = "one of the data's splits, or all (default: test if there is one)"
     evaluate.argument("--split", "NAME", split)
     evaluate.path("--compare", "MODEL", "second model to compare with, by a paired test")
@@ -112,6 +114,8 @@ def _add_export(commands: Any) -> None:
     inside = "take images of any size: resizing and cutting are inside the file; for onnx"
     export.flag("--resize", inside)
     export.path("--data", "PATH", "labelled images like those of training, to calibrate --int8 on")
+    setting = "change a key of the data, such as data.label_column=species"
+    export.argument("--set", "KEY=VALUE", setting, action="append", default=[])
     export.path("--out", "FILE", "file (default: the model's name with .onnx, .pt2, .xml or .pte)")
 
 
@@ -169,7 +173,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     keys = ("split", "compare", "threshold", "tta", "unknown", "group", "out", "batch_size")
     options = {key: getattr(args, key) for key in keys}
     options["page_images"] = False if args.no_images else None
-    found = evaluate(args.model, args.data, **options)
+    found = evaluate(args.model, data_of(args.data, args.set), **options)
     say(json.dumps(found, indent=1) if args.json else format_evaluation(found), not args.json)
     if args.out and not args.json:
         say(f"written to {args.out}: report.html, evaluation.json")
@@ -206,5 +210,6 @@ def _runtime(word: str) -> str:
 def _export(args: argparse.Namespace) -> None:
     from hf_transfer.serving.export import export_to
 
-    options = {key: getattr(args, key) for key in ("half", "int8", "resize", "data")}
+    options = {key: getattr(args, key) for key in ("half", "int8", "resize")}
+    options["data"] = args.data and data_of(args.data, args.set)
     say("\n".join(export_to(args.model, args.to or "onnx", args.out, **options)))

@@ -69,11 +69,13 @@ def scan(
     return found.take(limited(found, spec, seed))
 
 
-def list_source(spec: DataSpec, task: str = "classification", *, least: int = 2) -> Scan:
+def list_source(
+    spec: DataSpec, task: str = "classification", *, least: int = 2, to_train: bool = True
+) -> Scan:
     """Return all labelled images of a source, in the splits that it has, "" where it has none.
 
     The only place where a source is listed: what comes after is made of this. Raises DataError,
-    also for fewer than the `least` number of classes.
+    also for fewer than the `least` number of classes and, if images are `to_train` on, for none.
     """
     if not isinstance(spec, DataSpec):
         raise DataError(
@@ -99,7 +101,7 @@ def list_source(spec: DataSpec, task: str = "classification", *, least: int = 2)
         if found.table is not None:
             raise DataError(f"{path}: no column {spec.group!r}, as data.group names")
         found = replace(found, groups=Codes(rule_groups(found.root, found.files, spec.group)))
-    if not {"train", ""} & set(found.splits.table):
+    if to_train and not {"train", ""} & set(found.splits.table):
         raise DataError(f"{path}: no training images; splits: {', '.join(sorted(found.images))}")
     return found
 

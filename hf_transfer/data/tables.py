@@ -30,7 +30,7 @@ from hf_transfer.recipe.specs import DataSpec
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 IMAGE_COLUMNS = ("image", "path", "file", "file_name", "filename")
-LABEL_COLUMNS = ("label", "class")
+LABEL_COLUMNS = ("label", "class", "labels")
 HEADER_ROWS = 100  # of JSON Lines, where a row may lack columns
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 

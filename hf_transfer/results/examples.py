@@ -274,7 +274,8 @@ def _of_labels(logits: np.ndarray, images: ImageSet, limits: Sequence[float] = (
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+    found: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+    return found
 
 
 def _of_numbers(outputs: np.ndarray, images: ImageSet) -> Answers:

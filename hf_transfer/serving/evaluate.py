@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from hf_transfer.base.nearest import similar
 from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.sources import SPLITS, Scan, list_source
+from hf_transfer.data.tables import SUFFIXES, header_of
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.metrics.resampling import accuracy_interval
@@ -185,17 +187,20 @@ def unlabelled_images(data: str | Path | DataSpec, backbone: Any, most: int) -> 
 
 
 def _listed(spec: DataSpec, task: str, labels: tuple[str, ...]) -> Scan:
-    """Return the source's images; a table may also have a column for each of the model's labels."""
+    """Return the source's images; also those of one class, where the model has it, and of a table
+    with columns for some of the model's labels."""
     try:
-        return list_source(spec, task)
+        return list_source(spec, task, to_train=False)
     except DataError:
-        if task == "classification" or spec.label_columns:
-            raise
-        try:
-            columns = replace(spec, label_columns=labels)
-            return list_source(columns, task)
-        except DataError:
-            pass
+        other = spec
+        if task != "classification" and not spec.label_columns:
+            path = Path(spec.path or "").expanduser()
+            there = header_of(path) if path.suffix.lower() in SUFFIXES else labels
+            other = replace(spec, label_columns=tuple(set(there) & set(labels)))
+        with suppress(DataError):
+            found = list_source(other, task, least=1, to_train=False)
+            if set(found.labels) & set(labels):
+                return found
         raise
 
 

@@ -160,7 +160,7 @@ def export_to(
     half: bool = False,
     int8: bool = False,
     resize: bool = False,
-    data: str | Path | None = None,
+    data: str | Path | DataSpec | None = None,
 ) -> list[str]:
     """Export a model, by default to a file here that has its name; return lines that tell of it."""
     ending = f"{'-half' if half else '-int8' if int8 else ''}{SUFFIXES.get(to, '')}"

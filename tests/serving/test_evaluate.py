@@ -139,6 +139,36 @@ def test_a_threshold_counts_confident_answers_only(model, tmp_path):
             evaluate(model, folder, threshold=wrong)
 
 
+def test_images_of_one_class_and_of_no_training_split_are_scored(model, tmp_path):
+    one = evaluate(model, labelled(tmp_path / "one", ("rose",), 1))
+    assert (one["metrics"]["n"], one["labels"]["matched"]) == (1, ["rose"])
+    table = tmp_path / "one" / "test.csv"
+    table.write_text("image,label,split\nrose/0.png,rose,test\n")
+    assert evaluate(model, table)["split"] == "test"
+    nested = labelled(tmp_path / "archive" / "flowers").parent
+    with pytest.raises(UserError, match="did you mean .*flowers"):
+        evaluate(model, nested)
+
+
+def test_a_table_with_columns_for_some_labels_is_scored_on_these(tmp_path):
+    several, numbers = (
+        load_backbone("timm/test_resnet", ("x", "y", "z"), pretrained=False, task=task)
+        for task in ("multi_label", "regression")
+    )
+    lines = ["image,y,x,doctor"]
+    for i in range(4):
+        picture(i).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{i % 2},{i // 2},{i}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines))
+    found = evaluate(several, table)
+    assert (found["labels"]["matched"], found["labels"]["only_in_model"]) == (["x", "y"], ["z"])
+    with pytest.raises(UserError, match="has no target z, which the model predicts"):
+        evaluate(numbers, table)
+    table.write_text("image,labels\n0.png,x|y\n1.png,z\n")
+    assert evaluate(several, table)["labels"]["only_in_model"] == []
+
+
 def test_what_cannot_be_scored_is_refused_before_images_are_read(model, tmp_path, monkeypatch):
     folder = labelled(tmp_path / "data", each=1)
     other = load_backbone("timm/test_resnet", ("cat", "dog"), pretrained=False, image_size=32)
