@@ -444,6 +444,10 @@ def test_groups_of_an_unknown_backbone(capsys):
             ["train", "lp_ft", "--report-to", "wandb", "--report-to", "tensorbord"],
             "argument --report-to: no choice 'tensorbord'; nearest: tensorboard",
         ),
+        (
+            ["explain", "run", "a.png", "--label", "-x"],
+            "no value; write --label=VALUE for one that",
+        ),
         (["export", "run", "--to", "onx"], "argument --to: no choice 'onx'; nearest: onnx"),
         (["export", "run", "--to", "coreml"], "to coreml is not supported; its files run on a Mac"),
         (["groups", "timm/resnet18", "--grain", "stage"], "no choice 'stage'; nearest: stages"),

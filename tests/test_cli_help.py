@@ -43,7 +43,7 @@ def test_every_help_fits_a_terminal_and_ends_with_examples_that_work(command, ca
 
 # What a function calls otherwise than the command line does, and what only one of them has.
 OTHERWISE = {"set": "overrides", "no_images": "page_images", "no_refit": "refit", "add": "run"}
-OTHERWISE |= {"demo.backbone": "backbones"}
+OTHERWISE |= {"demo.backbone": "backbones", "evaluate.set": "data", "export.set": "data"}
 OF_PYTHON = {"callbacks", "on_progress", "announce", "token", "keep", "threads", "check"}
 OF_PYTHON |= {"host", "examples", "limits", "wait", "page_images"}
 OF_TERMINAL = {

@@ -28,6 +28,7 @@ from hf_transfer.base.nearest import nearest
 WIDE = 160  # columns of what is no terminal
 MISTAKE, DEFECT, INTERRUPTED, STOPPED = 2, 1, 130, 143  # exit statuses
 NO_NUMBER = re.compile(r"invalid (float|int) value: ('.*')")
+NO_VALUE = re.compile(r"argument (--[\w-]+): expected one argument")
 CHOICE = re.compile(r"argument ([^:]*): invalid choice: '(.*?)' \(choose from (.*)\)")
 PROGRAM = "hf-transfer"
 
@@ -44,6 +45,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit."""
         message = NO_NUMBER.sub(_no_number, message)
+        message = NO_VALUE.sub(
+            r"argument \1: no value; write \1=VALUE for one that begins with -", message
+        )
         choice = CHOICE.match(message)
         if choice:
             argument, word = choice[1], choice[2]

@@ -16,6 +16,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.serving.pictures import find_images
 from hf_transfer.serving.predict import ANSWERS, Prediction, iter_predictions, ready
 
+MOST_PADDED = 40  # characters: one long label should not push the others far apart
 FORMS = ("text", "json", "jsonl", "csv")
 
 
@@ -116,7 +117,8 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
     rows = list(predictions)
     files = [_shown(row.file) for row in rows]
     names = max(map(len, files), default=0)
-    labels = max((len(label) for row in rows for label, _ in row.there), default=0)
+    longest = max((len(label) for row in rows for label, _ in row.there), default=0)
+    labels = min(longest, MOST_PADDED)
     lines = []
     for file, row in zip(files, rows, strict=True):
         cells = [f"{label:<{labels}} {share:.3f}" for label, share in row.there]

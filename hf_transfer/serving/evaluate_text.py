@@ -10,6 +10,7 @@ from hf_transfer.results.conclusions import few_groups
 from hf_transfer.results.words import metric_phrase, metric_title, metric_titles, show_metric
 
 MOST_GROUPS = 20
+MOST_PADDED = 60  # characters of a column: one long label should not push all others far away
 MOST_CLASSES = 50  # that are listed; of more the weakest
 JsonDict = dict[str, Any]
 
@@ -150,7 +151,7 @@ def _cell(value: float | None) -> str:
 def _table(head: list[str], rows: list[list[str]], left: bool = False) -> list[str]:
     """Return a table as lines; the first column, or with `left` all, begin at the left."""
     side = "<" if left else ">"
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    widths = [min(MOST_PADDED, max(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     lines = []
     for row in [head, *rows]:
         cells = [f"{row[0]:<{widths[0]}}"]

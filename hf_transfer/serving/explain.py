@@ -283,8 +283,14 @@ def explain_to(
                 continue
             place = _write(one, folder, taken)
             told = f"{one.value:.7g}" if one.probability is None else f"{one.probability:.3f}"
-            lines.append(f"{printable(str(place))}   {one.label} {told}{_nowhere(one)}")
+            lines.append(
+                f"{_shown(place)}   {one.label} {told} in {_shown(one.file)}{_nowhere(one)}"
+            )
     return lines, errors
+
+
+def _shown(path: str | Path) -> str:
+    return printable(str(path))
 
 
 def _nowhere(one: Explanation) -> str:

@@ -173,6 +173,8 @@ def test_the_text_has_a_line_per_image_in_columns():
         "c.jpg          error: the file is empty",
     ]
     assert format_predictions([]) == ""
+    long = [Prediction("a.jpg", (("x" * 300, 0.5), ("rose", 0.25)))]
+    assert format_predictions(long).endswith(f"0.500   rose{' ' * 36} 0.250")
 
 
 @pytest.fixture(scope="module")
