@@ -117,7 +117,8 @@ def _in_short(row: Prediction) -> str:
         return row.error
     if row.values is not None:
         return ", ".join(f"{name} {value:.4g}" for name, value in row.values)
-    words = ", ".join(f"{name} {share:.0%}" for name, share in row.there[:1]) or "none"
+    told = row.labels[:1] if row.threshold is None else row.there
+    words = ", ".join(f"{name} {share:.0%}" for name, share in told) or "none"
     return f"unlike training ({words})" if row.unknown else words
 
 
@@ -196,8 +197,8 @@ def write_csv(
                 pairs = one.values if one.values is not None else one.labels
                 for name, number in pairs or (("", ""),):
                     shown = f"{number:.6g}" if isinstance(number, float) else ""
-                    cells = [image.name, model.title, name, shown, one.error or ""]
-                    table.writerow([_no_formula(cell) for cell in cells])
+                    words = [_no_formula(cell) for cell in (image.name, model.title, name)]
+                    table.writerow([*words, shown, _no_formula(one.error or "")])
     return path
 
 

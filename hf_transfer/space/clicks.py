@@ -121,6 +121,7 @@ class Clicks:
             text = next(events_of(job, "advice"))["recipe"]
             data = visitor.pictures.folder
             visitor.draft = advised_draft(text, data, backbone, self.site.limits)
+            visitor.draft.chosen = (network, None, size)
             return plan_view(visitor.draft)
 
         shown = await asyncio.to_thread(told(plan))
@@ -133,6 +134,7 @@ class Clicks:
         data = visitor.pictures.folder
         with visitor.lock:
             visitor.draft = new_draft(data, backbone, start, px, self.site.limits)
+            visitor.draft.chosen = (network, start, size)
             return plan_view(visitor.draft)
 
     def change_plan(self, event: gr.EventData, request: gr.Request) -> str:
@@ -145,9 +147,18 @@ class Clicks:
             visitor.draft.change({name: str(getattr(event, name, "") or "") for name in names})
             return plan_view(visitor.draft)
 
-    async def train_plan(self, request: gr.Request) -> AsyncIterator[Any]:
-        """Train the plan."""
-        async for update in self._run(request, training.start_plan_of):
+    async def train_plan(
+        self, network: str, start: str, size: int, request: gr.Request
+    ) -> AsyncIterator[Any]:
+        """Train the plan. Raises Refused where something else is chosen by now."""
+
+        def begin(site: Site, visitor: Visitor) -> Job:
+            with visitor.lock:
+                if visitor.draft is not None:
+                    visitor.draft.check_chosen((network, start, size))
+                return training.start_plan_of(site, visitor)
+
+        async for update in self._run(request, begin):
             yield update
 
     async def run_example(self, request: gr.Request) -> AsyncIterator[Any]:

@@ -35,6 +35,7 @@ class Draft:
     limits: Limits
     plan: Plan | None = None
     problem: str = ""
+    chosen: tuple[object, ...] = ()  # network, start and size as the page showed them, None for any
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -89,6 +90,14 @@ class Draft:
             self.recipe = before
             self.make()
             self.problem = str(error)
+
+    def check_chosen(self, now: tuple[object, ...]) -> None:
+        """Raise Refused if another network, start or size is chosen than this plan was made for."""
+        if any(a is not None and a != b for a, b in zip(self.chosen, now, strict=False)):
+            raise Refused(
+                "This plan was made before you changed the network, the start or the image size. "
+                "Make the plan again, or choose what you had."
+            )
 
     def _phases(self) -> tuple[PhaseSpec, ...]:
         """Return the recipe's phases, gradual ones taken apart."""

@@ -52,9 +52,11 @@ def answer_card(title: str, told: str, row: Prediction) -> str:
             for name, value in row.values
         )
         return f'<article class="hft-answer">{head}<table>{cells}</table></article>'
-    several = row.threshold is not None
     top = note(UNLIKE, "problem") if row.unknown else ""
-    if not several and row.labels:
+    if row.threshold is not None:
+        names = ", ".join(name for name, _ in row.there) or "None of its labels"
+        top += f'<p class="hft-top"><b class="hft-several">{escape(names)}</b></p>'
+    elif row.labels:
         label, share = row.labels[0]
         top += f'<p class="hft-top"><b>{escape(label)}</b> <span>{share:.0%}</span></p>'
     there = {name for name, _ in row.there}

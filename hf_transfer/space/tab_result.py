@@ -47,7 +47,9 @@ def build_result(site: Site) -> Result:
             raise Refused("Train a model first.")
         return [gr.update(value=str(one), visible=True) for one in training.packed(visitor, found)]
 
-    pack.click(packed, model, [folder, recipe, report], **QUIET)
+    files = [folder, recipe, report]
+    pack.click(packed, model, files, **QUIET)
+    model.change(lambda: [gr.update(visible=False)] * len(files), None, files, **HIDDEN)
     if on_a_space():
         _push(site, model)
     return Result(model)

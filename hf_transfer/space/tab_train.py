@@ -35,6 +35,12 @@ SHOW_LIVE = """() => {
 # What was added leaves the field, unless more is on its way: emptying the field would end that.
 EMPTIED = """() => document.querySelector('#train-files .uploading')
   ? {__type__: 'update'} : null"""
+# Going back, or loading the page again, would delete a visitor's images and models.
+ASKS_FIRST = """
+window.onbeforeunload = event => {
+  if (document.querySelector('#train-classes li')) event.preventDefault();
+};
+"""
 # gradio turns the camera off with each photo.
 CAMERA_ON = """async () => {
   for (let tries = 0; tries < 20; tries++) {
@@ -102,9 +108,13 @@ def build_train(site: Site, tabs: gr.Tabs, try_tab: TryTab, made: MadeTab) -> No
     lists = [try_tab.models, made.model, *made.views, result.model, try_tab.no_model, lead]
     lists += [try_tab.examples, made.cell]
     outputs = [images.classes, plan.network, plan.size, plan.view, live, *lists]
-    for one, run in ((go, clicks.train_plan), (example, clicks.run_example)):
+    chosen = [plan.network, plan.start, plan.size]
+    for one, run, given in (
+        (go, clicks.train_plan, chosen),
+        (example, clicks.run_example, None),
+    ):
         one.click(None, None, None, js=SHOW_LIVE, **HIDDEN)
-        one.click(run, None, outputs, concurrency_limit=None, **HIDDEN)
+        one.click(run, given, outputs, concurrency_limit=None, **HIDDEN)
     stop.click(told(clicks.stop), None, None, **QUIET)
     asked, said = [plan.network, plan.size], [plan.advice, plan.view]
     plan.advise.click(clicks.advised, asked, said, concurrency_limit=None, **HIDDEN)
@@ -143,7 +153,7 @@ def _images(most: Limits) -> _Images:
                         elem_id="train-camera",
                         buttons=[],
                     )
-    said = html(name="train-said", on_load=PHOTO_WAITS)
+    said = html(name="train-said", on_load=PHOTO_WAITS + ASKS_FIRST)
     classes = html(classes_view(Pictures.none()), "train-classes", clicks=True)
     with gr.Row():
         look = button("Look for odd images", size="sm", elem_id="train-look")

@@ -134,8 +134,9 @@ class Answers:
             )
             return view, csv, hidden, gr.update(choices=[], value=None), "", more
         view = answering.one_view(asked[0], chosen, rows[0], site)
-        labels = [] if rows[0][0].error else [name for name, _ in rows[0][0].labels]
-        if labels:
+        first, labels = rows[0][0], []
+        if not first.error:
+            labels = [name for name, _ in first.values or first.labels]  # the likeliest first
             labels += [name for model in chosen for name in _labels(site, model)]
         choices = list(dict.fromkeys(labels))
         pick = gr.update(choices=choices, value=choices[0] if choices else None)

@@ -101,12 +101,14 @@ async def follow(site: Site, visitor: Visitor, job: Job) -> AsyncIterator[tuple[
     """Yield the view of a training until it is over, and whether new models have come."""
     import asyncio
 
-    seen, shown = 0, ""
+    shown = ""
     while True:
         job.read = visitor.used = time.monotonic()
         over = job.is_over  # before the models are looked for: the last ones count, too
-        found = new_models(visitor, job)
-        seen += found
+        found = 0
+        if any("seen" not in event for event in events_of(job, "model")):
+            # Not here: it waits for whatever else the visitor asked for, and others would with it.
+            found = await asyncio.to_thread(new_models, visitor, job)
         view = job_view(site, job)
         if view != shown or found:
             shown = view

@@ -72,7 +72,7 @@ class Pictures:
     def add(self, label: str, files: Iterable[tuple[str, Path]]) -> str:
         """Add images to a class; return in a sentence what was added. Raises Refused."""
         label = class_name(label)
-        rows = ((name, label, "", _read_file(path, self.limits)) for name, path in files)
+        rows = ((name, label, "", _read_file(path, self.limits)) for name, path in sorted(files))
         return self._take(rows)
 
     def add_zip(self, path: Path) -> str:
@@ -82,7 +82,8 @@ class Pictures:
         that are no images are left out and told.
         """
         with archives.opened(path, self.limits) as archive:
-            rows = archives.class_folders(archives.entries(archive, self.limits), class_name)
+            infos = sorted(archives.entries(archive, self.limits), key=lambda one: one.filename)
+            rows = archives.class_folders(infos, class_name)
             return self._take(
                 (info.filename, label, split, archives.unpacked(archive, info, self.limits))
                 for info, label, split in rows

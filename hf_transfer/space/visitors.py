@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,13 +77,21 @@ class Visitors:
         mark(self.root, KIND)
         self.uploads = self.root / "uploads"
         self._known: dict[str, Visitor] = {}
+        self._gone: deque[str] = deque(maxlen=1000)  # sessions that lost something, to be told
         self._lock = threading.Lock()
 
     def of(self, session: str | None) -> Visitor:
-        """Return the visitor of a session; a new one where it is not known. Raises Refused."""
+        """Return the visitor of a session; a new one where it is not known. Raises Refused, also
+        once where all that they had is deleted."""
         if not session:
             raise Refused("This page needs a session. Load it again.")
         with self._lock:
+            if session in self._gone:
+                self._gone.remove(session)
+                raise Refused(
+                    "Your images and models are deleted: the connection to this page was lost, or "
+                    f"nothing was clicked for {self.limits.kept}. Load the page again."
+                )
             visitor = self._known.get(session)
             if visitor is None:
                 if len(self._known) >= self.limits.visitors and not self._make_room():
@@ -118,6 +127,8 @@ class Visitors:
         with self._lock:
             visitor = self._known.pop(session or "", None)
             others = [one.sent for one in self._known.values()]
+            if session and visitor is not None and not visitor.is_idle:
+                self._gone.append(session)
         if visitor is not None:
             forget(visitor, visitor.sent.difference(*others))
 

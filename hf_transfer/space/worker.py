@@ -19,14 +19,13 @@ from hf_transfer.base.boundary import printable, redacted, said
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
 from hf_transfer.base.threads import prepare
-from hf_transfer.data.sources import scan
+from hf_transfer.data.sources import Scan, scan
 from hf_transfer.deciding.advise import advise
 from hf_transfer.deciding.advise_page import depth_chart
 from hf_transfer.deciding.advise_text import answer, sentences
 from hf_transfer.deciding.quickstart import train_letters
 from hf_transfer.progress import quiet
 from hf_transfer.recipe.load import dump_recipe, parse_recipe
-from hf_transfer.recipe.specs import Recipe
 from hf_transfer.run import run
 from hf_transfer.serving.embed import embed
 from hf_transfer.serving.predict import iter_predictions, ready
@@ -101,9 +100,10 @@ def _work(folder: Path, told: Told) -> None:
         recipe = parse_recipe(text, f"{name}.yaml")
         told("way", way=name)
         out = folder / name
+        found = scan(recipe.data, recipe.seed, recipe.task)  # before its visitor adds more
         report = run(recipe, out, callbacks=[Progress(told, name)])
         told("finishing", way=name)
-        write_text(out / "shown.json", json.dumps(_shown(recipe, out)))
+        write_text(out / "shown.json", json.dumps(_shown(found, out)))
         told("model", way=name, accuracy=report.metrics.get("accuracy"))
     told("done")
 
@@ -127,10 +127,9 @@ def _advise(wanted: dict[str, Any], told: Told) -> None:
     told("done")
 
 
-def _shown(recipe: Recipe, out: Path) -> dict[str, Any]:
+def _shown(found: Scan, out: Path) -> dict[str, Any]:
     """Return what the model says of each validation image, and keep the features of those that it
     was trained on, for finding similar ones."""
-    found = scan(recipe.data, recipe.seed, recipe.task)
     network = ready(out)
     by_split = {split: found.splits.where(split).tolist() for split in ("train", "validation")}
     rows = []

@@ -138,6 +138,14 @@ def test_a_start_or_a_size_that_is_not_offered_is_refused(start, px, data):
         new_draft(data, NETWORK, start, px, Limits())
 
 
+def test_a_plan_is_not_trained_once_something_else_is_chosen(draft):
+    draft.chosen = ("timm/a", None, 64)
+    draft.check_chosen(("timm/a", "lp_ft", 64))
+    for now in (("timm/b", "lp_ft", 64), ("timm/a", "lp_ft", 32)):
+        with pytest.raises(Refused, match="Make the plan again"):
+            draft.check_chosen(now)
+
+
 def test_every_stage_is_a_button_that_tells_its_state(draft):
     view = plan_view(draft)
     for stage in draft.stages:

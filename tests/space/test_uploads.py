@@ -253,7 +253,7 @@ def test_a_zip_of_folders_becomes_classes_and_the_rest_is_told(pictures, tmp_pat
     files |= {"flowers/LICENSE.txt": b"x"}
     words = pictures.add_zip(zipped(tmp_path / "a.zip", files))
     assert (
-        words == "2 images added. Left out: notes.txt (not an image); LICENSE.txt (not an image)."
+        words == "2 images added. Left out: LICENSE.txt (not an image); notes.txt (not an image)."
     )
     assert pictures.labels == ("cat", "dog")
     assert {one.file.parent.name for one in pictures.kept} == {"cat", "dog"}
@@ -327,3 +327,18 @@ def test_images_with_splits_and_without_are_not_mixed(pictures, tmp_path):
         pictures.add_zip(split)
     pictures.clear()
     assert pictures.add_zip(split).startswith("4 images added.")
+
+
+def test_images_are_kept_in_the_order_of_their_names_as_training_on_their_folder_takes_them(
+    tmp_path, pictures
+):
+    names = ["dog/b.png", "cat/2.png", "dog/a.png", "cat/10.png"]
+    files = {name: content(seed=i) for i, name in enumerate(names)}
+    pictures.add_zip(zipped(tmp_path / "unsorted.zip", files))
+    assert [one.name for one in pictures.kept] == ["10.png", "2.png", "a.png", "b.png"]
+    places = [tmp_path / name for name in ("z.png", "y.png")]
+    for seed, place in enumerate(places, 9):
+        place.write_bytes(content(seed=seed))
+    pictures.add("emu", [(place.name, place) for place in places])
+    assert [one.name for one in pictures.of("emu")] == ["y.png", "z.png"]
+    assert pictures.kept == sorted(pictures.kept, key=lambda one: one.file)

@@ -1,7 +1,9 @@
 """Visitors apart from each other: folders, limits, and what goes when they leave."""
 
+import asyncio
 import stat
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +45,8 @@ def test_what_is_not_used_for_an_hour_vanishes(visitors):
     assert not one.folder.exists()
     assert one.job.state == "stopped"
     assert two.folder.exists()
+    with pytest.raises(Refused, match="images and models are deleted"):
+        visitors.of("one")
     assert visitors.of("one") is not one
 
 
@@ -52,6 +56,18 @@ def test_a_visitor_who_leaves_takes_everything_along(visitors):
     visitors.leave("one")
     assert not one.folder.exists()
     assert one.models == {}
+
+
+def test_whoever_comes_back_to_nothing_is_told_once_and_only_of_what_they_had(visitors):
+    for name in ("had", "looked"):
+        visitors.of(name)
+    visitors.of("had").models["mine"] = object()
+    for name in ("had", "looked"):
+        visitors.leave(name)
+    with pytest.raises(Refused, match="images and models are deleted.* Load the page again"):
+        visitors.of("had")
+    assert visitors.of("had").models == {}
+    assert visitors.of("looked")
 
 
 def test_whoever_has_nothing_here_makes_room_the_idlest_first(visitors):
@@ -89,6 +105,36 @@ def test_what_a_dead_server_left_goes_and_what_another_uses_stays(visitors, tmp_
     assert not dead.exists()
     assert foreign.exists()
     assert visitors.root.exists()
+
+
+def test_a_visitor_who_sends_a_lot_holds_up_nobody_who_follows_a_training(visitors):
+    from hf_transfer.space import training
+
+    one = visitors.of("one")
+    job = Job({"ways": {}, "steps": {}}, one.folder / "job", state="running")
+    job.events.append({"kind": "model", "way": "mine", "accuracy": 0.5})
+
+    held, over = threading.Event(), threading.Event()
+
+    def send() -> None:
+        with one.lock:
+            held.set()
+            time.sleep(1)
+            over.set()
+
+    async def others_go_on() -> bool:
+        site = SimpleNamespace(visitors=visitors, limits=visitors.limits)
+        following = asyncio.create_task(anext(training.follow(site, one, job)))
+        await asyncio.sleep(0.1)
+        free = not over.is_set()
+        await following
+        return free
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    held.wait(10)
+    assert asyncio.run(others_go_on())
+    sender.join()
 
 
 HERE = {"nice": "/somewhere/nice", "timm/a": "timm/a"}
