@@ -46,7 +46,7 @@ from hf_transfer.training.solver import Solution, solve_head
 
 KEPT = "features.safetensors"
 BATCH = 32
-ALL_NEW = "all are new, because the run was trained on all images that it had"
+ALL_NEW = "all held-out images are new, because the run was trained on all images that it had"
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ def add_images(
     model = network_of(folder)
     if os.path.realpath(place) == os.path.realpath(folder):
         raise UserError(f"--out {place} is the run that is added to; choose another folder")
+    if not RunFolder(place).is_empty:
+        raise UserError(f"{place} is not empty; choose another folder with --out")
     weight = _head(model)
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
     old = _old(folder, model)
@@ -174,19 +176,18 @@ def format_added(found: Added) -> str:
         )
     if found.everything:
         low, high = found.everything["intervals"]["accuracy"]
-        which = f"all {found.everything['n']:,} held-out images"
-        if found.before is None:
-            which = f"the {found.everything['n']:,} held-out images, of which {ALL_NEW}"
         lines.append(
-            f"accuracy on {which}: {found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
+            f"accuracy on all {found.everything['n']:,} held-out images: "
+            f"{found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
         )
+        lines += [] if found.before is not None else [f"note: {ALL_NEW}"]
     return "\n".join([*lines, f"written to {found.out}: report.html, report.json, model/"])
 
 
 def _worse(found: Added) -> tuple[str, ...]:
     """Return the warning of an addition that cost accuracy on the old images, or cannot tell."""
     if found.before is None and found.everything:
-        return (f"of the {found.everything['n']:,} held-out images {ALL_NEW}",)
+        return (ALL_NEW,)
     if found.before is None or found.after is None or found.after >= found.before:
         return ()
     return (

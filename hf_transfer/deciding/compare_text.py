@@ -42,8 +42,15 @@ def conclusion(rows: list[Row]) -> str:
     if not near:
         return f"{best.way} is best, and by more than chance among these test images explains."
     cheapest = min((row for row in rows if row.way in (*near, best.way)), key=lambda r: r.seconds)
-    words = f"{best.way} is best; these images cannot tell it from {_and(near)}."
-    if cheapest.way != best.way:
+    even = [row.way for row in rows if row.way in near and row.mean == best.mean]
+    near = [way for way in near if way not in even]
+    words = f"{best.way} is best"
+    if even:
+        words = f"{_and([best.way, *even])} have the same mean, and it is the best"
+    if near:
+        words += f"; these images cannot tell {'them' if even else 'it'} from {_and(near)}"
+    words += "."
+    if even or cheapest.way != best.way:
         words += f" Of these, {cheapest.way} takes the least time."
     return words
 
@@ -60,7 +67,7 @@ def _apart(row: Row) -> str:
     if row.behind is None:
         return ""
     gain, low, high = row.behind
-    return f"{-gain:+.3f} to the best ({-high:+.3f}..{-low:+.3f})"
+    return f"{0 - gain:+.3f} to the best ({0 - high:+.3f}..{0 - low:+.3f})"  # never -0.000
 
 
 def _and(names: list[str]) -> str:

@@ -13,7 +13,7 @@ from hf_transfer.planning.text_table import table
 from hf_transfer.results.conclusions import data_name
 from hf_transfer.results.places import place_name
 from hf_transfer.results.report import RunReport
-from hf_transfer.results.words import show_metric, show_seconds
+from hf_transfer.results.words import metric_phrase, show_metric, show_seconds
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def _row(run: Run) -> tuple[str, ...]:
     result = "not measured"
     if value is not None:
         ends = values.get("intervals", {}).get(leads)
-        bounds = f" ({', '.join(show_metric(leads, end) for end in ends)})" if ends else ""
-        on = f"{values.get('n')} {report.split_name(split)}"
-        result = f"{leads} {show_metric(leads, value)}{bounds} on {on}"
+        bounds = f"{' to '.join(show_metric(leads, end) for end in ends)}, " if ends else ""
+        what = f"{report.split_name(split)} {metric_phrase(leads)} {show_metric(leads, value)}"
+        result = f"{what} ({bounds}n = {values.get('n')})"
     wall = report.seconds.get("wall")
     return (
         run.folder.name,

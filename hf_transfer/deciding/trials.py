@@ -131,6 +131,7 @@ def _one_draw(
         skip = max(before, default=0)
         first = done.get((settings, recipe.phases[:skip]))
         model = copy.deepcopy(first.model if first else starts.of(recipe))
+        model.requires_grad_(True)  # what earlier phases froze no user has
         data = draw(count, seed, model)
         test = data.test if data.test is not None else data.validation
         try:

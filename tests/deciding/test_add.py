@@ -132,9 +132,9 @@ def test_no_image_that_auto_trained_on_is_scored_as_held_out(tmp_path, refit, ca
     held = {label: n for label, n in report.data["counts"]["validation"].items() if n}
     if refit:
         assert list(held) == ["blue"]
-        assert "held-out images, of which all are new" in told
+        assert "note: all held-out images are new, because the run was trained on all" in told
         assert "old held-out" not in told
-        assert any("all are new, because" in text for text in report.warnings)
+        assert any("images are new, because" in text for text in report.warnings)
     else:
         assert held["red"] + held["green"] == 8  # of auto's fold
         assert "accuracy on the 8 old held-out images" in told
@@ -144,6 +144,10 @@ def test_what_cannot_be_added_to_is_named(run, tmp_path):
     new = plain(tmp_path / "new", "blue", count=4)
     with pytest.raises(UserError, match="is the run that is added to"):
         add_images(run, new, out=run)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "report.json").write_text("of an earlier addition")
+    with pytest.raises(UserError, match="taken is not empty; choose another folder with --out"):
+        add_images(run, new, out=tmp_path / "taken")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match="is neither a folder nor a Hub repository"):
         add_images(tmp_path / "loop", new)

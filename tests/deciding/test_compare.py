@@ -11,7 +11,7 @@ from tiny_folders import timm_folder
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
-from hf_transfer.deciding.compare import Row, compare, rows_of
+from hf_transfer.deciding.compare import Comparison, Row, compare, rows_of
 from hf_transfer.deciding.compare_page import comparison_page
 from hf_transfer.deciding.compare_text import conclusion, format_comparison
 from hf_transfer.deciding.trials import Trial
@@ -99,6 +99,7 @@ def recipe_file(folder, name, text):
 
 
 HEAD = "phases: [{train: head, epochs: 1, lr: 1e-2}]\n"
+MORE = HEAD.replace("]", ", {train: all, steps: 2, lr: 1e-4}]")
 
 
 def test_recipes_that_would_not_share_their_images_are_refused(tmp_path):
@@ -156,6 +157,21 @@ def test_a_way_is_behind_by_a_paired_interval_that_narrows_with_the_images():
 def test_answers_that_are_the_same_leave_nothing_between_the_ways():
     rows = rows_of([trial("a", [1, 0, 1]), trial("b", [1, 0, 1], seconds=0.5)], ["a", "b"])
     assert rows[1].behind == (0.0, 0.0, 0.0)
+    said = "a and b have the same mean, and it is the best. Of these, b takes the least time."
+    assert conclusion(list(rows)) == said
+    found = Comparison("accuracy", ("x", "y"), (0,), 3, rows, 1.0)
+    assert "+0.000 to the best (+0.000..+0.000)" in format_comparison(found)
+
+
+def test_what_an_earlier_way_froze_is_no_reason_for_a_warning(tmp_path, caplog):
+    compare(
+        [recipe_file(tmp_path, "a.yaml", HEAD), recipe_file(tmp_path, "b.yaml", MORE)],
+        data=photos(tmp_path / "photos", count=10, size=32),
+        backbone="timm/test_resnet",
+        overrides=["pretrained=false", "data.image_size=32"],
+        seeds=1,
+    )
+    assert "do not require gradients" not in caplog.text
 
 
 def test_the_conclusion_names_the_cheapest_of_those_that_cannot_be_told_apart():
