@@ -16,6 +16,7 @@ from drawn import photos
 from PIL import Image
 
 from hf_transfer.cli import main
+from hf_transfer.cli.arguments import data_of
 from hf_transfer.cli.training import TRACKERS
 from hf_transfer.recipe.mistakes import allowed, schema_of
 from hf_transfer.recipe.specs import Recipe
@@ -395,6 +396,8 @@ def test_evaluate_and_embed_tell_what_they_found(finished, images, tmp_path, cap
     keys = ["--set", "data.label_column=species", "--set", "data.image_column=photo"]
     assert main(["evaluate", str(finished), "--data", str(table), *keys]) == 0
     assert "1 images (all)" in capsys.readouterr().out
+    named = data_of("table.csv", ["data.label_columns=[weight kg,height]"])
+    assert named.label_columns == ("weight kg", "height")
     said = "--set seed=1: here it changes keys of data"
     assert said in mistake(capsys, "evaluate", finished, "--data", table, "--set", "seed=1")
     assert main(["embed", str(finished), str(images), "--out", str(tmp_path / "f.npy")]) == 0

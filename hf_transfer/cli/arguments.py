@@ -61,7 +61,11 @@ def data_of(path: str, settings: Sequence[str]) -> Any:
         )
     from hf_transfer.recipe.load import asked
 
-    return asked("exact_head", path, overrides=settings).data
+    several = any(each.startswith("data.label_columns") for each in settings)
+    task = (
+        ["task=multi_label"] if several else []
+    )  # of which the columns may be; the model has its own
+    return asked("exact_head", path, overrides=[*settings, *task]).data
 
 
 def counts(text: str) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from hf_transfer.base.files import aside
 from hf_transfer.base.outputs import file_to_write
 from hf_transfer.base.signatures import checked
 from hf_transfer.recipe.specs import DataSpec
+from hf_transfer.results.words import metric_phrase
 from hf_transfer.serving.export_formats import (
     Answers,
     Whole,
@@ -172,16 +173,16 @@ def export_to(
         f"its answers {_near(found['difference'])} predict's"
     ]
     if told := found.get("int8"):
-        full, small = told["full"], told["int8"]
+        full, small, metric = told["full"], told["int8"], metric_phrase(told["metric"])
         lines.append(
-            f"8 bits: {told['metric']} {small['value']:.4f} instead of {full['value']:.4f} on "
+            f"8 bits: {metric} {small['value']:.4f} instead of {full['value']:.4f} on "
             f"{told['n']:,} images; {small['ms']:.1f} ms an image in one thread instead of "
             f"{full['ms']:.1f}; {small['bytes'] / 2**20:.1f} MB instead of "
             f"{full['bytes'] / 2**20:.1f}"
         )
         if (lost := lost_points(told)) > 1:
             lines.append(
-                f"8 bits cost {lost:.1f} points of {told['metric']} here, more than one; keep the "
+                f"8 bits cost {lost:.1f} points of {metric} here, more than one; keep the "
                 "full file where that matters."
             )
         if small["ms"] >= full["ms"]:

@@ -177,11 +177,11 @@ def test_what_cannot_resize_inside_is_refused(tmp_path):
 
 def test_what_eight_bits_lose_is_said_where_it_is_more_than_a_point(tmp_path, monkeypatch):
     full, small = ({"value": value, "ms": 2.0, "bytes": 2**20} for value in (0.9, 0.885))
-    told = {"metric": "accuracy", "n": 9, "full": full, "int8": small}
+    told = {"metric": "map", "n": 9, "full": full, "int8": small}
     answer = {"file": "a.onnx", "compared": 10, "difference": 1e-7, "int8": told}
     monkeypatch.setattr(exporting, "export", lambda *_, **__: answer)
     lines = exporting.export_to(tmp_path, "onnx", None, int8=True, data="x")
-    assert "8 bits cost 1.5 points of accuracy here, more than one" in lines[2]
+    assert "8 bits cost 1.5 points of mean average precision here, more than one" in lines[2]
     small["value"] = 0.895
     assert "points" not in " ".join(exporting.export_to(tmp_path, "onnx", None, int8=True))
 
