@@ -87,7 +87,7 @@ def answer_table(models: Sequence[str], rows: Sequence[tuple[str, str, Sequence[
     top = f"<thead><tr><td></td><th scope='col'>Image</th>{head}</tr></thead>"
     return (
         '<div class="hft hft-scroll" tabindex="0" role="region" aria-label="Answers">'
-        f'<table class="hft-table">{top}<tbody>{body}</tbody></table></div>'
+        f'<table class="hft-table hft-answers">{top}<tbody>{body}</tbody></table></div>'
     )
 
 

@@ -36,6 +36,7 @@ class Limits:
     waiting: int = 20  # trainings that wait for their turn
     visitors: int = 200
     kept_seconds: float = 3600.0  # after a visitor's last click
+    away_seconds: float = 30.0  # after the connection to a visitor's page is lost, or closed
     lease_seconds: float = 60.0  # a training whose progress nobody reads for so long is stopped
     trainings: int = 1  # at the same time
 

@@ -57,6 +57,6 @@ def _header(site: Site, name: str) -> str:
 
 def _leave(site: Site) -> Callable[[gr.Request], None]:
     def leave(request: gr.Request) -> None:
-        site.visitors.leave(request.session_hash)
+        site.visitors.away(request.session_hash)
 
     return leave

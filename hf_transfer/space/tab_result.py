@@ -27,7 +27,7 @@ def build_result(site: Site) -> Result:
     heading("4. Take it away")
     html(
         '<p class="hft hft-soft">Your images and models are yours alone, and vanish '
-        f"{site.limits.kept} after your last click, or when you close this page.</p>"
+        f"{site.limits.kept} after your last click, or soon after you close this page.</p>"
     )
     with gr.Row():
         model = gr.Dropdown(

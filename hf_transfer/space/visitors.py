@@ -52,6 +52,7 @@ class Visitor:
     advice: tuple[str, str] = ("", "")  # the network that was looked at, and what advice saw
     digits: bool = False  # whether the pictures on the page are the example's
     used: float = field(default_factory=time.monotonic)
+    left: float | None = None  # when the page was closed, or lost its connection
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -105,7 +106,7 @@ class Visitors:
                 places = (Pictures(folder / name, self.limits) for name in ("own", "example"))
                 visitor = Visitor(folder, served, *places)
                 self._known[session] = visitor
-            visitor.used = time.monotonic()
+            visitor.used, visitor.left = time.monotonic(), None
             return visitor
 
     def _make_room(self) -> bool:
@@ -121,6 +122,18 @@ class Visitors:
         """Note which files a visitor sent, so that they go when the visitor leaves."""
         places = map(Path, files)
         visitor.sent.update(place for place in places if place.is_relative_to(self.uploads))
+
+    def away(self, session: str | None) -> None:
+        """Stop a visitor's training; the rest goes unless they are heard of again in a moment.
+
+        A page that is closed and one that has lost its connection for a moment look alike.
+        """
+        with self._lock:
+            visitor = self._known.get(session or "")
+            if visitor is not None:
+                visitor.left = time.monotonic()
+        if visitor is not None and visitor.job is not None:
+            visitor.job.stop("its visitor left")
 
     def leave(self, session: str | None) -> None:
         """Forget a visitor: stop the training, remove images and models."""
@@ -140,6 +153,7 @@ class Visitors:
                 session
                 for session, visitor in self._known.items()
                 if now - visitor.used > self.limits.kept_seconds
+                or (visitor.left is not None and now - visitor.left > self.limits.away_seconds)
             ]
         for session in old:
             self.leave(session)

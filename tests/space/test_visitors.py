@@ -58,6 +58,24 @@ def test_a_visitor_who_leaves_takes_everything_along(visitors):
     assert one.models == {}
 
 
+def test_a_lost_connection_stops_the_training_and_keeps_the_rest_for_a_moment(visitors):
+    one = visitors.of("one")
+    one.models["mine"] = object()
+    one.job = Job({}, one.folder / "job")
+    visitors.away("one")
+    visitors.sweep()
+    assert visitors.of("one") is one
+    assert one.models
+    assert one.job.state == "stopped"
+    one.used = time.monotonic() - 40
+    visitors.sweep()
+    assert one.folder.exists()  # heard of since
+    visitors.away("one")
+    one.left -= Limits().away_seconds + 1
+    visitors.sweep()
+    assert not one.folder.exists()
+
+
 def test_whoever_comes_back_to_nothing_is_told_once_and_only_of_what_they_had(visitors):
     for name in ("had", "looked"):
         visitors.of(name)
