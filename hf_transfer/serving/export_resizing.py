@@ -48,8 +48,10 @@ def put_resizing_inside(path: Path, image: ImageSettings) -> None:
     (square,) = graph.input
     for node in graph.node:
         node.input[:] = ["square" if name == square.name else name for name in node.input]
-    graph.initializer.extend(_constants(image))
-    for node in reversed(list(_nodes(image))):
+    added = list(_nodes(image))
+    read = {name for node in added for name in node.input}
+    graph.initializer.extend(one for one in _constants(image) if one.name in read)
+    for node in reversed(added):
         graph.node.insert(0, node)
     sides = ["batch", "height", "width", image.channels]
     taken = helper.make_tensor_value_info("pixels", TensorProto.UINT8, sides)

@@ -141,7 +141,7 @@ def test_eight_bits_are_calibrated_and_their_price_is_told(tmp_path):
 def test_resizing_inside_gives_the_pixels_of_pillow_but_for_roundings(settings, tmp_path):
     """Of a file whose only answer is the square that it sees."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    from onnx import TensorProto, helper, save
+    from onnx import TensorProto, helper, load, save
 
     sides = ["batch", settings.size, settings.size, settings.channels]
     named = [helper.make_tensor_value_info(n, TensorProto.UINT8, sides) for n in ("pixels", "seen")]
@@ -151,6 +151,9 @@ def test_resizing_inside_gives_the_pixels_of_pillow_but_for_roundings(settings, 
     opset = [helper.make_opsetid("", 20)]
     save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(tmp_path / "same.onnx"))
     put_resizing_inside(tmp_path / "same.onnx", settings)
+    made = load(str(tmp_path / "same.onnx")).graph
+    read = {name for node in made.node for name in node.input}
+    assert {one.name for one in made.initializer} <= read  # else ONNX Runtime warns of it
     session = onnxruntime.InferenceSession(tmp_path / "same.onnx")
     (tmp_path / "files").mkdir()
     start, off = settings.middle(settings.stored), []
