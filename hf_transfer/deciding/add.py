@@ -47,6 +47,10 @@ from hf_transfer.training.solver import Solution, solve_head
 KEPT = "features.safetensors"
 BATCH = 32
 ALL_NEW = "all held-out images are new, because the run was trained on all images that it had"
+UNMEASURED = (
+    "accuracy was not measured: the run was trained on all images that it had, so none of its "
+    "classes has held-out images; score the model on others with hf-transfer evaluate"
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def add_images(
     _keep(both, place)
     logits = both.features @ solution.weight.T + solution.bias
     everything = None
-    if held.any():
+    if old.held_out.any() or len(np.unique(both.classes[held])) == len(both.labels):
         everything = measure("classification", logits[held], both.classes[held], both.labels)
     before = old.features @ _own(model, weight).T + _own(model, _bias(weight))
     own = old.held_out
@@ -180,14 +184,14 @@ def format_added(found: Added) -> str:
             f"accuracy on all {found.everything['n']:,} held-out images: "
             f"{found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
         )
-        lines += [] if found.before is not None else [f"note: {ALL_NEW}"]
+    lines += [f"note: {text}" for text in _worse(found) if found.before is None]
     return "\n".join([*lines, f"written to {found.out}: report.html, report.json, model/"])
 
 
 def _worse(found: Added) -> tuple[str, ...]:
     """Return the warning of an addition that cost accuracy on the old images, or cannot tell."""
-    if found.before is None and found.everything:
-        return (ALL_NEW,)
+    if found.before is None:
+        return (ALL_NEW if found.everything else UNMEASURED,)
     if found.before is None or found.after is None or found.after >= found.before:
         return ()
     return (

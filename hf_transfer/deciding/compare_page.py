@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from hf_transfer.deciding.compare_text import conclusion
+from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.rendering import render, template
 from hf_transfer.results.ways_chart import Named, Spot, ways_chart
 from hf_transfer.results.words import metric_title, show_metric, show_seconds
@@ -19,9 +20,10 @@ def comparison_page(comparison: Comparison) -> str:
     """Return the HTML of a comparison; it needs no network, script or font."""
     counts = list(dict.fromkeys(row.per_class for row in comparison.rows))
     tables = [_table(comparison, count) for count in counts]
-    seeds = len(comparison.seeds)
+    seeds, count = len(comparison.seeds), len(comparison.labels)
+    task = next(task for task in TASKS.values() if task.headline == comparison.metric)
     facts = [
-        f"{len(comparison.labels)} classes" if comparison.labels else "",
+        f"{count} {task.noun if count == 1 else task.nouns}" if count else "",
         f"{comparison.test_images:,} test images",
         f"{seeds} seed{'s' * (seeds > 1)}",
         f"{show_seconds(comparison.seconds)} in all",

@@ -211,6 +211,7 @@ def test_what_has_no_paired_test_is_not_said_to_be_more_than_chance(compared):
     assert format_comparison(found).startswith("R² on 4 test images")
     page = comparison_page(found)
     assert "R² against time" in page
+    assert "2 targets" in page
     assert "Behind the best" not in page
     assert "paired bootstrap" not in page
     assert "paired bootstrap" in comparison_page(compared[0])
