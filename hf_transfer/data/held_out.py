@@ -49,11 +49,13 @@ class HeldOut:
         theirs = np.array([one in self.groups for one in whose], bool) & ~known
         findings = self._findings(found, kept, known, theirs, any(whose))
         left = kept[~known & ~theirs]
-        if set(found.splits.take(left)) != set(found.splits.take(kept)):
+        if gone := set(found.splits.take(kept)) - set(found.splits.take(left)):
+            few = "too few are left to learn from; add other images"
+            if "train" not in gone:
+                few = "none is left to validate on; raise source.data.validation, or add images"
             raise DataError(
                 f"{found.path}: {len(kept) - len(left):,} of its images are in the validation or "
-                f"test images of {self.path}, or of their groups, and too few are left to learn "
-                "from; add other images"
+                f"test images of {self.path}, or of their groups, and {few}"
             )
         return replace(about, findings=(*about.findings, *findings)), left
 

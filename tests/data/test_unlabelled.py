@@ -119,9 +119,21 @@ def test_images_whose_patients_cannot_be_told_are_kept_and_a_finding_says_so(tmp
     assert len(data.train) + len(data.validation) == 10
 
 
+def test_a_folder_whose_few_validation_pictures_are_held_out_says_to_take_more(labelled):
+    without = held_out(DataSpec(path=str(labelled), validation=0.5), SETTINGS)
+    spec = DataSpec(path=str(labelled), validation=0.01, min_per_class=1)
+    seen = set()
+    for seed in range(12):  # one of which draws a picture that is held out
+        try:
+            load_data(spec, SETTINGS, seed, task="rotation", without=without)
+        except DataError as error:
+            seen.add("none is left to validate on; raise source.data.validation" in str(error))
+    assert seen == {True}
+
+
 def test_a_folder_of_nothing_but_held_out_pictures_is_refused(labelled):
     target = DataSpec(path=str(labelled), validation=0.9)
-    with pytest.raises(DataError, match="too few are left to learn from"):
+    with pytest.raises(DataError, match="(too few are|none is) left to"):
         load_data(
             DataSpec(path=str(labelled), validation=0.01, min_per_class=1),
             SETTINGS, task="rotation", without=held_out(target, SETTINGS),
