@@ -81,7 +81,7 @@ def cell_view(site: Site, model: Shown, true: str, said: str) -> str:
             address = thumbnail(row.file, site.limits, 120)
         except (Refused, OSError):
             continue
-        cells.append((address, f"{row.share:.0%} sure", row.file.name.partition("-")[2]))
+        cells.append((address, f"{row.share:.0%} sure", row.file.name))
     cells = cells or _carried(model, true, said)
     if not cells:
         return panel(note("The images of this cell did not travel with the model."), title)

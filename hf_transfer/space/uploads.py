@@ -47,7 +47,8 @@ class Kept:
 
 @dataclass
 class Pictures:
-    """A visitor's labelled pictures: files in `folder`, [SPLIT/]CLASS/NUMBER-NAME."""
+    """A visitor's labelled pictures: files in `folder`, [SPLIT/]CLASS/NAME; names that are odd or
+    taken are numbered."""
 
     folder: Path
     limits: Limits = field(default_factory=Limits)
@@ -141,7 +142,9 @@ class Pictures:
         thumb = thumbnail(content, most)
         place = self.folder / split / label if split else self.folder / label
         place.mkdir(parents=True, exist_ok=True)
-        file = place / f"{self.count:05d}-{_safe(name)}"
+        file = place / _plain(name)  # as it was sent: which images validate depends on names
+        if not _plain(name) or file.exists():
+            file = place / f"{self.count:05d}-{_safe(name)}"
         file.write_bytes(content)
         self.kept.append(Kept(label, split, _short(name), file, thumb))
         self.bytes += len(content)
@@ -233,6 +236,13 @@ def class_name(text: str) -> str:
     if len(label) > LONGEST_LABEL or len(label.encode()) > 200:
         raise Refused(f"The name of a class has at most {LONGEST_LABEL} characters.")
     return label
+
+
+def _plain(name: str) -> str:
+    """Return a file's own name where it can stay as it is, "" elsewhere."""
+    own = name.replace("\\", "/").rpartition("/")[2]
+    safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,95}", own)
+    return own if safe and PurePosixPath(own).suffix.lower() in IMAGE_SUFFIXES else ""
 
 
 def _safe(name: str) -> str:

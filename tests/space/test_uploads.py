@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from tiny_model import picture
 
+from hf_transfer.data.sources import scan
+from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.space.limits import Limits, Refused
 from hf_transfer.space.uploads import Pictures, class_name, refusal, thumbnail
 
@@ -329,16 +331,24 @@ def test_images_with_splits_and_without_are_not_mixed(pictures, tmp_path):
     assert pictures.add_zip(split).startswith("4 images added.")
 
 
-def test_images_are_kept_in_the_order_of_their_names_as_training_on_their_folder_takes_them(
-    tmp_path, pictures
-):
-    names = ["dog/b.png", "cat/2.png", "dog/a.png", "cat/10.png"]
-    files = {name: content(seed=i) for i, name in enumerate(names)}
-    pictures.add_zip(zipped(tmp_path / "unsorted.zip", files))
-    assert [one.name for one in pictures.kept] == ["10.png", "2.png", "a.png", "b.png"]
-    places = [tmp_path / name for name in ("z.png", "y.png")]
-    for seed, place in enumerate(places, 9):
-        place.write_bytes(content(seed=seed))
-    pictures.add("emu", [(place.name, place) for place in places])
-    assert [one.name for one in pictures.of("emu")] == ["y.png", "z.png"]
-    assert pictures.kept == sorted(pictures.kept, key=lambda one: one.file)
+def test_a_zip_is_split_as_training_on_its_folder_splits_it(tmp_path, pictures):
+    files = {f"{label}/{i}.png": content(seed=i) for i in range(9, -1, -1) for label in "ab"}
+    archive = zipped(tmp_path / "unsorted.zip", files)
+    pictures.add_zip(archive)
+    with zipfile.ZipFile(archive) as folder:
+        folder.extractall(tmp_path / "folder")
+    page, own = (scan(DataSpec(path=str(at))) for at in (pictures.folder, tmp_path / "folder"))
+    assert list(page.files) == list(own.files)
+    assert page.splits.where("validation").tolist() == own.splits.where("validation").tolist()
+
+
+@pytest.mark.parametrize("name", ["../.x.png", ".x.png", "a/../..", "x", "ü.png", "a.png\n"])
+def test_a_name_that_is_odd_or_taken_is_numbered(name, tmp_path, pictures):
+    (tmp_path / "sent.png").write_bytes(content())
+    for sent in (name, "good.png", "good.png"):
+        pictures.add("cat", [(sent, tmp_path / "sent.png")])
+    odd, good, taken = (one.file for one in pictures.kept)
+    assert odd.name.startswith("00000-")
+    assert good.name == "good.png"
+    assert taken.name == "00002-good.png"
+    assert {file.parent for file in (odd, good, taken)} == {pictures.folder / "cat"}
