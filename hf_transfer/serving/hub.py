@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.base.boundary import redacted, untrusted
-from hf_transfer.base.download import LOGIN, PUBLISHED, HubError, hub_in_one_line, pull
+from hf_transfer.base.download import (
+    ANSWER_SECONDS,
+    LOGIN,
+    PUBLISHED,
+    HubError,
+    hub_in_one_line,
+    pull,
+)
 from hf_transfer.base.errors import UserError, unfinished
 from hf_transfer.base.files import expanded
 from hf_transfer.base.signatures import checked
@@ -106,7 +113,7 @@ def push(
 def check_access(repo_id: str, token: str | None = None) -> dict[str, Any]:
     """Return what the Hub knows of the token's owner. Raises HubError for a name that no repository
     can have, in offline mode, and without a token that the Hub accepts."""
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import HfApi, constants, get_session, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -124,6 +131,8 @@ def check_access(repo_id: str, token: str | None = None) -> dict[str, Any]:
     if not (known.isascii() and known.isprintable()) or " " in known:
         raise HubError("the token holds characters that no token has; copy it again, in one line")
     with hub_in_one_line(f"cannot push to {repo_id}"):
+        # A Hub that takes connections and says nothing: the client would wait without end.
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
         return dict(HfApi(token=token, library_name="hf_transfer").whoami())
 
 
@@ -158,6 +167,8 @@ def gather(run: str | Path) -> dict[str, Path | bytes]:
     """
     run = expanded(run)
     folder = _local_model(run)
+    if folder is None and not run.exists():
+        raise UserError(f"there is no folder {run} here; push sends a run folder or a model folder")
     if folder is None:
         raise UserError(_why_no_model(run))
     files = _files_of(folder, "")

@@ -6,6 +6,7 @@ Each call runs in a process of its own: the client reads its address when it is 
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -449,6 +450,16 @@ def test_no_network_is_one_line(function, run, tmp_path):
     assert "no connection" in refusal(call(nowhere, tmp_path / "cache", function, *args))
 
 
+def test_a_hub_that_takes_connections_and_says_nothing_is_not_waited_for(hub, run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        code = f"from hf_transfer.serving import hub as own\nown.ANSWER_SECONDS = 0.2\n{CALL}"
+        words = ("push", json.dumps([str(run), REPO]), "{}")
+        line = refusal(client(hub, tmp_path / "cache", code, *words))
+    assert f"cannot push to {REPO}: no connection (" in line
+    assert "check the network" in line
+
+
 def test_a_model_that_is_nowhere_is_one_line(hub, tmp_path):
     line = refusal(call(hub, tmp_path / "cache", "model_folder", "alice/absent"))
     assert "cannot load alice/absent (no folder here) from the Hub: there is no such model" in line
@@ -462,7 +473,7 @@ def test_a_bad_repository_id_is_refused_before_anything_is_sent(hub, run, tmp_pa
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="there is no run or model .*absent; give a run folder"):
+    with pytest.raises(UserError, match="there is no folder .*absent here; push sends a run"):
         gather(tmp_path / "absent")
 
 
