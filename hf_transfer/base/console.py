@@ -240,6 +240,27 @@ def finish(work: Callable[[], int | None], again: Callable[[], str | None]) -> i
 
 
 @contextmanager
+def interrupted_twice() -> Iterator[None]:
+    """Let a second Ctrl-C end a command at once: after the first, threads of another library may
+    wait for an answer that never comes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        warn("stopping; press Ctrl-C again to end at once")
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def stopped_in_words() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does, with a line that says how to continue."""
     if threading.current_thread() is not threading.main_thread():

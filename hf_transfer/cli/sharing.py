@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_transfer.base.console import say, warn
+from hf_transfer.base.console import interrupted_twice, say, warn
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli.arguments import MODEL, command
 
@@ -53,10 +53,12 @@ def _push(args: argparse.Namespace) -> None:
             raise UserError("--space cannot be combined with --pr or --revision")
         from hf_transfer.space.deploy import push_space
 
-        return say(push_space(args.run, args.repo_id, **options))
+        with interrupted_twice():
+            return say(push_space(args.run, args.repo_id, **options))
     from hf_transfer.serving.hub import push
 
-    say(push(args.run, args.repo_id, pr=args.pr, revision=args.revision, **options))
+    with interrupted_twice():
+        say(push(args.run, args.repo_id, pr=args.pr, revision=args.revision, **options))
 
 
 def _check_models(args: argparse.Namespace) -> None:

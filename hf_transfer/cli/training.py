@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.base import launch
-from hf_transfer.base.console import count, say, stopped_in_words, warn, width
+from hf_transfer.base.console import count, interrupted_twice, say, stopped_in_words, warn, width
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.nearest import nearest
 from hf_transfer.cli.arguments import command, recipe_arguments, recipe_of
@@ -71,7 +71,8 @@ def _train(args: argparse.Namespace) -> None:
     if args.push_to and launch.is_main():
         from hf_transfer.serving.hub import push_finished
 
-        say(push_finished(out, args.push_to, announce=warn))
+        with interrupted_twice():
+            say(push_finished(out, args.push_to, announce=warn))
 
 
 def _trained(args: argparse.Namespace) -> Path:

@@ -1,6 +1,8 @@
 """The edges of the command line: what is printed, and how a command that fails ends."""
 
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -63,3 +65,29 @@ def test_what_is_said_has_no_control_characters(capsys):
     say("a\tb\x1b[31m\nc")
     assert capsys.readouterr().out == "a\\x09b\\x1b[31m\nc\n"
     assert sys.stdout.isatty() is False
+
+
+WAITS = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from hf_transfer.base.console import finish, interrupted_twice
+
+def work():
+    with interrupted_twice(), ThreadPoolExecutor(1) as pool:
+        pool.submit(threading.Event().wait)
+        print("begun", flush=True)
+
+sys.exit(finish(work, lambda: None))
+"""
+
+
+def test_a_second_interrupt_ends_what_the_threads_of_a_library_hold_up():
+    """An upload that is never answered: the client's pool of threads waits for it as it ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert "press Ctrl-C again to end at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
