@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import os
 import re
 import shutil
@@ -140,3 +141,20 @@ def test_no_file_of_the_project_names_a_path_of_a_machine():
         if path.suffix in (".py", ".md", ".yaml", ".toml", ".json", ".txt") and path.is_file():
             found += [name] if homes.search(path.read_text(encoding="utf-8")) else []
     assert not found
+
+
+def test_the_hubs_own_command_runs_it_as_an_extension(tmp_path):
+    """`hf extensions install` looks for a console script of this name, and writes this manifest."""
+    scripts = Path(sys.executable).parent
+    installed = tmp_path / ".local/share/hf/extensions/hf-transfer"
+    installed.mkdir(parents=True)
+    facts = {"owner": "o", "repo": "hf-transfer", "repo_id": "o/hf-transfer", "type": "python"}
+    facts |= {"short_name": "transfer", "executable_path": str(scripts / "hf-transfer")}
+    facts |= {"installed_at": "2026-01-01T00:00:00+00:00"}
+    (installed / "manifest.json").write_text(json.dumps(facts))
+    done = subprocess.run(
+        [scripts / "hf", "transfer", "recipes", "traim"],
+        env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "hf-transfer: error: there is no shipped recipe 'traim'" in done.stderr
