@@ -45,7 +45,9 @@ def build_result(site: Site) -> Result:
         found = visitor.models.get(title or "")
         if found is None:
             raise Refused("Train a model first.")
-        return [gr.update(value=str(one), visible=True) for one in training.packed(visitor, found)]
+        return [
+            gr.update(value=str(one), visible=True) for one in training.packed(site, visitor, found)
+        ]
 
     files = [folder, recipe, report]
     pack.click(packed, model, files, **QUIET)

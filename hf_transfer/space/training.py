@@ -263,7 +263,7 @@ def curves_of(job: Job) -> list[Curve]:
 # --- downloads -------------------------------------------------------------------------------
 
 
-def packed(visitor: Visitor, model: Shown) -> tuple[Path, Path, Path]:
+def packed(site: Site, visitor: Visitor, model: Shown) -> tuple[Path, Path, Path]:
     """Return files to download: the model's folder as a zip file, its recipe and its report."""
     if not model.own or model.run is None:
         raise Refused("Only models that you trained here can be downloaded.")
@@ -275,17 +275,21 @@ def packed(visitor: Visitor, model: Shown) -> tuple[Path, Path, Path]:
             archive.write(model.folder / name, f"model/{name}")
         for name in ("report.json", "report.html", "recipe.yaml"):
             if (model.run / name).is_file():
-                archive.writestr(name, _without_paths(model.run / name, visitor))
+                archive.writestr(name, _without_paths(model.run / name, site, visitor))
     texts = []
     for name in ("recipe.yaml", "report.html"):
         texts.append(place / name)
-        texts[-1].write_text(_without_paths(model.run / name, visitor), encoding="utf-8")
+        texts[-1].write_text(_without_paths(model.run / name, site, visitor), encoding="utf-8")
     return path, texts[0], texts[1]
 
 
-def _without_paths(path: Path, visitor: Visitor) -> str:
-    """Return a text without the server's folders: the images are called `images`."""
+def _without_paths(path: Path, site: Site, visitor: Visitor) -> str:
+    """Return a text without the server's folders: the images are called `images`, and a network
+    that the server was given by its folder as visitors see it."""
     text = path.read_text(encoding="utf-8")
+    for title, network in site.here.items():
+        if Path(network).is_absolute():
+            text = text.replace(network, title)
     text = text.replace(str(visitor.pictures.folder), "images")
     text = text.replace(f"{visitor.folder}/", "")
     return text.replace(f"{visitor.folder.parent}/", "")

@@ -14,6 +14,7 @@ from hf_transfer.space.limits import Limits
 from hf_transfer.space.models import Networks, shown_model
 from hf_transfer.space.similar import CARRIED, TRAINED, learn
 from hf_transfer.space.site import Site
+from hf_transfer.space.training import packed
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +86,19 @@ def test_the_images_to_click_on_are_those_of_the_models(made):
             assert len(site.examples_of(visitor)) == (6 if not models else count + 6)
         finally:
             site.close()
+
+
+def test_a_network_that_the_server_has_in_a_folder_is_called_by_its_name_in_downloads(made):
+    network = made / "model"
+    site = Site(backbones=[str(network)], limits=Limits())
+    try:
+        visitor = site.visitors.of("one")
+        model = shown_model(made, own=True)
+        (made / "recipe.yaml").write_text(f"backbone: {network}\n")
+        told(made, None, "elsewhere")
+        (made / "report.html").write_text(f"trained on {network}")
+        _, recipe, page = packed(site, visitor, model)
+        assert recipe.read_text() == "backbone: model\n"
+        assert page.read_text() == "trained on model"
+    finally:
+        site.close()
