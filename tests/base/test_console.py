@@ -90,4 +90,4 @@ def test_a_second_interrupt_ends_what_the_threads_of_a_library_hold_up():
         process.send_signal(signal.SIGINT)
         assert "press Ctrl-C again to end at once" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(30) in (130, -signal.SIGINT)  # the latter where Python is ending
