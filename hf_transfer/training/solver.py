@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,8 +169,8 @@ def _search(
     if not parts:
         return 1.0, float("nan")
     models = [_model(STRENGTHS[0], SEARCH_STEPS, SEARCH_PRECISION) for _ in parts]
-    best, found, worse = STRENGTHS[0], np.inf, 0
-    for strength in STRENGTHS:
+
+    def predicted(strength: float) -> float:
         losses = []
         for model, (inside, outside) in zip(models, parts, strict=True):
             model.set_params(C=strength)  # from the last solution on
@@ -186,12 +187,21 @@ def _search(
             chances = chances[np.arange(len(rows)), np.searchsorted(model.classes_, labels[rows])]
             lost = -np.log(np.clip(chances, 1e-15, 1))
             losses.append(np.average(lost, weights=None if weights is None else weights[rows]))
-        loss = float(np.mean(losses))
-        logger.debug("C %.1e: log loss %.4f", strength, loss)
-        if loss < found:
-            best, found, worse = strength, loss, 0
+        return float(np.mean(losses))
+
+    return best_strength(map(predicted, STRENGTHS))
+
+
+def best_strength(losses: Iterable[float]) -> tuple[float, float]:
+    """Return the strength with the least loss, and that loss, of the losses at STRENGTHS in their
+    order; no more of them are computed once PATIENCE in a row are worse."""
+    best, least, worse = STRENGTHS[0], np.inf, 0
+    for strength, loss in zip(STRENGTHS, losses, strict=True):
+        logger.debug("C %.1e: loss %.4f", strength, loss)
+        if loss < least:
+            best, least, worse = strength, loss, 0
         else:
             worse += 1
             if worse == PATIENCE:
                 break
-    return best, found
+    return best, least

@@ -14,13 +14,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hf_transfer.training.solver import (
-    PATIENCE,
     PRECISION,
     SEARCH_PRECISION,
     SEARCH_STEPS,
     STEPS,
     STRENGTHS,
     Solution,
+    best_strength,
     fold_pairs,
     half_scale,
 )
@@ -113,18 +113,11 @@ def _search(
     """
     if not pairs:
         return 1.0, float("nan")
-    best, least, worse = STRENGTHS[0], np.inf, 0
-    for strength, *layers in zip(STRENGTHS, *(along(inside) for inside, _ in pairs), strict=True):
-        parts = zip(layers, pairs, strict=True)
-        loss = float(np.mean([lost(layer, outside) for layer, (_, outside) in parts]))
-        logger.debug("C %.1e: loss %.4f", strength, loss)
-        if loss < least:
-            best, least, worse = strength, loss, 0
-        else:
-            worse += 1
-            if worse == PATIENCE:
-                break
-    return best, least
+    at_each = zip(*(along(inside) for inside, _ in pairs), strict=True)
+    return best_strength(
+        float(np.mean([lost(layer, rows) for layer, (_, rows) in zip(layers, pairs, strict=True)]))
+        for layers in at_each
+    )
 
 
 def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

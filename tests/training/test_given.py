@@ -425,12 +425,15 @@ def test_a_loss_and_metrics_of_ones_own_take_labels_of_any_kind(tmp_path):
 
     data = {"train_dataset": Items(float), "eval_dataset": {"a": Items(float)}}
     own = {"compute_loss_func": squared, "compute_metrics": None, "head": ["head"]}
-    trained(tmp_path, [{**HEAD, "best": "last"}], Bare(1), **own, **data)
+    made = trained(tmp_path, [{**HEAD, "best": "last"}], Bare(1), **own, **data)
+    first, last = (row["loss"] for row in made.reports[0].history)
+    assert last < first
 
 
 def test_truth_values_are_classes(tmp_path):
     data = {"train_dataset": Items(bool), "eval_dataset": Items(bool)}
-    trained(tmp_path, [HEAD], vit(num_labels=2), **data)
+    found = trained(tmp_path, [HEAD], vit(num_labels=2), **data).evaluate()
+    assert 0 <= found["eval_accuracy"] <= 1
 
 
 def test_one_number_for_an_image_is_regressed_as_transformers_takes_it(tmp_path):
@@ -454,7 +457,9 @@ def test_images_that_the_model_cannot_take_are_told_first(tmp_path):
 @pytest.mark.parametrize("model", [Bare, network])
 def test_what_a_model_does_not_take_of_an_item_is_left_out(tmp_path, model):
     data = {"train_dataset": Items(idx=3), "eval_dataset": Items(idx=3)}
-    trained(tmp_path, [HEAD], model(), **data, **({"head": ["head"]} if model is Bare else {}))
+    own = {"head": ["head"]} if model is Bare else {}
+    (report,) = trained(tmp_path, [HEAD], model(), **data, **own).reports
+    assert report.steps == 2
 
 
 def test_tuples_to_predict_for_are_told(tmp_path):

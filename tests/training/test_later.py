@@ -77,9 +77,10 @@ def test_a_compute_loss_that_calls_ours_may_have_everything(tmp_path):
         def compute_loss(self, model, inputs, *args, **kwargs):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    Watched(
-        network(), arguments(tmp_path), [{**COLD, "mixup": 0.2}], train_dataset=images()
-    ).train()
+    made = Watched(network(), arguments(tmp_path), [{**COLD, "mixup": 0.2}], train_dataset=images())
+    made.train()
+    assert made.reports[0].settings["mixup"] == 0.2
+    assert made.reports[0].checks["moved"]
 
 
 def test_arguments_that_were_made_later_are_told(tmp_path):
