@@ -106,7 +106,9 @@ class Programs:
         if job.state != "done":
             raise gr.Error(f"The training {job.state}: {job.why}.", print_exception=False)
         newest = list(visitor.models)[-1]
-        path, _, _ = await asyncio.to_thread(training.packed, visitor, visitor.models[newest])
+        path, _, _ = await asyncio.to_thread(
+            training.packed, self.site, visitor, visitor.models[newest]
+        )
         yield {**before, "state": "done", "progress": 1.0}, str(path)
 
     def _begin(
