@@ -66,13 +66,13 @@ def demo(
         site.jobs.warm_up()
         if not models:  # the page begins with the example, which needs them
             site.learn_letters()
-        _launch(gr, page, site.limits, host, port)
+        address = _launch(gr, page, site.limits, host, port)
         if on_a_space():
             end_logins(page.app)
         _close_with(page, site, undone.pop_all().close)
-    logger.info("serving %d models at %s", len(models), page.local_url)
+    logger.info("serving %d models at %s", len(models), address)
     if announce:
-        announce(page.local_url)
+        announce(address)
     if wait:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
@@ -83,11 +83,11 @@ def demo(
 
 def _launch(
     gr: Any, page: gradio.Blocks, limits: Limits, host: str | None, port: int | None
-) -> None:
-    """Serve the page. Raises UserError where that cannot be."""
+) -> str:
+    """Serve the page and return its address. Raises UserError where that cannot be."""
     page.space_id = None  # gradio would add a header to a Space, with fonts from elsewhere
     try:
-        page.launch(
+        _, address, _ = page.launch(
             server_name=host,
             server_port=port,
             prevent_thread_lock=True,
@@ -105,6 +105,7 @@ def _launch(
         if port is None:
             raise UserError(f"the demo cannot be served: {said(error)}") from error
         raise UserError(f"port {port} is not free; choose another, or leave it out") from error
+    return address
 
 
 def _is_alone(host: str | None) -> bool:
@@ -142,15 +143,15 @@ def _uploads_to(folder: Path) -> Callable[[], None]:
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
 
-    class Upload(whole):
+    class Upload(route_utils.GradioUploadFile):
         def __init__(self, *given: Any, **options: Any) -> None:
             super().__init__(*given, **options)
             self.sha.update(secrets.token_bytes(32))
 
-    route_utils.GradioUploadFile = Upload
+    route_utils.GradioUploadFile = Upload  # type: ignore[misc]  # its only way in
 
     def restore() -> None:
-        route_utils.GradioUploadFile = whole
+        route_utils.GradioUploadFile = whole  # type: ignore[misc]  # as above
         if before is None:
             os.environ.pop("GRADIO_TEMP_DIR", None)
         else:
@@ -168,8 +169,8 @@ def _close_with(page: gradio.Blocks, site: Site, undo: Callable[[], None]) -> No
         atexit.unregister(undo)
         undo()
 
-    page.close = closed
-    page.site = site
+    page.close = closed  # type: ignore[method-assign]  # also when gradio closes it
+    page.site = site  # type: ignore[attr-defined]  # our own, kept as long as the page
     atexit.register(undo)
 
 

@@ -12,6 +12,7 @@ from hf_transfer.results import conclusions, page_phases
 from hf_transfer.results.card_training import expected
 from hf_transfer.results.charts import Band, Line, line_chart
 from hf_transfer.results.figures import figure
+from hf_transfer.results.places import place_name
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.svg import escape, thin
 from hf_transfer.results.words import (
@@ -22,7 +23,6 @@ from hf_transfer.results.words import (
     show_headline,
     show_seconds,
 )
-from hf_transfer.serving.published import place_name
 from hf_transfer.space.drawn import note, panel, show_share
 from hf_transfer.space.models import Shown
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import gradio as gr
 
 from hf_transfer.space import answering, training
 from hf_transfer.space.draft import new_draft
-from hf_transfer.space.jobs import Job
+from hf_transfer.space.jobs import Job, events_of
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
 from hf_transfer.space.networks import LETTERS
+from hf_transfer.space.parts import as_sent
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.tab_try import ONCE
+from hf_transfer.space.uploads import data_address
 from hf_transfer.space.visitors import Visitor
 
 
@@ -57,7 +60,7 @@ def _train(programs: Programs) -> None:
 def _file(label: str) -> gr.File:
     """Return a field whose file comes as it was sent."""
     file = gr.File(visible=False, label=label)
-    file.preprocess = lambda sent: sent.path if sent else None
+    as_sent(file, attrgetter("path"))
     return file
 
 
@@ -83,7 +86,7 @@ class Programs:
         (chosen, *_) = _named(self.site, visitor, model)
         (asked,) = answering.asked_of([image], self.site)
         overlay, name, share = answering.explained(asked, label, chosen, self.site)
-        address = answering.data_address(overlay)
+        address = data_address(overlay)
         return {"model": chosen.title, "label": name, "said": share, "image": address}
 
     async def train(
@@ -136,7 +139,7 @@ class Programs:
         return visitor, training.start_plan_of(site, visitor)
 
     def _progress(self, job: Job) -> dict[str, Any]:
-        models = {event["way"]: event["accuracy"] for event in training.events_of(job, "model")}
+        models = {event["way"]: event["accuracy"] for event in events_of(job, "model")}
         return {
             "state": job.state,
             "place": self.site.jobs.place(job),

@@ -76,11 +76,12 @@ def example_ways(data: Path, letters: Path) -> dict[str, str]:
     alone = dataclasses.replace(
         whole, cold_head=True, lr=whole.head_lr, layer_decay=None, still_norms=False
     )
-    random = {"backbone": recipe.source.backbone, "pretrained": False}
+    assert recipe.source is not None  # the quickstart learns letters first
+    scratch = dataclasses.replace(plain, backbone=recipe.source.backbone, pretrained=False)
     ways = {
         FROZEN: dataclasses.replace(plain, backbone=str(letters), phases=(head,)),
         TUNED: dataclasses.replace(plain, backbone=str(letters), phases=(head, whole)),
-        SCRATCH: dataclasses.replace(plain, **random, phases=(alone,)),
+        SCRATCH: dataclasses.replace(scratch, phases=(alone,)),
     }
     return {title: dump_recipe(_named(way, title)) for title, way in ways.items()}
 

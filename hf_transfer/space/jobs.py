@@ -245,7 +245,7 @@ def is_alive(process: psutil.Process | None) -> bool:
     if process is None:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
@@ -18,6 +18,8 @@ from hf_transfer.space import similar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from hf_transfer.backbones.blueprint import Backbone
 
 Answer = TypeVar("Answer")
 LOADED = 12  # networks that lie in memory at once; others are loaded again when asked for
@@ -113,6 +115,10 @@ class Networks:
         question raises."""
         return self._thread.submit(lambda: question(self._of(model))).result()
 
+    def backbone(self, model: Shown) -> Backbone:
+        """Return what is known of a model's network. Raises UserError."""
+        return self.ask(model, lambda network: cast("Backbone", network.backbone))
+
     def forget_missing(self) -> None:
         """Return the memory of models whose folders are gone."""
         self._thread.submit(self._forget).result()
@@ -122,10 +128,10 @@ class Networks:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _of(self, model: Shown) -> PreTrainedModel:
-        from hf_transfer.serving.predict import ready
+        from hf_transfer.serving.predict import network_of
 
         if model.folder not in self._loaded:
-            self._loaded[model.folder] = ready(model.folder)
+            self._loaded[model.folder] = network_of(model.folder)
             while len(self._loaded) > self._most:
                 self._loaded.popitem(last=False)
         self._loaded.move_to_end(model.folder)

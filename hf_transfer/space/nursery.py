@@ -15,7 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-START = "fork" if sys.platform == "linux" else "spawn"
+CONTEXT = (
+    multiprocessing.get_context("fork")
+    if sys.platform == "linux"
+    else multiprocessing.get_context("spawn")
+)
 ASKED = "job.json"  # what is to be trained; a training that finds none was taken back
 EVENTS = "events.jsonl"
 
@@ -36,9 +40,8 @@ def serve(work: Callable[[Path], None]) -> None:
 
     Each tells its number as `began` first. All of them end with whoever writes the lines.
     """
-    context = multiprocessing.get_context(START)
     while line := sys.stdin.readline():
-        context.Process(target=_begin, args=(Path(line.rstrip("\n")), work)).start()
+        CONTEXT.Process(target=_begin, args=(Path(line.rstrip("\n")), work)).start()
     os._exit(0)  # at once, without waiting for those that train
 
 

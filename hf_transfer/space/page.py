@@ -24,7 +24,8 @@ def build_page(site: Site) -> gr.Blocks:
     kept = int(site.limits.kept_seconds)
     name = next(iter(site.models), TITLE) if len(site.models) == 1 else TITLE
     login = gr.LoginButton(visible=False)  # made outside, where it adds no events of its own
-    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(600, kept)) as page:
+    page = gr.Blocks(title=name, analytics_enabled=False, delete_cache=(600, kept))
+    with page:
         html(_header(site, name), "hft-header")
         with gr.Tabs(selected="try" if site.models else "train") as tabs:
             with gr.Tab("Try", id="try"):
@@ -37,7 +38,8 @@ def build_page(site: Site) -> gr.Blocks:
             build_train(site, tabs, try_tab, made)
         build_endpoints(site)
         if on_a_space():
-            login.render()  # gradio offers logins on a page that has one
+            # gradio offers logins on a page that has one
+            login.render()  # type: ignore[no-untyped-call]  # gradio does not say
         page.unload(_leave(site))
     return page
 
@@ -45,7 +47,7 @@ def build_page(site: Site) -> gr.Blocks:
 def _header(site: Site, name: str) -> str:
     if len(site.models) == 1:
         (model,) = site.models.values()
-        backbone = site.networks.ask(model, lambda network: network.backbone)
+        backbone = site.networks.backbone(model)
         words = f"{labels_of(backbone.labels, backbone.task, backbone.thresholds)} {told_of(model)}"
     else:
         words = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 CLICKS = """
 element.addEventListener('click', event => {
@@ -44,6 +46,16 @@ def html(
     return gr.HTML(
         value, elem_id=name, js_on_load=CLICKS if clicks else on_load, apply_default_css=False
     )
+
+
+def as_sent(part: Component, file: Callable[[Any], Any]) -> None:
+    """Let a part give `file` of what was sent: gradio would open it first, and fail without a
+    reason."""
+
+    def preprocess(payload: Any) -> Any:
+        return file(payload) if payload else None
+
+    part.preprocess = preprocess  # type: ignore[method-assign]  # a subclass is another component
 
 
 def heading(words: str) -> gr.HTML:

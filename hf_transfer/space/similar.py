@@ -137,4 +137,6 @@ def _some(rows: Sequence[int]) -> list[int]:
 
 
 def _unit(features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: np.ndarray[Any, Any] = features / lengths.clip(1e-12)
+    return unit

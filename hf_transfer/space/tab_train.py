@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 import gradio as gr
 
@@ -12,7 +13,7 @@ from hf_transfer.space.drawn import classes_view, note
 from hf_transfer.space.drawn_plan import plan_view
 from hf_transfer.space.examples import TRAIN
 from hf_transfer.space.limits import Limits, megabytes
-from hf_transfer.space.parts import EACH, HIDDEN, IN_ORDER, QUIET, button, heading, html
+from hf_transfer.space.parts import EACH, HIDDEN, IN_ORDER, QUIET, as_sent, button, heading, html
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.tab_made import MadeTab
 from hf_transfer.space.tab_result import build_result
@@ -201,7 +202,7 @@ def _plan(site: Site) -> _Plan:
 def _wire(clicks: Clicks, images: _Images, plan: _Plan) -> None:
     """Connect what is clicked with what happens then."""
     shown = [images.said, images.classes, images.findings, plan.view]
-    images.camera.preprocess = lambda sent: sent.path if sent else None
+    as_sent(images.camera, attrgetter("path"))
     zipped = [images.archive, *shown]
     images.archive.upload(told(clicks.add_zip), images.archive, zipped, **EACH, **QUIET)
     for sent, event in ((images.files, images.files.upload), (images.camera, images.camera.input)):

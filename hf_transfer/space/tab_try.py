@@ -12,7 +12,7 @@ from hf_transfer.space import answering
 from hf_transfer.space.drawn import note, panel, picture
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
-from hf_transfer.space.parts import LAST, QUIET, heard, html
+from hf_transfer.space.parts import LAST, QUIET, as_sent, heard, html
 from hf_transfer.space.site import Site, told
 from hf_transfer.space.uploads import thumbnail
 from hf_transfer.space.visitors import Visitor
@@ -66,8 +66,7 @@ def _left(site: Site, titles: Sequence[str]) -> tuple[Any, ...]:
         elem_id="try-images",
         buttons=[],
     )
-    # The files as they were sent: gradio would open them first, and fail without a reason.
-    images.preprocess = lambda sent: [_path(one) for one in sent.root] if sent else None
+    as_sent(images, lambda sent: [_path(one) for one in sent.root])
     # In place of the gallery's own icon, a button in a button, which screen readers cannot tell.
     more = gr.UploadButton(
         "Add images", file_count="multiple", size="sm", visible=False, elem_id="try-more"
@@ -188,7 +187,7 @@ def examples_view(site: Site, visitor: Visitor | None = None) -> str:
 
 
 def _path(one: Any) -> str:
-    media = getattr(one, "image", None) or getattr(one, "video", None)
+    media = getattr(one, "image", None) or one.video
     return str(media.path)
 
 
@@ -203,4 +202,4 @@ def _chosen(site: Site, visitor: Visitor, titles: Sequence[str]) -> list[Shown]:
 
 
 def _labels(site: Site, model: Shown) -> Sequence[str]:
-    return site.networks.ask(model, lambda network: network.backbone.labels)
+    return site.networks.backbone(model).labels

@@ -53,7 +53,7 @@ class Pictures:
     folder: Path
     limits: Limits = field(default_factory=Limits)
     kept: list[Kept] = field(default_factory=list)
-    bytes: int = 0
+    total_bytes: int = 0
     count: int = 0  # files ever kept, which numbers them
 
     @classmethod
@@ -102,12 +102,12 @@ class Pictures:
         self.kept = [one for one in self.kept if one.label != label]
         for place in {one.file.parent for one in gone}:
             shutil.rmtree(place, ignore_errors=True)
-        self.bytes = sum(one.file.stat().st_size for one in self.kept)
+        self.total_bytes = sum(one.file.stat().st_size for one in self.kept)
 
     def clear(self) -> None:
         """Remove all pictures."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.kept, self.bytes = [], 0
+        self.kept, self.total_bytes = [], 0
 
     def _take(self, rows: Iterator[tuple[str, str, str, bytes | str]]) -> str:
         """Keep pictures (name, class, split, content or why there is none)."""
@@ -130,7 +130,7 @@ class Pictures:
         most = self.limits
         if len(self.kept) >= most.images:
             raise Refused(f"the page takes {most.images:,} images of a visitor")
-        if self.bytes + len(content) > most.total_bytes:
+        if self.total_bytes + len(content) > most.total_bytes:
             raise Refused(f"the page takes {megabytes(most.total_bytes)} of a visitor")
         if label not in self.labels and len(self.labels) >= most.classes:
             raise Refused(f"the page takes {most.classes} classes of a visitor")
@@ -147,7 +147,7 @@ class Pictures:
             file = place / f"{self.count:05d}-{_safe(name)}"
         file.write_bytes(content)
         self.kept.append(Kept(label, split, _short(name), file, thumb))
-        self.bytes += len(content)
+        self.total_bytes += len(content)
         self.count += 1
 
 

@@ -103,8 +103,8 @@ class Visitors:
                 folder = self.root / secrets.token_urlsafe(24)
                 folder.mkdir(mode=0o700)
                 served = self.uploads / secrets.token_urlsafe(24)
-                places = (Pictures(folder / name, self.limits) for name in ("own", "example"))
-                visitor = Visitor(folder, served, *places)
+                own = Pictures(folder / "own", self.limits)
+                visitor = Visitor(folder, served, own, Pictures(folder / "example", self.limits))
                 self._known[session] = visitor
             visitor.used, visitor.left = time.monotonic(), None
             return visitor

@@ -303,7 +303,7 @@ def test_a_class_can_be_removed_with_its_files(pictures, tmp_path):
     pictures.add_zip(zipped(tmp_path / "a.zip", GOOD))
     pictures.drop("cat")
     assert pictures.labels == ("dog",)
-    assert pictures.bytes == len(GOOD["dog/2.png"])
+    assert pictures.total_bytes == len(GOOD["dog/2.png"])
     assert not (pictures.folder / "cat").exists()
 
 
