@@ -128,6 +128,7 @@ def run_seed(
     started = time.monotonic()
     extra = measuring.extra_metrics(recipe.metrics)
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
+    assert backbone_id is not None  # a recipe has a backbone or a source
     source = facts.source_facts(RunReport.load(here.source.path)) if recipe.source else {}
     listed = list_source(recipe.data, recipe.task)
     labels = labels_of(recipe.task, listed.labels)

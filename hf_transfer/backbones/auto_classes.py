@@ -55,7 +55,7 @@ class _AfterImport:
                 run(module)
                 AFTER[name](module)
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            spec.loader.exec_module = exec_module
         return spec
 
 

@@ -1,5 +1,7 @@
 """The config of a torchvision network as a transformers model; travels with every such model."""
 
+from typing import Any
+
 from transformers import PretrainedConfig
 
 
@@ -10,12 +12,12 @@ class TorchvisionConfig(PretrainedConfig):
 
     def __init__(
         self,
-        architecture="resnet18",
-        network_args=None,
-        image_size=224,
-        num_channels=3,
-        **kwargs,
-    ):
+        architecture: str = "resnet18",
+        network_args: dict[str, Any] | None = None,
+        image_size: int = 224,
+        num_channels: int = 3,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.architecture = architecture
         self.network_args = network_args or {}

@@ -5,6 +5,7 @@ backbone (as its remote code), so they need nothing but torch, torchvision and t
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from .configuration_torchvision import TorchvisionConfig
 
 
-def network_of(architecture, labels, arguments, channels=3):
+def network_of(
+    architecture: str, labels: int, arguments: dict[str, Any], channels: int = 3
+) -> nn.Module:
     """Return torchvision's network with random weights for these numbers of labels and channels."""
     import torchvision  # takes seconds, and not all who import this file build a network
 
@@ -29,7 +32,7 @@ def network_of(architecture, labels, arguments, channels=3):
     return network
 
 
-def _set_channels(network, channels):
+def _set_channels(network: nn.Module, channels: int) -> None:
     """Replace the network's first convolution by one for this number of input channels."""
     path, old = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
     new = nn.Conv2d(
@@ -54,7 +57,7 @@ class TorchvisionForImageClassification(PreTrainedModel):
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
 
-    def __init__(self, config, network=None):
+    def __init__(self, config: TorchvisionConfig, network: nn.Module | None = None) -> None:
         super().__init__(config)
         if network is None:
             network = network_of(
@@ -68,7 +71,9 @@ class TorchvisionForImageClassification(PreTrainedModel):
             module._is_hf_initialized = own is None or not own.is_meta
         self.post_init()
 
-    def forward(self, pixel_values, labels=None, **kwargs):
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> ImageClassifierOutput:
         """Return loss (where labels (B,) are given) and logits (B, labels) of (B, C, H, W)."""
         logits = self.network(pixel_values)
         loss = None

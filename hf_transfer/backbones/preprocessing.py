@@ -104,7 +104,7 @@ def processor_config(image: ImageSettings, timm: bool = False) -> dict[str, Any]
     """
     side = image.stored
     squash = image.crop_mode == "squash"
-    config = {
+    config: dict[str, Any] = {
         "image_processor_type": "TimmWrapperImageProcessor" if timm else "CLIPImageProcessor",
         # Pictures come in RGB from `load_image` and from pipelines: transformers' own conversion
         # would lay what is transparent on white, also where only a palette's entry is.

@@ -183,7 +183,7 @@ def classifier_names(network: nn.Module) -> tuple[str, ...]:
 
     Else none: then a second network, for other labels, shows which parameters depend on them.
     """
-    named = getattr(network, "get_classifier", tuple)()
+    named: Any = getattr(network, "get_classifier", tuple)()
     layers = [m for m in (named if isinstance(named, tuple) else [named]) if m is not None]
     inside = {id(p) for layer in layers for p in layer.parameters()}
     parameters = dict(network.named_parameters())

@@ -158,7 +158,7 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def check_finite(network: nn.Module, place: str | Path) -> None:
+def check_finite(network: nn.Module, place: object) -> None:
     """Raise BackboneError for a weight or a running statistic that is no finite number: whatever is
     trained from it or computed with it is none, either."""
     statistics = [
@@ -181,8 +181,9 @@ def check_finite(network: nn.Module, place: str | Path) -> None:
         )
 
 
-def weights_in(folder: Path) -> Path:
+def weights_in(folder: Path | None) -> Path:
     """Return the file with a saved model's weights, safetensors first. Raises BackboneError."""
+    assert folder is not None  # a name without one has its library's weights
     for name in FILES:
         if (folder / name).is_file():
             return folder / name

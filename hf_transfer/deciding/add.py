@@ -45,6 +45,7 @@ from hf_transfer.serving.predict import network_of
 from hf_transfer.training.solver import Solution, solve_head
 
 KEPT = "features.safetensors"
+ARRAYS = ("features", "classes", "held_out", "pixels")  # in it
 BATCH = 32
 ALL_NEW = "all held-out images are new, because the run was trained on all images that it had"
 UNMEASURED = (
@@ -80,8 +81,13 @@ class Kept:
         """Return those whose pictures the other lacks."""
         known = {row.tobytes() for row in other.pixels}
         new = np.array([row.tobytes() not in known for row in self.pixels], bool)
-        arrays = (self.features, self.classes, self.held_out, self.pixels)
-        return Kept(*(array[new] for array in arrays), self.labels)
+        return Kept(
+            self.features[new],
+            self.classes[new],
+            self.held_out[new],
+            self.pixels[new],
+            self.labels,
+        )
 
 
 @dataclass(frozen=True)
@@ -250,10 +256,10 @@ def _old(folder: Path, model: PreTrainedModel) -> Kept:
     if path.is_file():
         with untrusted(str(path), "delete it"), safe_open(path, "np") as file:
             facts = json.loads(file.metadata()["facts"])
-            arrays = [file.get_tensor(key) for key in ("features", "classes", "held_out", "pixels")]
-            if facts["model"] == _digest(folder) and arrays[0].ndim == 2:
-                arrays[2] = arrays[2].astype(bool)
-                return Kept(*arrays, tuple(facts["labels"]))
+            features, classes, held_out, pixels = map(file.get_tensor, ARRAYS)
+            if facts["model"] == _digest(folder) and features.ndim == 2:
+                labels = tuple(facts["labels"])
+                return Kept(features, classes, held_out.astype(bool), pixels, labels)
     recipe = RunFolder(folder).recipe
     if not recipe.is_file():
         raise UserError(

@@ -274,7 +274,7 @@ def _gradients(
 
 def _chances(logits: np.ndarray) -> np.ndarray:
     raised = np.exp(logits - logits.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)  # type: ignore[no-any-return]
+    return raised / raised.sum(-1, keepdims=True)
 
 
 def _drawn(count: int, some: int, seed: int) -> np.ndarray:

@@ -54,5 +54,5 @@ def pixels_identity(images: ImageSet, read_all: bool = False) -> bytes:
     else:
         found.update(repr(pixels.shape).encode())
         for first in range(0, len(pixels), ROWS):
-            found.update(np.ascontiguousarray(pixels[first : first + ROWS]))
+            found.update(np.ascontiguousarray(pixels[first : first + ROWS]).data)
     return found.digest()

@@ -84,8 +84,18 @@ def replay_of(
     replay = None
     meetings = Meetings(processes)
     if isinstance(cut, Cut):
-        own = {"seed": seed, "context": context, "workers": workers, "meetings": meetings}
-        replay = Replay(model, backbone, cut, phase, train, evaluation, **own)
+        replay = Replay(
+            model,
+            backbone,
+            cut,
+            phase,
+            train,
+            evaluation,
+            seed=seed,
+            context=context,
+            workers=workers,
+            meetings=meetings,
+        )
     worst, reason = _prepared(replay, reason, meetings)
     if worst == TOO_LARGE:
         raise TooLargeError(phase.name)
@@ -146,7 +156,7 @@ def _cut(
         return "the validation set gives no stored pixels"
     some = np.linspace(0, len(train) - 1, PROBES).astype(np.int64)
     device = next(model.parameters()).device
-    pixels = train.__getitems__(some)["pixels"].to(device)
+    pixels = train.__getitems__(some.tolist())["pixels"].to(device)
     return find_cut(model, still, to_model_input(pixels, backbone.image), context)
 
 

@@ -31,7 +31,7 @@ from hf_transfer.results.places import place_name
 from hf_transfer.serving.evaluate_page import write_evaluation
 from hf_transfer.serving.evaluate_text import command_of
 from hf_transfer.serving.familiar import alarms, familiar_of
-from hf_transfer.serving.onnx_model import OnnxModel
+from hf_transfer.serving.onnx_model import OnnxFacts, OnnxModel
 from hf_transfer.serving.paired import by_group, compared
 from hf_transfer.serving.pictures import Failed, batches
 from hf_transfer.serving.predict import averages, iter_predictions, network_of, outputs, ready
@@ -217,7 +217,7 @@ def _matched(found: Scan, labels: tuple[str, ...]) -> dict[str, Any]:
     return {
         "matched": known,
         "only_in_data": [
-            {"label": label, "images": counts[label], "nearest": (nearest[label] or [None])[0]}
+            {"label": label, "images": counts[label], "nearest": next(iter(nearest[label]), None)}
             for label in unknown
         ],
         "only_in_model": absent,
@@ -288,7 +288,8 @@ def _unknown(model: PreTrainedModel, found: Scan, batch_size: int) -> dict[str, 
     classes = found.task == "classification"
     strange = [classes and not own[target] for target in found.targets]
     told = iter_predictions(model, _images(found, rows), **options)
-    pairs = [(one.unlike, other) for one, other in zip(told, strange, strict=True) if not one.error]
+    both = zip(told, strange, strict=True)
+    pairs = [(one.unlike, other) for one, other in both if one.unlike is not None]
     return alarms([one for one, _ in pairs], [other for _, other in pairs])
 
 
@@ -331,7 +332,7 @@ def _in_units(model: PreTrainedModel, pixels: torch.Tensor, tta: bool | None) ->
 
 
 def _from_threshold(
-    result: dict[str, Any], scored: Scored, threshold: float | None, backbone: Backbone
+    result: dict[str, Any], scored: Scored, threshold: float | None, backbone: Backbone | OnnxFacts
 ) -> Any:
     """Return the outputs to measure where answers count from a probability on, and note it: from
     the one given, else from the model's own."""

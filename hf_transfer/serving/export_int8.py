@@ -29,7 +29,7 @@ def write_int8(full: Path, backbone: Backbone, data: str | Path | DataSpec) -> P
     from onnxruntime.quantization.calibrate import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.rows = _pixels(backbone, data)
 

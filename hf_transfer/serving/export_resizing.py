@@ -53,7 +53,7 @@ def put_resizing_inside(path: Path, image: ImageSettings) -> None:
     graph.initializer.extend(one for one in _constants(image) if one.name in read)
     for node in reversed(added):
         graph.node.insert(0, node)
-    sides = ["batch", "height", "width", image.channels]
+    sides: list[str | int | None] = ["batch", "height", "width", image.channels]
     taken = helper.make_tensor_value_info("pixels", TensorProto.UINT8, sides)
     del graph.input[:]
     graph.input.append(taken)

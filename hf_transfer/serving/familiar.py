@@ -92,7 +92,9 @@ def load_familiar(folder: str | Path) -> Familiar | None:
         facts = json.loads(file.metadata()["facts"])
         return Familiar(
             **{key: file.get_tensor(key) for key in _ARRAYS},
-            **{key: float(facts[key]) for key in _FACTS[:3]},
+            rest=float(facts["rest"]),
+            threshold=float(facts["threshold"]),
+            false_alarms=float(facts["false_alarms"]),
             held_out=int(facts["held_out"]),
         )
 

@@ -115,7 +115,7 @@ def check_access(repo_id: str, token: str | None = None) -> dict[str, Any]:
     can have, in offline mode, and without a token that the Hub accepts."""
     from huggingface_hub import HfApi, constants, get_session, get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,16 +13,10 @@ from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.metrics.resampling import accuracy_interval, intervals
 
+if TYPE_CHECKING:
+    from hf_transfer.serving.evaluate import Scored
+
 RESAMPLES = 1000
-
-
-class Outputs(Protocol):
-    """What a model said of labelled images: `evaluate.Scored`."""
-
-    logits: np.ndarray[Any, Any]
-    truth: np.ndarray[Any, Any]
-    rows: np.ndarray[Any, Any]
-    names: tuple[str, ...]
 
 
 def by_group(
@@ -46,7 +40,7 @@ def by_group(
 
 
 def compared(
-    task: str, ours: Outputs, theirs: Outputs, groups: Sequence[Any] | None = None
+    task: str, ours: Scored, theirs: Scored, groups: Sequence[Any] | None = None
 ) -> dict[str, Any]:
     """Return both models' headline metric on the images that both can score, the difference
     (ours minus theirs) with its 95% interval by the paired bootstrap, of whole `groups` where
@@ -94,13 +88,13 @@ def compared(
 class _Some:
     """The outputs for some labels alone."""
 
-    def __init__(self, scored: Outputs, names: list[str]) -> None:
+    def __init__(self, scored: Scored, names: list[str]) -> None:
         columns = [scored.names.index(name) for name in names]
         self.logits, self.truth = scored.logits[:, columns], scored.truth[:, columns]
         self.rows, self.names = scored.rows, tuple(names)
 
 
-def _right(scored: Outputs, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _right(scored: Scored, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return scored.logits[rows].argmax(axis=1) == scored.truth[rows]
 
 

@@ -108,7 +108,7 @@ def batches(
         while some := list(islice(stream, size)):
             with warnings.catch_warnings():  # in this thread alone: the filters are of all threads
                 warnings.simplefilter("ignore")
-                found = list(mapped(lambda one: _decoded(*one, settings), some))
+                found = list(mapped(lambda one: _decoded(one[0], one[1], settings), some))
             names = [name for name, _ in some]
             yield _batch(list(zip(names, found, strict=True)), settings)
 

@@ -174,10 +174,11 @@ def ready(where: Model | PreTrainedModel | OnnxModel | str | Path) -> PreTrained
         return where
     if not isinstance(where, (str, os.PathLike)):
         return where.network
-    if str(where).lower().endswith(SUFFIX):
-        return OnnxModel(where)
+    place = str(where)
+    if place.lower().endswith(SUFFIX):
+        return OnnxModel(place)
     device = torch.accelerator.current_accelerator(check_available=True)
-    return load_model(where).to(device or "cpu")
+    return load_model(place).to(device or "cpu")
 
 
 def _answers(

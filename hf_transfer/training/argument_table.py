@@ -243,7 +243,7 @@ def _check_best(args: TrainingArguments) -> None:
 def _usual() -> dict[str, Any]:
     """Return the default of each field."""
     return {
-        f.name: f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        f.name: f.default if f.default is not MISSING else f.default_factory()
         for f in fields(TrainingArguments)
         if f.default is not MISSING or f.default_factory is not MISSING
     }

@@ -28,7 +28,7 @@ from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.rates import param_groups
 from hf_transfer.planning.steps import epochs_of
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.recipe.specs import PhaseSpec, Recipe
+from hf_transfer.recipe.specs import GradualSpec, PhaseSpec, Recipe
 from hf_transfer.training.argument_table import ALWAYS, best_of, check_taken
 from hf_transfer.training.phase_state import PhaseState
 
@@ -41,7 +41,7 @@ Name = TypeVar("Name", bound=Enum)
 
 
 def resolved_phases(
-    phases: Sequence[PhaseSpec | Phase | dict[str, Any]],
+    phases: Sequence[PhaseSpec | GradualSpec | Phase | dict[str, Any]],
     args: TrainingArguments,
     backbone: Backbone,
 ) -> tuple[Phase, ...]:
@@ -111,7 +111,7 @@ def group_rates(
     return {f"learning_rate/{group.label}": share * own for group, own in pairs}
 
 
-def _spec(phase: PhaseSpec | Phase | dict[str, Any], args: TrainingArguments) -> Any:
+def _spec(phase: PhaseSpec | GradualSpec | Phase | dict[str, Any], args: TrainingArguments) -> Any:
     if isinstance(phase, Phase):
         return phase.spec
     if not isinstance(phase, dict):

@@ -59,7 +59,9 @@ def solve_labels(
         layer = None
         for strength in STRENGTHS:  # each from the last solution on
             layer, _ = _logistic(
-                *(values[inside] for values in (standard, labels, weights)),
+                standard[inside],
+                labels[inside],
+                weights[inside],
                 strength,
                 (SEARCH_STEPS, SEARCH_PRECISION),
                 layer,

@@ -26,7 +26,7 @@ from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs.workers import attached
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.steps import warmup_steps
-from hf_transfer.recipe.specs import PhaseSpec
+from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.training import arguments, given, search, skew, trainer_report
 from hf_transfer.training.argument_table import check_arguments
@@ -57,7 +57,7 @@ class TransferTrainer(Trainer):
         self,
         model: nn.Module | str | Path | None = None,
         args: TrainingArguments | None = None,
-        phases: Sequence[PhaseSpec | Phase | dict[str, Any]] | str | Path = (),
+        phases: Sequence[PhaseSpec | GradualSpec | Phase | dict[str, Any]] | str | Path = (),
         *,
         head: Sequence[str] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,

@@ -27,7 +27,7 @@ CONFIGURATIONS: dict[str, tuple[Any, Any, Measure]] = {
 }
 
 
-class TransferMetrics(evaluate.Metric):  # type: ignore[misc]
+class TransferMetrics(evaluate.Metric):
     """`compute(predictions=logits, references=labels, **options)` with our functions' options."""
 
     def _info(self) -> evaluate.MetricInfo:

@@ -23,7 +23,7 @@ def light_steps() -> Iterator[None]:
     """Until the block ends, remember the answers to what the libraries ask in every step."""
     absent = ASKED not in sys.modules and find_spec(ASKED) is None
     if absent:
-        sys.modules[ASKED] = None  # type: ignore[assignment]  # Python's word for 'not there'
+        sys.modules[ASKED] = None  # Python's word for 'not there'
     try:
         yield
     finally:

@@ -153,7 +153,7 @@ def copied(model: nn.Module) -> nn.Module:
             )
     copied = copy.deepcopy(model)
     # accelerate would shard them on their own, and transformers knows none of many image models.
-    copied.get_input_embeddings = _none  # type: ignore[assignment]
+    copied.get_input_embeddings = _none
     return copied
 
 

@@ -65,7 +65,7 @@ def in_one_line(error: BaseException, phase: Phase | None, here: Processes) -> U
         )
     missing = MISSING.search(text)
     if missing or (isinstance(error, OSError) and error.errno == errno.ENOENT):
-        name = missing[1] if missing else error.filename  # type: ignore[attr-defined]
+        name = missing[1] if missing else error.filename
         gone = os.path.dirname(name or "") or name
         return UserError(
             f"{place}: {name} is not there any more; bring {gone} back, then add --resume"
