@@ -60,6 +60,14 @@ class Parser(argparse.ArgumentParser):
         warn(f"error: {launch.speaker()}{message}; see {self.prog} --help")
         raise SystemExit(MISTAKE)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print the help or the version; argparse does not say that it could not."""
+        try:
+            print(message, end="", file=file, flush=True)
+        except OSError as error:
+            warn(f"error: {_lines(error)[0]}")
+            raise SystemExit(MISTAKE) from None
+
     def argument(self, name: str, metavar: str | None, text: str, **options: Any) -> None:
         """Add an argument: name, what stands for its value, what it means."""
         self.add_argument(name, metavar=metavar, help=text, **options)
@@ -122,10 +130,13 @@ def _no_number(found: re.Match[str]) -> str:
 
 
 class Output:
-    """A stream that drops what nobody reads any longer: a reader that leaves stops no command."""
+    """A stream that drops what nobody reads any longer: a reader that leaves stops no command.
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
+    What else keeps it from being written is an error that names it; without a name there is none.
+    """
+
+    def __init__(self, stream: Any, name: str | None) -> None:
+        self.stream, self.name = stream, name
         if isinstance(stream, io.TextIOWrapper):  # which would end a run at a name it cannot print
             stream.reconfigure(errors="backslashreplace")
 
@@ -133,32 +144,35 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write, as long as somebody reads."""
+        """Write, as long as somebody reads. Raises OSError."""
         try:
             self.stream.write(text)
-        except BrokenPipeError:
-            self._leave()
+        except OSError as error:
+            self._leave(error)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, as long as somebody reads."""
+        """Flush, as long as somebody reads. Raises OSError."""
         try:
             self.stream.flush()
-        except BrokenPipeError:
-            self._leave()
+        except OSError as error:
+            self._leave(error)
 
-    def _leave(self) -> None:
+    def _leave(self, error: OSError) -> None:
         """Discard what is in buffers and all that is written from now on."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
+        if self.name and not isinstance(error, BrokenPipeError):
+            raise OSError(error.errno, error.strerror, self.name) from error
 
 
 @contextmanager
 def outputs() -> Iterator[None]:
     """Let standard output and error drop what nobody reads, until the command ends."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Output(stream or io.StringIO()) for stream in before)
+    sys.stdout = Output(sys.stdout or io.StringIO(), "standard output")
+    sys.stderr = Output(sys.stderr or io.StringIO(), None)  # whom could one tell?
     try:
         yield
     finally:
@@ -224,7 +238,9 @@ def finish(work: Callable[[], int | None], again: Callable[[], str | None]) -> i
     returns the command that continues the work, if there is one.
     """
     try:
-        return int(work() or 0)
+        status = int(work() or 0)
+        sys.stdout.flush()
+        return status
     except (UserError, OSError) as error:
         return _failed(error, _lines(error), MISTAKE)
     except KeyboardInterrupt:

@@ -54,11 +54,24 @@ def test_what_can_be_continued_says_by_which_command(capsys, monkeypatch):
 def test_output_that_nobody_reads_is_dropped():
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:
-        out = Output(stream)
+        out = Output(stream, "standard output")
         os.close(reader)
         for _ in range(3):
             assert out.write("x" * 100_000) == 100_000
             out.flush()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is full")
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("words", ["recipes", "--help", "--version", "completion bash"])
+def test_output_that_cannot_be_written_is_an_error_that_names_it(words, buffered):
+    command = [sys.executable, "-m", "hf_transfer", *words.split()]
+    env = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+        assert done.stderr == "hf-transfer: error: standard output: No space left on device\n"
+        assert done.returncode == 2
+        assert subprocess.run(command, stdout=full, stderr=full, env=env).returncode == 2
 
 
 def test_what_is_said_has_no_control_characters(capsys):
