@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.results.card import model_card
 from hf_transfer.serving import loaders
 from hf_transfer.serving.export import export
+from hf_transfer.serving.export_resizing import SAME as SAME_RESIZED
+from hf_transfer.serving.export_resizing import put_resizing_inside
 from hf_transfer.serving.loaders import check_loaders
 from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import outputs, predict
@@ -291,6 +294,20 @@ def test_the_lines_for_onnx_runtime_answer_as_predict_does(
     chosen, made = usual(files), {}
     found = [executed(block, repr(str(file)), monkeypatch, model, made) for file in chosen]
     assert_same(found, ours(model, chosen), chosen)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "vit"])
+def test_the_lines_for_onnx_runtime_leave_resizing_to_a_file_that_does(
+    name, every, exported, files, monkeypatch, tmp_path
+):
+    model, inside = every(name), tmp_path / "inside.onnx"
+    shutil.copy(exported(model), inside)
+    put_resizing_inside(inside, load_model(model).backbone.image)
+    (block,) = (block for block in blocks(model) if "onnxruntime" in block)
+    block = block.replace("model.onnx", str(inside))
+    chosen, made = usual(files), {}
+    found = [executed(block, repr(str(file)), monkeypatch, model, made) for file in chosen]
+    assert np.abs(np.array(found) - ours(model, chosen)).max() < SAME_RESIZED
 
 
 @pytest.mark.parametrize("channels", [1, 4])
