@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,20 +15,16 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding import bag, tuning
 from hf_transfer.deciding.boundaries import boundary_features, statistics_of
-from hf_transfer.deciding.choosing import (
-    FEWEST,
-    Prior,
-    best_of,
-    chosen_blindly,
-    expected_accuracy,
-    gain,
-)
+from hf_transfer.deciding.choosing import FEWEST, Prior, best_of, chosen_blindly, gain
 from hf_transfer.deciding.depth import OPEN, choose, depths_of
 from hf_transfer.deciding.folds import folds, pairs
 from hf_transfer.deciding.probes import targets_of
+from hf_transfer.deciding.truth import task_of, truth_of
 from hf_transfer.deciding.tuning import Candidate, Tuned, Work
 from hf_transfer.recipe.specs import Recipe
-from hf_transfer.results.words import show_seconds
+from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION
+from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.words import metric_phrase, show_seconds
 from hf_transfer.training.norm_statistics import layers
 
 Say = Callable[[str], None]
@@ -61,12 +58,13 @@ class Tried:
 
     what: str
     why: str
-    accuracy: float | None = None
+    value: float | None = None  # of the metric that leads
     seconds: float = 0.0
     kept: bool = False
+    metric: str = CLASSIFICATION.headline
 
     def __str__(self) -> str:
-        said = "" if self.accuracy is None else f" accuracy {self.accuracy:.3f},"
+        said = "" if self.value is None else f" {metric_phrase(self.metric)} {self.value:.3f},"
         took = f" {show_seconds(self.seconds)}" if self.seconds >= 0.1 else ""
         return f"{self.what}:{said}{took}: {self.why}".replace("::", ":").replace(",:", ":")
 
@@ -97,7 +95,7 @@ class Trial:
 class Attempts:
     """The labelled images of a run, and what was tried on them.
 
-    `ways` are logits (N, classes) by what was tried, the exact head first; rows that a way has not
+    `ways` are outputs (N, C) by what was tried, the exact head first; rows that a way has not
     predicted are NaN.
     """
 
@@ -115,11 +113,14 @@ class Attempts:
     origin: dict[str, tuple[Trial, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.folds = folds(self.images.labels, groups=self.groups, seed=self.recipe.seed)
-        self.few = min(self.images.class_counts) < FEWEST
+        self.truth = truth_of(self.images)
+        self.task = task_of(self.truth)
+        self.folds = self._dealt()
+        self.few = self._least() < FEWEST
 
     def note(self, tried: Tried) -> None:
         """Keep a line of what was tried, and say it."""
+        tried = dataclasses.replace(tried, metric=self.task.headline)
         self.tried.append(tried)
         self.say(f"  {tried}")
 
@@ -138,7 +139,7 @@ class Attempts:
             Tried(
                 self.start.what,
                 f"the start: {mean}, {parts} folds, {repeats} repeats",
-                self._accuracy(self.start.logits),
+                self._value(self.start.logits),
                 time.monotonic() - began,
                 kept=True,
             )
@@ -159,12 +160,12 @@ class Attempts:
         if needed > allowed:
             return self.note(Tried(what, self._no_time(needed, HEADS)))
         found = bag.blended_start(self.model, self.images, self.folds, own)
-        gained = gain(found.logits, self.start.logits, self.images.labels, self.groups)
+        gained = gain(found.logits, self.start.logits, self.truth, self.groups)
         self.note(
             Tried(
                 what,
                 f"{gained} against the exact head; {'kept' if gained.is_real else 'dropped'}",
-                self._accuracy(found.logits),
+                self._value(found.logits),
                 time.monotonic() - began,
                 kept=gained.is_real,
             )
@@ -177,7 +178,9 @@ class Attempts:
 
     def advised(self, epochs: float | None) -> tuple[Candidate, ...]:
         """Return the ways to fine-tune: first to the depth that probes advise."""
-        began, labels = time.monotonic(), self.images.labels
+        if self.task is not CLASSIFICATION:  # how deep to go is told of classes alone
+            return tuning.candidates(epochs=epochs)
+        began, labels = time.monotonic(), self.truth
         found = boundary_features(self.model, self.images)
         targets = targets_of(labels, len(self.images.names))
         groups = self.model.backbone.groups
@@ -264,14 +267,14 @@ class Attempts:
             self.ways[name] = trial.logits[point]
             self.origin[name] = trial, point
             gained = gain(
-                trial.logits[point][rows], base[rows], self.images.labels[rows], self._groups(rows)
+                trial.logits[point][rows], base[rows], self.truth[rows], self._groups(rows)
             )
             self.tried = [one for one in self.tried if one.what != name]
             self.note(
                 Tried(
                     name,
                     f"{gained} against the {self.start.what} {over}",
-                    self._accuracy(trial.logits[point]),
+                    self._value(trial.logits[point]),
                     0.0 if at else trial.seconds,
                 )
             )
@@ -289,14 +292,18 @@ class Attempts:
             return self.trials[0].parts
         if count == len(np.unique(self.folds[0])):
             return list(pairs(self.folds[0]))
-        dealt = folds(
-            self.images.labels,
-            HELD_OUT if count == 1 else count,
-            repeats=1,
+        dealt = self._dealt(HELD_OUT if count == 1 else count, repeats=1)
+        return list(pairs(dealt[0]))
+
+    def _dealt(self, *count: int, **repeats: int) -> np.ndarray:
+        return folds(
+            self.truth,
+            *count,
+            **repeats,
             groups=self.groups,
+            numbers=self.task is REGRESSION,
             seed=self.recipe.seed,
         )
-        return list(pairs(dealt[0]))
 
     # --- the choice ---------------------------------------------------------------------------
 
@@ -307,21 +314,22 @@ class Attempts:
 
     def choose(self) -> str:
         """Return the way to take: the start, or fine-tuning of which a gain is expected."""
-        rows, labels = self.judged, self.images.labels
+        rows, truth = self.judged, self.truth
         found = {what: logits[rows] for what, logits in self._choices().items()}
-        chosen = best_of(found, labels[rows], self._groups(rows), priors=self.priors)
-        if chosen in self.origin:
-            there = gain(found[chosen], found[self.start.what], labels[rows], self._groups(rows))
+        chosen = best_of(found, truth[rows], self._groups(rows), priors=self.priors)
+        if chosen in self.priors:
+            there = gain(found[chosen], found[self.start.what], truth[rows], self._groups(rows))
             points = 100 * there.expected(self.priors[chosen])
             self.say(
                 f"chosen: {chosen}: {points:+.1f} points to expect, from the gain here and what "
                 "such training gains on other tasks"
             )
+        elif chosen in self.origin:
+            self.say(f"chosen: {chosen}: its gain is above its standard error")
         elif self.origin:
             self.say(f"chosen: {chosen}: no fine-tuning is expected to gain on it")
         self.tried = [
-            t if t.what != chosen else Tried(t.what, t.why, t.accuracy, t.seconds, kept=True)
-            for t in self.tried
+            t if t.what != chosen else dataclasses.replace(t, kept=True) for t in self.tried
         ]
         return chosen
 
@@ -332,7 +340,9 @@ class Attempts:
 
     @property
     def priors(self) -> dict[str, Prior]:
-        """What each way to fine-tune gains on other tasks."""
+        """What each way to fine-tune gains elsewhere, which was measured for classes."""
+        if self.task is not CLASSIFICATION:
+            return {}
         return {what: trial.candidate.prior for what, (trial, _) in self.origin.items()}
 
     def expected(self, chosen: str) -> tuple[np.ndarray, np.ndarray]:
@@ -346,8 +356,8 @@ class Attempts:
         if len(ways) == 1 or len(np.unique(fold)) < 2:
             return rows, ways[chosen]
         stages = (heads[1:], list(self.origin)) if tuned else (heads[1:],)
-        labels = self.images.labels[rows]
-        return rows, chosen_blindly(ways, labels, fold, self._groups(rows), stages, self.priors)
+        truth, groups = self.truth[rows], self._groups(rows)
+        return rows, chosen_blindly(ways, truth, fold, groups, stages, self.priors)
 
     def parts(self, chosen: str) -> int:
         """Return in how many parts a way was cross-validated; 1 where one part was held out."""
@@ -359,13 +369,27 @@ class Attempts:
     def _groups(self, rows: np.ndarray) -> np.ndarray | None:
         return None if self.groups is None else self.groups[rows]
 
-    def _accuracy(self, logits: np.ndarray) -> float:
-        rows = np.isfinite(logits[:, 0])
-        return expected_accuracy(logits[rows], self.images.labels[rows])[0]
+    def measured(self, outputs: np.ndarray, rows: np.ndarray, **more: Any) -> dict[str, Any]:
+        """Return the metrics of the task for the images of these rows, and outputs (rows, C)."""
+        of = self.images.labels[rows], self.images.names, self.images.scale
+        return measure(self.task.name, outputs, *of, groups=self._groups(rows), **more)
+
+    def _value(self, outputs: np.ndarray) -> float | None:
+        rows = np.flatnonzero(np.isfinite(outputs[:, 0]))
+        found = self.measured(outputs[rows], rows, bootstrap=0, tables=False)
+        return found[self.task.headline]  # type: ignore[no-any-return]
+
+    def _least(self) -> int:
+        """Return how many images the smallest class has; without classes, half of all."""
+        counts = self.images.class_counts
+        return min(counts) if self.task is CLASSIFICATION else len(self.images) // 2
 
     def _too_few(self) -> str:
-        least = min(self.images.class_counts)
-        return f"with {least} images in the smallest class nothing can be chosen ({FEWEST} needed)"
+        if self.task is CLASSIFICATION:
+            some, needed = f"{self._least()} images in the smallest class", FEWEST
+        else:
+            some, needed = f"{len(self.images)} images", 2 * FEWEST
+        return f"with {some} nothing can be chosen ({needed} needed)"
 
     def _no_time(self, needed: float, share: float = 1.0) -> str:
         """Return that this is not tried, and the minutes of whose rest a `share` is enough."""
@@ -382,7 +406,7 @@ def facts_of(tried: Sequence[Tried]) -> list[dict[str, Any]]:
         {
             "what": one.what,
             "why": one.why,
-            "accuracy": one.accuracy,
+            one.metric: one.value,
             "seconds": one.seconds,
             "kept": one.kept,
         }

@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import load_backbone, options_of
+from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
@@ -33,11 +34,12 @@ from hf_transfer.deciding import bag, presets
 from hf_transfer.deciding.attempts import Attempts, Clock, facts_of
 from hf_transfer.deciding.choosing import expected_accuracy
 from hf_transfer.deciding.folds import folds, groups_of
-from hf_transfer.deciding.heads import temperature
+from hf_transfer.deciding.truth import temperature, truth_of
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.load import asked, dump_recipe, parse_recipe
 from hf_transfer.recipe.specs import Recipe
+from hf_transfer.recipe.tasks import CLASSIFICATION, PRETEXTS, TASKS, Task
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import measure
@@ -53,6 +55,7 @@ UNUSED = (  # keys of a recipe that auto would not look at
     "phases", "seeds", "metrics", "thresholds", "tta", "report_to", "ends_with", "source",
     "compare",
 )  # fmt: skip
+EXPECTED = {"accuracy": "an accuracy", "map": "a mean average precision", "r2": "an R²"}
 TEXT = """\
 precision: auto
 phases:
@@ -70,7 +73,8 @@ class Found:
     data: ImageData
     chosen: str
     rows: np.ndarray  # of the labelled images, those that say what to expect
-    logits: np.ndarray  # of these, from what had no part of them
+    logits: np.ndarray  # of these, from what had no part of them; or numbers
+    metrics: dict[str, Any]  # of these
     phases: tuple[PhaseReport, ...]
     facts: dict[str, Any]
     recipe: Recipe
@@ -131,10 +135,10 @@ def recipe_of(
 ) -> Recipe:
     """Return the recipe that `auto` begins with. Raises UserError for what it cannot do."""
     task = [change.partition("=")[2].strip() for change in overrides if change.startswith("task")]
-    if task and task[-1] != "classification":
+    if task and task[-1] in PRETEXTS:
         raise UserError(
-            f"auto is for one class an image, not task: {task[-1]}; train the recipe {task[-1]} "
-            "instead"
+            f"auto is for images with labels, not task: {task[-1]}; train the recipe free_labels, "
+            "which learns from images without labels first"
         )
     plain = parse_recipe(TEXT, f"{NAME}.yaml")
     recipe = asked(plain, data, backbone, seed, overrides)
@@ -174,6 +178,7 @@ def search(
     recipe = _settled(recipe, model)
     data = data or labelled(recipe, listed, model)
     images = data.train
+    take_scale(model, images)
     work = Attempts(model, recipe, data, images, groups_of(listed, images.files), clock, say, refit)
     work.heads()
     bag.check_head(_with(model, work.start), images, work.start)
@@ -201,16 +206,17 @@ def search(
     else:
         start = work.start if refit else bag.start_of(model, images, work.start, used)
         start.put(model)
-    heat = temperature(logits, images.labels[rows])
+    heat = temperature(logits, work.truth[rows])
     _cool(model, heat)
     if not refit:
         data = without_fold(data, work.folds)
-    told_of = _facts(work, chosen, rows, logits)
-    told_of["groups"] = None if images.groups is None else images.groups[rows]
+    logits = logits / heat
+    metrics, told_of = _judged(work, chosen, rows, logits)
     if shows_images(recipe.page_images, data.audit):
         shown, findings = images.subset(rows), data.audit.findings
-        told_of["examples"] = examples("classification", logits / heat, shown, findings, [images])
-    return Found(model, data, chosen, rows, logits / heat, tuple(phases), told_of, final, notes)
+        told_of["examples"] = examples(recipe.task, logits, shown, findings, [images])
+    found = model, data, chosen, rows, logits, metrics
+    return Found(*found, tuple(phases), told_of, final, notes)
 
 
 def _settled(recipe: Recipe, model: PreTrainedModel) -> Recipe:
@@ -247,25 +253,27 @@ def trained_on(recipe: Recipe, model: PreTrainedModel, refit: bool) -> ImageData
     data = labelled(recipe, listed, model)
     if refit:
         return data
-    groups = groups_of(listed, data.train.files)
-    return without_fold(data, folds(data.train.labels, groups=groups, seed=recipe.seed))
+    dealt = folds(
+        truth_of(data.train),
+        groups=groups_of(listed, data.train.files),
+        numbers=data.train.scale is not None,
+        seed=recipe.seed,
+    )
+    return without_fold(data, dealt)
 
 
 def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     """Write the run's folder as any run's, and return its report."""
-    here, data, images = run_folder.RunFolder(folder), found.data, found.data.train
-    labels = found.facts["labels"]
-    groups = found.facts.pop("groups")
-    metrics = measure("classification", found.logits, labels, images.names, groups=groups)
-    metrics["intervals"]["accuracy"] = found.facts["expected"]["interval"]
-    metrics["said"] = told(found.facts)
+    here, data, test = run_folder.RunFolder(folder), found.data, found.data.test
+    task = TASKS[found.recipe.task]
+    metrics = {**found.metrics, "said": told(found.facts, task)}
     shown = found.facts.pop("examples", {})
-    if data.test is not None:
-        logits = bag.model_logits(found.model, data.test)
-        of_test = {"names": images.names, "groups": data.test.groups}
-        metrics["test"] = measure("classification", logits, data.test.labels, **of_test)
+    if test is not None:
+        logits = bag.model_logits(found.model, test)
+        of_test = test.labels, test.names, test.scale
+        metrics["test"] = measure(task.name, logits, *of_test, groups=test.groups)
         if shown:
-            shown = examples("classification", logits, data.test, data.audit.findings, [images])
+            shown = examples(task.name, logits, test, data.audit.findings, [data.train])
     save_model(found.model.cpu(), here.model)
     keep_familiar(here.model, data)
     write_text(here.recipe, dump_recipe(found.recipe))
@@ -283,40 +291,55 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
         warnings=(*found.notes, *over_time(wall, clock.seconds)),
         created=facts.now(),
         examples=shown,
-        auto={k: v for k, v in found.facts.items() if k not in ("labels", "tried_lines")},
+        auto={k: v for k, v in found.facts.items() if k != "tried_lines"},
     )
     return run_folder.finish(report, folder)
 
 
-def told(facts: dict[str, Any]) -> list[str]:
+def told(facts: dict[str, Any], task: Task) -> list[str]:
     """Return what came out and what was tried, in sentences: the page has them, too."""
     expected = facts["expected"]
-    low, high = expected["interval"]
+    bounds = expected.get("interval")
+    within = f" (95% interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
     first = (
-        f"Expect an accuracy of {expected['accuracy']:.3f} on new images (95% interval {low:.3f} "
-        f"to {high:.3f}), measured on {expected['n']} labelled images that took no part in any "
-        f"choice. On these the exact head reaches {facts['exact_head']:.3f}, the most common class "
-        f"{facts['majority']:.3f}."
+        f"Expect {EXPECTED[task.headline]} of {_shown(expected[task.headline])} on new images"
+        f"{within}, measured on {expected['n']} labelled images that took no part in any choice. "
+        f"On these the exact head reaches {_shown(facts['exact_head'])}"
     )
-    return [first, *(f"{line}." for line in map(str, facts["tried_lines"]))]
+    if "majority" in facts:
+        first += f", the most common class {facts['majority']:.3f}"
+    return [f"{first}.", *(f"{line}." for line in map(str, facts["tried_lines"]))]
 
 
-def _facts(work: Attempts, chosen: str, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
-    """Return what the report says of the search: what to expect, next to what needs no search."""
-    labels = work.images.labels[rows]
-    groups = None if work.groups is None else work.groups[rows]
-    accuracy, interval = expected_accuracy(logits, labels, groups, work.parts(chosen))
-    first = next(iter(work.ways.values()))
-    return {
-        "labels": labels,
-        "expected": {"accuracy": accuracy, "interval": list(interval), "n": len(rows)},
-        "exact_head": expected_accuracy(first[rows], labels)[0],
-        "majority": float(np.bincount(labels).max() / len(labels)),
+def _shown(value: float | None) -> str:
+    return "a value that is not defined" if value is None else f"{value:.3f}"
+
+
+def _judged(
+    work: Attempts, chosen: str, rows: np.ndarray, outputs: np.ndarray
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metrics of what is expected on new images, and what the report says of the search:
+    what to expect, next to what needs no search."""
+    leads, first = work.task.headline, next(iter(work.ways.values()))[rows]
+    metrics = work.measured(outputs, rows)
+    if work.task is CLASSIFICATION:
+        groups = None if work.groups is None else work.groups[rows]
+        spread = expected_accuracy(outputs, work.truth[rows], groups, work.parts(chosen))[1]
+        metrics["intervals"][leads] = list(spread)
+    expected = {leads: metrics[leads], "n": len(rows)}
+    if leads in metrics["intervals"]:
+        expected["interval"] = metrics["intervals"][leads]
+    found = {
+        "expected": expected,
+        "exact_head": work.measured(first, rows, bootstrap=0, tables=False)[leads],
         "parts": work.parts(chosen),
         "tried": facts_of(work.tried),
         "tried_lines": tuple(work.tried),
         "budget_seconds": work.clock.seconds,
     }
+    if work.task is CLASSIFICATION:
+        found["majority"] = float(np.bincount(work.truth[rows]).max() / len(rows))
+    return metrics, found
 
 
 def _with(model: PreTrainedModel, start: bag.Start) -> PreTrainedModel:
@@ -329,7 +352,7 @@ def _with(model: PreTrainedModel, start: bag.Start) -> PreTrainedModel:
 
 @torch.no_grad()
 def _cool(model: PreTrainedModel, heat: float) -> None:
-    """Divide the model's logits by a temperature, in its head."""
+    """Divide the model's logits by a temperature, in its head; by 1 for numbers."""
     for parameter in bag.head_parameters(model):
         parameter.div_(heat)
 

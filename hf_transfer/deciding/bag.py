@@ -35,6 +35,7 @@ from hf_transfer.deciding.heads import (
     out_of_fold,
     stacked,
 )
+from hf_transfer.deciding.truth import truth_of
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.training.norm_statistics import layers
 
@@ -47,7 +48,8 @@ TOLERANCE = 1e-3  # of the logits' scale, between the model's and the head's own
 class Start:
     """A backbone's statistics and head before anything is fine-tuned.
 
-    `logits` (N, classes) of each image are from heads, strengths and statistics that never saw it.
+    `logits` (N, classes), or numbers, of each image are from heads, strengths and statistics that
+    never saw it.
     """
 
     what: str
@@ -104,16 +106,15 @@ def start_of(model: PreTrainedModel, images: ImageSet, start: Start, rows: np.nd
         own = statistics_of(model, some)
         features = _views(model, some, features, own)
         statistics = _mixed(model, own)
-    head = fitted(features, some.labels, len(images.names), start.strengths)
+    head = fitted(features, some, start.strengths)
     return Start(start.what, head, start.strengths, np.empty(0), statistics, start.blended)
 
 
-def fitted(
-    features: np.ndarray, labels: np.ndarray, classes: int, strengths: Sequence[float]
-) -> Head:
-    """Return the mean of the exact heads of these strengths on features (N, D) or (views, N, D)."""
-    rows, told, weights = stacked(features, labels, np.arange(len(labels)))
-    return mean_head(fit_heads(rows, told, classes, strengths, "exact", weights))
+def fitted(features: np.ndarray, images: ImageSet, strengths: Sequence[float]) -> Head:
+    """Return the mean of the exact heads of these strengths on features (N, D) or (views, N, D) of
+    images."""
+    rows, told, weights = stacked(features, truth_of(images), np.arange(len(images)))
+    return mean_head(fit_heads(rows, told, len(images.names), strengths, weights))
 
 
 def _start(
@@ -123,12 +124,12 @@ def _start(
     images: ImageSet,
     folds: np.ndarray,
 ) -> Start:
-    labels, classes = images.labels, len(images.names)
-    repeats = [out_of_fold(features, labels, classes, fold) for fold in folds]
-    logits = np.mean([honest(x, labels, f) for x, f in zip(repeats, folds, strict=True)], axis=0)
-    near = near_best(np.mean(repeats, axis=0), labels)
-    strengths = tuple(STRENGTHS["exact"][at] for at in near)
-    return Start(what, fitted(of_all, labels, classes, strengths), strengths, logits, {})
+    truth, classes = truth_of(images), len(images.names)
+    repeats = [out_of_fold(features, truth, classes, fold) for fold in folds]
+    logits = np.mean([honest(x, truth, f) for x, f in zip(repeats, folds, strict=True)], axis=0)
+    near = near_best(np.mean(repeats, axis=0), truth)
+    strengths = tuple(STRENGTHS[at] for at in near)
+    return Start(what, fitted(of_all, images, strengths), strengths, logits, {})
 
 
 def _views(
@@ -186,7 +187,8 @@ def check_head(model: PreTrainedModel, images: ImageSet, start: Start) -> None:
     """Raise UserError unless the model's logits, with the start put in, are its head's own."""
     some = images.subset(np.arange(min(16, len(images))))
     expected = start.head.logits(boundary_features(model, some, keep=False).head)
-    apart = np.abs(model_logits(model, some) - expected).max() / np.abs(expected).max()
+    scale = max(np.abs(expected).max(), np.finfo(np.float32).eps)  # numbers may all be alike
+    apart = np.abs(model_logits(model, some) - expected).max() / scale
     if apart > TOLERANCE:
         raise UserError(
             f"{model.backbone.id}: its logits are not those of its last layer on pooled features "

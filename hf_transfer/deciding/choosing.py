@@ -10,8 +10,9 @@ from types import MappingProxyType
 import numpy as np
 
 from hf_transfer.deciding.folds import pairs
-from hf_transfer.deciding.heads import losses, temperature
 from hf_transfer.deciding.probes import interval
+from hf_transfer.deciding.truth import losses, scores, task_of, temperature
+from hf_transfer.recipe.tasks import CLASSIFICATION, MULTI_LABEL, REGRESSION, Task
 from hf_transfer.results.metrics.resampling import exceeds, standard_error
 
 FEWEST = 10  # images of each class, below which nothing is chosen
@@ -31,16 +32,20 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Gain:
-    """What one way gains on another, on the same images: mean and standard error of each."""
+    """What one way gains on another, on the same images: mean and standard error of each.
+
+    `accuracy` is of several labels the share that is right, and of numbers R².
+    """
 
     accuracy: float
     accuracy_error: float
-    loss: float  # by how much the log loss is lower, each way at its own temperature
+    loss: float  # by how much the loss is lower, each way at its own temperature
     loss_error: float
+    task: Task = CLASSIFICATION
 
     @property
     def is_real(self) -> bool:
-        """Whether it exceeds its error: in accuracy, or in log loss at no lower accuracy."""
+        """Whether it exceeds its error: in accuracy, or in loss at no lower accuracy."""
         return self._is_real(1)
 
     @property
@@ -60,34 +65,38 @@ class Gain:
         return (seen * self.accuracy + before * prior.mean) / (seen + before)
 
     def __str__(self) -> str:
+        if self.task is REGRESSION:
+            return f"R² {self.accuracy:+.3f} ± {self.accuracy_error:.3f}"
+        of = " of labels right" * (self.task is MULTI_LABEL)
         return (
-            f"{100 * self.accuracy:+.1f} ± {100 * self.accuracy_error:.1f} points, "
+            f"{100 * self.accuracy:+.1f} ± {100 * self.accuracy_error:.1f} points{of}, "
             f"log loss {-self.loss:+.3f} ± {self.loss_error:.3f}"
         )
 
 
 def gain(
-    logits: np.ndarray, base: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
+    logits: np.ndarray, base: np.ndarray, truth: np.ndarray, groups: np.ndarray | None = None
 ) -> Gain:
-    """Return what logits (N, classes) gain on the base's; errors are by group where there are."""
-    right = (logits.argmax(1) == labels).astype(float) - (base.argmax(1) == labels)
-    less = cooled_losses(base, labels) - cooled_losses(logits, labels)
+    """Return what outputs (N, C) gain on the base's; errors are by group where there are."""
+    right = scores(logits, truth) - scores(base, truth)
+    less = cooled_losses(base, truth) - cooled_losses(logits, truth)
     return Gain(
         float(right.mean()),
         standard_error(right, groups),
         float(less.mean()),
         standard_error(less, groups),
+        task_of(truth),
     )
 
 
-def cooled_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the log loss of each image at the temperature that suits all of them best."""
-    return losses(logits / temperature(logits, labels), labels)
+def cooled_losses(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the loss of each image at the temperature that suits all of them best."""
+    return losses(logits / temperature(logits, truth), truth)
 
 
 def best_of(
     ways: Mapping[str, np.ndarray],
-    labels: np.ndarray,
+    truth: np.ndarray,
     groups: np.ndarray | None = None,
     stages: Sequence[Sequence[str]] = (),
     priors: Mapping[str, Prior] = NONE,
@@ -96,27 +105,27 @@ def best_of(
 
     Of each stage (without `stages`: of all others) the way that gains most on the one taken so far
     is taken: by what is expected of it where it has a prior, unless it is really worse here, else
-    if its gain is real. Of equals that with the least log loss; log loss alone would favour what
+    if its gain is real. Of equals that with the least loss; loss alone would favour what
     moved little.
     """
     taken, *others = ways
     for stage in stages or (others,):
         worth = {}
         for way in stage:
-            found = gain(ways[way], ways[taken], labels, groups)
+            found = gain(ways[way], ways[taken], truth, groups)
             real = max(found.accuracy, ROUNDING) if found.is_real else 0.0
             known = way in priors and not found.is_real_loss
             worth[way] = found.expected(priors[way]) if known else real
         gaining = [way for way in stage if worth[way] > 0]
         if gaining:
-            loss = {way: float(cooled_losses(ways[way], labels).mean()) for way in gaining}
+            loss = {way: float(cooled_losses(ways[way], truth).mean()) for way in gaining}
             taken = max(gaining, key=lambda way: (worth[way], -loss[way]))
     return taken
 
 
 def chosen_blindly(
     ways: Mapping[str, np.ndarray],
-    labels: np.ndarray,
+    truth: np.ndarray,
     fold: np.ndarray,
     groups: np.ndarray | None = None,
     stages: Sequence[Sequence[str]] = (),
@@ -128,7 +137,7 @@ def chosen_blindly(
     for others, mine in pairs(fold):
         there = {way: logits[others] for way, logits in ways.items()}
         some = None if groups is None else groups[others]
-        way = best_of(there, labels[others], some, stages, priors)
+        way = best_of(there, truth[others], some, stages, priors)
         found[mine] = ways[way][mine]
     return found
 

@@ -116,8 +116,7 @@ class Tuned:
         if point == SOLVED:
             some = images.subset(rows)
             features = boundary_features(self.model, some, keep=False).head
-            head = fitted(features, some.labels, len(images.names), self.start.strengths)
-            put_head(self.model, head)
+            put_head(self.model, fitted(features, some, self.start.strengths))
         return self.model
 
 

@@ -101,7 +101,8 @@ def _targets(data: ImageData) -> dict[str, list[JsonDict]]:
                 "max": float(values.max()),
             }
             for name, column in zip(data.labels, data.scale.to_units(images.labels).T, strict=True)
-            if (values := rounded(column)).size
+            if len(column)
+            for values in [rounded(column)]
         ]
         for split, images in data.splits.items()
     }

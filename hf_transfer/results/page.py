@@ -80,6 +80,7 @@ def report_page(report: RunReport) -> str:
             unmatched=report.data.get("unmatched") or (),
             said=_said(report),
             tried=_tried(report),
+            tried_metric=metric_title(report.task.headline),
             command=command(report),
             added=any(phase.name == ADDED for phase in report.phases),
             auto=bool(report.auto),
@@ -150,9 +151,7 @@ def _tried(report: RunReport) -> list[JsonDict]:
             "what": one["what"],
             "why": one["why"],
             "kept": one["kept"],
-            "accuracy": "–"
-            if one["accuracy"] is None
-            else show_metric("accuracy", one["accuracy"]),
+            "value": show_metric(report.task.headline, one.get(report.task.headline)),
             "seconds": show_seconds(one["seconds"]) if one["seconds"] >= 0.1 else "–",
         }
         for one in report.auto.get("tried") or ()

@@ -233,30 +233,34 @@ class MovedRow(TypedDict):
 
 @with_config(ConfigDict(extra="allow"))
 class TriedRow(TypedDict):
-    """One thing that `auto` tried, and why it was kept or not."""
+    """One thing that `auto` tried, and why it was kept or not; with the metric that leads."""
 
     what: str
     why: str
-    accuracy: Share
+    accuracy: NotRequired[Share]
+    map: NotRequired[Share]
+    r2: NotRequired[Number]
     seconds: Number
     kept: bool
 
 
 @with_config(ConfigDict(extra="allow"))
 class ExpectedFacts(TypedDict):
-    """What accuracy to expect on new images, from n images that chose nothing."""
+    """What to expect of the metric that leads on new images, from n that chose nothing."""
 
-    accuracy: Share
-    interval: tuple[Finite, Finite]
+    accuracy: NotRequired[Share]
+    map: NotRequired[Share]
+    r2: NotRequired[Number]
+    interval: NotRequired[tuple[Finite, Finite]]
     n: Count
 
 
 @with_config(ConfigDict(extra="allow"))
 class AutoFacts(TypedDict, total=False):
-    """How `auto` found the model; accuracies are of images that chose nothing."""
+    """How `auto` found the model; metrics are of images that chose nothing."""
 
     expected: ExpectedFacts
-    exact_head: Share
+    exact_head: Number
     majority: Share
     parts: Count  # of a cross-validation; 1 where one part was held out
     tried: list[TriedRow]

@@ -8,7 +8,7 @@ label, or a single number, it would know too little.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -56,17 +56,8 @@ def solve_labels(
         return float((weights[rows] * found).mean())
 
     def along(inside: np.ndarray) -> Iterator[Layer]:
-        layer = None
-        for strength in STRENGTHS:  # each from the last solution on
-            layer, _ = _logistic(
-                standard[inside],
-                labels[inside],
-                weights[inside],
-                strength,
-                (SEARCH_STEPS, SEARCH_PRECISION),
-                layer,
-            )
-            yield layer
+        some = standard[inside], labels[inside], weights[inside]
+        return logistic_path(*some, STRENGTHS, (SEARCH_STEPS, SEARCH_PRECISION))
 
     with threadpool_limits(1, "blas"):  # as in solve_head
         strength, validated = _search(along, lost, fold_pairs(len(labels), images, seed))
@@ -94,11 +85,11 @@ def solve_numbers(
         return float(((_answers(standard[rows], layer) - numbers[rows]) ** 2).mean())
 
     def along(inside: np.ndarray) -> Iterator[Layer]:
-        return _ridges(standard[inside], numbers[inside], STRENGTHS)
+        return ridge_path(standard[inside], numbers[inside], STRENGTHS)
 
     with threadpool_limits(1, "blas"):
         strength, validated = _search(along, lost, fold_pairs(len(numbers), images, seed))
-        found = next(_ridges(standard, numbers, (strength,)))
+        found = next(ridge_path(standard, numbers, (strength,)))
     weight = found[0] / scale
     layer = weight, found[1] - weight @ mean
     return Solution(*layer, strength, validated, 1, True, lost(found))
@@ -135,6 +126,22 @@ def _answers(features: np.ndarray, layer: Layer) -> np.ndarray:
 
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.logaddexp(0, logits) - labels * logits
+
+
+def logistic_path(
+    features: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    strengths: Sequence[float],
+    limits: tuple[int, float],
+) -> Iterator[Layer]:
+    """Yield the logistic regressions of labels (N, L), 0 or 1, at several strengths, each from the
+    last solution on; `weights` (N, L) say how much each answer counts, and `limits` are the
+    solver's steps and the largest entry of the gradient."""
+    layer = None
+    for strength in strengths:
+        layer, _ = _logistic(features, labels, weights, strength, limits, layer)
+        yield layer
 
 
 def _logistic(
@@ -186,8 +193,8 @@ def _logistic(
     return (weight, bias), int(found.nit)
 
 
-def _ridges(
-    features: np.ndarray, numbers: np.ndarray, strengths: tuple[float, ...]
+def ridge_path(
+    features: np.ndarray, numbers: np.ndarray, strengths: Sequence[float]
 ) -> Iterator[Layer]:
     """Yield the ridge regressions at several strengths, by one decomposition for all of them."""
     mean, middle = features.mean(0), numbers.mean(0)

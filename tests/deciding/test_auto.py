@@ -12,7 +12,17 @@ from drawn import photos
 from PIL import Image
 from tiny_folders import timm_folder, vit_folder
 
-from hf_transfer import DataSpec, RunReport, UserError, auto, load_backbone, load_model, runs
+from hf_transfer import (
+    DataSpec,
+    RunReport,
+    UserError,
+    auto,
+    evaluate,
+    load_backbone,
+    load_model,
+    predict,
+    runs,
+)
 from hf_transfer.cli import main
 from hf_transfer.cli.training import is_auto
 from hf_transfer.data.sources import list_source
@@ -344,9 +354,93 @@ def test_what_auto_would_not_look_at_is_refused(tmp_path, change):
         auto(tmp_path, "timm/test_resnet", overrides=[change], out=tmp_path / "x")
 
 
-def test_other_tasks_are_refused_in_a_line(tmp_path):
-    with pytest.raises(UserError, match="auto is for one class an image.*train the recipe"):
-        auto(tmp_path, "timm/test_resnet", overrides=["task=regression"], out=tmp_path / "x")
+def test_a_pretext_is_refused_in_a_line(tmp_path):
+    with pytest.raises(UserError, match="auto is for images with labels.*free_labels"):
+        auto(tmp_path, "timm/test_resnet", overrides=["task=rotation"], out=tmp_path / "x")
+
+
+# --- other tasks -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables(images, tmp_path_factory) -> dict[str, Path]:
+    """Tables by task: which of two colours an image has more of, and how much red in numbers."""
+    place = tmp_path_factory.mktemp("tables")
+    told, numbers = ["image,red,green"], ["image,heat,cold"]
+    for path in sorted(images.glob("*/*")):
+        name, kind = path, path.parent.name
+        heat = 100 + 7 * np.asarray(Image.open(path))[..., 0].mean()
+        told.append(f"{name},{int(kind == 'a')},{int(kind in 'ab')}")
+        numbers.append(f"{name},{heat:.2f},{-heat / 3:.2f}")
+    for task, lines in {"multi_label": told, "regression": numbers}.items():
+        (place / f"{task}.csv").write_text("\n".join(lines))
+    return {task: place / f"{task}.csv" for task in ("multi_label", "regression")}
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "leads", "unit"),
+    [
+        ("multi_label", ("red", "green"), "map", "a mean average precision"),
+        ("regression", ("heat", "cold"), "r2", "an R²"),
+    ],
+)
+def test_several_labels_and_numbers_are_chosen_for_like_classes(
+    tables, images, backbone, tmp_path, task, names, leads, unit
+):
+    settings = [
+        f"task={task}",
+        f"data.label_columns={json.dumps(names)}",
+        "data.test=0.2",
+        *QUICK,
+    ]
+    said: list[str] = []
+    report = auto(
+        tables[task],
+        backbone,
+        minutes=2,
+        epochs=2,
+        image_size=32,
+        overrides=settings,
+        out=tmp_path / "run",
+        on_progress=said.append,
+    )
+    assert RunReport.load(tmp_path / "run") == report
+    assert report.metrics["said"][0].startswith(f"Expect {unit} of ")
+    expected = report.auto["expected"]
+    assert expected[leads] == report.metrics[leads]
+    assert expected["interval"][0] <= expected[leads] <= expected["interval"][1]
+    tried = report.auto["tried"]
+    assert tried[0]["what"] == "exact head"
+    assert len(tried) >= 1 + len(candidates()[0].points) + len(candidates()[1].points)
+    assert all(row[leads] is not None for row in tried if "gently" in row["what"])
+    assert report.auto["exact_head"] is not None
+    assert any(line.startswith("chosen: ") for line in said)
+    assert "Most common class" not in (tmp_path / "run" / "report.html").read_text()
+    recipe = recipe_of(tables[task], "x", 32, None, 0, settings)
+    test = labelled(recipe, list_source(recipe.data, task), load_model(tmp_path / "run")).test
+    table = tmp_path / "test.csv"
+    lines = tables[task].read_text().splitlines()
+    there = [line for line in lines if line.split(",")[0].endswith(tuple(test.files))]
+    table.write_text("\n".join([lines[0], *there]))
+    found = evaluate(tmp_path / "run", table)["metrics"]
+    assert found["n"] == len(test) == len(there)
+    assert found[leads] == pytest.approx(report.metrics["test"][leads], abs=1e-3)
+
+
+def test_the_exact_head_alone_answers_in_the_targets_units(tables, images, backbone, tmp_path):
+    """And is the model that was measured: with so few images nothing else may be chosen."""
+    settings = ["task=regression", 'data.label_columns=["heat"]', *QUICK]
+    table = tmp_path / "few.csv"
+    lines = tables["regression"].read_text().splitlines()
+    table.write_text("\n".join([lines[0], *lines[1::5]]))
+    out = tmp_path / "run"
+    report = auto(table, backbone, minutes=1, image_size=32, overrides=settings, out=out)
+    assert [row["what"] for row in report.auto["tried"]][-1] == "fine-tuning"
+    assert "15 images nothing can be chosen (20 needed)" in report.auto["tried"][-1]["why"]
+    answers = predict(out, sorted(images.glob("*/*")))
+    told = np.array([dict(found.values)["heat"] for found in answers])
+    true = [float(line.split(",")[1]) for line in tables["regression"].read_text().splitlines()[1:]]
+    assert np.abs(told - true).mean() < np.std(true)
 
 
 def test_the_images_may_take_the_place_of_a_recipe(tmp_path):
