@@ -377,7 +377,7 @@ class Attempts:
     def _value(self, outputs: np.ndarray) -> float | None:
         rows = np.flatnonzero(np.isfinite(outputs[:, 0]))
         found = self.measured(outputs[rows], rows, bootstrap=0, tables=False)
-        return found[self.task.headline]  # type: ignore[no-any-return]
+        return found[self.task.headline]
 
     def _least(self) -> int:
         """Return how many images the smallest class has; without classes, half of all."""
