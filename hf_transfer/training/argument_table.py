@@ -6,8 +6,9 @@ leaves out. 'refused, because …': another value than its usual one would fail 
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,24 @@ def _check_own(own: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
             f"optimizer_cls_and_kwargs is {_kind(kind)}; pass a class of optimizers and its "
             "options: (torch.optim.Adagrad, {})"
         )
-    set_there = {"params", "lr", "weight_decay"} & set(kind[1] if kind else ())
+    if kind is not None:
+        _check_optimizer(*kind)
+
+
+def _check_optimizer(kind: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise UserError for options that a phase sets, or that the optimizer does not take."""
+    ours = ("params", "lr", "weight_decay")
+    set_there = sorted(set(ours) & set(options))
     if set_there:
         raise UserError(
-            f"optimizer_cls_and_kwargs: {', '.join(sorted(set_there))} is a phase's to say; remove "
-            "it there"
+            f"optimizer_cls_and_kwargs: {', '.join(set_there)} is a phase's to say; remove it there"
+        )
+    takes = inspect.signature(kind).parameters
+    unknown = [name for name in options if name not in takes]
+    if unknown and not any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        raise UserError(
+            f"optimizer_cls_and_kwargs: {getattr(kind, '__name__', kind)} does not take "
+            f"{', '.join(unknown)}; it takes {', '.join(n for n in takes if n not in ours)}"
         )
 
 

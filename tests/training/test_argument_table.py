@@ -89,6 +89,17 @@ def test_rates_in_the_options_of_an_optimizer_are_a_phases_to_say(tmp_path):
         TransferTrainer(network(), arguments(tmp_path), [HEAD], optimizer_cls_and_kwargs=own)
 
 
+def test_options_that_an_optimizer_does_not_take_are_named_before_anything_trains(tmp_path):
+    own = (torch.optim.Adagrad, {"momentum": 0.9, "epss": 1e-8})
+    with pytest.raises(UserError) as error:
+        TransferTrainer(network(), arguments(tmp_path), [HEAD], optimizer_cls_and_kwargs=own)
+    assert str(error.value).startswith(
+        "optimizer_cls_and_kwargs: Adagrad does not take momentum, epss; it takes lr_decay, "
+        "initial_accumulator_value, eps, "
+    )
+    assert "weight_decay" not in str(error.value)
+
+
 @pytest.mark.parametrize("phases", [[{**HEAD, "epochs": 1}], [PhaseSpec("head", epochs=1)]])
 def test_a_limit_of_steps_beside_phases_that_say_their_length_is_refused(tmp_path, phases):
     with pytest.raises(UserError, match="max_steps=7 is a phase's to say .* remove max_steps"):
