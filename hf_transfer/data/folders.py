@@ -162,10 +162,11 @@ def _split_folders(listing: Listing, tops: dict[str, _Top]) -> dict[str, str]:
     """Return {folder: split} where the data comes in split folders, else {}.
 
     A folder is a split's if its name says so and it holds folders: `train` may be a class, too.
+    Without one to train on, all folders have to be splits.
     """
     found = {name: split_of(name) for name, top in tops.items() if top.inner and split_of(name)}
     splits = {name: split for name, split in found.items() if split}
-    if "train" not in splits.values():
+    if "train" not in splits.values() and len(splits) < len(tops):
         return {}
     for split, count in Counter(splits.values()).items():
         if count > 1:

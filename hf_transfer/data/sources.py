@@ -102,7 +102,10 @@ def list_source(
             raise DataError(f"{path}: no column {spec.group!r}, as data.group names")
         found = replace(found, groups=Codes(rule_groups(found.root, found.files, spec.group)))
     if to_train and not {"train", ""} & set(found.splits.table):
-        raise DataError(f"{path}: no training images; splits: {', '.join(sorted(found.images))}")
+        only = " and ".join(sorted(found.images))
+        raise DataError(
+            f"{path}: no training images, only {only}; call the split to train on train"
+        )
     return found
 
 

@@ -221,7 +221,8 @@ def test_split_folders_without_classes_are_named(tmp_path):
     assert "which hold no folders" in refused(tmp_path / "a")
     classes(tmp_path / "b", "val/", cat=3, dog=3)
     classes(tmp_path / "b", "test/", cat=3, dog=3)
-    assert "expected train" in refused(tmp_path / "b")
+    told = "no training images, only test and validation; call the split to train on train"
+    assert refused(tmp_path / "b").endswith(told)
 
 
 def test_no_path_is_a_mistake():
@@ -307,7 +308,9 @@ def test_mistakes_in_tables_are_named_with_their_line(tmp_path):
     assert "no rows" in wrong("image,label\n")
     assert "no rows" in wrong("")
     assert "only one class" in wrong("image,label\n1,a\n2,a\n")
-    assert "no training images" in wrong("image,label,split\n1,a,test\n2,b,test\n")
+    assert wrong("image,label,split\n1,a,test\n2,b,test\n").endswith(
+        "no training images, only test; call the split to train on train"
+    )
     assert "l.jsonl:2: Expecting value" in wrong(
         '{"image": "1", "label": "a"}\n{"image": \n', "l.jsonl"
     )

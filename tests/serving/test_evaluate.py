@@ -139,6 +139,14 @@ def test_a_threshold_counts_confident_answers_only(model, tmp_path):
             evaluate(model, folder, threshold=wrong)
 
 
+@pytest.mark.parametrize(("name", "split"), [("test", "test"), ("val_images", "validation")])
+def test_a_split_that_comes_alone_is_scored_as_the_split_that_it_is(model, tmp_path, name, split):
+    inside = labelled(tmp_path / "data" / name)
+    found = evaluate(model, tmp_path / "data")
+    assert found["split"] == split
+    assert found["metrics"] == evaluate(model, inside)["metrics"]
+
+
 def test_images_of_one_class_and_of_no_training_split_are_scored(model, tmp_path):
     one = evaluate(model, labelled(tmp_path / "one", ("rose",), 1))
     assert (one["metrics"]["n"], one["labels"]["matched"]) == (1, ["rose"])
