@@ -54,7 +54,8 @@ class PhaseSettings:
         default=None,
         ge=1,
         le=10**9,
-        description="least number of optimizer steps: with few images, more epochs than `epochs`",
+        description="least number of optimizer steps: with few images, more epochs than `epochs`; "
+        "`stop` does not end a phase before",
     )
     lr: Rate | tuple[Rate, Rate] | Literal["auto"] = Field(
         default=1e-3,

@@ -34,19 +34,20 @@ class Judging(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
         """Judge an evaluation; one before the first step is of no end of the phase."""
-        if state.global_step and self._judge(kwargs["model"], metrics, state.log_history):
+        if state.global_step and self._judge(kwargs["model"], metrics, state):
             control.should_training_stop = True
 
-    def _judge(self, model: nn.Module, metrics: dict[str, Any], log: list[dict[str, Any]]) -> bool:
-        """Keep the weights if this evaluation is the best of the phase; return whether to stop."""
-        spec = self.state.phase.spec
+    def _judge(self, model: nn.Module, metrics: dict[str, Any], state: Any) -> bool:
+        """Keep the weights if this evaluation is the best of the phase; return whether to stop,
+        which no phase does before its least number of steps: with few images an epoch is a step."""
+        spec, log = self.state.phase.spec, state.log_history
         if not self.several:
             for metric in {spec.best, spec.stop.metric if spec.stop else "last"} - {"last"}:
                 check_metric(metric, metrics, self.state.phase.name)
         values = metric_values(spec.best, log)
         if values and stopping.best_index(spec.best, values) == len(values) - 1:
             best_weights.keep(model, self.state)
-        if spec.stop is None:
+        if spec.stop is None or state.global_step < (spec.min_steps or 0):
             return False
         values = metric_values(spec.stop.metric, log)
         return stopping.should_stop(

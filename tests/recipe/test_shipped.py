@@ -8,6 +8,7 @@ import pytest
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.recorded import recorded_layout
+from hf_transfer.planning.steps import optimizer_steps
 from hf_transfer.recipe.load import dump_recipe, load_recipe, parse_recipe
 from hf_transfer.recipe.shipped import shipped_recipes
 
@@ -86,6 +87,13 @@ def test_a_recipe_takes_overrides(name, setting):
 def test_a_setting_of_steps_for_all_phases_leaves_out_a_head_that_is_solved():
     recipe = load_recipe("lp_ft", ["phases.*.batch_size=8"])
     assert [phase.batch_size for phase in recipe.phases] == [32, 8]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+def test_no_phase_of_a_recipe_is_over_in_a_handful_of_steps_where_images_are_few(name):
+    recipe = load_recipe(name)
+    for spec in (*recipe.phases, *(recipe.source.phases if recipe.source else ())):
+        assert spec.solve or optimizer_steps(spec, 20) >= 20
 
 
 def test_epochs_of_ones_own_replace_the_fewest_steps_of_a_recipe():

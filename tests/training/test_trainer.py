@@ -385,6 +385,21 @@ def test_a_phase_stops_when_its_metric_stops_to_improve(tmp_path, stop, values, 
         assert report.stopped.startswith("score did not improve for")
 
 
+def test_a_phase_does_not_stop_before_its_fewest_steps(tmp_path):
+    """With few images an epoch is a step or two, in which no metric can tell anything."""
+    stop = {"metric": "score", "patience": 1}
+    phase = {**HEAD, "epochs": 6, "batch_size": 4, "stop": stop, "best": "score"}
+    values = (0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+    (early,) = trained(tmp_path / "a", [phase], compute_metrics=Scripted(*values)).reports
+    each = early.steps // 2
+    assert (early.epochs, each > 0) == (2, True)
+    waits = {**phase, "min_steps": 4 * each}
+    (late,) = trained(tmp_path / "b", [waits], compute_metrics=Scripted(*values)).reports
+    assert (late.epochs, late.steps) == (4, 4 * each)
+    assert late.stopped.startswith("score did not improve for")
+    assert late.best_epoch == 1
+
+
 def test_stop_rises_stops_at_the_first_rise_of_the_validation_loss(tmp_path):
     done = trained(tmp_path, [{**HEAD, "epochs": 12, "lr": 3.0, "stop": "rises"}])
     losses = [row["eval_loss"] for row in done.reports[0].history]
