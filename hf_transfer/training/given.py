@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
@@ -30,6 +31,7 @@ from hf_transfer.results.metrics.by_name import EpochMetrics
 from hf_transfer.training.labels import names_of
 from hf_transfer.training.recovery import checkpoints
 
+logger = logging.getLogger(__name__)
 USUAL_OUTPUTS = 8  # of a bare module, which does not name its labels
 USUAL_SIDE = 224  # pixels that a bare module sees, where the images have as many
 
@@ -225,6 +227,12 @@ def given_resume(resume: Any, out: str) -> bool:
 
     Raises UserError for a path elsewhere, or to a checkpoint that is not the newest.
     """
+    if not resume and any(expanded(out).glob("phase-*/checkpoint-*")):
+        logger.warning(
+            "%s holds checkpoints of an earlier run, and this run begins anew; to go on from them "
+            "write train(resume_from_checkpoint=True)",
+            out,
+        )
     if isinstance(resume, bool | None):
         return bool(resume)
     if not isinstance(resume, str | Path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from children import ended, start, train
 from small import COLD, HEAD, RESNET, changed, images, network, state, trained, trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_transfer.training.recovery import checkpoints
 from hf_transfer.training.recovery.checkpoints import CheckpointError
@@ -183,6 +184,22 @@ def test_a_finished_run_trains_nothing_more_and_has_the_same_reports(tmp_path):
     assert again.reports == whole.reports
     assert again.state.global_step == whole.state.global_step
     assert changed(state(whole.model), state(again.model)) == set()
+
+
+def test_resuming_needs_no_path_and_a_run_that_begins_anew_beside_checkpoints_says_so(
+    tmp_path, caplog
+):
+    """A Trainer script asks transformers for the last checkpoint, which looks for no phases."""
+    phases, options = [HEAD, COLD], {"save_strategy": "epoch"}
+    begun = trainer(tmp_path, phases, **options).train(resume_from_checkpoint=True)
+    assert begun.global_step > 0  # there was nothing yet
+    assert caplog.text == ""
+    assert get_last_checkpoint(str(tmp_path)) is None
+    trainer(tmp_path, phases, **options).train(resume_from_checkpoint=None)
+    assert caplog.messages == [
+        f"{tmp_path} holds checkpoints of an earlier run, and this run begins anew; to go on from "
+        "them write train(resume_from_checkpoint=True)"
+    ]
 
 
 def test_a_users_own_checkpoints_are_kept_and_resumed_from(tmp_path):
