@@ -2,7 +2,7 @@
 
 `with serve() as hub:` gives `hub.url` for HF_ENDPOINT and `hub.repositories` to look into;
 `hub.paths` and `hub.faults` (address prefix -> status) let a test watch and disturb it;
-`hub.people` (token -> name) are those that it knows.
+`hub.people` (token -> name) are those that it knows, and `hub.roles` what a token may do.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Hub:
     paths: list[str] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
     people: dict[str, str] = field(default_factory=lambda: {TOKEN: OWNER})
+    roles: dict[str, str] = field(default_factory=dict)  # of tokens that may not write
 
 
 def is_large(path: str) -> bool:
@@ -75,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.paths.append(f"{self.command} {path}")
         sent = self.headers.get("Authorization")
-        self.owner = self.hub.people.get((sent or "").removeprefix("Bearer "))
+        self.token = (sent or "").removeprefix("Bearer ")
+        self.owner = self.hub.people.get(self.token)
         self.known = self.owner is not None
         if status := next(
             (s for prefix, s in self.hub.faults.items() if path.startswith(prefix)), 0
@@ -110,14 +112,22 @@ class Handler(BaseHTTPRequestHandler):
         if found is None or (found.private and not name.startswith(f"{self.owner}/")):
             status = 404 if self.known else 401
             self.reply({"error": "not found"}, status, {"X-Error-Code": "RepoNotFound"})
-        elif write and not (self.known and name.startswith(f"{self.owner}/")):
+        elif write and not (self.known and (self.requested or name.startswith(f"{self.owner}/"))):
             self.reply({"error": "you have no write access"}, 403)
         else:
             return found
         return None
 
+    @property
+    def requested(self) -> bool:
+        """Whether a pull request is meant, which anybody may open."""
+        return "create_pr=1" in self.path or self.path.endswith("/info/lfs/objects/batch")
+
     def whoami(self) -> None:
-        told = {"name": self.owner, "orgs": []} if self.known else {}
+        role = self.hub.roles.get(self.token, "write")
+        auth = {"type": "access_token", "accessToken": {"role": role}}
+        orgs = [{"name": "readers", "roleInOrg": "read"}, {"name": "team", "roleInOrg": "write"}]
+        told = {"name": self.owner, "orgs": orgs, "auth": auth} if self.known else {}
         self.reply(told, 200 if self.known else 401)
 
     def validate(self) -> None:
@@ -166,8 +176,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, name: str, revision: str) -> None:
         if repository := self.find(name, write=True):
-            requested = "create_pr=1" in self.path
-            if requested:
+            if self.requested:
                 revision = f"refs/pr/{len(repository.branches) + 1}"
                 repository.branches[revision] = list(repository.commits)
             before = repository.of(revision)
@@ -184,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = self.hub.objects[value["oid"]]
             sha = repository.commit(message, files, revision)
             told = {"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha}
-            if requested:
+            if self.requested:
                 number = revision.rpartition("/")[2]
                 told["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/{number}"
             self.reply(told)

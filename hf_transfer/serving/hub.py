@@ -69,7 +69,8 @@ def push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = gather(run)
-    user = check_access(repo_id, token)["name"]  # first: what the Hub refuses need not be checked
+    # First: what the Hub refuses need not be checked. Anybody may open a pull request.
+    user = (check_access if pr else check_owner)(repo_id, token)["name"]
     api = HfApi(token=token, library_name="hf_transfer")
     if check:
         if announce:
@@ -112,7 +113,7 @@ def push(
 
 def check_access(repo_id: str, token: str | None = None) -> dict[str, Any]:
     """Return what the Hub knows of the token's owner. Raises HubError for a name that no repository
-    can have, in offline mode, and without a token that the Hub accepts."""
+    can have, in offline mode, and without a token that the Hub accepts and that may write."""
     from huggingface_hub import HfApi, constants, get_session, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -133,20 +134,28 @@ def check_access(repo_id: str, token: str | None = None) -> dict[str, Any]:
     with hub_in_one_line(f"cannot push to {repo_id}"):
         # A Hub that takes connections and says nothing: the client would wait without end.
         get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
-        return dict(HfApi(token=token, library_name="hf_transfer").whoami())
-
-
-def check_owner(repo_id: str) -> None:
-    """Raise HubError, as `check_access` does, also where neither the token's owner nor one of their
-    organizations owns a repository: before hours of training."""
-    told = check_access(repo_id)
-    owners = [told["name"], *(one["name"] for one in told.get("orgs") or ())]
-    owner = repo_id.rpartition("/")[0]
-    if owner and owner.lower() not in map(str.lower, owners):
+        told = dict(HfApi(token=token, library_name="hf_transfer").whoami())
+    if (told.get("auth") or {}).get("accessToken", {}).get("role") == "read":
         raise HubError(
-            f"cannot push to {repo_id}: the token's owner, {told['name']}, is not in {owner}; "
-            f"write {told['name']}/{repo_id.rpartition('/')[2]}, or use another token"
+            f"cannot push to {repo_id}: this token only reads; make one that writes at "
+            f"{constants.ENDPOINT}/settings/tokens"
         )
+    return told
+
+
+def check_owner(repo_id: str, token: str | None = None) -> dict[str, Any]:
+    """Return what `check_access` does. Raises HubError also where the token's owner cannot write,
+    themselves or in an organization: before a model is checked, or trained for hours."""
+    told = check_access(repo_id, token)
+    teams = (one["name"] for one in told.get("orgs") or () if one.get("roleInOrg") != "read")
+    owner, _, name = repo_id.rpartition("/")
+    if owner and owner.lower() not in map(str.lower, (told["name"], *teams)):
+        raise HubError(
+            f"cannot push to {repo_id}: the token's owner, {told['name']}, may not write to "
+            f"{owner}; write {told['name']}/{name}, use another token, or open a pull request "
+            f"there: hf-transfer push RUN {repo_id} --pr"
+        )
+    return told
 
 
 def push_finished(

@@ -299,11 +299,31 @@ def test_what_tells_of_an_earlier_run_goes_and_files_of_others_stay(hub, run, tm
 def test_what_a_push_after_training_would_be_refused_is_refused_before_it(hub, run, tmp_path):
     assert call(hub, tmp_path / "cache", "check_owner", "small").returncode == 0
     assert call(hub, tmp_path / "cache", "check_owner", "alice/small").returncode == 0
-    told = refusal(call(hub, tmp_path / "cache", "check_owner", "bob/small"))
-    assert "the token's owner, alice, is not in bob; write alice/small, or use" in told
+    assert call(hub, tmp_path / "cache", "check_owner", "team/small").returncode == 0
+    for place in ("bob/small", "readers/small"):
+        told = refusal(call(hub, tmp_path / "cache", "check_owner", place))
+        assert f"alice, may not write to {place.partition('/')[0]}; write alice/small, use" in told
     told = refusal(call(hub, tmp_path / "cache", "check_owner", REPO, token="hf_expired"))
     assert "does not accept this token" in told
     assert hub.repositories == {}
+
+
+def test_what_others_own_is_refused_at_once_and_may_be_proposed_to(hub, run, tmp_path):
+    hub.repositories["bob/theirs"] = Repository()
+    hub.repositories["bob/theirs"].commit("theirs", {"README.md": b"# Theirs"})
+    hub.paths.clear()
+    told = refusal(call(hub, tmp_path / "cache", "push", str(run), "bob/theirs", check=True))
+    assert told.endswith("or open a pull request there: hf-transfer push RUN bob/theirs --pr")
+    assert hub.paths == ["HEAD /", "GET /api/whoami-v2"]
+    done = call(hub, tmp_path / "cache", "push", str(run), "bob/theirs", pr=True)
+    assert done.stdout.strip() == f"{hub.url}/bob/theirs/discussions/1"
+    assert set(hub.repositories["bob/theirs"].files) == {"README.md"}
+    hub.roles[TOKEN] = "read"
+    for place in (REPO, "bob/theirs"):
+        told = refusal(call(hub, tmp_path / "cache", "push", str(run), place, pr=True))
+        assert told.endswith(
+            f"this token only reads; make one that writes at {hub.url}/settings/tokens"
+        )
 
 
 def test_a_push_that_fails_after_training_says_how_to_push_again(hub, run, tmp_path):
@@ -400,12 +420,9 @@ def test_a_wrong_token_is_refused_in_one_line(hub, run, tmp_path):
     assert hub.repositories == {}
 
 
-def test_a_repository_of_someone_else_is_refused_in_one_line(hub, run, tmp_path):
-    done = call(hub, tmp_path / "cache", "push", str(run), "bob/flowers")
-    assert "cannot push to bob/flowers: this token gives no right to (403)" in refusal(done)
-
-
 def test_a_hub_in_trouble_is_named_with_its_answer(hub, run, tmp_path):
+    done = call(hub, tmp_path / "cache", "push", str(run), "bob/missing", pr=True)
+    assert "cannot push to bob/missing: this token gives no right to (403)" in refusal(done)
     hub.faults["/api/repos/create"] = 500
     done = call(hub, tmp_path / "cache", "push", str(run), REPO)
     assert "the Hub answered 500 (a fault of the test); try again later" in refusal(done)
