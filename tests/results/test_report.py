@@ -580,3 +580,34 @@ def test_a_browser_lays_the_page_out_without_overflow(browser, tmp_path: Path, c
         assert problems == [path.as_uri()]
         assert page.evaluate("document.documentElement.scrollWidth") == width
         page.close()
+
+
+OVERLAPPING = """() => {
+  const box = one => {
+    const range = document.createRange();
+    range.selectNodeContents(one);
+    return range.getBoundingClientRect();
+  };
+  const found = [];
+  for (const row of document.querySelectorAll('.metric')) {
+    const parts = [...row.children].map(one => [one.textContent, box(one)]);
+    for (const [name, one] of parts) for (const [other, two] of parts)
+      if (name !== other && one.width && two.width && one.left < two.right - 1
+          && two.left < one.right - 1 && one.top < two.bottom - 5 && two.top < one.bottom - 5)
+        found.push([name, other]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.slow
+def test_a_metric_that_is_not_measured_overlaps_nothing(browser, tmp_path: Path) -> None:
+    report = sample_report()
+    reasons = {"auroc": "a class has no images"}
+    report = replace(report, metrics={**report.metrics, "auroc": None, "reasons": reasons})
+    path = write_html(report, tmp_path / "report.html")
+    for width in (390, 770, 900, 910, 1200):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(path.as_uri())
+        assert page.evaluate(OVERLAPPING) == [], width
+        page.close()
