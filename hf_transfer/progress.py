@@ -120,6 +120,10 @@ def summary(report: RunReport) -> str:
     if spread:
         low, mean, high = (show_metric(leads, spread[key]) for key in ("min", "mean", "max"))
         lines.append(f"over {len(spread['values'])} seeds: mean {mean}, min {low}, max {high}")
+    spread = report.folds.get("test", {}).get(leads)
+    if spread:
+        low, mean, high = (show_metric(leads, spread[key]) for key in ("min", "mean", "max"))
+        lines.append(f"in {report.folds['n']} folds: mean {mean}, min {low}, max {high}")
     if learned := conclusions.learned_first(report):
         lines.append(printable(learned))
     wall, training = report.seconds.get("wall"), report.seconds.get("training")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from hf_transfer.base.threads import fitting
 from hf_transfer.data.beside import load_beside
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
-from hf_transfer.data.sources import list_source
+from hf_transfer.data.sources import list_source, scan
 from hf_transfer.planning.data_checks import check_metrics
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import asked, source_recipe
@@ -34,7 +35,7 @@ from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import labels_of
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
-from hf_transfer.results.report import RunReport
+from hf_transfer.results.report import RunReport, aggregate_folds
 from hf_transfer.serving.familiar import keep_familiar
 from hf_transfer.serving.hub import check_owner, push_finished
 from hf_transfer.training import measuring, moved, watching
@@ -42,6 +43,8 @@ from hf_transfer.training.arguments import joined, training_arguments
 from hf_transfer.training.machine import precision
 from hf_transfer.training.recovery import failures
 from hf_transfer.training.trainer import TransferTrainer
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0  # what an interruption costs at most
 
@@ -105,13 +108,42 @@ def run(
     """
     with run_folder.opened(out, recipe, resume), fitting(run_folder.threads(out)), failures.told():
         if recipe.seeds == 1:
-            return run_seed(recipe, out, resume, callbacks, target)
+            folds = _folds(recipe, out, resume, callbacks) if recipe.folds > 1 else ()
+            return run_seed(recipe, out, resume, callbacks, target, folds)
         reports = []
         for seed in range(recipe.seed, recipe.seed + recipe.seeds):
             one = dataclasses.replace(recipe, seed=seed, seeds=1)
             one_out = run_folder.RunFolder(out).seed(seed).path
+            logger.info("seed %d", seed)
             reports.append(run(one, one_out, resume=resume, callbacks=callbacks))
         return run_folder.finish_seeds(reports, out)
+
+
+def _folds(
+    recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[TrainerCallback]
+) -> list[RunReport]:
+    """Run the parts of a cross-validation, each in a folder of its own, and return their reports.
+
+    Raises UserError before any of them where one leaves a class too few images to train on.
+    """
+    ones = []
+    for number in range(1, recipe.folds + 1):
+        data = dataclasses.replace(recipe.data, fold=(number, recipe.folds))
+        ones.append(dataclasses.replace(recipe, data=data, folds=1))
+        counts = scan(data, recipe.seed, recipe.task).counts["train"]
+        least = min(counts, key=lambda label: counts[label])
+        if recipe.task == "classification" and counts[least] < data.min_per_class:
+            raise UserError(
+                f"folds: {recipe.folds}: part {number} leaves {counts[least]} images of {least} to "
+                "train on; use fewer folds, add images, or lower data.min_per_class"
+            )
+    reports = []
+    for number, one in enumerate(ones, 1):
+        logger.info("fold %d of %d", number, recipe.folds)
+        place = run_folder.RunFolder(out).fold(number).path
+        reports.append(run(one, place, resume=resume, callbacks=callbacks))
+    logger.info("all images")
+    return reports
 
 
 def run_seed(
@@ -120,8 +152,12 @@ def run_seed(
     resume: bool,
     callbacks: Sequence[TrainerCallback],
     target: Recipe | None = None,
+    folds: Sequence[RunReport] = (),
 ) -> RunReport:
-    """Train a recipe with its seed and write the run's folder; the report is written last."""
+    """Train a recipe with its seed and write the run's folder; the report is written last.
+
+    `folds` are the reports of a cross-validation, whose answers together stand for a test.
+    """
     here = run_folder.RunFolder(out)
     if resume and here.is_finished:
         return RunReport.load(out)
@@ -157,7 +193,14 @@ def run_seed(
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
-    metrics, shown = measuring.measure(trainer, data, extra, recipe.page_images, rule, recipe.tta)
+    metrics, shown, answers = measuring.measure(
+        trainer, data, extra, recipe.page_images, rule, recipe.tta
+    )
+    if recipe.data.fold and data.test is not None:
+        run_folder.keep_answers(out, data.test, answers)
+    if folds:
+        crossed = run_folder.answers_of(out, recipe.folds)
+        metrics, shown = measuring.crossed(metrics, data, crossed, extra, recipe)
     metrics, told = watching.concluded(metrics, watch)
     change = []
     if launch.is_main():
@@ -171,7 +214,10 @@ def run_seed(
         data=facts.data_facts(data, beside),
         phases=tuple(trainer.reports),
         metrics=metrics,
-        seconds={"wall": time.monotonic() - started, "training": trained},
+        seconds={
+            "wall": time.monotonic() - started + sum(fold.seconds["wall"] for fold in folds),
+            "training": trained + sum(fold.seconds["training"] for fold in folds),
+        },
         environment={**facts.environment(), **speed},
         seed=recipe.seed,
         warnings=(*facts.warnings_of(trainer.reports, source), *trainer.notes, *told),
@@ -180,6 +226,7 @@ def run_seed(
         figures=moved.figures(change),
         moved=tuple(change),
         source=source,
+        folds=aggregate_folds(folds),
     )
     report = run_folder.finish(report, out)
     trainer.processes.wait()  # what comes next may read the folder

@@ -193,6 +193,82 @@ def test_repeated_seeds_have_a_folder_each_and_a_median(photos, tmp_path):
     assert report.seed in (0, 1)
 
 
+def folded(photos, folds=3, **of_data):
+    pattern = r"^(\d)"
+    data = DataSpec(path=str(photos), image_size=32, group=pattern, validation=0.2, **of_data)
+    once = (PhaseSpec("head", epochs=1, lr=1e-2, batch_size=8),)
+    return recipe(photos, data=data, phases=once, folds=folds)
+
+
+def test_in_a_cross_validation_every_image_tests_once_a_model_that_never_saw_it(photos, tmp_path):
+    """And the model that is saved is trained on all of them."""
+    out = tmp_path / "out"
+    report = run(folded(photos), out)
+    parts = [RunReport.load(out / f"fold-{number}") for number in (1, 2, 3)]
+    said = [json.loads((out / f"fold-{n}" / "answers.json").read_text()) for n in (1, 2, 3)]
+    files = [name for one in said for name in one]
+    assert len(files) == len(set(files)) == 30 == report.metrics["test"]["n"]
+    assert sum(one.metrics["test"]["n"] for one in parts) == 30
+    for one in said:  # groups are the images' numbers: no part has an image of another's
+        assert {Path(name).stem for name in one}.isdisjoint(
+            Path(name).stem for other in said if other is not one for name in other
+        )
+    right = sum(
+        np.argmax(logits) == ["cat", "dog", "fox"].index(name.split("/")[0])
+        for one in said
+        for name, logits in one.items()
+    )
+    assert report.metrics["test"]["accuracy"] == pytest.approx(right / 30)
+    assert report.folds["test"]["accuracy"]["values"] == [
+        one.metrics["test"]["accuracy"] for one in parts
+    ]
+    assert report.data["images"] == {"train": 24, "validation": 6}
+    assert report.measured[0] == "test"
+    assert report.where == "in cross-validation"
+    low, high = report.metrics["test"]["intervals"]["accuracy"]
+    assert 0 <= low < report.metrics["test"]["accuracy"] < high <= 1
+    assert "In 3 folds" in (out / "report.html").read_text()
+    assert "cross-validation" in (out / "model" / "README.md").read_text()
+    assert report.seconds["training"] > sum(one.seconds["training"] for one in parts)
+    assert RunReport.load(out) == report
+    assert run(folded(photos), out, resume=True) == report
+
+
+def test_a_cross_validation_that_was_cut_off_goes_on_with_what_is_missing(photos, tmp_path):
+    out = tmp_path / "out"
+    whole = run(folded(photos), out)
+    (out / "report.json").unlink()
+    shutil.rmtree(out / "fold-3")
+    first = (out / "fold-1" / "report.json").stat().st_mtime_ns
+    assert run(folded(photos), out, resume=True).metrics == whole.metrics
+    assert (out / "fold-1" / "report.json").stat().st_mtime_ns == first
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"test": 0.2}, "with folds each image tests once; remove data.test"),
+        ({"fold": (1, 3)}, "folds runs every part, and data.fold one"),
+        ({"fold": (4, 3)}, r"fold \[4, 3\] is no part"),
+    ],
+)
+def test_what_does_not_go_with_folds_is_told(photos, settings, said):
+    with pytest.raises(UserError, match=said):
+        folded(photos, **settings)
+
+
+def test_folds_that_leave_a_class_without_images_are_refused_before_anything_trains(
+    photos, tmp_path
+):
+    with pytest.raises(UserError, match="20 folds need 20 groups to train on, and there are 10"):
+        run(folded(photos, folds=20), tmp_path / "a")
+    few = dataclasses.replace(folded(photos).data, group=None, train_per_class=1)
+    with pytest.raises(UserError, match="part 1 leaves 1 images of cat to train on"):
+        run(dataclasses.replace(folded(photos), data=few), tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
 def test_random_weights_carry_no_licence(finished):
     assert finished[1].backbone["weights"] == "random"
     assert finished[1].backbone["license"] is None

@@ -1,5 +1,6 @@
 """Runs of the other tasks, from a table to the published folder: they learn, and say what."""
 
+import dataclasses
 import json
 
 import drawn
@@ -35,6 +36,22 @@ def recipe(task: str, path, phases: str = PHASES):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp("tasks")
+
+
+def test_numbers_are_cross_validated_in_their_units(place):
+    table = drawn.blobs(place / "folded")
+    plain = recipe("regression", table)
+    data = dataclasses.replace(plain.data, test=0.0)
+    made = dataclasses.replace(plain, data=data, folds=2)
+    report = run(made, place / "crossed")
+    told = report.metrics["test"]
+    low, high = told["intervals"]["r2"]
+    assert low < told["r2"] < high
+    errors = [
+        RunReport.load(place / "crossed" / f"fold-{number}").metrics["test"]["rmse"]
+        for number in (1, 2)
+    ]
+    assert min(errors) <= told["rmse"] <= max(errors)
 
 
 @pytest.fixture(scope="module")

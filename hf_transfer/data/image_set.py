@@ -163,6 +163,18 @@ class FrameSet(ImageSet):
         return {**found, "next": torch.from_numpy(self.pixels[self.next[found["index"].numpy()]])}
 
 
+def joined(train: ImageSet, validation: ImageSet) -> ImageSet:
+    """Return the images of both, which lie in the same store."""
+    one, two = train.pixels, validation.pixels
+    assert not isinstance(one, np.ndarray)
+    assert not isinstance(two, np.ndarray)
+    pixels: Pixels = replace(one, rows=np.concatenate([one.rows, two.rows]))
+    labels = np.concatenate([train.labels, validation.labels])
+    groups = None if train.groups is None else np.concatenate([train.groups, validation.groups])
+    files = (*train.files, *validation.files)
+    return ImageSet(pixels, labels, train.names, files, train.scale, groups)
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set in its splits, with what the audit found.

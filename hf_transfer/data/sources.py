@@ -30,6 +30,7 @@ from hf_transfer.data.splits import (
     drawn_first,
     grouped,
     iterative,
+    parts,
     tenths,
 )
 from hf_transfer.data.tables import (
@@ -297,18 +298,40 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     shares = {s: share for s, share in shares.items() if share and s not in splits.table}
     rows = splits.where("train")
     order = draw_order(found.files, seed)
-    numbers = found.task == "regression"
+    numbers, several = found.task == "regression", found.task == "multi_label"
     strata = tenths(rows, found.targets) if numbers else found.targets.codes
-    if found.task == "multi_label" or found.groups is not None:
-        several = found.task == "multi_label"
-        labels = found.targets if several else [(stratum,) for stratum in strata.tolist()]
-        groups = None if found.groups is None else found.groups.codes
-        drawn = iterative(rows, labels, order, shares, groups)
+    groups = None if found.groups is None else found.groups.codes
+    if spec.fold is not None:
+        labels = found.targets if several else strata
+        tests = _tests(found, rows, parts(rows, labels, spec.fold[1], order, groups), spec.fold)
+        splits, rows = splits.put(rows[tests], "test"), rows[~tests]
+    if several or groups is not None:
+        shown = found.targets if several else [(stratum,) for stratum in strata.tolist()]
+        drawn = iterative(rows, shown, order, shares, groups)
     else:
         drawn = by_strata(rows, strata, order, shares)
     for split, mine in drawn.items():
         splits = splits.put(mine, split)
     return replace(found, splits=splits)
+
+
+def _tests(found: Scan, rows: np.ndarray, part: np.ndarray, fold: tuple[int, int]) -> np.ndarray:
+    """Return which of the rows are in the part that tests. Raises DataError where a part has none,
+    or where images that test are known already."""
+    number, count = fold
+    if "test" in found.splits.table:
+        raise DataError(
+            f"{found.path} has images to test on, and in a cross-validation every image tests "
+            "once; leave out the folds, or give the images without their test split"
+        )
+    used = len(np.unique(part))
+    if used < count:
+        what = "images" if found.groups is None else "groups"
+        raise DataError(
+            f"{found.path}: {count} folds need {count} {what} to train on, and there are {used}"
+        )
+    tests: np.ndarray = part == number - 1
+    return tests
 
 
 def limited(found: Scan, spec: DataSpec, seed: int) -> np.ndarray:

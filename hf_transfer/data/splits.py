@@ -100,6 +100,34 @@ def iterative(
     return {split: np.array(drawn[split], np.int64) for split in shares}
 
 
+def parts(
+    rows: np.ndarray,
+    labels: np.ndarray | Sequence[Sequence[int]],
+    count: int,
+    order: np.ndarray,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return in which of so many parts each of the rows is, 0..count - 1: every label has its share
+    in each, as nearly as whole images allow.
+
+    `labels` are one whole number for each image, or several; images of a group stay together. Parts
+    of few images a label are as large as each other.
+    """
+    place: np.ndarray = np.zeros(len(order), np.int64)
+    if isinstance(labels, np.ndarray) and groups is None:
+        start = 0
+        for members in grouped(labels, rows):
+            mine = drawn_first(members, order)
+            place[mine] = (np.arange(len(mine)) + start) % count
+            start += len(mine)
+        return np.take(place, rows)
+    shown = [(label,) for label in labels.tolist()] if isinstance(labels, np.ndarray) else labels
+    shares = {str(part): 1 / count for part in range(1, count)}
+    for name, mine in iterative(rows, shown, order, shares, groups).items():
+        place[mine] = int(name)  # what no share takes is in part 0
+    return np.take(place, rows)
+
+
 def _members(rows: np.ndarray, groups: np.ndarray | None) -> list[list[int]]:
     """Return the rows of each group, in the order of the first of each; without groups each row."""
     if groups is None:

@@ -53,7 +53,7 @@ Say = Callable[[str], None]
 NAME = "auto"
 UNUSED = (  # keys of a recipe that auto would not look at
     "phases", "seeds", "metrics", "thresholds", "tta", "report_to", "ends_with", "source",
-    "compare",
+    "compare", "folds",
 )  # fmt: skip
 EXPECTED = {"accuracy": "an accuracy", "map": "a mean average precision", "r2": "an R²"}
 TEXT = """\

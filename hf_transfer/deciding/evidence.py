@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -279,11 +278,3 @@ def _chances(logits: np.ndarray) -> np.ndarray:
 
 def _drawn(count: int, some: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:some])
-
-
-def labelled(train: ImageSet, validation: ImageSet) -> ImageSet:
-    """Return the images of both, which lie in the same store: folds of them judge."""
-    rows = np.concatenate([train.pixels.rows, validation.pixels.rows])
-    pixels = dataclasses.replace(train.pixels, rows=rows)
-    labels = np.concatenate([train.labels, validation.labels])
-    return ImageSet(pixels, labels, train.names, (*train.files, *validation.files), train.scale)

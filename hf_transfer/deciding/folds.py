@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.scan import Scan
-from hf_transfer.data.splits import iterative, tenths
+from hf_transfer.data.splits import parts, tenths
 
 FOLDS, REPEATS = 5, 3
 
@@ -49,22 +49,9 @@ def _dealt(
     if numbers:
         labels = tenths(rows, labels.reshape(len(labels), -1).tolist())
     if labels.ndim == 1 and groups is None:
-        fold, start = np.empty(len(labels), np.int64), 0
-        for label in np.unique(labels):
-            mine = order[labels[order] == label]
-            fold[mine] = (np.arange(len(mine)) + start) % count
-            start += len(mine)  # so that folds of few images a class are as large as each other
-        return fold
-    shown: Sequence[Sequence[int]] = (
-        [(label,) for label in labels.tolist()]
-        if labels.ndim == 1
-        else [np.flatnonzero(row).tolist() for row in labels]
-    )
-    shares = {str(fold): 1 / count for fold in range(1, count)}
-    found = np.zeros(len(labels), np.int64)  # what no share takes is in fold 0
-    for name, mine in iterative(rows, shown, order.astype(np.uint64), shares, groups).items():
-        found[mine] = int(name)
-    return found
+        order = np.argsort(order)  # the place of each image in it
+    shown = labels if labels.ndim == 1 else [np.flatnonzero(row).tolist() for row in labels]
+    return parts(rows, shown, count, order, groups)
 
 
 def pairs(fold: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -79,9 +66,3 @@ def groups_of(found: Scan, files: Sequence[str]) -> np.ndarray | None:
         return None
     place = dict(zip(found.files, found.groups.codes.tolist(), strict=True))
     return np.array([place[name] for name in files], np.int64)
-
-
-def cross_validated(parts: int) -> float:
-    """Return by how much a mean over a cross-validation varies more than one over as many
-    independent images, as a factor on its variance (Nadeau and Bengio 2003, section 3)."""
-    return 1 + parts / (parts - 1)

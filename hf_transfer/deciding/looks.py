@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import BackboneError, load_backbone, options_of
-from hf_transfer.data.image_set import ImageData, ImageSet, load_data
+from hf_transfer.data.image_set import ImageData, ImageSet, joined, load_data
 from hf_transfer.data.image_settings import fitted
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import Scan, scan
 from hf_transfer.deciding.depth import Choice, choose
-from hf_transfer.deciding.evidence import Evidence, evidence_of, labelled
+from hf_transfer.deciding.evidence import Evidence, evidence_of
 from hf_transfer.deciding.folds import groups_of
 from hf_transfer.inputs.arriving import arriving, at_once, input_of
 from hf_transfer.recipe.specs import Recipe
@@ -98,7 +98,7 @@ class Looks:
 
     def _drawn(self, model: PreTrainedModel, data: ImageData) -> ImageSet:
         """Return the images to look at: drawn for the first backbone, the same for the others."""
-        pool = labelled(data.train, data.validation)
+        pool = joined(data.train, data.validation)
         if self.files is None:
             self.labelled = len(pool)
             self.counts = dict(zip(pool.names, pool.class_counts, strict=True))

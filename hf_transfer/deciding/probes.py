@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hf_transfer.deciding.folds import cross_validated, pairs
-from hf_transfer.results.metrics.resampling import share_interval
+from hf_transfer.deciding.folds import pairs
+from hf_transfer.results.metrics.resampling import cross_validated, share_interval
 from hf_transfer.training.solver import standard_scale
 
 Floats = np.ndarray

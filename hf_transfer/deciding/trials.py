@@ -19,11 +19,10 @@ from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import load_backbone, options_of
 from hf_transfer.base.errors import UserError
-from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.data.image_set import ImageData, ImageSet, joined
 from hf_transfer.deciding.attempts import Clock
 from hf_transfer.deciding.auto import search
 from hf_transfer.deciding.bag import head_parameters, model_logits
-from hf_transfer.deciding.evidence import labelled
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import TASKS
@@ -195,7 +194,7 @@ def _auto(
 ) -> Trained:
     """Let auto find a model on the images that train and validate, and answer the test images."""
     clock = Clock(60 * minutes)
-    pool = labelled(data.train, data.validation)
+    pool = joined(data.train, data.validation)
     own = dataclasses.replace(data, train=pool, validation=pool.subset([]))
     found = search(recipe, clock, lambda _: None, model=model, data=own)
     test = data.test if data.test is not None else data.validation

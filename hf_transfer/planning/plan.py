@@ -88,9 +88,9 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Return the estimated time of all phases and seeds; None where speed is not known."""
+        """Return the estimated time of all runs of all phases; None where speed is not known."""
         parts = [phase.seconds for phase in self.phases if phase.seconds is not None]
-        return sum(parts) * self.recipe.seeds if len(parts) == len(self.phases) else None
+        return sum(parts) * self.recipe.runs if len(parts) == len(self.phases) else None
 
 
 def make_plan(

@@ -52,6 +52,7 @@ def _headings(plan: Plan) -> list[str]:
         weights = "trained first, on the recipe's source"
     name = recipe.backbone or (recipe.source.backbone if recipe.source else "a backbone")
     seeds = f", {recipe.seeds} seeds" if recipe.seeds > 1 else ""
+    seeds += f", {recipe.folds} folds, then all images" if recipe.folds > 1 else ""
     phases = f"{len(plan.phases)} phase{'s' * (len(plan.phases) > 1)}{seeds}"
     counts = ", ".join(f"{number:,} {split}" for split, number in plan.counts.items())
     pretext = TASKS[recipe.task].is_pretext
@@ -126,7 +127,7 @@ def _below(plan: Plan) -> list[str]:
         adapters = planned.phase.adapters
         trained |= {f"{path}.weight" for path in adapters.layers} if adapters else set()
     left = sum(size for name, size in plan.groups.layout.sizes.items() if name not in trained)
-    operations = sum(planned.operations for planned in plan.phases) * plan.recipe.seeds
+    operations = sum(planned.operations for planned in plan.phases) * plan.recipe.runs
     total = f"in all {format_operations(operations)}"
     if plan.seconds is not None:
         total += f", {format_seconds(plan.seconds)} on this machine's processor"

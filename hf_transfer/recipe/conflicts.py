@@ -113,6 +113,12 @@ def in_data(data: DataSpec) -> Iterator[str]:
             f"validation {data.validation:g} and test {data.test:g} leave nothing to train on; "
             "their sum must be below 1"
         )
+    if data.fold is not None:
+        number, parts = data.fold
+        if parts < 2 or not 1 <= number <= parts:
+            yield f"fold {list(data.fold)} is no part; write such as [1, 5] for the first of five"
+        if data.test:
+            yield "fold says which images test; remove test"
     if data.window is not None and data.window[1] < 1:
         yield f"window {list(data.window)}: its second number, the width, must be at least 1"
 
@@ -132,6 +138,7 @@ def in_recipe(recipe: Recipe) -> Iterator[Problem]:
     yield from _of_weights(recipe)
     yield from _with_task(recipe)
     yield from _of_pseudo(recipe)
+    yield from _of_folds(recipe)
     for i, spec in enumerate(recipe.phases):
         for text in _phase_problems(spec, recipe.metrics, recipe.task, recipe.loss):
             yield ("phases", i), text
@@ -141,6 +148,18 @@ def in_recipe(recipe: Recipe) -> Iterator[Problem]:
             extra = () if recipe.source.pretext else recipe.metrics
             for text in _phase_problems(spec, extra, task):
                 yield ("source", "phases", i), text
+
+
+def _of_folds(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what does not go with a cross-validation."""
+    if recipe.folds == 1:
+        return
+    if recipe.data.fold is not None:
+        yield ("folds",), "folds runs every part, and data.fold one; remove one of them"
+    if recipe.data.test:
+        yield ("folds",), "with folds each image tests once; remove data.test"
+    if recipe.source is not None:
+        yield ("folds",), "folds would train the source again for each part; remove folds"
 
 
 def _of_weights(recipe: Recipe) -> Iterator[Problem]:

@@ -275,6 +275,7 @@ def source_recipe(recipe: Recipe) -> Recipe:
         source=None,
         compare=None,
         seeds=1,
+        folds=1,
     )
 
 

@@ -149,6 +149,12 @@ class DataSpec:
         description="folder of images without labels, in any layout, for phases with `pseudo`; by "
         "default that of the pretext in `source`",
     )
+    fold: tuple[Whole, Whole] | None = Field(
+        default=None,
+        description="one part of a cross-validation that tests, [number, parts], from [1, 5] on; "
+        "`folds` runs all of them",
+        json_schema_extra={"allowed": "a list of two numbers, [number, parts]"},
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -314,6 +320,13 @@ class Recipe:
     seeds: Whole = Field(
         default=1, ge=1, le=1000, description="number of repeats, with seed, seed + 1, and so on"
     )
+    folds: Whole = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="cross-validation: parts of the images, each of which tests once a model "
+        "trained without it; then the final model trains on all of them",
+    )
     precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         default="fp32", description="precision of training; `auto` measures what is fastest"
     )
@@ -339,6 +352,11 @@ class Recipe:
     compare: CompareSpec | None = Field(
         default=None, description="comparison over numbers of labelled images"
     )
+
+    @property
+    def runs(self) -> int:
+        """How often the phases run: for each seed, in each fold and on all images."""
+        return self.seeds * (self.folds + 1 if self.folds > 1 else 1)
 
     @field_validator("name")
     @classmethod

@@ -67,7 +67,7 @@ def report_page(report: RunReport) -> str:
             cautions=conclusions.cautions(report),
             result=_result(report),
             tiles=_tiles(report),
-            seeds=_seeds(report.seeds),
+            repeats=[found for found in (_seeds(report.seeds), _folds(report.folds)) if found],
             phases=phases(report),
             curves=curves(report),
             images=images_words(report.split_name(report.measured[0])),
@@ -232,16 +232,30 @@ def _seeds(seeds: JsonDict) -> JsonDict | None:
     if seeds.get("n", 0) < 2:
         return None
     rows = [
-        {
-            "title": f"{metric_title(name)}, {split}",
-            "mean": show_metric(name, entry["mean"]),
-            "range": f"{show_metric(name, entry['min'])} to {show_metric(name, entry['max'])}",
-            "values": [show_metric(name, value) for value in entry["values"]],
-        }
+        _spread(f"{metric_title(name)}, {split}", name, entry)
         for split, key in (("validation", "metrics"), ("test", "test"))
         for name, entry in seeds.get(key, {}).items()
     ]
-    return {"n": seeds["n"], "seeds": seeds.get("seeds", ()), "rows": rows}
+    heads = [f"seed {seed}" for seed in seeds.get("seeds", ())]
+    return {"title": f"Over {seeds['n']} seeds", "heads": heads, "rows": rows}
+
+
+def _folds(folds: JsonDict) -> JsonDict | None:
+    """Return each metric over the parts of a cross-validation; None without one."""
+    if not folds:
+        return None
+    rows = [_spread(metric_title(name), name, entry) for name, entry in folds["test"].items()]
+    heads = [f"fold {number + 1}" for number in range(folds["n"])]
+    return {"title": f"In {folds['n']} folds", "heads": heads, "rows": rows}
+
+
+def _spread(title: str, name: str, entry: JsonDict) -> JsonDict:
+    return {
+        "title": title,
+        "mean": show_metric(name, entry["mean"]),
+        "range": f"{show_metric(name, entry['min'])} to {show_metric(name, entry['max'])}",
+        "values": [show_metric(name, value) for value in entry["values"]],
+    }
 
 
 def _data(report: RunReport) -> JsonDict:

@@ -76,6 +76,7 @@ class RunReport:
     warnings: tuple[str, ...] = ()
     created: str | None = None  # ISO 8601, with the offset from UTC
     seeds: Annotated[JsonDict, shaped(shape.SeedsFacts)] = field(default_factory=dict)
+    folds: Annotated[JsonDict, shaped(shape.FoldsFacts)] = field(default_factory=dict)
     best_phase: str | None = None  # the phase whose weights the model has, where that was chosen
     auto: Annotated[JsonDict, shaped(shape.AutoFacts)] = field(default_factory=dict)
     examples: Annotated[JsonDict, shaped(shape.ExamplesFacts)] = field(default_factory=dict)
@@ -114,8 +115,10 @@ class RunReport:
 
     def split_name(self, split: str) -> str:
         """What a split's images are called: those that `auto` judged out of fold are no split."""
-        crossed = self.auto and self.auto.get("parts") != 1
-        return CROSS if crossed and split == "validation" else split
+        crossed = "test" if self.folds else None
+        if self.auto and self.auto.get("parts") != 1:
+            crossed = "validation"
+        return CROSS if split == crossed else split
 
     @property
     def where(self) -> str:
@@ -204,6 +207,14 @@ def aggregate(reports: Sequence[RunReport]) -> JsonDict:
         "test": _spread([report.metrics.get("test") or {} for report in reports]),
         "seconds": _spread([report.seconds for report in reports]),
     }
+
+
+def aggregate_folds(reports: Sequence[RunReport]) -> JsonDict:
+    """Return {n, test} of the parts of a cross-validation: each metric as {mean, min, max, values};
+    {} without any."""
+    if not reports:
+        return {}
+    return {"n": len(reports), "test": _spread([report.metrics["test"] for report in reports])}
 
 
 def split_rows(report: RunReport) -> list[tuple[str, int, list[int]]]:

@@ -325,6 +325,14 @@ class SeedsFacts(TypedDict, total=False):
     seconds: dict[str, Spread]
 
 
+@with_config(ConfigDict(extra="allow"))
+class FoldsFacts(TypedDict, total=False):
+    """All metrics over the parts of a cross-validation; empty without one."""
+
+    n: Count
+    test: dict[str, Spread]
+
+
 def checked(adapter: TypeAdapter[Any], values: Mapping[str, Any], place: str) -> Any:
     """Return what an adapter makes of a report's values. Raises UserError, one line."""
     try:

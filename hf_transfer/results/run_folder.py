@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import (
@@ -29,6 +31,7 @@ from hf_transfer.base.files import (
 from hf_transfer.base.launch import is_main
 from hf_transfer.base.locks import LOCK, only_writer
 from hf_transfer.base.outputs import folder_to_write
+from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.targets import is_text
 from hf_transfer.recipe.load import dump_recipe, parse_recipe
 from hf_transfer.recipe.specs import DataSpec, Recipe
@@ -99,6 +102,15 @@ class RunFolder:
     def seed(self, seed: int) -> RunFolder:
         """Return the run of one of several seeds."""
         return RunFolder(self.path / f"seed-{seed}")
+
+    def fold(self, number: int) -> RunFolder:
+        """Return the run of one part of a cross-validation, from 1 on."""
+        return RunFolder(self.path / f"fold-{number}")
+
+    @property
+    def answers(self) -> Path:
+        """What a part of a cross-validation said of the images that it tests."""
+        return self.path / "answers.json"
 
     @property
     def is_finished(self) -> bool:
@@ -287,6 +299,25 @@ def write_card(report: RunReport, model: Path) -> None:
     for name, (_, drawn) in card_pictures(report).items():
         add_text(model, name, drawn, "model")
     add_text(model, "README.md", model_card(report), "model")
+
+
+def keep_answers(out: Path, images: ImageSet, outputs: np.ndarray) -> None:
+    """Write a model's outputs (N, C) for images, numbers in their units, by the files' names."""
+    if not is_main():
+        return
+    told = outputs if images.scale is None else images.scale.to_units(outputs)
+    found = dict(zip(images.files, np.asarray(told, np.float64).tolist(), strict=True))
+    write_text(RunFolder(out).answers, json.dumps(found))
+
+
+def answers_of(out: Path, folds: int) -> dict[str, list[float]]:
+    """Return the outputs by file of all parts of a cross-validation. Raises FolderError."""
+    found: dict[str, list[float]] = {}
+    for number in range(1, folds + 1):
+        path = RunFolder(out).fold(number).answers
+        with untrusted(str(path), f"remove {path.parent} and resume the run", FolderError):
+            found.update(json.loads(path.read_text(encoding="utf-8")))
+    return found
 
 
 def finish_seeds(reports: Sequence[RunReport], out: Path) -> RunReport:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from hf_transfer.base import launch
-from hf_transfer.data.image_set import ImageData, ImageSet
+from hf_transfer.data.image_set import ImageData, ImageSet, joined
 from hf_transfer.inputs.mirror import mean_of_views, mirrored
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.examples import examples, shows_images
 from hf_transfer.results.metrics.by_name import load_metric
 from hf_transfer.results.metrics.by_name import measure as measured
+from hf_transfer.results.metrics.resampling import widen
 from hf_transfer.results.metrics.thresholds import Rule, best_thresholds, check_rule, shifted
 from hf_transfer.training.proof import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
@@ -51,9 +53,9 @@ def measure(
     page_images: str | None = "none",
     rule: Rule = "",
     tta: bool = False,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:
     """Return the final metrics on validation, and under `test` on test where there is one; and the
-    examples of the split that counts, which is test where there is one.
+    examples and the answers (N, C) of the split that counts, which is test where there is one.
 
     `extra` metrics are computed from the same logits. `page_images` is the recipe's. By a `rule`
     the thresholds of several labels are chosen on validation, and the model keeps them. With `tta`
@@ -77,12 +79,42 @@ def measure(
         metrics["thresholds"] = dict(zip(images.names, limits, strict=True))
     shown = launch.is_main() and shows_images(page_images, data.audit)
     shown = shown and not TASKS[data.task].is_pretext  # whose answers are about no single image
+    answers = shifted(found.predictions, limits) if limits else found.predictions
     if not shown:
-        return metrics, {}
+        return metrics, {}, answers
     others = [one for one in data.splits.values() if one is not images]
-    return metrics, examples(
-        data.task, found.predictions, images, data.audit.findings, others, limits
+    pictures = examples(data.task, found.predictions, images, data.audit.findings, others, limits)
+    return metrics, pictures, answers
+
+
+def crossed(
+    metrics: dict[str, Any],
+    data: ImageData,
+    answers: Mapping[str, Sequence[float]],
+    extra: Sequence[Extra],
+    recipe: Recipe,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return metrics with those of a cross-validation under `test`, and its examples.
+
+    `answers` are the outputs for each image by a model that was trained without it, numbers in
+    their units. Intervals are wider than those of as many independent images.
+    """
+    everything = joined(data.train, data.validation)
+    images = everything.subset(
+        [row for row, name in enumerate(everything.files) if name in answers]
     )
+    outputs = np.array([answers[name] for name in images.files])
+    if images.scale is not None:
+        outputs = images.scale.to_standard(outputs)
+    of = images.labels, images.names, images.scale
+    test = measured(data.task, outputs, *of, groups=images.groups)
+    widen(test, recipe.folds)
+    for metric in extra:
+        test |= metric(outputs, images.labels)
+    metrics = {**metrics, "test": test}
+    if not (launch.is_main() and shows_images(recipe.page_images, data.audit)):
+        return metrics, {}
+    return metrics, examples(data.task, outputs, images, data.audit.findings, [everything])
 
 
 def thresholds(recipe: Recipe, labels: Sequence[str]) -> Rule:

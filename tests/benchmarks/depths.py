@@ -20,11 +20,11 @@ import numpy as np
 from few_labels import KEY, about_of, drawn, options, read, spec_of
 
 from hf_transfer.backbones.load import load_backbone
-from hf_transfer.data.image_set import ImageData
+from hf_transfer.data.image_set import ImageData, joined
 from hf_transfer.data.sources import list_source, scan
 from hf_transfer.deciding import advise, trials
 from hf_transfer.deciding.depth import Choice, choose
-from hf_transfer.deciding.evidence import evidence_of, labelled
+from hf_transfer.deciding.evidence import evidence_of
 from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.looks import BackboneAdvice
 from hf_transfer.progress import quiet
@@ -51,7 +51,7 @@ def measured(args: argparse.Namespace, count: int, seed: int) -> dict[str, Any]:
     listed = list_source(spec)
     model = load_backbone(args.backbone, listed.labels, image_size=args.image_size, seed=seed)
     data = drawn(spec, model, count, seed)
-    images = labelled(data.train, data.validation)
+    images = joined(data.train, data.validation)
     groups = groups_of(scan(spec, seed), images.files)
     evidence = evidence_of(model, images, groups, whole=None, seed=seed)
     choice = choose(evidence.depths, min(images.class_counts), evidence.early)

@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.backbones.load import load_backbone
-from hf_transfer.data.image_set import ImageData, load_data
+from hf_transfer.data.image_set import ImageData, joined, load_data
 from hf_transfer.data.sources import list_source, scan
 from hf_transfer.deciding import auto, bag, compare, trials
 from hf_transfer.deciding.attempts import Clock
-from hf_transfer.deciding.evidence import labelled
 from hf_transfer.progress import quiet
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.shipped import shipped_recipes
@@ -139,7 +138,7 @@ def run_auto(
     listed = list_source(spec)
     model = load_backbone(args.backbone, listed.labels, image_size=args.image_size, seed=seed)
     data = drawn(spec, model, count, seed)
-    pool = labelled(data.train, data.validation)
+    pool = joined(data.train, data.validation)
     data = dataclasses.replace(data, train=pool, validation=pool.subset([]))
     clock = Clock(60 * args.minutes)
     found = auto.search(recipe, clock, print, listed=listed, model=model, data=data)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from hf_transfer.data.columns import Codes
-from hf_transfer.data.splits import by_strata, draw_order, grouped, iterative, tenths
+from hf_transfer.data.splits import by_strata, draw_order, grouped, iterative, parts, tenths
 
 
 def names(count: int) -> list[str]:
@@ -36,6 +36,25 @@ def test_every_stratum_gives_its_share_and_keeps_one_row():
     whole = rows_of(drawn, "test") | rows_of(drawn, "validation")
     assert 90 not in whole
     assert len({91, 92} & whole) == 1
+
+
+def test_parts_hold_every_row_once_and_every_label_alike():
+    rows = np.arange(3, 100)
+    strata = np.arange(100) % 3
+    order = draw_order(names(100), 0)
+    groups = np.arange(100) // 4
+    several = [(int(k), 3) if row % 5 else (int(k),) for row, k in enumerate(strata)]
+    for labels, together in ((strata, None), (strata, groups), (several, None), (several, groups)):
+        part = parts(rows, labels, 4, order, together)
+        assert sorted(set(part)) == [0, 1, 2, 3]
+        sizes = np.bincount(part)
+        assert sizes.max() - sizes.min() <= (1 if together is None else 8)
+        if together is not None:
+            assert all(len(set(part[groups[rows] == group])) == 1 for group in set(groups[rows]))
+        for k in range(3):
+            shares = np.bincount(part[strata[rows] == k], minlength=4)
+            assert shares.max() - shares.min() <= (2 if together is None else 6)
+    assert (parts(rows, strata, 4, order) == parts(rows, strata, 4, order)).all()
 
 
 def test_tenths_spread_numbers_over_the_splits():

@@ -170,7 +170,7 @@ SOURCED = replace(
     weights=None,
     source=SourceSpec("timm/b", (PhaseSpec("all", epochs=1.0),), letters=LettersSpec(3, 99)),
 )
-OTHERS = ("label_columns", "channels", "fit", "group", "window", "frame", "unlabelled")
+OTHERS = ("label_columns", "channels", "fit", "group", "window", "frame", "unlabelled", "fold")
 NUMBERS = replace(
     EVERYTHING,
     task="regression",
@@ -181,6 +181,7 @@ NUMBERS = replace(
         group=r"^(\d+)_",
         window=(40.0, 400.0),
         frame=2,
+        fold=(2, 5),
     ),
     phases=(PhaseSpec("all", epochs=1.0, best="r2"),),
     loss="squared_error",

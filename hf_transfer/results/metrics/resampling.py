@@ -75,6 +75,26 @@ def share_interval(share: float, n: float) -> tuple[float, float]:
     return (middle - half if share > 0 else 0.0), (middle + half if share < 1 else 1.0)
 
 
+def cross_validated(parts: int) -> float:
+    """Return by how much a mean over a cross-validation varies more than one over as many
+    independent images, as a factor on its variance (Nadeau and Bengio 2003, section 3)."""
+    return 1 + parts / (parts - 1)
+
+
+UNBOUNDED = ("r2", "mae", "rmse", "nll")  # metrics that may be above 1
+
+
+def widen(values: dict[str, Any], parts: int) -> None:
+    """Widen the intervals of metrics in place, where they are of a cross-validation in so many
+    parts: the models that predict share their training images."""
+    factor = math.sqrt(cross_validated(parts))
+    for name, (low, high) in values["intervals"].items():
+        value = values[name]
+        low, high = value - factor * (value - low), value + factor * (high - value)
+        least, most = -math.inf if name == "r2" else 0.0, math.inf if name in UNBOUNDED else 1.0
+        values["intervals"][name] = [max(low, least), min(high, most)]
+
+
 def mend_flat(
     found: dict[str, list[float]],
     values: Mapping[str, Any],
