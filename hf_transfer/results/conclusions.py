@@ -144,18 +144,20 @@ def outcome(report: RunReport) -> str:
     shown = show_headline(leads, value)
     if report.task.is_pretext:
         return f"On {images}, the pretext is solved in {shown} of cases."
+    before = ""
     if leads == "accuracy":
         right = f"{round(value * n):,} of {images}" if n else f"{shown} of {images}"
-        said = f"The model classifies {right} correctly ({shown})"
+        said = f"the model classifies {right} correctly ({shown})"
     elif leads == "balanced_accuracy":
+        before = "The classes are uneven. "
         said = (
-            "The classes are uneven. On average over the classes, the model classifies "
+            "on average over the classes, the model classifies "
             f"{shown} of a class's {named} correctly"
         )
     else:
-        said = f"On {images}, the model reaches a {metric_phrase(leads)} of {shown}"
-    if report.split_name(split) == CROSS:
-        said = f"In {CROSS}, {said[0].lower()}{said[1:]}"
+        said = f"on {images}, the model reaches a {metric_phrase(leads)} of {shown}"
+    crossed = report.split_name(split) == CROSS
+    said = f"{before}In {CROSS}, {said}" if crossed else f"{before}{said[0].upper()}{said[1:]}"
     return f"{said}; {beat[0]} reaches {show_headline(leads, beat[1])}." if beat else f"{said}."
 
 
