@@ -144,16 +144,16 @@ class DataSpec:
     frame: Whole | None = Field(
         default=None, ge=1, le=10**6, description="frame of DICOM files with several, from 1"
     )
-    unlabelled: Text | None = Field(
-        default=None,
-        description="folder of images without labels, in any layout, for phases with `pseudo`; by "
-        "default that of the pretext in `source`",
-    )
     fold: tuple[Whole, Whole] | None = Field(
         default=None,
         description="one part of a cross-validation that tests, [number, parts], from [1, 5] on; "
         "`folds` runs all of them",
         json_schema_extra={"allowed": "a list of two numbers, [number, parts]"},
+    )
+    unlabelled: Text | None = Field(
+        default=None,
+        description="folder of images without labels, in any layout, for phases with `pseudo`; by "
+        "default that of the pretext in `source`",
     )
 
     @model_validator(mode="after")

@@ -170,7 +170,7 @@ SOURCED = replace(
     weights=None,
     source=SourceSpec("timm/b", (PhaseSpec("all", epochs=1.0),), letters=LettersSpec(3, 99)),
 )
-OTHERS = ("label_columns", "channels", "fit", "group", "window", "frame", "unlabelled", "fold")
+OTHERS = ("label_columns", "channels", "fit", "group", "window", "frame", "fold", "unlabelled")
 NUMBERS = replace(
     EVERYTHING,
     task="regression",
