@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import time
@@ -264,12 +265,14 @@ def curves_of(job: Job) -> list[Curve]:
 
 
 def packed(site: Site, visitor: Visitor, model: Shown) -> tuple[Path, Path, Path]:
-    """Return files to download: the model's folder as a zip file, its recipe and its report."""
+    """Return files to download, named after the model: its folder as a zip file, its recipe and
+    its report."""
     if not model.own or model.run is None:
         raise Refused("Only models that you trained here can be downloaded.")
     place = visitor.served / secrets.token_urlsafe(16)
     place.mkdir(parents=True)
-    path = place / "model.zip"
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", model.title).strip("-") or "model"
+    path = place / f"{stem}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(owned(model.folder)):
             archive.write(model.folder / name, f"model/{name}")
@@ -278,7 +281,7 @@ def packed(site: Site, visitor: Visitor, model: Shown) -> tuple[Path, Path, Path
                 archive.writestr(name, _without_paths(model.run / name, site, visitor))
     texts = []
     for name in ("recipe.yaml", "report.html"):
-        texts.append(place / name)
+        texts.append(place / f"{stem}-{name}")
         texts[-1].write_text(_without_paths(model.run / name, site, visitor), encoding="utf-8")
     return path, texts[0], texts[1]
 

@@ -97,7 +97,11 @@ def test_a_network_that_the_server_has_in_a_folder_is_called_by_its_name_in_down
         (made / "recipe.yaml").write_text(f"backbone: {network}\n")
         told(made, None, "elsewhere")
         (made / "report.html").write_text(f"trained on {network}")
-        _, recipe, page = packed(site, visitor, model)
+        model = replace(model, title="Fine-tuned: ../ä 2")
+        files = packed(site, visitor, model)
+        names = ["Fine-tuned-2.zip", "Fine-tuned-2-recipe.yaml", "Fine-tuned-2-report.html"]
+        assert [file.name for file in files] == names
+        _, recipe, page = files
         assert recipe.read_text() == "backbone: model\n"
         assert page.read_text() == "trained on model"
     finally:

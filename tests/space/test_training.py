@@ -124,6 +124,7 @@ def test_from_a_zip_of_folders_to_a_model_that_answers(page, archive, tmp_path):
         with page.expect_download() as download:
             page.get_by_role("button", name=words).or_(page.get_by_role("link", name=words)).click()
         found[words] = Path(download.value.path()).read_bytes()
+        assert download.value.suggested_filename.startswith("Train-a-new-head")
     assert_is_the_model(found, shown, file, tmp_path)
 
 
