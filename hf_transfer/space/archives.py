@@ -6,13 +6,12 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from hf_transfer.base.boundary import untrusted
-from hf_transfer.base.errors import UserError
-from hf_transfer.data.folders import IMAGE_SUFFIXES, shown
-from hf_transfer.data.split_names import split_of
+from hf_transfer.base.errors import DataError, UserError
+from hf_transfer.data.folders import IMAGE_SUFFIXES, Listing, labelled, shown
 from hf_transfer.space.limits import Limits, Refused, megabytes
 
 END = struct.Struct("<4s4H2LH")  # of a zip file: signature, disks, entries, size, offset, comment
@@ -81,35 +80,37 @@ def entries(archive: zipfile.ZipFile, limits: Limits) -> list[zipfile.ZipInfo]:
 def class_folders(
     infos: list[zipfile.ZipInfo], class_name: Callable[[str], str]
 ) -> list[tuple[zipfile.ZipInfo, str, str]]:
-    """Return the files in class folders with class and split. Raises Refused where there are none.
+    """Return the files with class and split, as training reads their folder; the class is "" for
+    what lies in no class's folder. Raises Refused where there are no classes.
 
-    Folders that hold all the others are passed over; train, validation and test are splits.
+    Folders that hold all the others are passed over; without any to train on, splits are none.
     """
-    found = []
-    for info in infos:
-        parts = info.filename.replace("\\", "/").split("/")
-        if all(map(shown, parts)):
-            found.append((info, parts[:-1]))
-    folders = [tuple(parts) for info, parts in found if parts and _may_be_image(info.filename)]
+    paths = {info.filename.replace("\\", "/"): info for info in infos}
+    found = {name: info for name, info in paths.items() if all(map(shown, name.split("/")))}
+    folders = [tuple(name.split("/")[:-1]) for name in found if "/" in name and _may_be_image(name)]
     if not folders:
-        why = "holds no folders" if not any(parts for _, parts in found) else "holds no images"
+        why = "holds no images" if any("/" in name for name in found) else "holds no folders"
         raise Refused(f"This zip file {why}. Put each image in a folder with its class.")
-    depth = 0
-    while len({parts[: depth + 1] for parts in folders}) == 1 and all(
-        len(parts) > depth + 1 for parts in folders
-    ):
+    depth, least = 0, min(map(len, folders))
+    while depth + 1 < least and len({parts[: depth + 1] for parts in folders}) == 1:
         depth += 1
-    rows = []
-    for info, parts in found:
-        inner = parts[depth:]
-        if not inner:
-            inner = ["beside the folders"] if not _may_be_image(info.filename) else parts[-1:]
-        split = split_of(inner[0]) if len(inner) > 1 else None
-        rows.append((info, class_name(inner[1] if split else inner[0]), split or ""))
-    splits = {split for _, _, split in rows}
-    if len(splits) > 1 and ("" in splits or "train" not in splits):
-        rows = [(info, label, "") for info, label, _ in rows]
-    return rows if len(splits) > 1 else [(info, label, "") for info, label, _ in rows]
+    above = "".join(f"{folder}/" for folder in folders[0][:depth])
+    rows = dict.fromkeys(found, ("", ""))
+    try:
+        for name, label, split in labelled(_listing(found, above)):
+            rows[f"{above}{name}"] = class_name(label), split
+    except DataError as error:
+        raise Refused(f"{str(error).partition(', or list')[0]}.") from error
+    splits = {split for _, split in rows.values() if split}
+    is_split = "train" in splits and len(splits) > 1
+    return [(found[name], label, split * is_split) for name, (label, split) in rows.items()]
+
+
+def _listing(names: Iterable[str], above: str) -> Listing:
+    """Return what lies below a folder of an archive."""
+    files = sorted(name.removeprefix(above) for name in names if name.startswith(above))
+    folders = {f"{parent}/" for name in files for parent in PurePosixPath(name).parents}
+    return Listing(Path("This zip file"), tuple(files), tuple(sorted(folders - {"./"})), ())
 
 
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits) -> bytes | str:

@@ -110,15 +110,18 @@ class Pictures:
         self.kept, self.total_bytes = [], 0
 
     def _take(self, rows: Iterator[tuple[str, str, str, bytes | str]]) -> str:
-        """Keep pictures (name, class, split, content or why there is none)."""
+        """Keep pictures (name, class or "", split, content or why there is none)."""
         added, left = 0, []
         for name, label, split, content in rows:
             why = content if isinstance(content, str) else None
             if why is None and isinstance(content, bytes):
                 try:
-                    self._keep(name, label, split, content)
-                    added += 1
-                    continue
+                    if label:
+                        self._keep(name, label, split, content)
+                        added += 1
+                        continue
+                    thumbnail(content, self.limits)
+                    why = "it lies in no folder of a class"
                 except Refused as error:
                     why = str(error)
             left.append(f"{_short(name)} ({(why or '').rstrip('.')})")

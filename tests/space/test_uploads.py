@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 from tiny_model import picture
 
-from hf_transfer.data.sources import scan
+from hf_transfer.base.errors import DataError
+from hf_transfer.data.scan import Scan
+from hf_transfer.data.sources import list_source, scan
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.space.limits import Limits, Refused
 from hf_transfer.space.uploads import Pictures, class_name, refusal, thumbnail
@@ -270,6 +272,49 @@ def test_splits_in_an_archive_stay_splits(pictures, tmp_path):
     pictures.add_zip(zipped(tmp_path / "a.zip", files))
     assert {one.split for one in pictures.kept} == {"train", "validation"}
     assert pictures.labels == ("cat", "dog")
+
+
+LAYOUTS = {
+    "nested": ("cat/white/1", "cat/black/2", "dog/3"),
+    "splits in classes": ("cat/train/1", "cat/val/2", "dog/train/3", "dog/val/4"),
+    "splits that repeat": ("train/train/cat/1", "train/train/dog/2", "val/val/cat/3", "val/dog/4"),
+    "an image beside classes": ("1", "cat/2", "dog/3"),
+    "an image beside splits": ("train/cat/1", "train/dog/2", "val/dog/3", "more/4"),
+    "the same folders twice": ("a/cat/1", "a/dog/2", "b/cat/3", "b/dog/4"),
+    "years": ("train2017/cat/1", "train2017/dog/2", "val2017/cat/3", "val2017/dog/4"),
+    "two that train": ("train/cat/1", "train/dog/2", "training/cat/3", "training/dog/4"),
+}
+
+
+def read(folder: Path) -> Scan | str:
+    """Return what training reads in a folder, or why it refuses it."""
+    try:
+        return list_source(DataSpec(path=str(folder)))
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_zip_is_read_as_training_reads_its_folder(layout, pictures, tmp_path):
+    files = {f"{name}.png": content(seed=int(name[-1])) for name in LAYOUTS[layout]}
+    archive = zipped(tmp_path / "a.zip", files)
+    with zipfile.ZipFile(archive) as folder:
+        folder.extractall(tmp_path / "folder")
+    own = read(tmp_path / "folder")
+    if isinstance(own, str):
+        with pytest.raises(Refused) as refused:
+            pictures.add_zip(archive)
+        said = str(refused.value).removeprefix("This zip file: ").rstrip(".")
+        assert said in own
+        return
+    said = pictures.add_zip(archive)
+    found = {(one.name, one.label, one.split) for one in pictures.kept}
+    assert found == {
+        (name.rpartition("/")[2], own.labels[label], split)
+        for name, label, split in zip(own.files, own.targets, own.splits, strict=True)
+    }
+    left = [name.rpartition("/")[2] for name in files if name not in own.files]
+    assert said.endswith(f" Left out: {left[0]} (it lies in no folder of a class)." if left else "")
 
 
 def test_a_file_name_from_outside_never_becomes_a_path(pictures, tmp_path):
