@@ -1,10 +1,15 @@
 """Training in child processes that are killed, called to stop, or joined by others.
 
-They come from a fork server that has imported everything, so that each starts at once.
+They are forked by a server, itself a fork of the process of the tests from before the first of them
+ran: so none imports anything, and what tests do to their process does not reach them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
+import io
 import json
 import logging
 import multiprocessing
@@ -13,9 +18,12 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +34,102 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 SHARD_BYTES = 1024  # of a file of features: so that there are several
-FOLDER = Path(__file__).resolve().parent
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["preloaded"])
+FORK = multiprocessing.get_context("fork")
+SERVER: list[Connection] = []  # to the server, once it runs
+ASKING = threading.Lock()
 
 
-def start(work: Callable[..., Any], *args: Any) -> Any:
+def begin() -> None:
+    """Fork the server of all children off this process, which has imported what they need."""
+    if SERVER:
+        return
+    here, there = multiprocessing.Pipe()
+    gc.freeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads that wait are not forked
+        if os.fork() == 0:
+            here.close()
+            try:
+                _serve(there)
+            finally:
+                os._exit(0)
+    there.close()
+    SERVER.append(here)
+
+
+def _serve(asked: Connection) -> None:
+    """Start a child for each work that is asked for and answer with its number; answer a number
+    with the exit status of that child, None while it runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _warn_as_python_does()
+    importlib.import_module("preloaded")
+    children = {}
+    with contextlib.suppress(EOFError):  # once the process of the tests has ended
+        while True:
+            given = asked.recv()
+            if isinstance(given, int):
+                asked.send(children[given].exitcode)
+                continue
+            child = FORK.Process(target=_child, args=(asked, *given))
+            child.start()
+            children[child.pid] = child
+            asked.send(child.pid)
+
+
+def _warn_as_python_does() -> None:
+    """Forget that warnings are errors here, and are kept for pytest."""
+
+    def told(*warning: Any) -> None:
+        with contextlib.suppress(OSError):  # that nothing can be written is what a test is about
+            sys.stderr.write(warnings.formatwarning(*warning[:4]))
+
+    warnings.resetwarnings()
+    for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", kind)
+    warnings.showwarning = told
+
+
+class Child:
+    """A process that the server started, as `multiprocessing.Process` has it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self._status = pid, None
+
+    @property
+    def exitcode(self) -> int | None:
+        if self._status is None:
+            self._status = _ask(self.pid)
+        return self._status
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def join(self, seconds: float | None = None) -> None:
+        until = time.monotonic() + (1e9 if seconds is None else seconds)
+        while self.is_alive() and time.monotonic() < until:
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        if self.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _ask(what: Any) -> Any:
+    with ASKING:
+        SERVER[0].send(what)
+        return SERVER[0].recv()
+
+
+def start(work: Callable[..., Any], *args: Any) -> Child:
     """Start a child that does some work; `work` and its arguments can be pickled."""
-    if str(FOLDER) not in os.environ.get("PYTHONPATH", ""):  # where the server finds what it loads
-        os.environ["PYTHONPATH"] = f"{FOLDER}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    child = SERVER.Process(target=_child, args=(work, *args))
-    child.start()
-    return child
+    begin()
+    return Child(_ask((work, *args)))
 
 
-def _child(work: Callable[..., Any], log: Path, *args: Any) -> None:
+def _child(asked: Connection, work: Callable[..., Any], log: Path, *args: Any) -> None:
     """Do the work with all output in a file; exit status 9 for an error, which the file names."""
+    asked.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method("fork", force=True)  # for workers, as where a user starts it
     # The pool of threads was forked without its threads. torch makes another at the next call, and
     # ends the process where two threads call at once.
@@ -49,6 +137,8 @@ def _child(work: Callable[..., Any], log: Path, *args: Any) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+        raw = (io.FileIO(number, "w", closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (io.TextIOWrapper(one, write_through=True) for one in raw)
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
         try:
             work(*args)

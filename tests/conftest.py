@@ -63,6 +63,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda i: i.get_closest_marker("alone") is not None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Fork what tests fork their processes off, before the first of them runs."""
+    if "children" in sys.modules:
+        sys.modules["children"].begin()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Iterator[None]:
     """Keep what is loaded by now out of the garbage collection that every phase of a run does."""

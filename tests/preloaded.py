@@ -1,9 +1,8 @@
-"""What the fork server of `children` has ready, so that no child loads or builds it by itself."""
+"""What the server of `children` has ready, so that no child loads or builds it by itself."""
 
 import gc
 import importlib
 
-import children  # noqa: F401
 import small
 
 from hf_transfer.recipe.load import parse_phase
