@@ -123,15 +123,18 @@ def read_datasets(
         columns: tuple[str, ...] = ()
         orders: dict[str, tuple[str, ...]] = {}
         ignored = []
+        own = bool(spec.label_columns)
         for key, table in loaded.items():
             split = _split_of(key, loaded)
             if split is None:
                 ignored.append(f"{key}/ ({_images(len(table))} of a split that is not used)")
                 continue
             image, columns = _columns(path, spec, table.features)
-            orders[key] = _class_names(table.features[columns[0]]) if len(columns) == 1 else ()
+            orders[key] = () if own else _class_names(table.features[columns[0]])
             group = spec.group if spec.group in table.features else None
-            found, unlabelled = _rows(path, key, split, table, columns, orders[key], group, task)
+            found, unlabelled = _rows(
+                path, key, split, table, columns, own, orders[key], group, task
+            )
             rows += found
             if unlabelled:
                 ignored.append(f"{key}/ ({_images(unlabelled)} without a label)")
@@ -140,7 +143,7 @@ def read_datasets(
         order = _order(path, orders)
         if order and task == "multi_label":
             order = tuple(name for name in order if any(name in target for target in told))
-        order = order or names_of(str(path), task, columns, told)
+        order = order or names_of(str(path), task, columns, told, own)
         return ImageTable(images, _folders(path, files)), rows, order, tuple(ignored)
 
 
@@ -182,6 +185,7 @@ def _rows(
     split: str,
     table: Any,
     columns: tuple[str, ...],
+    own: bool,
     order: tuple[str, ...],
     group: str | None,
     task: str,
@@ -198,7 +202,7 @@ def _rows(
         named = [_named(value, order) for value in values]
         place = f"{path}: {name}"
         its = group_name(groups[number], group, place) if group else ""
-        rows.append(LabelledImage(name, read_target(task, named, columns, place), split, its))
+        rows.append(LabelledImage(name, read_target(task, named, columns, place, own), split, its))
     return rows, unlabelled
 
 

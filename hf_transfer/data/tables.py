@@ -72,6 +72,7 @@ def read_tables(
     """
     rows: dict[str, tuple[str, LabelledImage]] = {}
     columns: tuple[str, ...] = ()
+    own = bool(spec.label_columns)
     for table in tables:
         header = header_of(table.path)
         if not header:
@@ -79,7 +80,7 @@ def read_tables(
         image = column(table.path, spec.image_column, IMAGE_COLUMNS, header, "image_column")
         columns = target_columns(table.path, spec, header)
         group = spec.group if spec.group in header else None
-        for place, row in _rows(table, root, image, columns, group, task):
+        for place, row in _rows(table, root, image, columns, own, group, task):
             first, before = rows.setdefault(row.name, (place, row))
             if before != row:
                 raise DataError(
@@ -94,7 +95,7 @@ def read_tables(
         place = next(place for place, row in rows.values() if not row.split)
         raise DataError(f"{place}: no split, but other rows have one; give all or none")
     root, found = _rebased(root, found)
-    return root, found, names_of(str(path), task, columns, [row.target for row in found])
+    return root, found, names_of(str(path), task, columns, [row.target for row in found], own)
 
 
 def listed_images(path: Path) -> Iterator[Path]:
@@ -124,6 +125,7 @@ def _rows(
     root: Path,
     image: str,
     columns: tuple[str, ...],
+    own: bool,
     group: str | None,
     task: str,
 ) -> Iterator[tuple[str, LabelledImage]]:
@@ -134,7 +136,7 @@ def _rows(
             with untrusted(place, kind=DataError):
                 name = _name(_cell(record, image, place), table.folder, root, place)
                 values = [_cell(record, each, place) for each in columns]
-                target = read_target(task, values, columns, place)
+                target = read_target(task, values, columns, place, own)
                 split = _split(record, place) or table.split
                 its = group_name(_cell(record, group, place), group, place) if group else ""
             yield place, LabelledImage(name, target, split, its)
@@ -241,9 +243,10 @@ def target_columns(path: Path | str, spec: DataSpec, columns: Iterable[str]) -> 
 
 
 def names_of(
-    path: str, task: str, columns: Sequence[str], targets: Sequence[Target]
+    path: str, task: str, columns: Sequence[str], targets: Sequence[Target], own: bool
 ) -> tuple[str, ...]:
     """Return the names that the columns give, in their order; empty where the cells hold them.
+    Several labels have their `own` columns, or lie in one.
 
     Raises DataError where rows have different numbers of targets, or labels look joined.
     """
@@ -254,9 +257,9 @@ def names_of(
         return target_names(columns, counts.pop() if counts else 0)
     if task == "classification":
         check_not_measured(path, columns, targets)
-    if task == "multi_label" and len(columns) == 1:
+    if task == "multi_label" and not own:
         check_separator(path, columns[0], targets)
-    return tuple(columns) if task == "multi_label" and len(columns) > 1 else ()
+    return tuple(columns) if task == "multi_label" and own else ()
 
 
 # --- cells -----------------------------------------------------------------------------------

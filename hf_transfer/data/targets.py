@@ -21,11 +21,14 @@ FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false"
 Target = str | tuple[str, ...] | tuple[float, ...]  # as a table has it; classes by their names
 
 
-def read_target(task: str, values: Sequence[Any], columns: Sequence[str], place: str) -> Target:
+def read_target(
+    task: str, values: Sequence[Any], columns: Sequence[str], place: str, own: bool = False
+) -> Target:
     """Return what the cells of one row mean for a task; a column each.
 
     A class is a text or a whole number; labels are in one column (a list, or text with | between)
-    or a column each of 0 and 1; numbers have a column each. Raises DataError, with the place.
+    or each in its `own` one of 0 and 1; numbers have a column each. Raises DataError, with the
+    place.
     """
     if task == "classification":
         return _text(values[0], columns[0], place)
@@ -33,7 +36,7 @@ def read_target(task: str, values: Sequence[Any], columns: Sequence[str], place:
         given = values[0] if len(values) == 1 and isinstance(values[0], list) else values
         names = target_names(columns, len(given))
         return tuple(_number(v, name, place) for v, name in zip(given, names, strict=True))
-    if len(columns) > 1:
+    if own:
         found = [name for v, name in zip(values, columns, strict=True) if _flag(v, name, place)]
     else:
         found = _labels(values[0], columns[0], place)
@@ -107,7 +110,10 @@ def _listed(text: str) -> Sequence[Any]:
 def _flag(value: Any, column: str, place: str) -> bool:
     found = FLAGS.get(str(value).strip().lower())
     if found is None:
-        raise DataError(f"{place}: {column} is {value!r}; a label's column holds 0 or 1")
+        raise DataError(
+            f"{place}: {column} is {_cut(value)}; each of data.label_columns holds 0 or 1, and a "
+            "column that lists labels is data.label_column"
+        )
     return found
 
 

@@ -197,13 +197,6 @@ def _listed(spec: DataSpec, task: str, labels: tuple[str, ...]) -> Scan:
             path = Path(spec.path or "").expanduser()
             there = header_of(path) if path.suffix.lower() in SUFFIXES else labels
             shared = [label for label in labels if label in there]
-            if task == "multi_label" and len(shared) == 1:
-                absent = _few(label for label in labels if label not in there)
-                raise UserError(
-                    f"{path} has a column for {shared[0]} alone, and none for {absent}, which the "
-                    "model tells too; add a column of 0 and 1 for one of them at least, or list "
-                    "each image's labels in a column label"
-                ) from None
             other = replace(spec, label_columns=tuple(shared))
         with suppress(DataError):
             found = list_source(other, task, least=1, to_train=False)

@@ -32,7 +32,14 @@ def test_several_labels_are_a_list_or_a_text_with_bars(value, labels):
 
 def test_columns_of_flags_are_the_labels_that_they_say_are_there():
     cells = ["1", "0", True, 1.0, "false", 0]
-    assert read_target("multi_label", cells, list("abcdef"), "a:2") == ("a", "c", "d")
+    assert read_target("multi_label", cells, list("abcdef"), "a:2", own=True) == ("a", "c", "d")
+
+
+def test_one_column_of_flags_is_one_label():
+    assert read_target("multi_label", ["1"], ["crack"], "a:2", own=True) == ("crack",)
+    assert read_target("multi_label", [0], ["crack"], "a:2", own=True) == ()
+    with pytest.raises(DataError, match="a column that lists labels is data.label_column"):
+        read_target("multi_label", ["cat|dog"], ["tags"], "a:2", own=True)
 
 
 def test_numbers_have_a_column_each_or_come_as_one_list():
@@ -48,7 +55,7 @@ def test_numbers_have_a_column_each_or_come_as_one_list():
         ("classification", [""], "no x"),
         ("multi_label", [4], "x is 4; several labels are a list, or a text such as cat|dog"),
         ("multi_label", [["a", ""]], "no x"),
-        ("multi_label", ["1", "2"], "y is '2'; a label's column holds 0 or 1"),
+        ("multi_label", ["1", "2"], "y is '2'; each of data.label_columns holds 0 or 1, and a"),
         ("regression", ["nan"], "x is 'nan'; a target is a finite number"),
         ("regression", [float("inf")], "x is inf; a target is a finite number"),
         ("regression", ["1", "much"], "y is 'much'; a target is a finite number"),
@@ -58,7 +65,7 @@ def test_numbers_have_a_column_each_or_come_as_one_list():
 )
 def test_what_cannot_be_meant_is_refused_with_its_place(task, cells, words):
     with pytest.raises(DataError) as caught:
-        read_target(task, cells, ["x", "y"][: len(cells)], "table.csv:7")
+        read_target(task, cells, ["x", "y"][: len(cells)], "table.csv:7", own=len(cells) > 1)
     assert str(caught.value).startswith("table.csv:7: ")
     assert words in str(caught.value)
 
