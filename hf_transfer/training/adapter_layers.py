@@ -67,6 +67,7 @@ def keep(model: nn.Module, backbone: Backbone, phase: Phase, folder: Path) -> No
     from safetensors.torch import save_file
 
     adapters, prefix = phase.adapters, backbone.prefix
+    assert adapters is not None  # or there is nothing to keep
     own = set(parameters_of(adapters, backbone.layout))
     named = bare_names(model, prefix)
     trained = [name for name in phase.parameters if name not in own]

@@ -50,9 +50,10 @@ def resolved_phases(
     Raises UserError for an optimizer or a schedule that transformers does not have.
     """
     check_taken(args, phases)
-    if not all(isinstance(phase, Phase) for phase in phases):
-        phases = make_phases([_spec(phase, args) for phase in phases], backbone.groups)
-    for phase in phases:
+    made = tuple(phase for phase in phases if isinstance(phase, Phase))
+    if len(made) < len(phases):
+        made = make_phases([_spec(phase, args) for phase in phases], backbone.groups)
+    for phase in made:
         place = f"phase {phase.name}"
         _named(OptimizerNames, OPTIMIZERS.get(phase.spec.optimizer, phase.spec.optimizer), place)
         if _named(SchedulerType, phase.spec.schedule, place) == SchedulerType.REDUCE_ON_PLATEAU:
@@ -60,7 +61,7 @@ def resolved_phases(
                 f"{place}: schedule: reduce_lr_on_plateau follows evaluations, and rates are known "
                 "before a phase starts; take cosine or linear, or stop: {patience: 3}"
             )
-    return tuple(phases)
+    return made
 
 
 def own_arguments(args: TrainingArguments | None) -> TrainingArguments:

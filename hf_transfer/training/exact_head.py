@@ -82,7 +82,7 @@ def _apart(
     model: nn.Module, replay: Replay, features: np.ndarray, solution: Solution, device: torch.device
 ) -> float:
     """Return how far the model's logits are from the solution's, as a share of their scale."""
-    rows = np.arange(min(16, len(replay.train)))
+    rows = list(range(min(16, len(replay.train))))
     batch = replay.batch(replay.train.__getitems__(rows), 0)
     training = model.training
     model.eval()

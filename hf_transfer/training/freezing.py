@@ -45,7 +45,7 @@ def still_modules(
     prefix: str,
     groups: LayerGroups,
     trainable: Collection[str],
-    still_norms: bool = False,
+    still_norms: bool | None = False,
 ) -> tuple[str, ...]:
     """Return the full names of all modules that stay in evaluation mode, children included.
 

@@ -287,7 +287,8 @@ class PhaseRunner:
             if state.phase.spec.solve:
                 output = self._solve(state)
             else:
-                output = self._step(state, checkpoint and str(checkpoint.folder), **kwargs)
+                place = str(checkpoint.folder) if checkpoint else None
+                output = self._step(state, place, **kwargs)
             self.unwrap()
             best_weights.bring_back(trainer.model, state)
             found = self.prove(state, before)
@@ -320,6 +321,7 @@ class PhaseRunner:
     def _solve(self, state: PhaseState) -> TrainOutput:
         """Write the exact head into the network, logged as training by steps is logged."""
         trainer = self.trainer
+        assert state.replay is not None  # a head is solved for on features
         solution = exact_head.fit_head(
             trainer.model,
             state.backbone.prefix,

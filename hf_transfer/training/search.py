@@ -103,7 +103,8 @@ def changed(specs: Sequence[PhaseSpec], changes: Mapping[str, Any]) -> list[Phas
             raise UserError(
                 f"hp_space gives {key!r}: a phase has no {name!r}{nearest(name, known)}"
             )
-        length = {"epochs": {"steps": None}, "steps": {"epochs": None}}.get(name, {})
+        other = {"epochs": "steps", "steps": "epochs"}.get(name)
+        length: dict[str, Any] = {other: None} if other else {}
         found[int(place)] = replace(found[int(place)], **length, **{name: value})
     return found
 

@@ -39,9 +39,9 @@ def step_inputs(
     varies = state if training else None
     if pretext is None:
         made = _inputs(batch, epoch, image, images, state, training, to_device)
-        if varies is not None and unlabelled is not None and varies.phase.spec.pseudo:
-            spec, seed = varies.phase.spec, varies.args.seed
-            own = epoch, seed, spec.pseudo, spec.augment
+        pseudo = varies.phase.spec.pseudo if varies else None
+        if varies is not None and unlabelled is not None and pseudo:
+            own = epoch, varies.args.seed, pseudo, varies.phase.spec.augment
             made = with_unlabelled(made, batch["index"], *own, unlabelled, image)
     elif varies is None:
         made = pretext.inputs(to_device(batch), image)

@@ -168,7 +168,8 @@ class TransferTrainer(Trainer):
     ) -> Any:
         """Build the phase's schedule; its warmup ends before its last step."""
         if self.now:
-            self.args.warmup_steps = warmup_steps(self.now.phase.spec.warmup, num_training_steps)
+            warmup = self.now.phase.spec.warmup or 0
+            self.args.warmup_steps = warmup_steps(warmup, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def get_batch_samples(
@@ -223,7 +224,8 @@ class TransferTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the published folder with its card; a checkpoint or a bare module as it is."""
         if self.now and self.now.saving:
-            checkpoints.save_whole(self.model, Path(output_dir), self.args.should_save)
+            out = Path(output_dir or self.args.output_dir)
+            checkpoints.save_whole(self.model, out, self.args.should_save)
         elif not isinstance(getattr(self.model, "backbone", None), Backbone):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
@@ -233,6 +235,7 @@ class TransferTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save what Trainer saves and what it forgets, whole or not at all."""
+        assert self.now is not None
         self.runner.save(self.now, partial(super()._save_checkpoint, model, trial))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

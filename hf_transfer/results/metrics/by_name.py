@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
@@ -65,7 +65,7 @@ def measure(
     scale: Scale | None = None,
     bootstrap: int = 1000,
     tables: bool = True,
-    groups: Sequence[Any] | None = None,
+    groups: Sequence[Any] | NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of a task; standardised numbers are first put back in units by `scale`.
 

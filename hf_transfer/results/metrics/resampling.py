@@ -133,7 +133,7 @@ def weights_of(drawn: Ints, n: int) -> Floats:
     return np.bincount(cells, minlength=count * n).astype(np.float64).reshape(count, n)
 
 
-def standard_error(values: Floats, groups: Sequence[Any] | None = None) -> float:
+def standard_error(values: Floats, groups: Sequence[Any] | NDArray[Any] | None = None) -> float:
     """Return the standard error of the mean of values (N,); those of a group go together."""
     apart = values - values.mean()
     if groups is not None:

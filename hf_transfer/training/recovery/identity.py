@@ -67,7 +67,7 @@ def content(images: Any, read_all: bool = False) -> Any:
     found = hashlib.blake2b(repr((len(images), names_of(images))).encode(), digest_size=16)
     if isinstance(images, ImageSet):
         found.update(pixels_identity(images, read_all))
-        found.update(np.ascontiguousarray(images.labels))
+        found.update(np.ascontiguousarray(images.labels).data)
     elif isinstance(images, Subset):
         found.update(repr([content(images.dataset, read_all), *map(int, images.indices)]).encode())
     elif isinstance(images, ConcatDataset):
@@ -105,7 +105,7 @@ def _item(item: Any) -> dict[str, str]:
     parts = item.items() if isinstance(item, Mapping) else ()
     return {
         str(key): hashlib.blake2b(
-            np.ascontiguousarray(torch.as_tensor(value).cpu().numpy()), digest_size=16
+            np.ascontiguousarray(torch.as_tensor(value).cpu().numpy()).data, digest_size=16
         ).hexdigest()
         for key, value in parts
         if isinstance(value, torch.Tensor | np.ndarray | int | float)

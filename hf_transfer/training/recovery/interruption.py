@@ -77,7 +77,7 @@ class Interruption(TrainerCallback):
         """Make the workers leave signals to this process."""
         self.stepping = True
         loader = kwargs.get("train_dataloader")
-        if loader is not None and getattr(loader, "num_workers", 0):
+        if loader is not None and getattr(loader, "num_workers", None):
             loader.worker_init_fn = _Deaf(loader.worker_init_fn)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
