@@ -6,7 +6,7 @@ import io
 import zipfile
 from pathlib import Path
 
-from tiny_model import picture
+from drawn import picture
 
 
 def colour(label: str, seed: int) -> bytes:

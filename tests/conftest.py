@@ -18,6 +18,7 @@ os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 SCRATCH = tempfile.mkdtemp(prefix="hf-transfer-tests-")
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 atexit.register(gc.unfreeze)
+gc.disable()  # until the tests run: of what is imported nothing is garbage
 os.environ["HF_TRANSFER_CACHE"] = f"{SCRATCH}/cache"
 os.environ["HF_MODULES_CACHE"] = f"{SCRATCH}/modules"  # code that evaluate and others copy
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -65,7 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:
-    """Fork what tests fork their processes off, before the first of them runs."""
+    """Begin to collect garbage, and fork what processes are forked off, before the first test."""
+    gc.enable()
     if "children" in sys.modules:
         sys.modules["children"].begin()
 

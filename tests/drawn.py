@@ -77,3 +77,9 @@ def photos(folder: Path, classes=("cat", "dog"), count: int = 8, size: int = 40)
             pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
+
+
+def picture(seed: int, width: int = 90, height: int = 70) -> Image.Image:
+    """Return a colourful picture, a function of the seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -13,12 +13,12 @@ from transformers import TrainerCallback
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.base.errors import UserError
 from hf_transfer.plans import plans_of, plans_text
-from hf_transfer.progress import summary
 from hf_transfer.recipe.load import parse_recipe
 from hf_transfer.recipe.tasks import PRETEXTS, TASKS, labels_of
 from hf_transfer.results.conclusions import cautions
 from hf_transfer.results.page import report_page
 from hf_transfer.results.report import RunReport
+from hf_transfer.results.summary import summary
 from hf_transfer.run import run
 
 RECIPE = """

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from sample_report import FLOWERS, sample_report
 
 from hf_transfer.backbones.load import load_backbone
@@ -30,9 +28,3 @@ def tiny_run(folder: Path, report: bool = True) -> Path:
         sample_report().save(folder / "report.json")
         (folder / "recipe.yaml").write_text("backbone: timm/test_resnet.r160_in1k\n")
     return folder
-
-
-def picture(seed: int, width: int = 90, height: int = 70) -> Image.Image:
-    """Return a colourful picture, a function of the seed."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -99,7 +99,8 @@ def _trained(args: argparse.Namespace) -> Path:
         check_folder(out, recipe, args.resume)
         logging.getLogger("hf_transfer").setLevel(logging.INFO)
         say(plans_text(recipe, launch.count(), width()))
-    from hf_transfer.progress import EpochLines, TrainingBar, quiet, summary
+    from hf_transfer.progress import EpochLines, TrainingBar, quiet
+    from hf_transfer.results.summary import summary
     from hf_transfer.run import run
 
     quiet()
@@ -168,7 +169,8 @@ def _auto(args: argparse.Namespace) -> Path:
         raise UserError("auto cannot be resumed; remove --resume, and choose another --out")
     _refuse(args, ("unlabelled", "allow_code"), "auto")
     from hf_transfer.deciding.auto import auto
-    from hf_transfer.progress import quiet, summary
+    from hf_transfer.progress import quiet
+    from hf_transfer.results.summary import summary
 
     quiet()
     with stopped_in_words():

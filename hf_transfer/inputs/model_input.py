@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import default_data_collator
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_settings import ImageSettings
@@ -75,6 +74,8 @@ def collate(batch: Any) -> dict[str, Any]:
                 f"a batch holds pixel_values of {' and '.join(map(str, sorted(sizes)))}; let the "
                 "data set give images of one size"
             )
+        from transformers import default_data_collator
+
         made = dict(default_data_collator(list(batch)))
         labels = made.get("labels")
         if isinstance(labels, torch.Tensor) and labels.dtype == torch.bool and labels.dim() == 1:

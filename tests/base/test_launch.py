@@ -1,14 +1,10 @@
 """What the launcher says, and the launches that would not do what was asked for."""
 
-from dataclasses import replace
-
 import pytest
 
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
-from hf_transfer.recipe.specs import PhaseSpec, Recipe
-from hf_transfer.training.machine import precision
 
 # What accelerate launch --cpu --num_processes 2 leaves in the environment of its one process.
 LONELY = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}
@@ -34,19 +30,6 @@ def given(monkeypatch):
 def test_without_a_launcher_there_is_one_process(given):
     assert (launch.rank(), launch.count(), launch.is_main()) == (0, 1, True)
     launch.check()
-
-
-def test_what_accelerate_was_told_and_the_recipe_says_otherwise_is_named(given):
-    recipe = Recipe("small", (PhaseSpec("head", epochs=1),))
-    given({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"})
-    assert list(precision.not_followed(recipe, "fp32")) == []
-    given({"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
-    both = list(precision.not_followed(recipe, "fp32"))
-    assert [line.partition(" of accelerate launch is not used")[0] for line in both] == [
-        "mixed_precision: bf16",
-        "dynamo_backend: inductor",
-    ]
-    assert list(precision.not_followed(replace(recipe, compile=True), "bf16")) == []
 
 
 def test_a_launcher_that_started_one_process_of_several_is_named(given, capsys):

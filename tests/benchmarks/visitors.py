@@ -55,7 +55,7 @@ def _family(pid: int) -> list[int]:
 
 def archive(path: Path, seed: int) -> Path:
     """Write a small zip of folders of its own."""
-    from tiny_model import picture
+    from drawn import picture
 
     with zipfile.ZipFile(path, "w") as found:
         for at, label in enumerate(("one", "two")):
@@ -104,8 +104,8 @@ class Visitor(threading.Thread):
         self.done["trained"] += state == "done"
 
     def _ask(self, client) -> None:
+        from drawn import picture
         from gradio_client import handle_file
-        from tiny_model import picture
 
         with urllib.request.urlopen(self.address, timeout=60) as page:
             self.done["pages"] += page.status == 200

@@ -19,9 +19,9 @@ from hf_transfer.data import reading
 from hf_transfer.data.decoding import decode, decode_noted, load_image
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.upright import ImageError
-from hf_transfer.inputs.model_input import to_model_input
 
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+OTHERS = pytest.mark.xdist_group("other loaders")  # one worker alone loads their libraries
 FIT = ImageSettings(24, crop_pct=0.8, interpolation="bilinear")
 
 
@@ -39,6 +39,8 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def model_input(image, settings: ImageSettings) -> torch.Tensor:
+    from hf_transfer.inputs.model_input import to_model_input  # takes long to load
+
     return to_model_input(torch.from_numpy(decode(image, settings))[None], settings)[0]
 
 
@@ -47,6 +49,7 @@ def model_input(image, settings: ImageSettings) -> torch.Tensor:
 SIZES = [(90, 60), (61, 97), (64, 64), (237, 236), (259, 41), (20, 13), (33, 230)]
 
 
+@OTHERS
 @pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.875, 0.9, 224 / 232, 224 / 238, 0.77])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_evaluation_equals_timms_transform_bit_for_bit(crop_pct, interpolation):
@@ -68,6 +71,7 @@ def test_evaluation_equals_timms_transform_bit_for_bit(crop_pct, interpolation):
             assert torch.equal(model_input(image, settings), transform(image)), size
 
 
+@OTHERS
 @pytest.mark.parametrize("mode", ["squash", "border"])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.77])
 def test_evaluation_equals_timms_squash_and_border_bit_for_bit(mode, crop_pct):
@@ -81,6 +85,7 @@ def test_evaluation_equals_timms_squash_and_border_bit_for_bit(mode, crop_pct):
             assert torch.equal(model_input(photo(*size), settings), transform(photo(*size))), size
 
 
+@OTHERS
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (236, 224), (72, 64)])
 def test_evaluation_equals_torchvisions_presets_bit_for_bit(resize, crop):
     from torchvision.transforms._presets import ImageClassification
@@ -92,6 +97,7 @@ def test_evaluation_equals_torchvisions_presets_bit_for_bit(resize, crop):
         assert torch.equal(model_input(photo(*size), settings), preset(photo(*size))), size
 
 
+@OTHERS
 def test_evaluation_equals_transformers_processors():
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -215,6 +221,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return (one.mode, one.size, one.tobytes()) == (other.mode, other.size, other.tobytes())
 
 
+@OTHERS
 @pytest.mark.parametrize("kind", pictures())
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 def test_a_picture_is_what_transformers_and_pillow_make_of_it(kind, tmp_path):

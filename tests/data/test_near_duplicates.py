@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 import pytest
+from drawn import picture
 from PIL import Image, ImageEnhance, ImageFilter
-from tiny_model import picture
 
 from hf_transfer.data import near_duplicates as module
 from hf_transfer.data.image_set import load_data

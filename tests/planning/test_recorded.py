@@ -23,6 +23,7 @@ FRESH = (  # one of each source, size and kind; hf_transfer.backbones.record wri
 )
 
 
+@pytest.mark.xdist_group("other loaders")  # one worker alone loads their libraries
 @pytest.mark.parametrize("name", FRESH)
 def test_a_recorded_layout_equals_a_fresh_trace_but_for_the_pixels_settings(name: str) -> None:
     from hf_transfer.backbones.record import fresh_layout

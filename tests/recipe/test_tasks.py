@@ -5,16 +5,6 @@ import pytest
 from hf_transfer.recipe.conflicts import phase_conflicts
 from hf_transfer.recipe.specs import GradualSpec, PhaseSpec
 from hf_transfer.recipe.tasks import PRETEXTS, TASKS, labels_of, task_of
-from hf_transfer.results.metrics.by_name import MEASURES
-from hf_transfer.training.loss import LOSSES
-
-
-def test_every_task_has_a_loss_and_a_measure_and_leads_with_a_metric_it_gives():
-    assert set(TASKS) == set(LOSSES) == set(MEASURES)
-    for name, task in TASKS.items():
-        assert task.name == name
-        assert task.metrics[0] == "loss"
-        assert task.headline in task.metrics
 
 
 def test_a_task_is_known_again_by_the_problem_type_in_a_config():

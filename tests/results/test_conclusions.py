@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from sample_report import sample_report, task_report
 
-from hf_transfer.progress import summary
 from hf_transfer.results import conclusions
 from hf_transfer.results.card import model_card
 from hf_transfer.results.metrics.classification import classification_metrics
 from hf_transfer.results.page import report_page
 from hf_transfer.results.report import RunReport
+from hf_transfer.results.summary import summary
 from hf_transfer.results.words import ADDED
 
 

@@ -14,10 +14,10 @@ import pytest
 from sample_report import sample_report, task_report
 
 from hf_transfer.base.errors import UserError
-from hf_transfer.progress import summary
 from hf_transfer.results.card import model_card
 from hf_transfer.results.page import report_page
 from hf_transfer.results.report import RunReport, aggregate
+from hf_transfer.results.summary import summary
 
 DEEP: Any = []
 for _ in range(300):

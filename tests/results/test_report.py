@@ -18,11 +18,11 @@ import pytest
 from sample_report import FLOWERS, sample_report, task_report, with_images
 
 from hf_transfer.base.errors import UserError
-from hf_transfer.progress import summary
 from hf_transfer.results.card import model_card
 from hf_transfer.results.charts import calibration, heat_map, scatter
 from hf_transfer.results.page import report_page, write_html
 from hf_transfer.results.report import PhaseReport, RunReport, aggregate
+from hf_transfer.results.summary import summary
 from hf_transfer.results.svg import shorten, thin, ticks
 from hf_transfer.results.words import listed, show_count, show_number, show_rate, show_seconds
 

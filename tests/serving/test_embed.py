@@ -7,9 +7,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from drawn import picture
 from pyarrow import parquet
 from tiny_folders import stir
-from tiny_model import picture, tiny_run
+from tiny_model import tiny_run
 
 import hf_transfer
 from hf_transfer.backbones.load import load_backbone, load_model

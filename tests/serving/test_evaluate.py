@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import picture
 from sample_report import FLOWERS
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, recall_score
-from tiny_model import picture, tiny_run
+from tiny_model import tiny_run
 
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.base.errors import UserError

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import picture
 from PIL import Image
 from tiny_folders import dinov2_folder, resnet_folder, stir, vit_folder
-from tiny_model import picture, tiny_run
+from tiny_model import tiny_run
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 import hf_transfer

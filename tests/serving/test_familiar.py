@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn import photos
+from drawn import photos, picture
 from PIL import Image
-from tiny_model import picture
 
 import hf_transfer
 from hf_transfer.base.errors import UserError

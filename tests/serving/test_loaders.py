@@ -23,11 +23,11 @@ import pytest
 import timm
 import torch
 import transformers
+from drawn import picture
 from hub_server import OWNER, TOKEN, serve
 from PIL import Image
 from sample_report import sample_report
 from tiny_folders import dinov2_folder, resnet_folder, stir, vit_folder
-from tiny_model import picture
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from transformers.image_utils import load_image as transformers_load_image
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from datasets import Image as HeldImage
+from drawn import picture
 from PIL import Image, ImageOps
 from sample_report import FLOWERS
-from tiny_model import picture, tiny_run
+from tiny_model import tiny_run
 from transformers import pipeline
 
 from hf_transfer.backbones.load import load_backbone, load_model

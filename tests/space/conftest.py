@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from colours import zip_of_colours
-from tiny_model import picture, tiny_run
+from drawn import picture
+from tiny_model import tiny_run
 
 SPACE = Path(__file__).resolve().parents[2] / "spaces" / "demo"
 APPS: list[subprocess.Popen[bytes]] = []

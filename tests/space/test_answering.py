@@ -4,7 +4,7 @@ import csv
 from types import SimpleNamespace
 
 import pytest
-from tiny_model import picture
+from drawn import picture
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_model import picture
+from drawn import picture
 
 from hf_transfer.planning.recorded import recorded_layout
 from hf_transfer.recipe.load import parse_recipe

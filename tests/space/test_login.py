@@ -7,7 +7,7 @@ from pathlib import Path
 import hub_server
 import login_server
 import pytest
-from tiny_model import picture
+from drawn import picture
 
 from hf_transfer.space.limits import PREFIX
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from drawn import picture
 from page_faults import assert_no_fault
 from PIL import Image
 from sample_report import FLOWERS, task_report
-from tiny_model import picture
 
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.saving import save_model

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from colours import colour
-from tiny_model import picture
+from drawn import picture
 
 from hf_transfer.serving.predict import predict
 from hf_transfer.space.limits import PREFIX

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from drawn import picture
 from sample_report import sample_report
-from tiny_model import picture, tiny_run
+from tiny_model import tiny_run
 
 from hf_transfer.data.digits import DIGITS
 from hf_transfer.space.limits import Limits

@@ -10,8 +10,8 @@ import zlib
 from pathlib import Path
 
 import pytest
+from drawn import picture
 from PIL import Image
-from tiny_model import picture
 
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.scan import Scan

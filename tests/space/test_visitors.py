@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_model import picture
+from drawn import picture
 
 from hf_transfer.base.files import mark
 from hf_transfer.space.examples import add_digits

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.metrics.by_name import MEASURES
 from hf_transfer.training import loss
 from hf_transfer.training.loss import LOSSES
 
@@ -49,3 +51,11 @@ def test_one_number_an_image_may_come_flat():
     logits, target = torch.randn(5, 1), torch.randn(5)
     found = loss.squared_error_sum(logits, target)
     torch.testing.assert_close(found, (logits[:, 0] - target).pow(2).sum())
+
+
+def test_every_task_has_a_loss_and_a_measure_and_leads_with_a_metric_it_gives():
+    assert set(TASKS) == set(LOSSES) == set(MEASURES)
+    for name, task in TASKS.items():
+        assert task.name == name
+        assert task.metrics[0] == "loss"
+        assert task.headline in task.metrics

@@ -153,3 +153,19 @@ def test_the_report_says_what_was_chosen(tmp_path, monkeypatch):
     report = run(recipe(backbone=RESNET, pretrained=False, data=data), tmp_path / "run")
     assert report.environment["precision"] == "bf16"
     assert report.environment["images_per_second"]["bf16 contiguous"] == 150.0
+
+
+def test_what_accelerate_was_told_and_the_recipe_says_otherwise_is_named(monkeypatch):
+    def given(values):
+        for key, value in values.items():
+            monkeypatch.setenv(key, value)
+
+    given({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"})
+    assert list(precision.not_followed(recipe(), "fp32")) == []
+    given({"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
+    both = list(precision.not_followed(recipe(), "fp32"))
+    assert [line.partition(" of accelerate launch is not used")[0] for line in both] == [
+        "mixed_precision: bf16",
+        "dynamo_backend: inductor",
+    ]
+    assert list(precision.not_followed(recipe(compile=True), "bf16")) == []
