@@ -196,9 +196,9 @@ class Attempts:
 
     def fine_tune(self, epochs: float | None = None) -> None:
         """Try each candidate in as many folds as there is time for."""
-        if self.few:
+        if self.few and self.task is not CLASSIFICATION:
             return self.note(Tried("fine-tuning", f"not tried: {self._too_few()}"))
-        ways = self.advised(epochs)
+        ways = self._safe(epochs) if self.few else self.advised(epochs)
         for i, candidate in enumerate(ways):
             most = 5 if not self.trials else self.trials[0].work.folds
             about = self.clock.left, candidate.spec, len(self.images), self.each, most, self.refit
@@ -209,6 +209,12 @@ class Attempts:
                 break
             self._try(self._trial(candidate.shortened(work.steps), work))
         self._try_more()
+
+    def _safe(self, epochs: float | None) -> tuple[Candidate, ...]:
+        """Return the one way that is taken where images are too few to choose by: it gained on
+        nearly every task that it was measured on."""
+        gently, _ = tuning.candidates(epochs=epochs)
+        return (dataclasses.replace(gently, points=(tuning.HALF,)),)
 
     def _trial(self, candidate: Candidate, work: Work) -> Trial:
         shape = len(self.images), len(self.images.names)
@@ -247,6 +253,8 @@ class Attempts:
     def _hold_out(self, trial: Trial) -> None:
         """Train a candidate without the next part of the images, and predict that."""
         inside, outside = trial.parts[trial.done]
+        if self.task is CLASSIFICATION and len(np.unique(self.truth[inside])) < 2:
+            raise UserError("without one part of the images there is one class alone")
         began, seconds = time.monotonic(), trial.work.seconds
         late = began + max(PATIENCE, 2 * seconds)
         tuned = self.trained(trial.candidate, inside, min(late, self.clock.end))
@@ -314,29 +322,35 @@ class Attempts:
 
     def choose(self) -> str:
         """Return the way to take: the start, or fine-tuning of which a gain is expected."""
-        rows, truth = self.judged, self.truth
-        found = {what: logits[rows] for what, logits in self._choices().items()}
-        chosen = best_of(found, truth[rows], self._groups(rows), priors=self.priors)
-        if chosen in self.priors:
-            there = gain(found[chosen], found[self.start.what], truth[rows], self._groups(rows))
-            points = 100 * there.expected(self.priors[chosen])
-            self.say(
-                f"chosen: {chosen}: {points:+.1f} points to expect, from the gain here and what "
-                "such training gains on other tasks"
-            )
-        elif chosen in self.origin:
-            self.say(f"chosen: {chosen}: its gain is above its standard error")
-        elif self.origin:
-            self.say(f"chosen: {chosen}: no fine-tuning is expected to gain on it")
+        chosen, why = self._unchosen() if self.few else self._chosen()
+        self.say(f"chosen: {chosen}: {why}")
         self.tried = [
             t if t.what != chosen else dataclasses.replace(t, kept=True) for t in self.tried
         ]
         return chosen
 
-    def _choices(self) -> dict[str, np.ndarray]:
-        """Return the ways that may be chosen, first the one that is left only for a real gain."""
-        start = {self.start.what: self.start.logits}
-        return start if self.few else {**start, **{w: self.ways[w] for w in self.origin}}
+    def _unchosen(self) -> tuple[str, str]:
+        """Return what is taken where images are too few to choose by, and why."""
+        for way, prior in self.priors.items():
+            gained = f"on other tasks this gained {100 * prior.mean:g} points on average"
+            return way, f"{self._too_few()}, and {gained}"
+        return self.start.what, self._too_few()
+
+    def _chosen(self) -> tuple[str, str]:
+        rows = self.judged
+        ways = {way: self.ways[way][rows] for way in (self.start.what, *self.origin)}
+        of = self.truth[rows], self._groups(rows)
+        chosen = best_of(ways, *of, priors=self.priors)
+        if chosen in self.priors:
+            found = gain(ways[chosen], ways[self.start.what], *of)
+            points = 100 * found.expected(self.priors[chosen])
+            return chosen, (
+                f"{points:+.1f} points to expect, from the gain here and what such training gains "
+                "on other tasks"
+            )
+        if chosen in self.origin:
+            return chosen, "its gain is above its standard error"
+        return chosen, "no fine-tuning is expected to gain on it" if self.origin else "the start"
 
     @property
     def priors(self) -> dict[str, Prior]:
@@ -353,7 +367,7 @@ class Attempts:
         rows = self.judged if tuned else np.arange(len(self.images))
         ways = {what: self.ways[what][rows] for what in (self.ways if tuned else heads)}
         fold = max((fold[rows] for fold in self.folds), key=lambda one: len(np.unique(one)))
-        if len(ways) == 1 or len(np.unique(fold)) < 2:
+        if self.few or len(ways) == 1 or len(np.unique(fold)) < 2:
             return rows, ways[chosen]
         stages = (heads[1:], list(self.origin)) if tuned else (heads[1:],)
         truth, groups = self.truth[rows], self._groups(rows)

@@ -37,6 +37,7 @@ TAIL = 1 / 3  # of a phase, whose epochs' weights are averaged
 HALF, WHOLE, SOLVED = "half way", "all the way", "all the way, its head solved again"
 POINTS = {HALF: 0.5, WHOLE: 1.0, SOLVED: 1.0}  # how far from the start each is
 EPOCHS, STEPS, FEWEST = 10, 60, 30  # of fine-tuning; and the fewest steps worth trying
+FREE_STEPS = 100  # from a new head, as in `full`
 RATE = 3e-4
 
 # Gains on an exact head in accuracy, mean over draws of 90 to 500 images (docs/results.md): 0 to 4
@@ -55,11 +56,7 @@ class Candidate:
     spec: PhaseSpec
     new_head: bool = False
     prior: Prior = GENTLE
-
-    @property
-    def points(self) -> tuple[str, ...]:
-        """The points that are judged: half way from a new head there is nothing yet."""
-        return tuple(point for point in POINTS if not (self.new_head and point == HALF))
+    points: tuple[str, ...] = tuple(POINTS)  # that are judged
 
     def shortened(self, steps: int) -> Candidate:
         """Return the same way in so many steps."""
@@ -89,9 +86,11 @@ def candidates(
     )
     selected = train if len(train) > 1 else train[0]
     gentle = dataclasses.replace(common, train=selected, layer_decay=0.75, still_norms=True)
+    free = dataclasses.replace(common, min_steps=None if epochs else FREE_STEPS)
+    ends = (WHOLE, SOLVED)  # half way from a new head there is nothing yet
     return (
         Candidate(f"{words}, gently", gentle),
-        Candidate("everything, from a new head", common, new_head=True, prior=FREE),
+        Candidate("everything, from a new head", free, True, FREE, ends),
     )
 
 

@@ -145,20 +145,47 @@ def test_what_was_trained_from_a_new_head_has_a_recipe_without_a_solved_one(
     assert "exact head" in (out / "report.html").read_text()
 
 
-def test_with_few_images_of_a_class_nothing_is_chosen(images, backbone, tmp_path):
+def test_with_few_images_of_a_class_what_gained_elsewhere_is_taken_and_nothing_chosen(
+    images, backbone, tmp_path
+):
+    said: list[str] = []
     report = auto(
         images,
         backbone,
         minutes=1,
         image_size=32,
-        overrides=["data.train_per_class=6", "data.window=[40, 400]"],
+        overrides=["data.train_per_class=6", "data.window=[40, 400]", *QUICK],
         out=tmp_path / "few",
+        on_progress=said.append,
     )
     assert load_model(tmp_path / "few" / "model").backbone.image.window == (40, 400)
-    kept = [row["what"] for row in report.auto["tried"] if row["kept"]]
-    assert kept == ["exact head"]
-    assert "6 images in the smallest class" in report.auto["tried"][-1]["why"]
+    way = f"{candidates()[0].what}, {tuning.HALF}"
+    tried = {row["what"]: row for row in report.auto["tried"]}
+    assert list(tried) == ["exact head", "exact head, blended statistics", way]
+    assert "6 images in the smallest class" in tried["exact head, blended statistics"]["why"]
+    assert tried[way]["kept"]
+    assert any(line.startswith(f"chosen: {way}: with 6 images") for line in said)
+    assert [phase.solve for phase in report.phases] == ["lbfgs", None]
+    assert report.auto["expected"]["accuracy"] == pytest.approx(tried[way]["accuracy"])
+
+
+def test_with_few_images_and_no_time_the_exact_head_stays(images, backbone, tmp_path):
+    few = ["data.train_per_class=6", *QUICK]
+    out = tmp_path / "few"
+    report = auto(images, backbone, minutes=1e-3, image_size=32, overrides=few, out=out)
     assert [phase.solve for phase in report.phases] == ["lbfgs"]
+    assert [row["what"] for row in report.auto["tried"] if row["kept"]] == ["exact head"]
+
+
+def test_a_part_without_which_there_is_one_class_trains_nothing(images, backbone):
+    work = attempts_on(images, backbone, 1000)
+    work.heads()
+    one, others = np.flatnonzero(work.truth == 0), np.flatnonzero(work.truth > 0)
+    trial = work._trial(candidates()[0], tuning.Work(1, 30, 1.0, 1.0))
+    trial.parts[:] = [(one, others)]
+    work._try(trial)
+    assert "there is one class alone" in work.tried[-1].why
+    assert not work.origin
 
 
 def test_what_has_no_time_is_told_with_the_time_that_it_needs(images, backbone, tmp_path):
