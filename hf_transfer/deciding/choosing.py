@@ -41,21 +41,20 @@ class Gain:
     accuracy_error: float
     loss: float  # by how much the loss is lower, each way at its own temperature
     loss_error: float
+    images: int
     task: Task = CLASSIFICATION
 
     @property
     def is_real(self) -> bool:
         """Whether it exceeds its error: in accuracy, or in loss at no lower accuracy."""
-        return self._is_real(1)
+        by_loss = self.accuracy >= 0 and exceeds(self.loss, self.loss_error)
+        return exceeds(self.accuracy, self.accuracy_error) or by_loss
 
     @property
-    def is_real_loss(self) -> bool:
-        """Whether the other way round it would be a real gain."""
-        return self._is_real(-1)
-
-    def _is_real(self, sign: int) -> bool:
-        by_loss = sign * self.accuracy >= 0 and exceeds(sign * self.loss, self.loss_error)
-        return exceeds(sign * self.accuracy, self.accuracy_error) or by_loss
+    def is_worse(self) -> bool:
+        """Whether accuracy falls beyond what chance explains: by twice the error, and one image
+        more, since few images that differ make an error that is too small."""
+        return exceeds(-self.accuracy, 2 * self.accuracy_error + 1 / self.images)
 
     def expected(self, prior: Prior) -> float:
         """Return the gain in accuracy to expect on new images: the mean of what was seen here and
@@ -85,6 +84,7 @@ def gain(
         standard_error(right, groups),
         float(less.mean()),
         standard_error(less, groups),
+        len(truth),
         task_of(truth),
     )
 
@@ -104,8 +104,8 @@ def best_of(
     """Return the way to take: the first, left only for a gain.
 
     Of each stage (without `stages`: of all others) the way that gains most on the one taken so far
-    is taken: by what is expected of it where it has a prior, unless it is really worse here, else
-    if its gain is real. Of equals that with the least loss; loss alone would favour what
+    is taken: by what is expected of it where it has a prior, unless it is worse here beyond chance,
+    else if its gain is real. Of equals that with the least loss; loss alone would favour what
     moved little.
     """
     taken, *others = ways
@@ -114,7 +114,7 @@ def best_of(
         for way in stage:
             found = gain(ways[way], ways[taken], truth, groups)
             real = max(found.accuracy, ROUNDING) if found.is_real else 0.0
-            known = way in priors and not found.is_real_loss
+            known = way in priors and not found.is_worse
             worth[way] = found.expected(priors[way]) if known else real
         gaining = [way for way in stage if worth[way] > 0]
         if gaining:
