@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     )
     train.argument("--group", "G", together)
     train.flag("--no-refit", "auto: do not train on all labelled images at the end")
+    train.flag("--scratch", "auto: also train from random weights, to compare with")
     train.path("--out", "DIR", "run folder (default: runs/RECIPE)")
     train.flag("--resume", "resume the run in --out")
     more = "finished run to add the images to, of old or new classes; only its head is solved again"
@@ -184,6 +185,7 @@ def _auto(args: argparse.Namespace) -> Path:
             group=args.group,
             seed=args.seed or 0,
             refit=not args.no_refit,
+            scratch=args.scratch,
             overrides=args.set,
             out=args.out,
             on_progress=say,
@@ -196,7 +198,12 @@ def _auto(args: argparse.Namespace) -> Path:
 
 def _plain_options(args: argparse.Namespace) -> list[str]:
     """Return the plain options as settings of a recipe. Raises UserError for those of auto."""
-    only = {"--preset": args.preset, "--minutes": args.minutes, "--no-refit": args.no_refit}
+    only = {
+        "--preset": args.preset,
+        "--minutes": args.minutes,
+        "--no-refit": args.no_refit,
+        "--scratch": args.scratch,
+    }
     if given := [name for name, value in only.items() if value is not None and value is not False]:
         raise UserError(f"{given[0]} is for auto (hf-transfer train FOLDER), not for a recipe")
     keys = {

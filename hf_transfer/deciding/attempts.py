@@ -250,14 +250,31 @@ class Attempts:
             if trial.done > held.get(trial.candidate.what, trial.done):
                 self._judge(trial)
 
-    def _hold_out(self, trial: Trial) -> None:
+    def from_scratch(self, model: PreTrainedModel, epochs: float | None = None) -> None:
+        """Train a network with random weights in the parts that judge the other ways, or in one
+        where there are none: to compare with, never to choose."""
+        way = tuning.from_scratch(epochs)
+        parts = max((trial.done for trial in self.trials), default=1)
+        about = way.spec, len(self.images), self.each, parts, False
+        work = tuning.work_within(float("inf"), *about)
+        assert work is not None
+        if parts * work.seconds > self.clock.left:
+            return self.note(Tried(way.what, self._no_time(parts * work.seconds)))
+        trial = self._trial(way, work)
+        while trial.done < min(parts, len(trial.parts)):
+            self._hold_out(trial, model)
+        (outputs,) = trial.logits.values()
+        over = f"to compare with, never chosen ({trial.told}, {work.steps} steps)"
+        self.note(Tried(way.what, over, self._value(outputs), trial.seconds))
+
+    def _hold_out(self, trial: Trial, model: PreTrainedModel | None = None) -> None:
         """Train a candidate without the next part of the images, and predict that."""
         inside, outside = trial.parts[trial.done]
         if self.task is CLASSIFICATION and len(np.unique(self.truth[inside])) < 2:
             raise UserError("without one part of the images there is one class alone")
         began, seconds = time.monotonic(), trial.work.seconds
         late = began + max(PATIENCE, 2 * seconds)
-        tuned = self.trained(trial.candidate, inside, min(late, self.clock.end))
+        tuned = self.trained(trial.candidate, inside, min(late, self.clock.end), model)
         here = self.images, inside, outside
         for point, found in tuning.logits_at(tuned, trial.candidate.points, *here).items():
             trial.logits[point][outside] = found
@@ -287,11 +304,17 @@ class Attempts:
                 )
             )
 
-    def trained(self, candidate: Candidate, rows: np.ndarray, end: float) -> Tuned:
-        """Return the model trained by a candidate on these images, until `end` at the latest."""
-        return tuning.tune(
-            self.model, self.recipe, self.data, self.images, rows, self.start, candidate, end
-        )
+    def trained(
+        self,
+        candidate: Candidate,
+        rows: np.ndarray,
+        end: float,
+        model: PreTrainedModel | None = None,
+    ) -> Tuned:
+        """Return the model (or another one) trained by a candidate on these images, until `end` at
+        the latest."""
+        here = self.recipe, self.data, self.images, rows, self.start, candidate, end
+        return tuning.tune(model or self.model, *here)
 
     def _parts(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the parts that may be held out; of several the first, where there is time for

@@ -93,6 +93,7 @@ def auto(
     group: str | None = None,
     seed: int = 0,
     refit: bool = True,
+    scratch: bool = False,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     on_progress: Say | None = None,
@@ -103,8 +104,9 @@ def auto(
     they are not given; `epochs` is how long fine-tuning may take. `group` keeps a patient or video
     together, as data.group; `seed` draws the folds; `overrides` are settings of a recipe, such as
     "data.image_size=96". With `refit` the chosen way is trained on all labelled images at the end,
-    else on all but one fold. `on_progress` gets a line for each thing that is tried, and why it is
-    kept or not. Raises UserError.
+    else on all but one fold. With `scratch` the same network is also trained from random weights,
+    to compare with, in the time that is left. `on_progress` gets a line for each thing that is
+    tried, and why it is kept or not. Raises UserError.
     """
     say = on_progress or (lambda _: None)
     presets.check_amount("minutes", minutes)
@@ -121,7 +123,8 @@ def auto(
         clock = Clock(60 * wanted.minutes)
         time_limit = f"{wanted.minutes:g} minute{'s' * (wanted.minutes != 1)}"
         say(f"auto: {recipe.backbone}, {time_limit} at most")
-        found = search(recipe, clock, say, epochs=epochs, refit=refit, listed=listed)
+        options = {"epochs": epochs, "refit": refit, "scratch": scratch}
+        found = search(recipe, clock, say, listed=listed, **options)
         return written(found, folder, clock)
 
 
@@ -161,6 +164,7 @@ def search(
     *,
     epochs: float | None = None,
     refit: bool = True,
+    scratch: bool = False,
     listed: Scan | None = None,
     model: PreTrainedModel | None = None,
     data: ImageData | None = None,
@@ -206,6 +210,11 @@ def search(
     else:
         start = work.start if refit else bag.start_of(model, images, work.start, used)
         start.put(model)
+    if scratch:
+        random = options_of(dataclasses.replace(recipe, pretrained=False))
+        untrained = load_backbone(recipe.backbone, listed.labels, **random).to(model.device)
+        take_scale(untrained, images)
+        work.from_scratch(untrained, epochs)
     heat = temperature(logits, work.truth[rows])
     _cool(model, heat)
     if not refit:

@@ -39,6 +39,7 @@ POINTS = {HALF: 0.5, WHOLE: 1.0, SOLVED: 1.0}  # how far from the start each is
 EPOCHS, STEPS, FEWEST = 10, 60, 30  # of fine-tuning; and the fewest steps worth trying
 FREE_STEPS = 100  # from a new head, as in `full`
 RATE = 3e-4
+SCRATCH_STEPS, SCRATCH_RATE = 200, 1e-3  # from random weights, as in `scratch`
 
 # Gains on an exact head in accuracy, measured over tasks with 5 to 100 images of each class and two
 # backbones (docs/results.md).
@@ -92,6 +93,14 @@ def candidates(
         Candidate(f"{words}, gently", gentle),
         Candidate("everything, from a new head", free, True, FREE, ends),
     )
+
+
+def from_scratch(epochs: float | None = None) -> Candidate:
+    """Return what to compare with: the same network from random weights, as `scratch` trains it."""
+    _, free = candidates(epochs=epochs)
+    least = None if epochs else SCRATCH_STEPS
+    spec = dataclasses.replace(free.spec, lr=SCRATCH_RATE, min_steps=least)
+    return Candidate("everything, from random weights", spec, new_head=True, points=(WHOLE,))
 
 
 @dataclass(frozen=True)

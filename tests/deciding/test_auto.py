@@ -68,10 +68,22 @@ def found(tmp_path_factory, images, backbone):
         epochs=4,
         image_size=32,
         overrides=["data.test=0.2"],
+        scratch=True,
         out=out,
         on_progress=said.append,
     )
     return report, said, out
+
+
+def test_random_weights_are_tried_where_asked_for_and_never_chosen(found):
+    report, said, _ = found
+    row = report.auto["tried"][-1]
+    assert row["what"] == "everything, from random weights"
+    assert not row["kept"]
+    assert 0 <= row["accuracy"] <= 1
+    assert said.index(next(line for line in said if "random weights" in line)) > said.index(
+        next(line for line in said if line.startswith("chosen: "))
+    )
 
 
 def test_each_thing_that_is_tried_has_a_line_that_says_why_it_is_kept_or_not(found):
@@ -487,6 +499,7 @@ def test_the_images_may_take_the_place_of_a_recipe(tmp_path):
     [
         (["auto"], "auto needs labelled images"),
         (["lp_ft", "--minutes", "3"], "--minutes is for auto"),
+        (["lp_ft", "--scratch"], "--scratch is for auto"),
         (["lp_ft", "--minutes", "0"], "--minutes is for auto"),
         (["auto", "--data", "x", "--minutes", "nan"], "minutes is nan, which is not a number"),
         (["auto", "--data", "x", "--epochs", "0"], "epochs must be above 0, not 0"),
