@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,76 +19,19 @@ from hf_transfer.deciding.choosing import FEWEST, Prior, best_of, chosen_blindly
 from hf_transfer.deciding.depth import OPEN, choose, depths_of
 from hf_transfer.deciding.folds import folds, pairs
 from hf_transfer.deciding.probes import targets_of
+from hf_transfer.deciding.tried import RESERVE, Clock, Trial, Tried
 from hf_transfer.deciding.truth import task_of, truth_of
 from hf_transfer.deciding.tuning import Candidate, Tuned, Work
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION
 from hf_transfer.results.metrics.by_name import measure
-from hf_transfer.results.words import metric_phrase, show_seconds
+from hf_transfer.results.words import show_seconds
 from hf_transfer.training.norm_statistics import layers
 
 Say = Callable[[str], None]
-RESERVE = 0.1  # of the budget, for writing, and for work that takes longer than it should
 HEADS = 0.25  # of the time left that heads with other statistics may take
 PATIENCE = 30.0  # seconds that a training may take, however short it should be
 HELD_OUT = 4  # of so many parts one is held out, where there is no time for cross-validation
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A budget of seconds, and what of it is left."""
-
-    seconds: float
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def left(self) -> float:
-        """Seconds until the budget is used up, but for a reserve."""
-        return self.began + self.seconds * (1 - RESERVE) - time.monotonic()
-
-    @property
-    def end(self) -> float:
-        """When training stops at the latest, by the monotonic clock."""
-        return self.began + self.seconds * (1 + RESERVE)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One thing that was tried, and why it was kept or not."""
-
-    what: str
-    why: str
-    value: float | None = None  # of the metric that leads
-    seconds: float = 0.0
-    kept: bool = False
-    metric: str = CLASSIFICATION.headline
-
-    def __str__(self) -> str:
-        said = "" if self.value is None else f" {metric_phrase(self.metric)} {self.value:.3f},"
-        took = f" {show_seconds(self.seconds)}" if self.seconds >= 0.1 else ""
-        return f"{self.what}:{said}{took}: {self.why}".replace("::", ":").replace(",:", ":")
-
-
-@dataclass
-class Trial:
-    """A candidate under way: `logits` (N, classes) by the points of it that are judged, of the
-    images in the parts that were held out so far."""
-
-    candidate: Candidate
-    work: Work
-    logits: dict[str, np.ndarray]
-    parts: list[tuple[np.ndarray, np.ndarray]]  # all that may be held out: others, and the part
-    done: int = 0
-    took: float = 0.0  # seconds of the last one
-    seconds: float = 0.0  # of all
-
-    @property
-    def told(self) -> str:
-        """How much of the images its figures are of, in words."""
-        if self.done == 1:
-            return "one part held out"
-        whole = self.done == len(self.parts)
-        return f"{self.done} folds" if whole else f"{self.done} of {len(self.parts)} folds"
 
 
 @dataclass
@@ -435,17 +378,3 @@ class Attempts:
         minutes = max(1, int(whole + 1))
         allowed = f"{minutes} minute{'s' * (minutes > 1)}"
         return f"not tried: it takes {show_seconds(needed)}; allow {allowed}"
-
-
-def facts_of(tried: Sequence[Tried]) -> list[dict[str, Any]]:
-    """Return what was tried as plain values for a report."""
-    return [
-        {
-            "what": one.what,
-            "why": one.why,
-            one.metric: one.value,
-            "seconds": one.seconds,
-            "kept": one.kept,
-        }
-        for one in tried
-    ]

@@ -31,9 +31,10 @@ from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.scan import Scan
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding import bag, presets
-from hf_transfer.deciding.attempts import Attempts, Clock, facts_of
+from hf_transfer.deciding.attempts import Attempts
 from hf_transfer.deciding.choosing import expected_accuracy
 from hf_transfer.deciding.folds import folds, groups_of
+from hf_transfer.deciding.tried import Clock, facts_of
 from hf_transfer.deciding.truth import temperature, truth_of
 from hf_transfer.planning.phase import Phase
 from hf_transfer.planning.phases import make_phases

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from hf_transfer.backbones.load import load_backbone, options_of
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageData, ImageSet, joined
-from hf_transfer.deciding.attempts import Clock
 from hf_transfer.deciding.auto import search
 from hf_transfer.deciding.bag import head_parameters, model_logits
+from hf_transfer.deciding.tried import Clock
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import TASKS

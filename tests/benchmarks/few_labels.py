@@ -27,7 +27,7 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.data.image_set import ImageData, joined, load_data
 from hf_transfer.data.sources import list_source, scan
 from hf_transfer.deciding import auto, bag, compare, trials
-from hf_transfer.deciding.attempts import Clock
+from hf_transfer.deciding.tried import Clock
 from hf_transfer.progress import quiet
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.shipped import shipped_recipes

@@ -29,7 +29,8 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.data.image_set import joined
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding import auto, bag, tuning
-from hf_transfer.deciding.attempts import Attempts, Clock
+from hf_transfer.deciding.attempts import Attempts
+from hf_transfer.deciding.tried import Clock
 from hf_transfer.progress import quiet
 
 SIDE, EACH = 112, 130  # pixels of an image, and images of a class

@@ -27,12 +27,13 @@ from hf_transfer.cli import main
 from hf_transfer.cli.training import is_auto
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding import attempts, tuning
-from hf_transfer.deciding.attempts import Attempts, Clock
+from hf_transfer.deciding.attempts import Attempts
 from hf_transfer.deciding.auto import TEXT, labelled, recipe_of
 from hf_transfer.deciding.bag import model_logits
 from hf_transfer.deciding.boundaries import statistics_of
 from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.presets import KNOWN, PRESETS, preset
+from hf_transfer.deciding.tried import Clock
 from hf_transfer.deciding.tuning import Work, candidates, least_seconds, work_within
 from hf_transfer.recipe.load import load_recipe, parse_recipe
 from hf_transfer.serving.familiar import load_familiar
