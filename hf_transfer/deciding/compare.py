@@ -27,7 +27,8 @@ from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.scan import Scan
 from hf_transfer.data.sources import scan
-from hf_transfer.deciding.auto import NAME, TEXT
+from hf_transfer.deciding.auto import TEXT
+from hf_transfer.deciding.auto_report import NAME
 from hf_transfer.deciding.compare_page import comparison_page
 from hf_transfer.deciding.compare_text import format_comparison
 from hf_transfer.deciding.presets import check_amount
