@@ -69,7 +69,7 @@ def test_auto_is_compared_on_the_same_images(tmp_path):
         overrides=["data.image_size=32"],
     )
     assert [row.way for row in found.rows] == ["exact_head", "auto"]
-    assert found.rows[0].parameters == found.rows[1].parameters  # too few images for more
+    assert found.rows[0].parameters < found.rows[1].parameters  # it trains more than the head
 
 
 @pytest.mark.parametrize(
