@@ -37,6 +37,10 @@ OF_A_RUN = ("unknown.safetensors", "report.json", "recipe.yaml", "adapter/*")
 TRAINERS = ("trainer_state.json", "*_results.json")  # save_state, save_metrics
 
 
+class AccessError(HubError):
+    """The repository is somebody else's."""
+
+
 @checked
 def push(
     run: str | Path,
@@ -150,7 +154,7 @@ def check_owner(repo_id: str, token: str | None = None) -> dict[str, Any]:
     teams = (one["name"] for one in told.get("orgs") or () if one.get("roleInOrg") != "read")
     owner, _, name = repo_id.rpartition("/")
     if owner and owner.lower() not in map(str.lower, (told["name"], *teams)):
-        raise HubError(
+        raise AccessError(
             f"cannot push to {repo_id}: the token's owner, {told['name']}, may not write to "
             f"{owner}; write {told['name']}/{name}, use another token, or open a pull request "
             f"there: hf-transfer push RUN {repo_id} --pr"

@@ -15,12 +15,13 @@ from gradio.utils import get_space
 
 from hf_transfer.base.download import HubError
 from hf_transfer.results.svg import escape
-from hf_transfer.serving.hub import push
+from hf_transfer.serving.hub import AccessError, push
 from hf_transfer.space.limits import Refused
 from hf_transfer.space.models import Shown
 
 PROVIDER = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 BACK = "/logged-in"  # where a login ends
+STATUSES = (401, 403, 404)  # of the Hub for what one may not write
 DONE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Logged in</title>
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
 <body style="font: 1.1rem system-ui, sans-serif; margin: 3rem auto; max-width: 32rem">
@@ -88,7 +89,8 @@ def push_as(
         return push(model.run, repo.strip(), private=private, token=token)
     except HubError as error:
         cause = error.__cause__
-        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403, 404):
+        refused = isinstance(cause, HfHubHTTPError) and cause.response.status_code in STATUSES
+        if refused or isinstance(error, AccessError):
             raise Refused(
                 f"The Hub does not let you write to {repo.strip()}. Use a repository of your own, "
                 "or log out and in again."
