@@ -17,7 +17,9 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, hf_api
+from huggingface_hub.utils import disable_progress_bars
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -149,6 +153,46 @@ def _child(asked: Connection, work: Callable[..., Any], log: Path, *args: Any) -
         except SystemExit as error:
             sys.stderr.flush()
             os._exit(error.code)
+
+
+def python(
+    code: str, *words: str, folder: Path, env: dict[str, str], strict: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a child with an environment of its own, as `python -c code words` would, but
+    with all libraries loaded; `folder` is where it begins. `strict` makes warnings errors."""
+    with tempfile.TemporaryDirectory() as scratch:
+        said = [Path(scratch) / name for name in ("out", "err")]
+        child = start(_program, Path(scratch) / "log", code, words, folder, env, strict, said)
+        status = ended(child, 1800)
+        return subprocess.CompletedProcess(words, status, *(path.read_text() for path in said))
+
+
+def _program(
+    code: str, words: Any, folder: Path, env: dict[str, str], strict: bool, said: list[Path]
+) -> None:
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    importlib.reload(constants)  # of huggingface_hub, which has read the environment
+    hf_api.api.endpoint = constants.ENDPOINT
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        disable_progress_bars()
+    logging.getLogger().handlers.clear()
+    if strict:
+        warnings.resetwarnings()
+        warnings.simplefilter("error")
+        # The client's own upload uses a deprecated argument of its HTTP library.
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
+    sys.argv = ["-c", *words]
+    try:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+            os._exit(1)
+        raise
 
 
 def together(count: int, out: Path, phases: Any, options: dict[str, Any]) -> list[int]:

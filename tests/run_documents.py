@@ -12,7 +12,6 @@ import io
 import json
 import re
 import shlex
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -126,8 +125,8 @@ def answer_here() -> None:
     loaders._in_a_fresh_process = answered
 
 
-if __name__ == "__main__":
+def main(*pages: str) -> None:
     answer_here()
     shrink()
-    for name in sys.argv[1:]:
-        run_page(Path(name))
+    for page in pages:
+        run_page(Path(page))

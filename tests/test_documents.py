@@ -3,11 +3,10 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children import python
 from drawn import photos
 from hub_server import TOKEN, Repository, serve
 from run_documents import blocks, shrink
@@ -54,11 +53,8 @@ def read(hub, folder: Path, pages: list[Path]) -> dict[str, list[dict]]:
         "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / ".home"),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }  # fmt: skip
-    runner = ROOT / "tests" / "run_documents.py"
-    done = subprocess.run(
-        [sys.executable, str(runner), *map(str, pages)],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
+    code = "import run_documents, sys\nrun_documents.main(*sys.argv[1:])"
+    done = python(code, *map(str, pages), folder=folder, env=env)
     assert done.returncode == 0, done.stderr
     rows: dict[str, list[dict]] = {page.name: [] for page in pages}
     for line in done.stdout.splitlines():

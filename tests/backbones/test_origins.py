@@ -16,6 +16,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from children import python
 from hub_server import OWNER, TOKEN, Hub, Repository, serve
 from huggingface_hub import constants
 from tiny_folders import FOLDERS, pixels, resnet_folder, timm_folder, vit_folder
@@ -296,10 +297,7 @@ def _remote(hub: Hub, out: Path, *ids: str) -> subprocess.CompletedProcess[str]:
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(out / "cache"), "HF_HUB_DISABLE_XET": "1"}
     env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     env |= {"HF_TOKEN": TOKEN}
-    return subprocess.run(
-        [sys.executable, "-c", LOAD, str(out), *ids],
-        env=env, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    return python(LOAD, str(out), *ids, folder=out, env=env)
 
 
 MISSING = f"timm/{OWNER}/nothing"

@@ -1,6 +1,6 @@
 """The real client against a small Hub on this machine: what goes up, what comes down, what fails.
 
-Each call runs in a process of its own: the client reads its address when it is imported.
+Each call runs in a process of its own, where the client has read the address of that Hub.
 """
 
 import json
@@ -8,13 +8,13 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from children import python
 from hub_server import OWNER, TOKEN, Hub, Repository, serve
 from safetensors.numpy import save_file
 from sample_report import FLOWERS, sample_report
@@ -64,22 +64,15 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def client(hub: Hub, cache: Path, *command: str, token: str = TOKEN):
+def client(hub: Hub, cache: Path, *command: str, token: str = TOKEN, **more: str):
     """Run Python code in a process that knows the local Hub; return the finished process."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if token:
         env["HF_TOKEN"] = token
-    # The client's own upload uses a deprecated argument of its HTTP library.
-    strict = ["-W", "error", "-W", "ignore:Use 'content=:DeprecationWarning"]
-    return subprocess.run(
-        [sys.executable, *strict, "-c", *command],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    code, *words = command
+    return python(code, *words, folder=cache.parent, env=env | more, strict=True)
 
 
 def call(hub: Hub, cache: Path, name: str, *args: str, token: str = TOKEN, **kwargs):
@@ -447,11 +440,8 @@ def test_a_failed_commit_leaves_nothing_half_written(hub, run, tmp_path):
 
 def test_a_push_that_cannot_arrive_is_refused_before_the_model_is_opened(hub, run, tmp_path):
     """The model of these tests is none that opens: its check would be refused with other words."""
-    offline = CALL.replace(
-        "import json", "import os; os.environ['HF_HUB_OFFLINE'] = '1'; import json"
-    )
-    args = json.dumps([str(run), REPO])
-    told = refusal(client(hub, tmp_path / "cache", offline, "push", args, "{}"))
+    words = (CALL, "push", json.dumps([str(run), REPO]), "{}")
+    told = refusal(client(hub, tmp_path / "cache", *words, HF_HUB_OFFLINE="1"))
     assert "HF_HUB_OFFLINE is set; unset it to upload" in told
     nowhere = Hub(url="http://127.0.0.1:9")
     told = refusal(call(nowhere, tmp_path / "cache", "push", str(run), REPO, check=True))

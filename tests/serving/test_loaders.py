@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ import pytest
 import timm
 import torch
 import transformers
+from children import python
 from drawn import picture
 from hub_server import OWNER, TOKEN, serve
 from PIL import Image
@@ -354,8 +353,7 @@ def test_every_backbone_comes_back_from_the_hub_with_the_same_files_and_answers(
     with serve() as hub:
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}
         env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-c", THERE_AND_BACK, *told]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        done = python(THERE_AND_BACK, *told, folder=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     for name, (place, rows) in json.loads(done.stdout.splitlines()[-1]).items():
         folder, came = folders[name], {p.name: p.read_bytes() for p in Path(place).iterdir()}
