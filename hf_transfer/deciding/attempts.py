@@ -155,7 +155,7 @@ class Attempts:
 
     def _safe(self, epochs: float | None) -> tuple[Candidate, ...]:
         """Return the one way that is taken where images are too few to choose by: it gained on
-        nearly every task that it was measured on."""
+        most tasks that it was measured on (docs/results.md)."""
         gently, _ = tuning.candidates(epochs=epochs)
         return (dataclasses.replace(gently, points=(tuning.HALF,)),)
 
