@@ -25,11 +25,10 @@ from hf_transfer.results import facts, run_folder
 from hf_transfer.results.examples import examples
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.report import PhaseReport, RunReport
-from hf_transfer.results.words import over_time
+from hf_transfer.results.words import metric_with_article, over_time
 from hf_transfer.serving.familiar import keep_familiar
 
 NAME = "auto"
-EXPECTED = {"accuracy": "an accuracy", "map": "a mean average precision", "r2": "an R²"}
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,11 @@ def told(facts: dict[str, Any], task: Task) -> list[str]:
     expected = facts["expected"]
     bounds = expected.get("interval")
     within = f" (95% interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
+    metric, value = metric_with_article(task.headline), _shown(expected[task.headline])
     first = (
-        f"Expect {EXPECTED[task.headline]} of {_shown(expected[task.headline])} on new images"
-        f"{within}, measured on {expected['n']} labelled images that took no part in any choice. "
-        f"On these the exact head reaches {_shown(facts['exact_head'])}"
+        f"Expect {metric} of {value} on new images{within}, measured on {expected['n']} labelled "
+        "images that took no part in any choice. On these the exact head reaches "
+        f"{_shown(facts['exact_head'])}"
     )
     if "majority" in facts:
         first += f", the most common class {facts['majority']:.3f}"

@@ -67,8 +67,9 @@ class Gain:
         if self.task is REGRESSION:
             return f"R² {self.accuracy:+.3f} ± {self.accuracy_error:.3f}"
         of = " of labels right" * (self.task is MULTI_LABEL)
+        points = round(100 * self.accuracy, 1) + 0.0  # never -0.0
         return (
-            f"{100 * self.accuracy:+.1f} ± {100 * self.accuracy_error:.1f} points{of}, "
+            f"{points:+.1f} ± {100 * self.accuracy_error:.1f} points{of}, "
             f"log loss {-self.loss:+.3f} ± {self.loss_error:.3f}"
         )
 

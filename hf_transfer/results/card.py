@@ -53,9 +53,9 @@ KINDS = {
     "pretext": "A backbone that learned from images without labels",
 }
 PURPOSES = {
-    "classification": "It distinguishes {n} classes",
-    "multi_label": "It says which of {n} labels an image shows",
-    "regression": "It estimates, in the units of the training data ({n} targets)",
+    "classification": "It distinguishes {labels}",
+    "multi_label": "It says which of {labels} an image shows",
+    "regression": "It estimates, in the units of the training data, {labels}",
     "pretext": "It is a start for other tasks; the images had no labels",
 }
 LIMITS = {
@@ -100,7 +100,7 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             backbone=report.backbone.get("id") or NOT_STATED,
             data_name=conclusions.data_name(report) or f"data that is {NOT_STATED}",
             start=_start(report),
-            purpose=PURPOSES[report.task.kind].format(n=f"{len(report.labels):,}"),
+            purpose=PURPOSES[report.task.kind].format(labels=_counted(report)),
             labels=listed(report.labels, MOST_LABELS_NAMED),
             image_size=report.backbone.get("image_size"),
             outcome=conclusions.outcome(report),
@@ -171,6 +171,11 @@ def _baselines(report: RunReport) -> str:
     ]
     on = report.where.capitalize()
     return f"The baseline needs no model. {on}, {'; '.join(found)}." if found else ""
+
+
+def _counted(report: RunReport) -> str:
+    count, task = len(report.labels), report.task
+    return f"{count:,} {task.noun if count == 1 else task.nouns}"
 
 
 def _seeds(report: RunReport) -> JsonDict:

@@ -8,9 +8,11 @@ from hf_transfer.results import conclusions
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.words import (
     NOT_STATED,
+    PERCENTAGES,
     JsonDict,
     images_words,
     metric_phrase,
+    metric_with_article,
     show_headline,
 )
 
@@ -132,7 +134,11 @@ def expected(report: RunReport) -> str:
     ends = " to ".join(show_headline(leads, end) for end in bounds or ())
     over = f", over {values['groups']:,} groups" if values.get("groups") else ""
     span = f" (95% interval {ends}{over})" if ends else ""
-    said = f"{show_headline(leads, value)} {metric_phrase(leads)}{span}"
+    shown, share = show_headline(leads, value), leads in PERCENTAGES
+    said = (
+        f"{shown} {metric_phrase(leads)}" if share else f"{metric_with_article(leads)} of {shown}"
+    )
+    said += span
     if split == "validation" and any(phase.best_epoch is not None for phase in report.phases):
         return (
             f"On new images like the validation images, expect a little less than {said}, since "

@@ -14,6 +14,7 @@ from hf_transfer.results.words import (
     listed,
     metric_phrase,
     metric_title,
+    metric_with_article,
     show_headline,
 )
 
@@ -155,7 +156,7 @@ def outcome(report: RunReport) -> str:
             f"{shown} of a class's {named} correctly"
         )
     else:
-        said = f"on {images}, the model reaches a {metric_phrase(leads)} of {shown}"
+        said = f"on {images}, the model reaches {metric_with_article(leads)} of {shown}"
     crossed = report.split_name(split) == CROSS
     said = f"{before}In {CROSS}, {said}" if crossed else f"{before}{said[0].upper()}{said[1:]}"
     return f"{said}; {beat[0]} reaches {show_headline(leads, beat[1])}." if beat else f"{said}."

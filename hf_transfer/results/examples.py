@@ -16,6 +16,7 @@ from hf_transfer.data.audit import Audit
 from hf_transfer.data.findings import Finding, public_name
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.results.metrics.classification import log_softmax
+from hf_transfer.results.metrics.regression import rounded
 from hf_transfer.results.metrics.thresholds import shifted
 from hf_transfer.results.words import JsonDict, listed, show_number
 
@@ -217,9 +218,9 @@ def _truth(task: str, images: ImageSet) -> Show:
     if task == "multi_label":
         return lambda row: _listed_labels(labels[row] > 0, names)
     exact = labels.astype(np.float64)
-    return lambda row: _number_words(
-        exact[row] if images.scale is None else images.scale.to_units(exact[row]), names
-    )
+    exact = exact if images.scale is None else images.scale.to_units(exact)
+    told = np.stack([rounded(column) for column in exact.T], axis=1)
+    return lambda row: _number_words(told[row], names)
 
 
 def _listed_labels(flags: np.ndarray, names: Sequence[str]) -> str:

@@ -63,6 +63,12 @@ def metric_phrase(name: str) -> str:
     return title[0].lower() + title[1:] if title[1:2].islower() else title
 
 
+def metric_with_article(name: str) -> str:
+    """Return a metric's title within a sentence, with its article: "a macro F1", "an R²"."""
+    phrase = metric_phrase(name)
+    return f"{'an' if phrase[0] in 'aeioAR' else 'a'} {phrase}"
+
+
 def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value is a number that can be written, compared and drawn."""
     return (

@@ -116,6 +116,18 @@ def test_other_tasks_show_their_largest_errors():
     assert "unsure" not in found
 
 
+def test_a_number_that_is_zero_is_shown_as_zero():
+    """As float32 leaves it in standard numbers, 0 comes back as -3.8e-7."""
+    counts = np.array([[0.0], [19], [18], [5]])
+    scale = Scale.of(counts, ("cells",))
+    standard = scale.to_standard(counts).astype(np.float32)
+    images = sample_images(4, ("a", "b"))
+    numbers = ImageSet(images.pixels, standard, ("cells",), images.files, scale)
+    rows = examples("regression", np.zeros((4, 1)), numbers)["rows"]
+    assert {row["truth"] for row in rows} <= {"0", "19", "18", "5"}
+    assert "0" in {row["truth"] for row in rows}
+
+
 def test_labels_are_there_from_the_probabilities_that_the_model_counts_them_from():
     labels = np.array([[1, 0], [1, 1], [0, 1]])
     shares = np.array([[0.3, 0.1], [0.3, 0.8], [0.1, 0.95]])
