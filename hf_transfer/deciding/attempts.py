@@ -157,7 +157,8 @@ class Attempts:
         """Return the one way that is taken where images are too few to choose by: it gained on
         most tasks that it was measured on (docs/results.md)."""
         gently, _ = tuning.candidates(epochs=epochs)
-        return (dataclasses.replace(gently, points=(tuning.HALF,)),)
+        best = max(gently.points, key=lambda point: gently.points[point].mean)
+        return (dataclasses.replace(gently, points={best: gently.points[best]}),)
 
     def _trial(self, candidate: Candidate, work: Work) -> Trial:
         shape = len(self.images), len(self.images.names)
@@ -323,7 +324,7 @@ class Attempts:
         """What each way to fine-tune gains elsewhere, which was measured for classes."""
         if self.task is not CLASSIFICATION:
             return {}
-        return {what: trial.candidate.prior for what, (trial, _) in self.origin.items()}
+        return {what: trial.candidate.points[at] for what, (trial, at) in self.origin.items()}
 
     def expected(self, chosen: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (rows, logits) of images that had no part in training, nor in choosing, what

@@ -172,7 +172,7 @@ def test_with_few_images_of_a_class_what_gained_elsewhere_is_taken_and_nothing_c
         on_progress=said.append,
     )
     assert load_model(tmp_path / "few" / "model").backbone.image.window == (40, 400)
-    way = f"{candidates()[0].what}, {tuning.HALF}"
+    way = f"{candidates()[0].what}, {tuning.SOLVED}"
     tried = {row["what"]: row for row in report.auto["tried"]}
     assert list(tried) == ["exact head", "exact head, blended statistics", way]
     assert "6 images in the smallest class" in tried["exact head, blended statistics"]["why"]
