@@ -6,6 +6,7 @@ ran: so none imports anything, and what tests do to their process does not reach
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -162,16 +163,29 @@ def python(
     with all libraries loaded; `folder` is where it begins. `strict` makes warnings errors."""
     with tempfile.TemporaryDirectory() as scratch:
         said = [Path(scratch) / name for name in ("out", "err")]
-        child = start(_program, Path(scratch) / "log", code, words, folder, env, strict, said)
+        child = started(code, *words, folder=folder, env=env, said=said, strict=strict)
         status = ended(child, 1800)
         return subprocess.CompletedProcess(words, status, *(path.read_text() for path in said))
 
 
+def started(
+    code: str,
+    *words: str,
+    folder: Path,
+    env: dict[str, str],
+    said: list[Path],
+    strict: bool = False,
+) -> Child:
+    """Start such a program, with its output and errors in the two files `said`."""
+    return start(_program, said[0], code, words, folder, env, said, strict)
+
+
 def _program(
-    code: str, words: Any, folder: Path, env: dict[str, str], strict: bool, said: list[Path]
+    code: str, words: Any, folder: Path, env: dict[str, str], said: list[Path], strict: bool = False
 ) -> None:
+    atexit._clear()  # what the tests want done when they end
     for number, path in enumerate(said, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
@@ -191,8 +205,10 @@ def _program(
     except SystemExit as error:
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
-            os._exit(1)
+            raise SystemExit(1) from None
         raise
+    finally:
+        atexit._run_exitfuncs()
 
 
 def together(count: int, out: Path, phases: Any, options: dict[str, Any]) -> list[int]:

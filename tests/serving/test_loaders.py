@@ -363,8 +363,17 @@ def test_every_backbone_comes_back_from_the_hub_with_the_same_files_and_answers(
         assert_same(answers, ours(folders[name], few), few)
 
 
+# To export takes long, and `export` itself compares each: here one of each library and kind.
+EXPORTED = [
+    *("timm/test_resnet", "timm/test_convnext", "timm/test_efficientnet", "timm/test_vit"),
+    *("torchvision/resnet18", "vit", "dinov2"),
+]
+
+
 @pytest.mark.slow
-def test_onnx_runtime_answers_as_predict_does(model, exported, files):
+@pytest.mark.parametrize("name", EXPORTED)
+def test_onnx_runtime_answers_as_predict_does(name, every, exported, files):
+    model = every(name)
     found = [dict(row.labels) for row in predict(exported(model), files)]
     answers = [[row[label] for label in LABELS] for row in found]
     assert_same(answers, ours(model, files), files)

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from children import Child, started
 from colours import zip_of_colours
 from drawn import picture
 from tiny_model import tiny_run
 
 SPACE = Path(__file__).resolve().parents[2] / "spaces" / "demo"
-APPS: list[subprocess.Popen[bytes]] = []
+APPS: list[Child] = []
+RUN = """
+import importlib, runpy, sys
+from gradio import block_function, http_server, oauth
+block_function.spaces = None  # a folder of this repository has the name of that package
+for module in (http_server, oauth):  # which have read the environment
+    importlib.reload(module)
+sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+FRESH = "import os, sys; os.execv(sys.executable, [sys.executable, sys.argv[1]])"
 PATIENCE = 60.0  # seconds, on a machine that is busy with something else
 
 
@@ -31,7 +41,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
     """Serve the Space's own app; a function from MODEL to the page's address, with the file of
-    all that each app says, by address."""
+    all that each app says, by address. One with another Hub loads its libraries itself."""
 
     def start(*models: Path | str, app: Path = SPACE / "app.py", **more: str) -> str:
         with socket.socket() as free:
@@ -41,9 +51,13 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
         env["MODEL"] = " ".join(map(str, models))
         log = tmp_path_factory.mktemp("log") / "app.log"
         address = f"http://127.0.0.1:{port}/"
-        with log.open("wb") as out:
-            command = [sys.executable, str(app)]
-            served = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+        served = started(
+            FRESH if "HF_ENDPOINT" in more else RUN,
+            str(app),
+            folder=app.parent,
+            env=env,
+            said=[log, log],
+        )
         APPS.append(served)
         start.logs[address] = log
         wait_for(address, served, log)
@@ -64,12 +78,10 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 def stop_apps() -> None:
     while APPS:
         app = APPS.pop()
-        app.terminate()
-        try:
-            app.wait(20)
-        except subprocess.TimeoutExpired:
-            app.kill()
-            app.wait(10)
+        if app.is_alive():
+            os.kill(app.pid, signal.SIGTERM)
+        app.join(20)
+        app.kill()
 
 
 @pytest.fixture(scope="session")
@@ -87,10 +99,10 @@ def server(serve, run, tmp_path_factory) -> str:
     return serve(run, app=app, BACKBONES=str(run / "model"))
 
 
-def wait_for(address: str, app: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(address: str, app: Child, log: Path) -> None:
     until = time.monotonic() + 2 * PATIENCE
     while time.monotonic() < until:
-        assert app.poll() is None, log.read_text()
+        assert app.is_alive(), log.read_text()
         try:
             with urllib.request.urlopen(address, timeout=5):
                 return

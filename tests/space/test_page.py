@@ -1,14 +1,15 @@
 """Try as a person meets it: a real browser sends an image and reads the answer."""
 
 import json
+import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from children import python
 from drawn import picture
 from page_faults import assert_no_fault
 from PIL import Image
@@ -278,7 +279,8 @@ from hf_transfer.space.app import UserError, demo
 first, pages = importlib.import_module("hf_transfer.demo"), []
 whole = first.launch
 first.launch = lambda *given, **options: pages.append(whole(*given, **options, wait=False))
-exec(compile(open(__file__.replace("twice", "app")).read(), "app.py", "exec"))
+__file__ = "app.py"
+exec(compile(open(__file__).read(), __file__, "exec"))
 page = pages[0]
 print(json.dumps(page.config))
 try:
@@ -294,12 +296,10 @@ print(page.site.visitors.root, demo(sys.argv[1], announce=end).site.visitors.roo
 @pytest.mark.slow
 def test_a_space_of_the_first_version_shows_its_model_and_leaves_nothing_behind(run, tmp_path):
     (tmp_path / "app.py").write_text(FIRST_APP)
-    (tmp_path / "twice.py").write_text(TWICE)
     (tmp_path / "examples").mkdir()
     picture(1).save(tmp_path / "examples" / "tulip.png")
     (tmp_path / "examples" / "README.md").write_text("where they are from")
-    command = [sys.executable, str(tmp_path / "twice.py"), str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = python(TWICE, str(run), folder=tmp_path, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     _, config, port, *_, folders = done.stdout.splitlines()
     assert json.loads(config)["title"] == "flowers-lp_ft"

@@ -167,7 +167,8 @@ def test_a_head_phase_takes_one_thread_and_a_live_one_all(tmp_path, monkeypatch)
             return real(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.optim.AdamW, "step", step)
-        trained(tmp_path, [{**HEAD, "epochs": 1, "features": kind}])
+        phases, few = [{**HEAD, "epochs": 1, "features": kind}], images(6)
+        trained(tmp_path, phases, train_dataset=few, eval_dataset=few)
     assert seen == {"cached": 1, "live": 2}
 
 
