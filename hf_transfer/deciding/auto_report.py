@@ -24,6 +24,7 @@ from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.examples import examples
 from hf_transfer.results.metrics.by_name import measure
+from hf_transfer.results.metrics.resampling import widen
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.words import metric_with_article, over_time
 from hf_transfer.serving.familiar import keep_familiar
@@ -53,10 +54,12 @@ def judged(
     """Return the metrics of what is expected on new images, and what the report says of the search:
     what to expect, next to what needs no search."""
     leads, first = work.task.headline, next(iter(work.ways.values()))[rows]
-    metrics = work.measured(outputs, rows)
+    metrics, parts = work.measured(outputs, rows), work.parts(chosen)
+    if parts > 1:
+        widen(metrics, parts)
     if work.task is CLASSIFICATION:
         groups = None if work.groups is None else work.groups[rows]
-        spread = expected_accuracy(outputs, work.truth[rows], groups, work.parts(chosen))[1]
+        spread = expected_accuracy(outputs, work.truth[rows], groups, parts)[1]
         metrics["intervals"][leads] = list(spread)
     expected = {leads: metrics[leads], "n": len(rows)}
     if leads in metrics["intervals"]:
@@ -64,7 +67,7 @@ def judged(
     found = {
         "expected": expected,
         "exact_head": work.measured(first, rows, bootstrap=0, tables=False)[leads],
-        "parts": work.parts(chosen),
+        "parts": parts,
         "tried": facts_of(work.tried),
         "tried_lines": tuple(work.tried),
         "budget_seconds": work.clock.seconds,
