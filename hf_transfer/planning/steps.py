@@ -40,12 +40,13 @@ def images_seen(spec: PhaseSpec, images: int, processes: int = 1) -> int:
     return round((epochs_of(spec, images, processes) or 0) * images)
 
 
-def warmup_steps(warmup: float, steps: int) -> int:
+def warmup_steps(warmup: float | None, steps: int) -> int:
     """Return for how many of a phase's steps the rates rise; a share leaves at least one of them.
 
     As TrainingArguments.get_warmup_steps, but for a share that rounds up to all of the phase: its
     only step would have a rate of 0.
     """
+    warmup = warmup or 0.0
     return int(warmup) if warmup >= 1 else min(math.ceil(steps * warmup), max(steps - 1, 0))
 
 
@@ -54,7 +55,7 @@ def check_warmup(phases: Sequence[Phase], images: int, processes: int = 1) -> No
     problems = []
     for phase in phases:
         spec, steps = phase.spec, optimizer_steps(phase.spec, images, processes)
-        if 0 < steps <= warmup_steps(spec.warmup or 0.0, steps):
+        if 0 < steps <= warmup_steps(spec.warmup, steps):
             place = spec.place or f"phase {phase.name}"
             problems.append(
                 f"{place}: warmup: {spec.warmup:g} leaves none of the phase's {steps} steps at its "

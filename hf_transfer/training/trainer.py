@@ -168,8 +168,7 @@ class TransferTrainer(Trainer):
     ) -> Any:
         """Build the phase's schedule; its warmup ends before its last step."""
         if self.now:
-            warmup = self.now.phase.spec.warmup or 0
-            self.args.warmup_steps = warmup_steps(warmup, num_training_steps)
+            self.args.warmup_steps = warmup_steps(self.now.phase.spec.warmup, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def get_batch_samples(

@@ -35,16 +35,17 @@ def program(server, archive, tmp_path_factory):
     image = tmp_path_factory.mktemp("program") / "blue.png"
     image.write_bytes(colour("blue", 50))
     code = snippet()
-    for written, here in (
-        ("http://127.0.0.1:7860", server),
-        ("rose.jpg", str(image)),
-        ("flowers.zip", str(archive)),
-        ("timm/resnet18.a1_in1k", "model"),
-        ("128", "32"),
-        ("lp_ft", "exact_head"),
-    ):
-        assert written in code
-        code = code.replace(written, here)
+    here = {
+        "http://127.0.0.1:7860": server,
+        "rose.jpg": str(image),
+        "flowers.zip": str(archive),
+        "timm/resnet18.a1_in1k": "model",
+        "128": "32",
+        "lp_ft": "exact_head",
+    }
+    assert all(written in code for written in here)
+    # All at once: what is put in, such as a path, may hold what is still to be replaced.
+    code = re.sub("|".join(map(re.escape, here)), lambda found: here[found.group()], code)
     said, found = [], {"client": None}
     found["print"] = said.append
     exec(code, found)
