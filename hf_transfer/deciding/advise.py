@@ -166,8 +166,8 @@ def _check_task(overrides: Sequence[str]) -> None:
     given = [text.partition("=")[2].strip() for text in overrides if text.startswith("task=")]
     if given and given[-1] != "classification":
         raise UserError(
-            f"advise is for one class an image, not task: {given[-1]}; start with a recipe for "
-            "that task (hf-transfer recipes)"
+            f"advise is for one class an image, not task: {given[-1]}; let auto choose instead "
+            "(hf-transfer train DATA), or take a recipe (hf-transfer recipes)"
         )
 
 
