@@ -28,7 +28,7 @@ from hf_transfer.data.beside import load_beside
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
 from hf_transfer.data.sources import list_source, scan
-from hf_transfer.planning.data_checks import check_metrics
+from hf_transfer.planning.data_checks import check_fold, check_metrics
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import Recipe
@@ -130,13 +130,7 @@ def _folds(
     for number in range(1, recipe.folds + 1):
         data = dataclasses.replace(recipe.data, fold=(number, recipe.folds))
         ones.append(dataclasses.replace(recipe, data=data, folds=1))
-        counts = scan(data, recipe.seed, recipe.task).counts["train"]
-        least = min(counts, key=lambda label: counts[label])
-        if recipe.task == "classification" and counts[least] < data.min_per_class:
-            raise UserError(
-                f"folds: {recipe.folds}: part {number} leaves {counts[least]} images of {least} to "
-                "train on; use fewer folds, add images, or lower data.min_per_class"
-            )
+        check_fold(recipe, number, scan(data, recipe.seed, recipe.task).counts)
     reports = []
     for number, one in enumerate(ones, 1):
         logger.info("fold %d of %d", number, recipe.folds)

@@ -23,7 +23,7 @@ from hf_transfer.deciding.tried import RESERVE, Clock, Trial, Tried
 from hf_transfer.deciding.truth import task_of, truth_of
 from hf_transfer.deciding.tuning import Candidate, Tuned, Work
 from hf_transfer.recipe.specs import Recipe
-from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION
+from hf_transfer.recipe.tasks import CLASSIFICATION
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.words import show_seconds
 from hf_transfer.training.norm_statistics import layers
@@ -276,7 +276,6 @@ class Attempts:
             *count,
             **repeats,
             groups=self.groups,
-            numbers=self.task is REGRESSION,
             seed=self.recipe.seed,
         )
 

@@ -242,7 +242,6 @@ def trained_on(recipe: Recipe, model: PreTrainedModel, refit: bool) -> ImageData
     dealt = folds(
         truth_of(data.train),
         groups=groups_of(listed, data.train.files),
-        numbers=data.train.scale is not None,
         seed=recipe.seed,
     )
     return without_fold(data, dealt)

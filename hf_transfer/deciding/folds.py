@@ -22,14 +22,14 @@ def folds(
     *,
     repeats: int = REPEATS,
     groups: np.ndarray | None = None,
-    numbers: bool = False,
     seed: int = 0,
 ) -> np.ndarray:
     """Return the fold of each image in each repeat, int64 (repeats, N), each in 0..count - 1.
 
-    Every class has its share in each fold, as nearly as whole images allow; `labels` are (N,), or
-    (N, L) of 0 and 1, or with `numbers` (N, T). Images of a group (N,) stay together. With fewer
-    groups (or images) than folds there are as many folds as groups. Raises UserError below two.
+    Every class has its share in each fold, as nearly as whole images allow; `labels` are classes
+    (N,), 0 and 1 or bool (N, L), or floats, which are numbers (N, T). Images of a group (N,) stay
+    together. With fewer groups (or images) than folds there are as many folds as groups. Raises
+    UserError below two.
     """
     labels = np.asarray(labels)
     units = len(labels) if groups is None else len(np.unique(groups))
@@ -38,15 +38,13 @@ def folds(
         what = "one image" if groups is None else "one group"
         raise UserError(f"cross-validation needs two folds, and there is {what}")
     codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    return np.stack([_dealt(labels, count, codes, numbers, seed + at) for at in range(repeats)])
+    return np.stack([_dealt(labels, count, codes, seed + at) for at in range(repeats)])
 
 
-def _dealt(
-    labels: np.ndarray, count: int, groups: np.ndarray | None, numbers: bool, seed: int
-) -> np.ndarray:
+def _dealt(labels: np.ndarray, count: int, groups: np.ndarray | None, seed: int) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(labels))
     rows = np.arange(len(labels))
-    if numbers:
+    if labels.dtype.kind == "f":
         labels = tenths(rows, labels.reshape(len(labels), -1).tolist())
     if labels.ndim == 1 and groups is None:
         order = np.argsort(order)  # the place of each image in it

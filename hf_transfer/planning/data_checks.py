@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hf_transfer.base.errors import RecipeError
+from hf_transfer.base.errors import RecipeError, UserError
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.conflicts import judged_by
 from hf_transfer.recipe.specs import PhaseSettings, Recipe
@@ -22,6 +22,18 @@ def check_metrics(recipe: Recipe, counts: Counts) -> None:
     ]
     if problems:
         raise RecipeError(problems)
+
+
+def check_fold(recipe: Recipe, number: int, counts: Counts) -> None:
+    """Raise UserError where one part of a cross-validation leaves a class too few images to train
+    on; `counts` are those of its splits."""
+    train = counts["train"]
+    least = min(train, key=lambda label: train[label])
+    if recipe.task == "classification" and train[least] < recipe.data.min_per_class:
+        raise UserError(
+            f"folds: {recipe.folds}: part {number} leaves {train[least]} images of {least} to "
+            "train on; use fewer folds, add images, or lower data.min_per_class"
+        )
 
 
 def _undefined(recipe: Recipe, spec: PhaseSettings, counts: Counts) -> Iterator[str]:

@@ -229,8 +229,8 @@ def given_resume(resume: Any, out: str) -> bool:
     """
     if not resume and any(expanded(out).glob("phase-*/checkpoint-*")):
         logger.warning(
-            "%s holds checkpoints of an earlier run, and this run begins anew; to go on from them "
-            "write train(resume_from_checkpoint=True)",
+            "%s holds checkpoints of an earlier run, and this run starts over; to continue the "
+            "earlier one, write train(resume_from_checkpoint=True)",
             out,
         )
     if isinstance(resume, bool | None):

@@ -32,7 +32,7 @@ def test_images_of_a_group_stay_together(kind):
         "labels": rng.integers(0, 2, (len(groups), 4)),
         "numbers": rng.normal(size=(len(groups), 1)),
     }[kind]
-    for fold in folds(labels, 4, groups=groups, numbers=kind == "numbers"):
+    for fold in folds(labels, 4, groups=groups):
         assert all(len(set(fold[groups == group])) == 1 for group in range(30))
         assert set(fold) == {0, 1, 2, 3}
         if kind == "classes":

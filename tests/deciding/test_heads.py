@@ -65,7 +65,7 @@ def test_a_head_of_several_labels_knows_those_that_the_images_show():
 def test_a_head_of_numbers_predicts_them_in_standard_units():
     features, classes = cloud(count=300)
     wanted = numbers(classes)
-    fold = folds(wanted, repeats=1, numbers=True)[0]
+    fold = folds(wanted, repeats=1)[0]
     found = honest(out_of_fold(features, wanted, 2, fold), wanted, fold)
     assert scores(found, wanted).mean() > 0.6
     assert scores(found, wanted).mean() == pytest.approx(1 - losses(found, wanted).mean())

@@ -197,8 +197,8 @@ def test_resuming_needs_no_path_and_a_run_that_begins_anew_beside_checkpoints_sa
     assert get_last_checkpoint(str(tmp_path)) is None
     trainer(tmp_path, phases, **options).train(resume_from_checkpoint=None)
     assert caplog.messages == [
-        f"{tmp_path} holds checkpoints of an earlier run, and this run begins anew; to go on from "
-        "them write train(resume_from_checkpoint=True)"
+        f"{tmp_path} holds checkpoints of an earlier run, and this run starts over; to continue "
+        "the earlier one, write train(resume_from_checkpoint=True)"
     ]
 
 
