@@ -114,13 +114,23 @@ def _trained(args: argparse.Namespace) -> Path:
 def _added(args: argparse.Namespace) -> Path:
     if args.data and is_auto(args.recipe) and args.recipe != "auto":
         raise UserError(f"the images are given twice: {args.recipe} and --data {args.data}")
-    ignored = ("set", "backbone", "preset", "minutes", "epochs", "image_size", "group", "no_refit")
+    ignored = (
+        "set",
+        "backbone",
+        "preset",
+        "minutes",
+        "epochs",
+        "image_size",
+        "no_refit",
+        "scratch",
+    )
     _refuse(args, (*ignored, "unlabelled", "resume", "report_to", "allow_code"), "--add")
     from hf_transfer.deciding.add import add_images, format_added
     from hf_transfer.progress import quiet
 
     quiet()
-    found = add_images(args.add, args.data or args.recipe, out=args.out, seed=args.seed or 0)
+    data = args.data or args.recipe
+    found = add_images(args.add, data, group=args.group, out=args.out, seed=args.seed or 0)
     say(format_added(found))
     return found.out
 

@@ -6,8 +6,6 @@ images are passed through the network once, and are not needed for a further add
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass, replace
@@ -16,24 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
-from hf_transfer.base.bars import shown
-from hf_transfer.base.boundary import untrusted
-from hf_transfer.base.errors import UserError
-from hf_transfer.base.files import add_bytes, expanded, write_bytes
+from hf_transfer.base.errors import DataError, UserError
+from hf_transfer.base.files import add_bytes, expanded
 from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
-from hf_transfer.data.digests import digest
-from hf_transfer.data.image_set import ImageData, ImageSet, load_data
+from hf_transfer.data.image_set import ImageData, load_data
+from hf_transfer.data.scan import Scan
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding.add_report import counts_of, write_report
 from hf_transfer.deciding.auto import trained_on
-from hf_transfer.inputs.head_features import head_features
+from hf_transfer.deciding.kept_features import (
+    KEPT,
+    Kept,
+    features_of,
+    keep_features,
+    read_features,
+)
 from hf_transfer.recipe.load import load_recipe
 from hf_transfer.recipe.specs import DataSpec, Recipe
 from hf_transfer.results.metrics.by_name import measure
@@ -44,9 +44,6 @@ from hf_transfer.serving.hub import model_folder
 from hf_transfer.serving.predict import network_of
 from hf_transfer.training.solver import Solution, solve_head
 
-KEPT = "features.safetensors"
-ARRAYS = ("features", "classes", "held_out", "pixels")  # in it
-BATCH = 32
 ALL_NEW = "all held-out images are new, because the run was trained on all images that it had"
 UNMEASURED = (
     "accuracy was not measured: the run was trained on all images that it had, so none of its "
@@ -55,70 +52,42 @@ UNMEASURED = (
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Features (N, D) of images, their places (N,) in `labels`, which are held out (N,), and
-    digests uint8 (N, 16) of their pixels."""
-
-    features: np.ndarray
-    classes: np.ndarray
-    held_out: np.ndarray
-    pixels: np.ndarray
-    labels: tuple[str, ...]
-
-    def joined(self, other: Kept) -> Kept:
-        """Return both: the own labels first, then those that only the other has."""
-        labels = (*self.labels, *(one for one in other.labels if one not in self.labels))
-        places = np.array([labels.index(label) for label in other.labels])
-        return Kept(
-            np.concatenate([self.features, other.features]),
-            np.concatenate([self.classes, places[other.classes]]),
-            np.concatenate([self.held_out, other.held_out]),
-            np.concatenate([self.pixels, other.pixels]),
-            labels,
-        )
-
-    def without(self, other: Kept) -> Kept:
-        """Return those whose pictures the other lacks."""
-        known = {row.tobytes() for row in other.pixels}
-        new = np.array([row.tobytes() not in known for row in self.pixels], bool)
-        return Kept(
-            self.features[new],
-            self.classes[new],
-            self.held_out[new],
-            self.pixels[new],
-            self.labels,
-        )
-
-
-@dataclass(frozen=True)
 class Added:
-    """What an addition came to; `known` images were in the run already, `before` and `after` are
-    accuracies on the old held-out images, `everything` on all held-out ones, None where there are
-    none."""
+    """What an addition came to; `known` images were in the run already, `followed` are of groups
+    that it has. `before` and `after` are accuracies on the old held-out images, `everything` on all
+    held-out ones, None where there are none."""
 
     out: Path
     labels: tuple[str, ...]
     new: tuple[str, ...]
     images: int
     known: int
+    followed: int
     before: float | None
     after: float | None
     old_n: int
     everything: dict[str, Any] | None
+    notes: tuple[str, ...]  # that a reader of the result must know
 
 
 @checked
 def add_images(
-    run: str | Path, data: str | Path | DataSpec, *, out: str | Path | None = None, seed: int = 0
+    run: str | Path,
+    data: str | Path | DataSpec,
+    *,
+    group: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
 ) -> Added:
     """Add labelled images to a finished run's classifier and return what it came to.
 
     `data` holds more images of its classes, or of new ones, which come after the old; pictures that
-    the run has already are left out, since they would be trained on and tested. The head is
-    solved to convergence on the features of all images; the backbone does not change. The model is
-    written to `out`/model (default: the run's name with -more), beside it report, page and card;
-    `seed` splits the new images. Raises UserError, also for a model whose head is not one dense
-    layer.
+    the run has already are left out, since they would be trained on and tested. `group` keeps a
+    patient or video together, as data.group (default: the run's own); new images of one that the
+    run has train or are held out as those. The head is solved to convergence on the features of all
+    images; the backbone does not change. The model is written to `out`/model (default: the run's
+    name with -more), beside it report, page and card; `seed` splits the new images. Raises
+    UserError, also for a model whose head is not one dense layer.
     """
     folder = expanded(run)
     name = Path(os.path.realpath(folder)).name
@@ -132,28 +101,26 @@ def add_images(
         raise UserError(f"{place} is not empty; choose another folder with --out")
     weight = _head(model)
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
+    spec = replace(spec, group=group or spec.group)
+    list_source(spec, least=1)  # what is wrong with it is said before the old images are passed
     old = _old(folder, model)
-    listed = list_source(spec, least=1)
-    added = load_data(spec, model.backbone.image, seed, listed=listed)
-    given = _features(model, added)
-    new = given.without(old)
+    listed, spec = _listed(spec, old.rule, folder)
+    added = load_data(spec, model.backbone.image, seed, listed=listed, folds=True)
+    given = features_of(model, added, listed, spec.group)
+    new, followed = given.without(old).beside(old)
     if not len(new.classes):
         raise UserError(f"all images of {spec.path} are in {folder} already; add other images")
     both = old.joined(new)
-    train, held = ~both.held_out, both.held_out
-    solution = solve_head(both.features[train], both.classes[train], len(both.labels), seed=seed)
-    grown = _grown(folder, both, weight, solution, seed)
+    held, codes = both.held_out, both.codes
+    _check_training(both, folder)
+    grown, solution = _solved(folder, both, weight, seed)
     grown.backbone = replace(grown.backbone, tta=model.backbone.tta)
-    save_model(grown, place / "model")
-    familiar = learn(
-        both.features[train], both.classes[train], both.features[held] if held.any() else None
-    )
-    add_bytes(place / "model", FILE, familiar.to_bytes(), "model")
-    _keep(both, place)
+    _save(grown, both, place)
     logits = both.features @ solution.weight.T + solution.bias
     everything = None
     if old.held_out.any() or len(np.unique(both.classes[held])) == len(both.labels):
-        everything = measure("classification", logits[held], both.classes[held], both.labels)
+        of = logits[held], both.classes[held], both.labels
+        everything = measure("classification", *of, groups=None if codes is None else codes[held])
     before = old.features @ _own(model, weight).T + _own(model, _bias(weight))
     own = old.held_out
     found = Added(
@@ -162,14 +129,16 @@ def add_images(
         both.labels[len(old.labels) :],
         len(new.classes),
         len(given.classes) - len(new.classes),
+        followed,
         _accuracy(before[own], old.classes[own]),
         _accuracy(logits[: len(own)][own], old.classes[own]),
         int(own.sum()),
         everything,
+        _notes(old, new, everything),
     )
     counts = counts_of(both.classes, held, both.labels)
     told = (added, counts, everything or {}, solution, time.monotonic() - started)
-    write_report(folder, place, grown, *told, warnings=_worse(found))
+    write_report(folder, place, grown, *told, warnings=(*found.notes, *_worse(found)))
     return found
 
 
@@ -179,6 +148,11 @@ def format_added(found: Added) -> str:
     lines = [f"{found.images:,} images added; {len(found.labels)} classes, {new}"]
     if found.known:
         lines.append(f"left out: {found.known:,} images that the run has already")
+    if found.followed:
+        lines.append(
+            f"{found.followed:,} of them are of groups that the run has, and train or are held out "
+            "as those"
+        )
     if found.before is not None and found.after is not None:
         lines.append(
             f"accuracy on the {found.old_n:,} old held-out images: {found.after:.3f}, before "
@@ -190,20 +164,41 @@ def format_added(found: Added) -> str:
             f"accuracy on all {found.everything['n']:,} held-out images: "
             f"{found.everything['accuracy']:.3f} ({low:.3f} to {high:.3f})"
         )
-    lines += [f"note: {text}" for text in _worse(found) if found.before is None]
+    lines += [f"note: {text}" for text in found.notes]
     return "\n".join([*lines, f"written to {found.out}: report.html, report.json, model/"])
 
 
+def _notes(old: Kept, new: Kept, everything: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return what the held-out images do not tell."""
+    notes = []
+    if not old.held_out.any():
+        notes.append(ALL_NEW if everything else UNMEASURED)
+    if new.rule and not old.rule:
+        notes.append(
+            f"new images are kept together by {new.rule!r}; the run itself kept no groups "
+            "together, so its images of one group may train and be held out"
+        )
+    return tuple(notes)
+
+
 def _worse(found: Added) -> tuple[str, ...]:
-    """Return the warning of an addition that cost accuracy on the old images, or cannot tell."""
-    if found.before is None:
-        return (ALL_NEW if found.everything else UNMEASURED,)
+    """Return the warning of an addition that cost accuracy on the old images."""
     if found.before is None or found.after is None or found.after >= found.before:
         return ()
     return (
         f"accuracy on the {found.old_n:,} held-out images from before is {found.after:.3f}; it "
         f"was {found.before:.3f} before the last images were added",
     )
+
+
+def _check_training(both: Kept, folder: Path) -> None:
+    """Raise UserError for a class of which no image trains."""
+    missing = np.setdiff1d(np.arange(len(both.labels)), both.classes[~both.held_out])
+    if len(missing):
+        raise UserError(
+            f"class {both.labels[missing[0]]!r} has no image to train on: all are of groups that "
+            f"{folder} holds out; add images of other groups"
+        )
 
 
 def _accuracy(logits: np.ndarray, classes: np.ndarray) -> float | None:
@@ -227,14 +222,28 @@ def _head(model: PreTrainedModel) -> str:
     return weights[0]
 
 
-def _grown(folder: Path, both: Kept, weight: str, solution: Solution, seed: int) -> PreTrainedModel:
-    """Return the run's network with a head for all labels, which is the solution."""
-    grown = load_backbone(str(model_folder(folder)), both.labels, seed=seed)
+def _solved(folder: Path, both: Kept, weight: str, seed: int) -> tuple[PreTrainedModel, Solution]:
+    """Return the run's network with the best head for the images that train, and that solution."""
+    train, codes, labels = ~both.held_out, both.codes, both.labels
+    groups = None if codes is None else codes[train]
+    rows = both.features[train], both.classes[train], len(labels)
+    solution = solve_head(*rows, images=groups, seed=seed)
+    grown = load_backbone(str(model_folder(folder)), labels, seed=seed)
     with torch.no_grad():
         for name, values in ((weight, solution.weight), (_bias(weight), solution.bias)):
             parameter = grown.get_parameter(f"{grown.backbone.prefix}{name}")
             parameter.copy_(torch.from_numpy(values).view_as(parameter))
-    return grown.eval()
+    return grown.eval(), solution
+
+
+def _save(grown: PreTrainedModel, both: Kept, place: Path) -> None:
+    """Write the model, what is familiar to it and the features into the folder of the run."""
+    save_model(grown, place / "model")
+    train, held, codes = ~both.held_out, both.features[both.held_out], both.codes
+    groups = None if codes is None else codes[train]
+    familiar = learn(both.features[train], both.classes[train], held, groups=groups)
+    add_bytes(place / "model", FILE, familiar.to_bytes(), "model")
+    keep_features(both, place)
 
 
 def _bias(weight: str) -> str:
@@ -247,19 +256,28 @@ def _own(model: PreTrainedModel, name: str) -> np.ndarray:
     return values
 
 
-# --- features ----------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------
+
+
+def _listed(spec: DataSpec, rule: str | None, folder: Path) -> tuple[Scan, DataSpec]:
+    """Return the images to add, kept together by their own data.group or else by the run's."""
+    listed = list_source(spec, least=1)
+    if spec.group or not rule:
+        return listed, spec
+    spec = replace(spec, group=rule)
+    try:
+        return list_source(spec, least=1), spec
+    except DataError as error:
+        raise UserError(
+            f"{error}; {folder} keeps images together by it: give --group, a column or pattern "
+            "that says whose the new images are, or '(.+)' where each stands alone"
+        ) from error
 
 
 def _old(folder: Path, model: PreTrainedModel) -> Kept:
     """Return the features of a run's own images: those that were kept, else computed and kept."""
-    path = folder / KEPT
-    if path.is_file():
-        with untrusted(str(path), "delete it"), safe_open(path, "np") as file:
-            facts = json.loads(file.metadata()["facts"])
-            features, classes, held_out, pixels = map(file.get_tensor, ARRAYS)
-            if facts["model"] == _digest(folder) and features.ndim == 2:
-                labels = tuple(facts["labels"])
-                return Kept(features, classes, held_out.astype(bool), pixels, labels)
+    if kept := read_features(folder):
+        return kept
     recipe = RunFolder(folder).recipe
     if not recipe.is_file():
         raise UserError(
@@ -267,58 +285,20 @@ def _old(folder: Path, model: PreTrainedModel) -> Kept:
             "that it was trained on nothing can be added"
         )
     asked = load_recipe(recipe, allow_code=True)
-    found = _features(model, _images(folder, asked, model))
+    listed = list_source(asked.data, asked.task)
+    found = features_of(model, _images(folder, asked, model, listed), listed, asked.data.group)
     if found.labels != model.backbone.labels:
         raise UserError(f"the classes of {asked.data.path} are no longer those of {folder}")
-    _keep(found, folder)
+    keep_features(found, folder)
     return found
 
 
-def _images(folder: Path, asked: Recipe, model: PreTrainedModel) -> ImageData:
+def _images(folder: Path, asked: Recipe, model: PreTrainedModel, listed: Scan) -> ImageData:
     """Return a run's own images, split as they were for its model: `auto` validates in folds, and
     then may train on all of them."""
     report = RunFolder(folder).report
     before = RunReport.load(report) if report.is_file() else None
     if before is None or not before.auto:
-        return load_data(asked.data, model.backbone.image, asked.seed)
-    return trained_on(asked, model, refit=not before.data["images"].get("validation"))
-
-
-def _features(model: PreTrainedModel, data: ImageData) -> Kept:
-    sets = [(data.train, False), (data.validation, True)]
-    sets += [(data.test, True)] if data.test is not None else []
-    rows = [
-        (*_passed(model, images), images.labels, np.full(len(images), held))
-        for images, held in sets
-        if len(images)
-    ]
-    features, pixels, classes, held_out = map(np.concatenate, zip(*rows, strict=True))
-    return Kept(features, classes, held_out, pixels, tuple(data.labels))
-
-
-def _passed(model: PreTrainedModel, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features (N, D) of images and digests (N, 16) of their pixels."""
-    places = range(len(images))
-    spans = [places[at : at + BATCH] for at in places[::BATCH]]
-    parts = shown(spans, "features", "batches")
-    features, digests = [], []
-    for span in parts:
-        pixels = images.__getitems__(span)["pixels"]
-        features.append(head_features(model, pixels))
-        digests += [np.frombuffer(digest(one.numpy()), np.uint8) for one in pixels]
-    return np.concatenate(features), np.stack(digests)
-
-
-def _keep(found: Kept, folder: Path) -> None:
-    facts = json.dumps({"labels": found.labels, "model": _digest(folder)})
-    arrays = {
-        "features": found.features.astype(np.float32),
-        "classes": found.classes.astype(np.int64),
-        "held_out": found.held_out.astype(np.uint8),
-        "pixels": found.pixels,
-    }
-    write_bytes(folder / KEPT, save(arrays, {"facts": facts}))
-
-
-def _digest(folder: Path) -> str:
-    return hashlib.sha256((model_folder(folder) / "model.safetensors").read_bytes()).hexdigest()
+        return load_data(asked.data, model.backbone.image, asked.seed, listed=listed)
+    refit = not before.data["images"].get("validation")
+    return trained_on(asked, model, refit=refit, listed=listed)

@@ -233,9 +233,9 @@ def without_fold(data: ImageData, dealt: np.ndarray) -> ImageData:
     return dataclasses.replace(data, train=train, validation=validation)
 
 
-def trained_on(recipe: Recipe, model: PreTrainedModel, refit: bool) -> ImageData:
-    """Return the data of a finished run of `auto`, split as it was for the model that was saved."""
-    listed = list_source(recipe.data, recipe.task)
+def trained_on(recipe: Recipe, model: PreTrainedModel, refit: bool, listed: Scan) -> ImageData:
+    """Return the data of a finished run of `auto`, split as it was for the model that was saved;
+    `listed` is what `list_source` finds."""
     data = labelled(recipe, listed, model)
     if refit:
         return data

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,13 @@ def learn(
     classes: np.ndarray[Any, Any] | None = None,
     held_out: np.ndarray[Any, Any] | None = None,
     false_alarms: float = FALSE_ALARMS,
+    groups: np.ndarray[Any, Any] | None = None,
 ) -> Familiar:
     """Return what is familiar after training images with features (N, D) of `classes` (N,).
 
     The threshold is set so that a share of `false_alarms` of the `held_out` features (M, D) lies
-    above it; without them, of training images that are left out in turn. Raises UserError.
+    above it; without them, of training images that are left out in turn, those of a group (N,) at
+    once. Raises UserError.
     """
     classes = np.zeros(len(features), np.int64) if classes is None else classes
     if len(features) < 2 or not 0 < false_alarms < 1:
@@ -134,7 +136,7 @@ def learn(
         distances = np.concatenate(
             [
                 _fitted(_unit(features[~fold]), classes[~fold])._distances(features[fold])
-                for fold in _folds(len(features))
+                for fold in _folds(classes, groups)
             ]
         )
     threshold = float(np.quantile(distances, 1 - false_alarms, method="higher"))
@@ -163,9 +165,18 @@ def _fitted(rows: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]) -> Famili
     return Familiar(means, axes[:kept], np.maximum(shrunk, 1e-12), max(rest, 1e-12), 1.0)
 
 
-def _folds(count: int) -> Iterator[np.ndarray[Any, Any]]:
-    order = np.arange(count) % min(FOLDS, count)
-    yield from (order == fold for fold in range(min(FOLDS, count)))
+def _folds(
+    classes: np.ndarray[Any, Any], groups: np.ndarray[Any, Any] | None
+) -> list[np.ndarray[Any, Any]]:
+    """Return which images are left out in each turn, (N,) bool; whole groups where each class has
+    images of others."""
+    rows = np.arange(len(classes))
+    codes = rows if groups is None else np.unique(groups, return_inverse=True)[1]
+    order = codes % min(FOLDS, len(classes))
+    folds = [order == fold for fold in np.unique(order)]
+    if groups is not None and any(set(classes) - set(classes[~fold]) for fold in folds):
+        return _folds(classes, None)
+    return folds
 
 
 def _unit(features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -209,7 +220,7 @@ def keep_familiar(folder: Path, data: ImageData) -> Familiar | None:
         features = _features(model, train)
         held = _features(model, held_out) if held_out is not None else None
         classes = train.labels if train.labels.ndim == 1 else None
-        found = learn(features, classes, held)
+        found = learn(features, classes, held, groups=train.groups)
     except UserError as error:
         logger.warning("the model cannot tell unknown images: %s", error)
         return None

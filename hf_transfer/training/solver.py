@@ -52,8 +52,8 @@ def solve_head(
     """Return the layer that minimises the regularised log loss of features (N, D), labels (N,).
 
     The solver sees features divided by `half_scale`, and the layer is written for them as they are.
-    `images` (N,) says which rows show one image: they stay in one fold. A class without rows gets
-    a probability near zero. Raises ValueError with fewer than two classes.
+    `images` (N,) says which rows show one image, or are of one group: they stay in one fold. A
+    class without rows gets a probability near zero. Raises ValueError with fewer than two classes.
     """
     with threadpool_limits(1, "blas"):  # two threads took ten times as long on two cores
         return _solved(features, labels, classes, images, class_weights, seed)
@@ -165,7 +165,11 @@ def _search(
     features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, folds: np.ndarray
 ) -> tuple[float, float]:
     """Return the strength whose predictions of left-out folds have the least log loss, and it."""
-    parts = [(a, b) for a, b in _pairs(folds) if len(np.unique(labels[a])) > 1]
+    parts = [
+        (a, b)
+        for a, b in _pairs(folds)
+        if len(np.unique(labels[a])) > 1 and np.isin(labels[b], labels[a]).any()
+    ]
     if not parts:
         return 1.0, float("nan")
     models = [_model(STRENGTHS[0], SEARCH_STEPS, SEARCH_PRECISION) for _ in parts]

@@ -11,9 +11,13 @@ from PIL import Image
 import hf_transfer
 from hf_transfer.base.errors import UserError
 from hf_transfer.cli import main
-from hf_transfer.deciding.add import KEPT, add_images
+from hf_transfer.data.digests import digest
+from hf_transfer.deciding import add
+from hf_transfer.deciding.add import add_images, format_added
+from hf_transfer.deciding.kept_features import KEPT, read_features
 from hf_transfer.serving.familiar import FILE
 from hf_transfer.serving.hub import gather
+from hf_transfer.training.solver import solve_head
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
@@ -166,3 +170,103 @@ def test_what_cannot_be_added_to_is_named(run, tmp_path):
     with pytest.raises(UserError, match="whose head is one dense layer"):
         add_images(tmp_path / "convolution", new, out=tmp_path / "more")
     assert not (tmp_path / "more").exists()
+
+
+# --- groups ------------------------------------------------------------------------------------
+
+
+def of_persons(folder: Path, colour: str, persons: range, each: int = 4, seed: int = 0) -> Path:
+    """Write images of persons, whose number begins each name."""
+    random = np.random.default_rng(seed)
+    (folder / colour).mkdir(parents=True)
+    for person in persons:
+        own = np.array(COLOURS[colour]) + random.integers(-20, 20, 3)
+        for i in range(each):
+            pixels = (own + random.integers(-9, 9, (40, 40, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / colour / f"{person:03}_{seed}{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_person(tmp_path_factory) -> Path:
+    """A run whose recipe keeps the images of a person together."""
+    folder = tmp_path_factory.mktemp("persons")
+    of_persons(folder / "data", "red", range(6))
+    of_persons(folder / "data", "green", range(6, 12))
+    options = ["pretrained=false", "data.image_size=64", r"data.group='^(\d+)_'"]
+    hf_transfer.train(
+        "exact_head", data=folder / "data", backbone="timm/test_resnet.r160_in1k",
+        overrides=options, out=folder / "run",
+    )  # fmt: skip
+    return folder / "run"
+
+
+def persons_of(found: Path) -> list[tuple[bytes, bool]]:
+    """Return whose each kept image is, and whether it is held out."""
+    kept = read_features(found)
+    return list(zip(map(bytes, kept.groups), kept.held_out.tolist(), strict=True))
+
+
+def test_new_images_of_a_person_lie_on_the_side_where_the_run_has_this_person(by_person, tmp_path):
+    new = of_persons(tmp_path / "new", "red", range(6), seed=1)
+    of_persons(new, "blue", range(20, 26), seed=1)  # of persons that the run has not seen
+    found = add_images(by_person, new, out=tmp_path / "more")
+    assert found.images == 48
+    assert found.followed == 24
+    rows = persons_of(tmp_path / "more")
+    sides = {person: {held for whose, held in rows if whose == person} for person, _ in rows}
+    assert len(sides) == 18
+    assert all(len(both) == 1 for both in sides.values())
+    assert found.everything["groups"] == sum(both == {True} for both in sides.values())
+    told = format_added(found)
+    assert "24 of them are of groups that the run has, and train or are held out as those" in told
+
+
+def test_a_further_addition_still_knows_whose_the_images_are(by_person, tmp_path):
+    add_images(by_person, of_persons(tmp_path / "a", "blue", range(20, 26)), out=tmp_path / "one")
+    (tmp_path / "one" / "recipe.yaml").unlink()
+    again = of_persons(tmp_path / "b", "blue", range(20, 26), seed=2)
+    found = add_images(tmp_path / "one", again, out=tmp_path / "two")
+    assert found.followed == 24
+    rows = persons_of(tmp_path / "two")
+    assert len({whose for whose, _ in rows}) == len(set(rows)) == 18
+
+
+def test_names_that_do_not_say_whose_the_images_are_ask_for_a_group(by_person, tmp_path, capsys):
+    new = plain(tmp_path / "new", "blue", count=8)
+    with pytest.raises(UserError, match=r"matches no image's name; .*--group") as refused:
+        add_images(by_person, new, out=tmp_path / "more")
+    assert "\n" not in str(refused.value)
+    words = ["train", str(new), "--add", str(by_person), "--out", str(tmp_path / "more")]
+    assert main([*words, "--group", "(.+)"]) == 0
+    assert "of groups that the run has" not in capsys.readouterr().out
+
+
+def test_a_group_given_for_a_run_without_any_keeps_the_new_images_together(run, tmp_path):
+    new = of_persons(tmp_path / "new", "blue", range(6))
+    found = add_images(run, new, out=tmp_path / "more", group=r"^(\d+)_")
+    blue = persons_of(tmp_path / "more")[-24:]
+    assert len({whose for whose, _ in blue}) == len(set(blue)) == 6
+    assert any("the run itself kept no groups together" in text for text in found.notes)
+    assert "kept no groups together" in (tmp_path / "more" / "report.html").read_text()
+
+
+def test_a_new_class_of_persons_that_are_held_out_cannot_be_learned(by_person, tmp_path):
+    first = add_images(
+        by_person, of_persons(tmp_path / "a", "red", range(6), seed=3), out=tmp_path / "one"
+    )
+    kept = read_features(first.out)
+    out = {bytes(kept.groups[row]) for row in np.flatnonzero(kept.held_out)}
+    held = next(one for one in range(12) if digest(f"{one:03}".encode()) in out)
+    new = of_persons(tmp_path / "b", "blue", range(held, held + 1))
+    with pytest.raises(UserError, match="'blue' .* of groups that .* holds out"):
+        add_images(by_person, new, out=tmp_path / "two")
+
+
+def test_images_of_one_person_are_in_one_fold_of_the_new_head(by_person, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(add, "solve_head", lambda *x, **y: seen.append(y) or solve_head(*x, **y))
+    add_images(by_person, of_persons(tmp_path / "a", "blue", range(20, 26)), out=tmp_path / "one")
+    kept = read_features(tmp_path / "one")
+    train = kept.groups[~kept.held_out]
+    assert len(np.unique(seen[0]["images"])) == len(np.unique(train, axis=0))

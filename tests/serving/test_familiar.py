@@ -30,6 +30,30 @@ def test_held_out_images_are_called_unknown_at_the_stated_rate_and_strangers_are
     assert found.held_out == 200
 
 
+def of_patients(count: int, seed: int, each: int = 8) -> np.ndarray:
+    """Draw images of patients, which are much more like one another than like those of others."""
+    random = np.random.default_rng(seed)
+    own = np.repeat(random.normal(1, 0.3, (count, 40)), each, axis=0)
+    return own + random.normal(0, 0.03, own.shape)
+
+
+def test_images_of_new_patients_are_called_unknown_at_the_stated_rate():
+    rows, patients = of_patients(30, 0), np.repeat(np.arange(30), 8)
+    new = of_patients(200, 1)
+    found = learn(rows, patients % 3, false_alarms=0.1, groups=patients)
+    assert (found.unlike(new) > 1).mean() < 0.2
+    assert (learn(rows, patients % 3, false_alarms=0.1).unlike(new) > 1).mean() > 0.4
+
+
+def test_groups_that_are_whole_classes_are_not_left_out():
+    rows, classes = drawn(60, 0), np.arange(60) % 3
+    assert np.isclose(
+        learn(rows, classes, groups=classes).threshold, learn(rows, classes).threshold
+    )
+    one = np.zeros(60, int)
+    assert np.isclose(learn(rows, classes, groups=one).threshold, learn(rows, classes).threshold)
+
+
 def test_distances_are_mahalanobis_with_the_shrunk_covariance():
     from sklearn.covariance import LedoitWolf
 

@@ -118,6 +118,13 @@ def test_views_of_one_image_stay_in_one_fold():
     assert np.bincount(folds).tolist() == [24] * FOLDS
 
 
+def test_groups_that_are_whole_classes_leave_the_strength_at_one():
+    features, labels = blobs()
+    found = solve_head(features, labels, 3, images=labels)
+    assert found.strength == 1.0
+    assert np.mean(chances(found, features).argmax(1) == labels) > 0.9
+
+
 def test_a_class_without_rows_is_never_guessed_and_two_classes_work():
     features, labels = blobs()
     found = solve_head(features, np.where(labels == 1, 2, labels), 3)
