@@ -22,6 +22,7 @@ from hf_transfer.deciding.probes import targets_of
 from hf_transfer.deciding.tried import RESERVE, Clock, Trial, Tried
 from hf_transfer.deciding.truth import task_of, truth_of
 from hf_transfer.deciding.tuning import Candidate, Tuned, Work
+from hf_transfer.deciding.uneven import metric_of, objective_of, setting_of, weights_to_judge
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import CLASSIFICATION
 from hf_transfer.results.metrics.by_name import measure
@@ -58,12 +59,15 @@ class Attempts:
     def __post_init__(self) -> None:
         self.truth = truth_of(self.images)
         self.task = task_of(self.truth)
+        self.objective = objective_of(self.recipe, self.images)
+        self.weights = weights_to_judge(self.truth, self.objective)
+        self.metric = metric_of(self.recipe)
         self.folds = self._dealt()
         self.few = self._least() < FEWEST
 
     def note(self, tried: Tried) -> None:
         """Keep a line of what was tried, and say it."""
-        tried = dataclasses.replace(tried, metric=self.task.headline)
+        tried = dataclasses.replace(tried, metric=self.metric)
         self.tried.append(tried)
         self.say(f"  {tried}")
 
@@ -71,8 +75,10 @@ class Attempts:
 
     def heads(self) -> None:
         """Solve for the head; then with a share of the images' own statistics, where that helps."""
+        if setting := setting_of(self.recipe):
+            self.note(Tried(setting, "counts in heads, in fine-tuning and in the choice"))
         began = time.monotonic()
-        self.start = bag.head_start(self.model, self.images, self.folds)
+        self.start = bag.head_start(self.model, self.images, self.folds, self.objective)
         bag.head_parameters(self.model)
         self.ways = {self.start.what: self.start.logits}
         repeats, parts = len(self.folds), len(np.unique(self.folds[0]))
@@ -102,8 +108,9 @@ class Attempts:
             needed = (passes + 1) * (time.monotonic() - began)
         if needed > allowed:
             return self.note(Tried(what, self._no_time(needed, HEADS)))
-        found = bag.blended_start(self.model, self.images, self.folds, own)
-        gained = gain(found.logits, self.start.logits, self.truth, self.groups)
+        found = bag.blended_start(self.model, self.images, self.folds, own, self.objective)
+        of = self.truth, self.groups, self.weights
+        gained = gain(found.logits, self.start.logits, *of)
         self.note(
             Tried(
                 what,
@@ -235,9 +242,7 @@ class Attempts:
             name = f"{trial.candidate.what}, {point}"
             self.ways[name] = trial.logits[point]
             self.origin[name] = trial, point
-            gained = gain(
-                trial.logits[point][rows], base[rows], self.truth[rows], self._groups(rows)
-            )
+            gained = gain(trial.logits[point][rows], base[rows], *self._of(rows))
             self.tried = [one for one in self.tried if one.what != name]
             self.note(
                 Tried(
@@ -305,10 +310,10 @@ class Attempts:
     def _chosen(self) -> tuple[str, str]:
         rows = self.judged
         ways = {way: self.ways[way][rows] for way in (self.start.what, *self.origin)}
-        of = self.truth[rows], self._groups(rows)
-        chosen = best_of(ways, *of, priors=self.priors)
+        truth, groups, weights = self._of(rows)
+        chosen = best_of(ways, truth, groups, priors=self.priors, weights=weights)
         if chosen in self.priors:
-            found = gain(ways[chosen], ways[self.start.what], *of)
+            found = gain(ways[chosen], ways[self.start.what], truth, groups, weights)
             points = 100 * found.expected(self.priors[chosen])
             return chosen, (
                 f"{points:+.1f} points to expect, from the gain here and what such training gains "
@@ -336,8 +341,8 @@ class Attempts:
         if self.few or len(ways) == 1 or len(np.unique(fold)) < 2:
             return rows, ways[chosen]
         stages = (heads[1:], list(self.origin)) if tuned else (heads[1:],)
-        truth, groups = self.truth[rows], self._groups(rows)
-        return rows, chosen_blindly(ways, truth, fold, groups, stages, self.priors)
+        truth, groups, weights = self._of(rows)
+        return rows, chosen_blindly(ways, truth, fold, groups, stages, self.priors, weights)
 
     def parts(self, chosen: str) -> int:
         """Return in how many parts a way was cross-validated; 1 where one part was held out."""
@@ -345,6 +350,11 @@ class Attempts:
             return len(set(self.folds[0]))
         trial, _ = self.origin[chosen]
         return len(trial.parts) if trial.done > 1 else 1
+
+    def _of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Return what is true of images, their groups, and how much each counts."""
+        weights = None if self.weights is None else self.weights[rows]
+        return self.truth[rows], self._groups(rows), weights
 
     def _groups(self, rows: np.ndarray) -> np.ndarray | None:
         return None if self.groups is None else self.groups[rows]
@@ -357,7 +367,7 @@ class Attempts:
     def _value(self, outputs: np.ndarray) -> float | None:
         rows = np.flatnonzero(np.isfinite(outputs[:, 0]))
         found = self.measured(outputs[rows], rows, bootstrap=0, tables=False)
-        return found[self.task.headline]
+        return found[self.metric]
 
     def _least(self) -> int:
         """Return how many images the smallest class has; without classes, half of all."""

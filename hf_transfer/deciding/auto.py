@@ -8,6 +8,7 @@ on all labelled images. The result is a run like any other.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -119,6 +120,11 @@ def recipe_of(
         raise UserError(
             f"auto is for images with labels, not task: {task[-1]}; train the recipe free_labels, "
             "which learns from images without labels first"
+        )
+    if any(re.fullmatch(r"loss\s*=\s*focal\s*", change) for change in overrides):
+        raise UserError(
+            "auto solves for its head, which loss: focal has no solution for; write loss: balanced "
+            "or logit_adjusted, or train a recipe, such as full"
         )
     plain = parse_recipe(TEXT, f"{NAME}.yaml")
     recipe = asked(plain, data, backbone, seed, overrides)

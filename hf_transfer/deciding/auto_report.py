@@ -18,9 +18,10 @@ from hf_transfer.deciding import bag
 from hf_transfer.deciding.attempts import Attempts
 from hf_transfer.deciding.choosing import expected_accuracy
 from hf_transfer.deciding.tried import Clock, facts_of
+from hf_transfer.deciding.uneven import metric_of
 from hf_transfer.recipe.load import dump_recipe
 from hf_transfer.recipe.specs import Recipe
-from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
+from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.examples import examples
 from hf_transfer.results.metrics.by_name import measure
@@ -53,14 +54,14 @@ def judged(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the metrics of what is expected on new images, and what the report says of the search:
     what to expect, next to what needs no search."""
-    leads, first = work.task.headline, next(iter(work.ways.values()))[rows]
+    leads, first = work.metric, next(iter(work.ways.values()))[rows]
     metrics, parts = work.measured(outputs, rows), work.parts(chosen)
     if parts > 1:
         widen(metrics, parts)
     if work.task is CLASSIFICATION:
         groups = None if work.groups is None else work.groups[rows]
         spread = expected_accuracy(outputs, work.truth[rows], groups, parts)[1]
-        metrics["intervals"][leads] = list(spread)
+        metrics["intervals"]["accuracy"] = list(spread)
     expected = {leads: metrics[leads], "n": len(rows)}
     if leads in metrics["intervals"]:
         expected["interval"] = metrics["intervals"][leads]
@@ -73,7 +74,10 @@ def judged(
         "budget_seconds": work.clock.seconds,
     }
     if work.task is CLASSIFICATION:
-        found["majority"] = float(np.bincount(work.truth[rows]).max() / len(rows))
+        counts = np.bincount(work.truth[rows])
+        even = leads == "balanced_accuracy"
+        share = 1 / np.count_nonzero(counts) if even else counts.max() / len(rows)
+        found["majority"] = float(share)
     return metrics, found
 
 
@@ -81,7 +85,7 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     """Write the run's folder as any run's, and return its report."""
     here, data, test = run_folder.RunFolder(folder), found.data, found.data.test
     task = TASKS[found.recipe.task]
-    metrics = {**found.metrics, "said": told(found.facts, task)}
+    metrics = {**found.metrics, "said": told(found.facts, metric_of(found.recipe))}
     shown = found.facts.pop("examples", {})
     if test is not None:
         logits = bag.model_logits(found.model, test)
@@ -111,12 +115,12 @@ def written(found: Found, folder: Path, clock: Clock) -> RunReport:
     return run_folder.finish(report, folder)
 
 
-def told(facts: dict[str, Any], task: Task) -> list[str]:
+def told(facts: dict[str, Any], leads: str) -> list[str]:
     """Return what came out and what was tried, in sentences: the page has them, too."""
     expected = facts["expected"]
     bounds = expected.get("interval")
     within = f" (95% interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
-    metric, value = metric_with_article(task.headline), _shown(expected[task.headline])
+    metric, value = metric_with_article(leads), _shown(expected[leads])
     first = (
         f"Expect {metric} of {value} on new images{within}, measured on {expected['n']} labelled "
         "images that took no part in any choice. On these the exact head reaches "

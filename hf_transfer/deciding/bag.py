@@ -36,7 +36,9 @@ from hf_transfer.deciding.heads import (
     stacked,
 )
 from hf_transfer.deciding.truth import truth_of
+from hf_transfer.deciding.uneven import log_prior, weights_to_fit
 from hf_transfer.inputs.model_input import to_model_input
+from hf_transfer.training.loss import Objective
 from hf_transfer.training.norm_statistics import layers
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)  # of the images' own statistics, in what a head is fitted on
@@ -57,6 +59,7 @@ class Start:
     strengths: tuple[float, ...]
     logits: np.ndarray
     statistics: Statistics
+    objective: Objective
     blended: bool = False
 
     def put(self, model: PreTrainedModel) -> None:
@@ -65,14 +68,20 @@ class Start:
         put_head(model, self.head)
 
 
-def head_start(model: PreTrainedModel, images: ImageSet, folds: np.ndarray) -> Start:
+def head_start(
+    model: PreTrainedModel, images: ImageSet, folds: np.ndarray, objective: Objective
+) -> Start:
     """Return the exact head on the features of the checkpoint as it is; folds are (repeats, N)."""
     features = boundary_features(model, images).head
-    return _start("exact head", features, features, images, folds)
+    return _start("exact head", features, features, images, folds, objective)
 
 
 def blended_start(
-    model: PreTrainedModel, images: ImageSet, folds: np.ndarray, own: Statistics
+    model: PreTrainedModel,
+    images: ImageSet,
+    folds: np.ndarray,
+    own: Statistics,
+    objective: Objective,
 ) -> Start:
     """Return the exact head on features with a share of the images' own statistics, which in each
     fold are of its own images alone; `own` are those of all images.
@@ -87,7 +96,7 @@ def blended_start(
         return views, views[SHARES.index(USED)]
 
     views = _views(model, images, plain, own)
-    start = _start("exact head, blended statistics", of_fold, views, images, folds[:1])
+    start = _start("exact head, blended statistics", of_fold, views, images, folds[:1], objective)
     return replace(start, statistics=_mixed(model, own), blended=True)
 
 
@@ -106,15 +115,20 @@ def start_of(model: PreTrainedModel, images: ImageSet, start: Start, rows: np.nd
         own = statistics_of(model, some)
         features = _views(model, some, features, own)
         statistics = _mixed(model, own)
-    head = fitted(features, some, start.strengths)
-    return Start(start.what, head, start.strengths, np.empty(0), statistics, start.blended)
+    head = fitted(features, some, start.strengths, start.objective)
+    return replace(start, head=head, logits=np.empty(0), statistics=statistics)
 
 
-def fitted(features: np.ndarray, images: ImageSet, strengths: Sequence[float]) -> Head:
+def fitted(
+    features: np.ndarray, images: ImageSet, strengths: Sequence[float], objective: Objective
+) -> Head:
     """Return the mean of the exact heads of these strengths on features (N, D) or (views, N, D) of
     images."""
-    rows, told, weights = stacked(features, truth_of(images), np.arange(len(images)))
-    return mean_head(fit_heads(rows, told, len(images.names), strengths, weights))
+    truth = truth_of(images)
+    of_images = weights_to_fit(truth, objective)
+    rows, told, weights = stacked(features, truth, np.arange(len(images)), of_images)
+    head = mean_head(fit_heads(rows, told, len(images.names), strengths, weights))
+    return replace(head, bias=head.bias - log_prior(objective))
 
 
 def _start(
@@ -123,13 +137,18 @@ def _start(
     of_all: np.ndarray,
     images: ImageSet,
     folds: np.ndarray,
+    objective: Objective,
 ) -> Start:
     truth, classes = truth_of(images), len(images.names)
-    repeats = [out_of_fold(features, truth, classes, fold) for fold in folds]
-    logits = np.mean([honest(x, truth, f) for x, f in zip(repeats, folds, strict=True)], axis=0)
-    near = near_best(np.mean(repeats, axis=0), truth)
+    weights = weights_to_fit(truth, objective)
+    repeats = [out_of_fold(features, truth, classes, fold, STRENGTHS, weights) for fold in folds]
+    count = weights if truth.ndim == 1 else None  # several labels choose by all of them alike
+    told = [honest(x, truth, f, count) for x, f in zip(repeats, folds, strict=True)]
+    logits = np.mean(told, axis=0) - log_prior(objective)
+    near = near_best(np.mean(repeats, axis=0), truth, count)
     strengths = tuple(STRENGTHS[at] for at in near)
-    return Start(what, fitted(of_all, images, strengths), strengths, logits, {})
+    head = fitted(of_all, images, strengths, objective)
+    return Start(what, head, strengths, logits, {}, objective)
 
 
 def _views(

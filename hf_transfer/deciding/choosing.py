@@ -75,11 +75,17 @@ class Gain:
 
 
 def gain(
-    logits: np.ndarray, base: np.ndarray, truth: np.ndarray, groups: np.ndarray | None = None
+    logits: np.ndarray,
+    base: np.ndarray,
+    truth: np.ndarray,
+    groups: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> Gain:
-    """Return what outputs (N, C) gain on the base's; errors are by group where there are."""
-    right = scores(logits, truth) - scores(base, truth)
-    less = cooled_losses(base, truth) - cooled_losses(logits, truth)
+    """Return what outputs (N, C) gain on the base's; errors are by group where there are.
+    `weights` (N,) say how much each image counts."""
+    share = 1.0 if weights is None else weights / weights.mean()
+    right = share * (scores(logits, truth) - scores(base, truth))
+    less = share * (cooled_losses(base, truth) - cooled_losses(logits, truth))
     return Gain(
         float(right.mean()),
         standard_error(right, groups),
@@ -101,6 +107,7 @@ def best_of(
     groups: np.ndarray | None = None,
     stages: Sequence[Sequence[str]] = (),
     priors: Mapping[str, Prior] = NONE,
+    weights: np.ndarray | None = None,
 ) -> str:
     """Return the way to take: the first, left only for a gain.
 
@@ -113,13 +120,14 @@ def best_of(
     for stage in stages or (others,):
         worth = {}
         for way in stage:
-            found = gain(ways[way], ways[taken], truth, groups)
+            found = gain(ways[way], ways[taken], truth, groups, weights)
             real = max(found.accuracy, ROUNDING) if found.is_real else 0.0
             known = way in priors and not found.is_worse
             worth[way] = found.expected(priors[way]) if known else real
         gaining = [way for way in stage if worth[way] > 0]
         if gaining:
-            loss = {way: float(cooled_losses(ways[way], truth).mean()) for way in gaining}
+            lost = {way: cooled_losses(ways[way], truth) for way in gaining}
+            loss = {way: float(np.average(each, weights=weights)) for way, each in lost.items()}
             taken = max(gaining, key=lambda way: (worth[way], -loss[way]))
     return taken
 
@@ -131,14 +139,15 @@ def chosen_blindly(
     groups: np.ndarray | None = None,
     stages: Sequence[Sequence[str]] = (),
     priors: Mapping[str, Prior] = NONE,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the logits (N, classes) of the way that the other folds' images would choose, as
     `best_of` does: each image is scored by a choice in which it had no part."""
     found = np.empty_like(next(iter(ways.values())))
     for others, mine in pairs(fold):
         there = {way: logits[others] for way, logits in ways.items()}
-        some = None if groups is None else groups[others]
-        way = best_of(there, truth[others], some, stages, priors)
+        some, count = (None if of is None else of[others] for of in (groups, weights))
+        way = best_of(there, truth[others], some, stages, priors, count)
         found[mine] = ways[way][mine]
     return found
 

@@ -61,8 +61,9 @@ def fit_heads(
 ) -> list[Head]:
     """Return a head for each strength, fitted on features (N, D) and what is true of the images.
 
-    `weights` (N,) says how much each image counts. All are solved in the space that the images
-    span, which changes nothing but the time. Raises ValueError with fewer than two classes.
+    `weights` says how much each image counts, (N,), or each of its labels, (N, L). All are solved
+    in the space that the images span, which changes nothing but the time. Raises ValueError with
+    fewer than two classes.
     """
     features = np.asarray(features, np.float64)
     middle, scale = features.mean(0), half_scale(features)
@@ -80,7 +81,7 @@ def fit_heads(
         if task_of(truth) is REGRESSION:  # several views of an image count alike
             found = ridge_path(rows, truth, [strength * counted.mean() for strength in strengths])
         else:
-            each = np.broadcast_to(counted[:, None], truth.shape)
+            each = np.broadcast_to(counted.reshape(len(truth), -1), truth.shape)
             found = logistic_path(rows, truth.astype(float), each, strengths, (STEPS, PRECISION))
         return [_moved(Head(coef @ basis / scale, bias), middle) for coef, bias in found]
 
@@ -184,24 +185,27 @@ def stacked(
     return (
         features[:, rows].reshape(views * len(rows), -1),
         np.concatenate([truth[rows]] * views),
-        np.tile(counted[rows], views) / views,
+        np.concatenate([counted[rows]] * views) / views,
     )
 
 
-def near_best(logits: Floats, truth: np.ndarray) -> Floats:
+def near_best(logits: Floats, truth: np.ndarray, weights: Floats | None = None) -> Floats:
     """Return the places of the strengths within one standard error of the one of least loss,
-    paired over the same images; logits are (strengths, N, classes)."""
-    lost = losses(logits, truth)
+    paired over the same images; logits are (strengths, N, classes), `weights` those of images."""
+    lost = losses(logits, truth) * (1.0 if weights is None else weights)
     best = int(lost.mean(1).argmin())
     behind = lost - lost[best]
     error = behind.std(1, ddof=1) / np.sqrt(len(truth)) if len(truth) > 1 else np.zeros(len(lost))
     return np.flatnonzero(behind.mean(1) <= error)
 
 
-def honest(logits: Floats, truth: np.ndarray, fold: Floats) -> Floats:
+def honest(
+    logits: Floats, truth: np.ndarray, fold: Floats, weights: Floats | None = None
+) -> Floats:
     """Return (N, classes): the mean logits of the strengths near the best, which for each fold are
     chosen by the images of the other folds alone."""
     found = np.empty(logits.shape[1:])
     for others, mine in pairs(fold):
-        found[mine] = logits[near_best(logits[:, others], truth[others])][:, mine].mean(0)
+        some = None if weights is None else weights[others]
+        found[mine] = logits[near_best(logits[:, others], truth[others], some)][:, mine].mean(0)
     return found

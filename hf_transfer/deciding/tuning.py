@@ -123,7 +123,8 @@ class Tuned:
         if point == SOLVED:
             some = images.subset(rows)
             features = boundary_features(self.model, some, keep=False).head
-            put_head(self.model, fitted(features, some, self.start.strengths))
+            of = self.start.strengths, self.start.objective
+            put_head(self.model, fitted(features, some, *of))
         return self.model
 
 

@@ -238,6 +238,7 @@ class TriedRow(TypedDict):
     what: str
     why: str
     accuracy: NotRequired[Share]
+    balanced_accuracy: NotRequired[Share]
     map: NotRequired[Share]
     r2: NotRequired[Number]
     seconds: Number
@@ -249,6 +250,7 @@ class ExpectedFacts(TypedDict):
     """What to expect of the metric that leads on new images, from n that chose nothing."""
 
     accuracy: NotRequired[Share]
+    balanced_accuracy: NotRequired[Share]
     map: NotRequired[Share]
     r2: NotRequired[Number]
     interval: NotRequired[tuple[Finite, Finite]]

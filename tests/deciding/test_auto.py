@@ -394,6 +394,70 @@ def test_what_auto_would_not_look_at_is_refused(tmp_path, change):
         auto(tmp_path, "timm/test_resnet", overrides=[change], out=tmp_path / "x")
 
 
+@pytest.fixture(scope="module")
+def uneven(images, tmp_path_factory) -> Path:
+    """24 images of a class, and 12 of one that looks similar."""
+    folder = tmp_path_factory.mktemp("uneven")
+    for name, count in {"a": 24, "b": 12}.items():
+        (folder / name).mkdir()
+        for path in sorted((images / name).iterdir())[:count]:
+            pixels = np.asarray(Image.open(path)).astype(int)
+            pixels[..., "ab".index(name)] -= 6  # of the eight by which the classes differ
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / path.name)
+    return folder
+
+
+def rare(report) -> float:
+    """Return which share of the rare class is told right."""
+    return next(row["recall"] for row in report.metrics["per_class"] if row["label"] == "b")
+
+
+@pytest.mark.parametrize(
+    "setting", ["loss=balanced", "loss=logit_adjusted", "class_weights={b: 3}"]
+)
+def test_the_head_of_auto_makes_up_for_uneven_classes(uneven, backbone, tmp_path, setting):
+    told: list[str] = []
+    here = {"minutes": 0.01, "image_size": 32, "on_progress": told.append}
+    plain = auto(uneven, backbone, overrides=QUICK, out=tmp_path / "plain", **here)
+    found = auto(uneven, backbone, overrides=[*QUICK, setting], out=tmp_path / "even", **here)
+    heads = [load_model(tmp_path / name) for name in ("plain", "even")]
+    pool = labelled(
+        recipe_of(uneven, backbone, 32, None, 0, []),
+        list_source(DataSpec(path=str(uneven))),
+        heads[0],
+    ).train
+    shares = [(model_logits(model, pool).argmax(1) == 1).mean() for model in heads]
+    assert shares[1] > shares[0]
+    assert rare(found) > rare(plain)
+    key = setting.partition("=")[0]
+    assert any(key in row["what"] for row in found.auto["tried"])
+    assert not any(key in row["what"] for row in plain.auto["tried"])
+    if key == "loss":
+        assert "Expect a balanced accuracy of" in found.metrics["said"][0]
+        assert found.auto["expected"]["balanced_accuracy"] == found.metrics["balanced_accuracy"]
+        assert found.auto["majority"] == 0.5
+
+
+def test_weights_of_a_class_that_there_is_not_are_refused_before_anything_is_tried(
+    uneven, backbone, tmp_path
+):
+    told: list[str] = []
+    with pytest.raises(UserError, match="no label 'rust'"):
+        auto(
+            uneven,
+            backbone,
+            overrides=[*QUICK, "class_weights={rust: 3}"],
+            out=tmp_path / "x",
+            on_progress=told.append,
+        )
+    assert len(told) == 1
+
+
+def test_a_focal_loss_is_refused_in_the_words_of_auto(tmp_path):
+    with pytest.raises(UserError, match="^auto solves for its head, .*balanced.*full"):
+        auto(tmp_path, "timm/test_resnet", overrides=["loss=focal"], out=tmp_path / "x")
+
+
 def test_a_pretext_is_refused_in_a_line(tmp_path):
     with pytest.raises(UserError, match="auto is for images with labels.*free_labels"):
         auto(tmp_path, "timm/test_resnet", overrides=["task=rotation"], out=tmp_path / "x")

@@ -41,6 +41,23 @@ def test_a_gain_that_chance_explains_is_not():
     assert best_of(ways, LABELS) == "head"
 
 
+def test_where_one_class_counts_more_what_knows_it_better_is_taken():
+    base = np.ones(200, bool)
+    base[LABELS == 1] = False  # knows one class alone
+    other = base.copy()
+    other[LABELS == 1] = True
+    other[(LABELS == 0) & (np.arange(200) < 140)] = False
+    ways = {"head": logits(base), "other": logits(other)}
+    heavy = np.where(LABELS == 0, 5.0, 1.0)
+    assert best_of(ways, LABELS) == "other"
+    assert best_of(ways, LABELS, weights=heavy) == "head"
+    found = gain(ways["other"], ways["head"], LABELS, weights=heavy)
+    assert found.accuracy == pytest.approx((1 - 5 * 0.7) / 6)
+    assert (
+        chosen_blindly(ways, LABELS, np.arange(200) // 2 % 5, weights=heavy) == ways["head"]
+    ).all()
+
+
 def test_the_way_that_does_nothing_is_no_gain():
     base = logits(right(0.7, 0))
     assert not gain(base, base, LABELS).is_real

@@ -10,6 +10,7 @@ from hf_transfer.deciding.heads import (
     mean_head,
     near_best,
     out_of_fold,
+    stacked,
 )
 from hf_transfer.deciding.truth import losses, scores, temperature
 from hf_transfer.training.solver import solve_head
@@ -32,6 +33,43 @@ def test_the_exact_head_is_the_engines(width, classes):
     (ours,) = fit_heads(features, labels, classes, [theirs.strength])
     expected = features @ theirs.weight.T + theirs.bias
     assert np.abs(ours.logits(features) - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_weights_of_classes_move_a_head_as_they_move_the_engines():
+    features, labels = cloud(count=300, apart=0.5)
+    weights = np.array([1.0, 4.0, 1.0])
+    theirs = solve_head(features, labels, 3, class_weights=weights)
+    (ours,) = fit_heads(features, labels, 3, [theirs.strength], weights[labels])
+    expected = features @ theirs.weight.T + theirs.bias
+    assert np.abs(ours.logits(features) - expected).max() < 0.02 * np.abs(expected).max()
+    (plain,) = fit_heads(features, labels, 3, [theirs.strength])
+    answers = [head.logits(features).argmax(1) for head in (ours, plain)]
+    assert (answers[0] == 1).mean() > (answers[1] == 1).mean() + 0.05
+
+
+def test_weights_of_labels_that_are_there_move_a_head_towards_them():
+    features, classes = cloud(count=300, apart=0.3)
+    labels = several(classes)
+    heavy = np.where(labels, [4.0, 1.0, 1.0], 1.0)
+    views = np.stack([features, features])
+    found = [
+        fit_heads(*stacked(given, labels, np.arange(300), weights)[:2], 3, [0.1], weight)[0]
+        for given, weights in ((features, None), (features, heavy), (views, heavy))
+        for weight in [stacked(given, labels, np.arange(300), weights)[2]]
+    ]
+    plain, moved, twice = ((head.logits(features) > 0).mean(0) for head in found)
+    assert moved[0] > plain[0] + 0.1
+    assert np.allclose(moved[1:], plain[1:], atol=0.02)
+    assert np.allclose(moved, twice, atol=0.02)
+
+
+def test_the_strength_is_chosen_for_the_classes_that_count():
+    labels = np.array([0] * 18 + [1] * 2)
+    sure = np.array([[2.0, 0.0]] * 20)  # right for the many
+    unsure = np.zeros((20, 2))
+    assert near_best(np.stack([unsure, sure]), labels).tolist() == [1]
+    weights = np.where(labels == 1, 40.0, 0.1)
+    assert near_best(np.stack([unsure, sure]), labels, weights).tolist() == [0]
 
 
 def several(labels):
