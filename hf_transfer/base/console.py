@@ -38,9 +38,11 @@ PROGRAM = "hf-transfer"
 
 class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one line, with the nearest known word; `habits` are the
-    commands that words of other tools stand for."""
+    commands that words of other tools stand for, and `elsewhere` options that only other commands
+    have, with what to do instead."""
 
     habits: Mapping[str, str] = MappingProxyType({})
+    elsewhere: Mapping[str, str] = MappingProxyType({})
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit."""
@@ -87,8 +89,11 @@ class Parser(argparse.ArgumentParser):
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the arguments of a command, or exit for what is unknown."""
         args, unknown = self.parse_known_args(words)
+        command: Parser = args.parser
+        for name in (word.partition("=")[0] for word in words):
+            if name in command.elsewhere:
+                command.error(f"{name} is not for this command: {command.elsewhere[name]}")
         if unknown:
-            command: Parser = args.parser
             name = unknown[0].partition("=")[0]
             options = command._option_string_actions
             near = nearest(name, options) if name.startswith("-") else ""

@@ -10,6 +10,7 @@ from hf_transfer.base.console import Parser, count
 from hf_transfer.base.errors import UserError
 
 MODEL = "run folder, model folder or Hub repository"
+TOGETHER = "column, or pattern on file names, by which images, as of a patient, stay in one split"
 MODEL_OR_FILE = "run folder, model folder, Hub repository or ONNX file"
 
 

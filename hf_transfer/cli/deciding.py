@@ -6,9 +6,15 @@ import argparse
 from typing import Any
 
 from hf_transfer.base.console import count, say, width
-from hf_transfer.cli.arguments import command, counts, seeds_of
+from hf_transfer.cli.arguments import TOGETHER, command, counts, seeds_of
 
 USUAL = "eight, from scratch to full, and auto"
+ELSEWHERE = {  # options of train, and what to give in their place
+    "--preset": "give --backbone, --image-size and --minutes",
+    "--scratch": "name the recipe scratch beside the others",
+    "--no-refit": "auto is compared as it trains on all labelled images; leave it out",
+    "--seed": "give --seeds 3 for three seeds, or --seeds 7, for the seed 7 alone",
+}
 
 
 def add(commands: Any) -> None:
@@ -38,6 +44,12 @@ def add(commands: Any) -> None:
     compare.argument("--seeds", "N", seeds, type=seeds_of, default=3)
     budget = "minutes for each run of auto (default: 5)"
     compare.argument("--minutes", "N", budget, type=float, default=5.0)
+    compare.argument(
+        "--epochs", "N", "length of the recipes' phases, or of fine-tuning", type=float
+    )
+    compare.argument("--image-size", "N", "side of the images in pixels", type=count)
+    compare.argument("--group", "G", TOGETHER)
+    compare.elsewhere = ELSEWHERE
     setting = "change a key of all recipes, such as data.image_size=96"
     compare.argument("--set", "KEY=VALUE", setting, action="append", default=[])
     compare.path("--out", "DIR", "folder to write the comparison to")
@@ -97,6 +109,9 @@ def _compare(args: argparse.Namespace) -> None:
         seeds=args.seeds,
         overrides=args.set,
         minutes=args.minutes,
+        epochs=args.epochs,
+        image_size=args.image_size,
+        group=args.group,
         out=args.out,
         on_progress=say,
     )

@@ -14,7 +14,7 @@ from hf_transfer.base import launch
 from hf_transfer.base.console import count, interrupted_twice, say, stopped_in_words, warn, width
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.nearest import nearest
-from hf_transfer.cli.arguments import command, recipe_arguments, recipe_of
+from hf_transfer.cli.arguments import TOGETHER, command, recipe_arguments, recipe_of
 from hf_transfer.deciding.presets import PRESETS
 
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")  # those of a recipe's report_to
@@ -31,10 +31,7 @@ def add(commands: Any) -> None:
     train.argument("--minutes", "N", "auto: time budget (default: the preset's)", type=float)
     train.argument("--epochs", "N", "length of fine-tuning, or of a recipe's phases", type=float)
     train.argument("--image-size", "N", "side of the images in pixels", type=count)
-    together = (
-        "column, or pattern on file names, by which images, as of a patient, stay in one split"
-    )
-    train.argument("--group", "G", together)
+    train.argument("--group", "G", TOGETHER)
     train.flag("--no-refit", "auto: do not train on all labelled images at the end")
     train.flag("--scratch", "auto: also train from random weights, to compare with")
     train.path("--out", "DIR", "run folder (default: runs/RECIPE)")

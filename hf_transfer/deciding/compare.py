@@ -27,7 +27,7 @@ from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.scan import Scan
 from hf_transfer.data.sources import scan
-from hf_transfer.deciding.auto import TEXT
+from hf_transfer.deciding.auto import TEXT, UNUSED
 from hf_transfer.deciding.auto_report import NAME
 from hf_transfer.deciding.compare_page import comparison_page
 from hf_transfer.deciding.compare_text import format_comparison
@@ -112,6 +112,9 @@ def compare(
     seeds: int | Sequence[int] = 3,
     overrides: Sequence[str] = (),
     minutes: float = 5.0,
+    epochs: float | None = None,
+    image_size: int | None = None,
+    group: str | None = None,
     out: str | Path | None = None,
     on_progress: Say | None = None,
 ) -> Comparison:
@@ -120,25 +123,34 @@ def compare(
     `per_class` are numbers of labelled images of each class, a fifth of which choose epochs; empty:
     all there are. `seeds` is how many seeds, from 0 on, or the seeds themselves. Images that test
     are set aside first, a fifth of each class unless the data has a test split. `minutes` is the
-    budget of `auto` each time. `backbone` takes the place of the recipes' own, and `overrides` are
-    settings of all of them, such as "data.image_size=96". With `out` a folder, comparison.json,
-    .txt and .html are written there. `on_progress` gets a line for each run. Raises UserError.
+    budget of `auto` each time. `backbone` takes the place of the recipes' own. `epochs` are those
+    of every phase that has any, and of fine-tuning by `auto`; `image_size` in pixels and `group`,
+    which keeps a patient or video together, are those of all recipes, as are the settings of
+    `overrides`, such as "task=multi_label". With `out` a folder, comparison.json, .txt and .html
+    are written there. `on_progress` gets a line for each run. Raises UserError.
     """
     check_amount("minutes", minutes)
+    check_amount("epochs", epochs)
     started, say = time.monotonic(), on_progress or (lambda _: None)
     place = folder_to_write(out) if out else None
+    plain = {
+        "backbone": backbone and json.dumps(str(backbone)),
+        "data.image_size": image_size,
+        "data.group": group and json.dumps(group),
+    }
     changes = [f"data.path={json.dumps(str(data))}", *overrides]
-    changes += [f"backbone={json.dumps(str(backbone))}"] if backbone else []
+    changes += [f"{key}={value}" for key, value in plain.items() if value is not None]
     numbers = _seeds(seeds)
     given = tuple(dict.fromkeys(map(str, recipes))) or USUAL
-    ways = [_way(name, given, changes, minutes) for name in given]
+    ways = [_way(name, given, changes, minutes, epochs) for name in given]
     _check(ways, per_class)
+    _check_epochs(ways, epochs)
     task = ways[0].recipe.task
     spec = ways[0].recipe.data
     if not scan(spec, numbers[0], task).counts.get("test"):
         spec = dataclasses.replace(spec, test=TEST)
     found = scan(spec, numbers[0], task)
-    notes = list(_fewer(found, per_class))
+    notes = [*_unused(ways), *_fewer(found, per_class)]
     for note in notes:
         say(f"note: {note}")
     errors: dict[str, UserError] = {}
@@ -182,13 +194,18 @@ def compare(
     return comparison
 
 
-def _way(name: str, given: Sequence[str], changes: Sequence[str], minutes: float) -> Way:
+def _way(
+    name: str, given: Sequence[str], changes: Sequence[str], minutes: float, epochs: float | None
+) -> Way:
     """Return a recipe as a way; one's own is called as its file, where no other has that name."""
-    if name != NAME:
-        stems = [Path(one).stem for one in given]
-        shown = Path(name).stem if stems.count(Path(name).stem) == 1 else name
-        return Way(shown, load_recipe(name, changes))
-    return Way(name, parse_recipe(TEXT, f"{NAME}.yaml", changes), minutes)
+    if name == NAME:
+        return Way(name, parse_recipe(TEXT, f"{NAME}.yaml", changes), minutes, epochs)
+    stems = [Path(one).stem for one in given]
+    shown = Path(name).stem if stems.count(Path(name).stem) == 1 else name
+    way = Way(shown, load_recipe(name, changes))
+    if epochs is None or way.is_solved:
+        return way
+    return Way(shown, load_recipe(name, [*changes, f"phases.*.epochs={epochs}"]))
 
 
 def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
@@ -230,6 +247,24 @@ def _check(ways: Sequence[Way], per_class: Sequence[int]) -> None:
                     f"{ways[0].name} has data.{key} {one}, and {way.name} {other}: their images "
                     f"would not be the same; set it for both with --set data.{key}=…"
                 )
+
+
+def _check_epochs(ways: Sequence[Way], epochs: float | None) -> None:
+    """Raise UserError for epochs that nothing trains by."""
+    if epochs is not None and all(way.is_solved for way in ways):
+        names = listed([way.name for way in ways], 6)
+        raise UserError(f"epochs: {names} is solved for, not trained in epochs; leave it out")
+
+
+def _unused(ways: Sequence[Way]) -> tuple[str, ...]:
+    """Return in a sentence what `auto`, if it is compared, does not use of what is set."""
+    own = next((way.recipe for way in ways if way.minutes is not None), None)
+    if own is None:
+        return ()
+    usual = parse_recipe(TEXT, f"{NAME}.yaml")
+    keys = [key for key in UNUSED if getattr(own, key) != getattr(usual, key)]
+    also = ", which is set for the other recipes alone" if len(ways) > 1 else ""
+    return tuple(f"auto does not use {key}{also}" for key in keys)
 
 
 def _fewer(found: Scan, per_class: Sequence[int]) -> tuple[str, ...]:

@@ -36,11 +36,18 @@ Failed = Callable[[str, int, UserError], None]  # gets a way, a seed, and what w
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train: its name in the table, and its recipe; or `auto` with so many minutes."""
+    """One way to train: its name in the table, and its recipe; or `auto` with so many minutes, and
+    epochs of fine-tuning."""
 
     name: str
     recipe: Recipe
     minutes: float | None = None
+    epochs: float | None = None
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether nothing of it is trained in epochs."""
+        return self.minutes is None and all(spec.solve for spec in self.recipe.phases)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def _one_draw(
         test = data.test if data.test is not None else data.validation
         try:
             if way.minutes is not None:
-                trained = _auto(way.name, recipe, way.minutes, model, data)
+                trained = _auto(way, way.minutes, recipe, model, data)
             else:
                 trained = _train(way.name, recipe, model, data, skip, first)
         except UserError as error:
@@ -190,16 +197,16 @@ def _train(
 
 
 def _auto(
-    name: str, recipe: Recipe, minutes: float, model: PreTrainedModel, data: ImageData
+    way: Way, minutes: float, recipe: Recipe, model: PreTrainedModel, data: ImageData
 ) -> Trained:
     """Let auto find a model on the images that train and validate, and answer the test images."""
     clock = Clock(60 * minutes)
     pool = joined(data.train, data.validation)
     own = dataclasses.replace(data, train=pool, validation=pool.subset([]))
-    found = search(recipe, clock, lambda _: None, model=model, data=own)
+    found = search(recipe, clock, lambda _: None, epochs=way.epochs, model=model, data=own)
     test = data.test if data.test is not None else data.validation
     trial = Trial(
-        way=name,
+        way=way.name,
         per_class=None,
         seed=recipe.seed,
         value=0.0,

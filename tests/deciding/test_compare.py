@@ -1,8 +1,10 @@
 """A comparison is fair: same images, same starts, tested on images that chose nothing."""
 
 import dataclasses
+import importlib
 import json
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from hf_transfer.deciding.compare_text import conclusion, format_comparison
 from hf_transfer.deciding.trials import Trial
 from hf_transfer.results.ways_chart import LINE, Named, Spot, ways_chart
 
+compare_module = importlib.import_module("hf_transfer.deciding.compare")
 SMALL = ("pretrained=false", "data.image_size=32", "phases.*.epochs=1")
 
 
@@ -235,6 +238,62 @@ def test_more_images_than_there_are_are_refused_and_fewer_of_some_classes_told(t
     assert note in format_comparison(found)
     assert note in comparison_page(found)
     assert compared[0].notes == ()
+
+
+def test_the_plain_options_of_train_are_those_of_every_recipe(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def tried(ways, *_):
+        seen.update({way.name: way for way in ways})
+        raise UserError("far enough")
+
+    monkeypatch.setattr(compare_module, "trials_of", tried)
+    folder = photos(tmp_path / "photos", count=10, size=32)
+    recipes = ["exact_head", "lp_ft", "auto"]
+    options = ["--image-size", "40", "--epochs", "3", "--group", r"^(\d)", "--minutes", "2"]
+    assert main(["compare", *recipes, "--data", str(folder), *options]) == 2
+    assert "far enough" in capsys.readouterr().err
+    assert {way.recipe.data.image_size for way in seen.values()} == {40}
+    assert {way.recipe.data.group for way in seen.values()} == {r"^(\d)"}
+    assert [spec.epochs for spec in seen["lp_ft"].recipe.phases] == [None, 3]  # one is solved for
+    assert (seen["auto"].epochs, seen["auto"].minutes) == (3, 2)
+    assert seen["exact_head"].recipe.phases[0].solve
+
+
+def test_epochs_without_a_recipe_that_has_any_are_refused(tmp_path):
+    with pytest.raises(UserError, match="epochs: exact_head is solved for.*leave it out"):
+        compare(["exact_head"], data=photos(tmp_path / "photos", count=10, size=32), epochs=2)
+
+
+def test_what_auto_does_not_use_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "trials_of", lambda *_: iter(()))
+    told = []
+    with suppress(Exception):
+        compare(
+            ["full", "auto"],
+            data=photos(tmp_path / "photos", count=10, size=32),
+            overrides=["phases.*.epochs=1"],
+            on_progress=told.append,
+        )
+    assert told == ["note: auto does not use phases, which is set for the other recipes alone"]
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        (("--preset", "fast"), "--backbone, --image-size and --minutes"),
+        (("--scratch",), "name the recipe scratch"),
+        (("--no-refit",), "auto"),
+        (("--seed", "3"), "--seeds 7,"),
+    ],
+)
+def test_options_of_train_that_a_comparison_has_not_say_what_to_do(option, instead, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "exact_head", "--data", "x", *option])
+    said = capsys.readouterr().err.strip()
+    assert option[0] in said
+    assert instead in said
+    assert "\n" not in said
 
 
 def test_the_command_compares_and_writes_what_it_prints(tmp_path, capsys):
