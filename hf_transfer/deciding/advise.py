@@ -28,9 +28,10 @@ from hf_transfer.deciding.label_noise import label_findings
 from hf_transfer.deciding.looks import BackboneAdvice, Looks
 from hf_transfer.deciding.probes import behind
 from hf_transfer.plans import plans_of
-from hf_transfer.recipe.load import asked, dump_recipe
+from hf_transfer.recipe.load import asked, dump_recipe, load_recipe
 from hf_transfer.recipe.specs import Recipe
-from hf_transfer.results.words import over_time
+from hf_transfer.recipe.tasks import CLASSIFICATION, PRETEXTS, REGRESSION, TASKS, Task
+from hf_transfer.results.words import over_time, show_score
 
 BASE = "lp_ft"  # the recipe whose settings the advised one takes over
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -44,7 +45,8 @@ class Advice:
 
     data: str
     labels: tuple[str, ...]
-    counts: dict[str, int]  # labelled images of each class
+    counts: dict[str, int]  # labelled images of each class, label or number
+    smallest: int  # labelled images of the smallest class; without classes, half of all
     images: int  # looked at
     of: int  # labelled
     groups: int | None  # patients, videos or the like; None: images stand for themselves
@@ -62,14 +64,22 @@ class Advice:
         return self.backbones[0]
 
     @property
-    def majority(self) -> float:
-        """The share of the largest class: what an answer without looking would score."""
-        return max(self.counts.values()) / max(1, sum(self.counts.values()))
+    def task(self) -> Task:
+        """What the images are asked: their class, several labels, or numbers."""
+        return TASKS[self.recipe.task]
 
     @property
-    def smallest(self) -> int:
-        """Images of the smallest class."""
-        return min(self.counts.values())
+    def baseline(self) -> float:
+        """What answers without looking would score: the largest class, a ranking by chance, or the
+        mean of the numbers."""
+        if self.task is REGRESSION:
+            return 0.0
+        shares = [count / max(1, self.of) for count in self.counts.values()]
+        return max(shares) if self.task is CLASSIFICATION else float(np.mean(shares))
+
+    def show(self, value: float, places: int = 2, sign: str = "") -> str:
+        """Return a score of the task as people read it; a gain with sign "+"."""
+        return show_score(self.task.headline, value, places, sign)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the advice as plain JSON values."""
@@ -77,7 +87,7 @@ class Advice:
         for key in ("out", "recipe"):
             del plain[key]
         plain["recipe"] = dump_recipe(self.recipe)
-        plain["majority"] = self.majority
+        plain |= {"metric": self.task.headline, "baseline": self.baseline}
         for backbone, one in zip(plain["backbones"], self.backbones, strict=True):
             backbone["expected"] = [one.expected, *one.expected_interval]
             del backbone["evidence"]["right"]
@@ -142,6 +152,7 @@ def advise(
         data=str(data),
         labels=looks.images.names,
         counts=looks.counts,
+        smallest=looks.smallest,
         images=len(looks.images),
         of=looks.labelled,
         groups=None if looks.groups is None else len(np.unique(looks.groups)),
@@ -151,7 +162,14 @@ def advise(
         cost_seconds=cost,
         notes=(
             *looks.notes,
-            *on_unlabelled(unlabelled, free, looks.counts, best.evidence.nearness),
+            *on_unlabelled(
+                unlabelled,
+                free,
+                looks.labelled,
+                looks.smallest,
+                best.evidence.nearness,
+                TASKS[wanted.task],
+            ),
             *over_time(took, seconds),
         ),
         seconds=took,
@@ -164,10 +182,10 @@ def advise(
 
 def _check_task(overrides: Sequence[str]) -> None:
     given = [text.partition("=")[2].strip() for text in overrides if text.startswith("task=")]
-    if given and given[-1] != "classification":
+    if given and given[-1] in PRETEXTS:
         raise UserError(
-            f"advise is for one class an image, not task: {given[-1]}; let auto choose instead "
-            "(hf-transfer train DATA), or take a recipe (hf-transfer recipes)"
+            f"advise is for images with labels, not task: {given[-1]}; give the folder without "
+            "labels as --unlabelled (in Python: unlabelled=)"
         )
 
 
@@ -207,6 +225,8 @@ def recipe_of(wanted: Recipe, best: BackboneAdvice) -> Recipe:
     """Return the recipe that does what is advised: the exact head first, then the advised depth at
     small rates."""
     head, rest = wanted.phases[0], wanted.phases[1:]
+    if wanted.task == REGRESSION.name:  # its rates and steps; those of BASE made numbers worse
+        rest = load_recipe(wanted.task).phases[1:]
     helps = {change.what for change in best.evidence.changes if clear(change)}
     if ANEW in helps:
         head = dataclasses.replace(head, reestimate_norms=True)

@@ -15,7 +15,7 @@ from hf_transfer.deciding.evidence import Probe
 from hf_transfer.results.charts import Scale
 from hf_transfer.results.rendering import render, template
 from hf_transfer.results.svg import mark, shorten, svg, text, text_width, ticks
-from hf_transfer.results.words import show_seconds
+from hf_transfer.results.words import metric_phrase, metric_title, show_seconds
 
 if TYPE_CHECKING:
     from hf_transfer.deciding.advise import Advice
@@ -30,17 +30,17 @@ TURNED = 7  # names, from which on they are turned
 
 def advice_page(advice: Advice) -> str:
     """Return the HTML of an advice; it needs no network, script or font."""
-    best = advice.best
+    best, labels = advice.best, len(advice.labels)
     facts = [
         advise_text.shown(best.id),
         f"{best.image_px} px",
         f"{advice.images:,} images",
-        f"{len(advice.labels)} classes",
+        f"{labels} {advice.task.noun if labels == 1 else advice.task.nouns}",
         f"{best.evidence.passes:.1f} passes in {show_seconds(advice.seconds)}",
     ]
     tables = [
-        ("What to unfreeze", advise_text.depth_rows(best)),
-        ("What the features at each depth tell", advise_text.probe_rows(best)),
+        ("What to unfreeze", advise_text.depth_rows(advice)),
+        ("What the features at each depth tell", advise_text.probe_rows(advice)),
     ]
     if len(advice.backbones) > 1:
         tables.insert(0, ("Backbones on the same images", advise_text.backbone_rows(advice)))
@@ -50,7 +50,8 @@ def advice_page(advice: Advice) -> str:
         answer=advise_text.answer(advice),
         facts=facts,
         sentences=advise_text.sentences(advice),
-        chart=Markup(depth_chart(best, advice.majority)),  # noqa: S704
+        metric=metric_title(advice.task.headline),
+        chart=Markup(depth_chart(advice)),  # noqa: S704
         tables=[{"title": title, **_table(rows)} for title, rows in tables],
         findings=advice.findings,
         recipe=advise_text.recipe_text(advice, _public(advice.recipe)),
@@ -81,41 +82,46 @@ def _public(recipe: Recipe) -> Recipe:
     return replace(recipe, backbone=advise_text.shown(recipe.backbone or ""), data=data)
 
 
-def depth_chart(backbone: BackboneAdvice, majority: float) -> str:
-    """Return an SVG of accuracy against depth, from input to output, with 95% intervals.
+def depth_chart(advice: Advice) -> str:
+    """Return an SVG of the score against depth, from input to output, with 95% intervals.
 
     Dots are probes on the features that arrive at one group; rings are probes on all groups that
     would train from there on, which stand for unfreezing to that depth.
     """
+    backbone, show = advice.best, advice.show
     probes, depths = backbone.evidence.probes, backbone.evidence.depths
     names = [one.group for one in probes]
     turned = len(names) >= TURNED
     bottom = 30 + max(text_width(shorten(name, 14), 11) for name in names) * 0.72 if turned else 46
-    lows = [one.interval[0] for one in (*probes, *depths)] + [majority]
+    lows = [one.interval[0] for one in (*probes, *depths)] + [advice.baseline]
     highs = [one.interval[1] for one in (*probes, *depths)]
-    low, high = max(0.0, min(lows) - 0.03), min(1.0, max(highs) + 0.03)
+    low, high = min(lows) - 0.03, min(1.0, max(highs) + 0.03)
     floor = HEIGHT - bottom
     step = (WIDTH - LEFT - RIGHT) / len(names)
 
     def x_of(place: float) -> float:
         return LEFT + (place + 0.5) * step
 
+    def told(one: Probe | Depth) -> str:
+        return f"{show(one.value, 3)} ({' to '.join(map(show, one.interval))})"
+
     def y_of(y: float) -> float:
         return floor - (floor - TOP) * (y - low) / ((high - low) or 1)
 
-    title = "accuracy of probes against depth"
+    title = f"{metric_phrase(advice.task.headline)} of probes against depth"
     parts = _frozen(backbone, names, x_of, step, floor)
     for tick in ticks(low, high, 5):
         y = y_of(tick)
         parts.append(mark("line", style="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-        parts.append(text(f"{tick:.0%}", LEFT - 7, y + 3.5, "tick", "end"))
-    y, note = y_of(majority), f"largest class {majority:.0%}"
+        parts.append(text(show(tick), LEFT - 7, y + 3.5, "tick", "end"))
+    y = y_of(advice.baseline)
+    note = f"{advise_text.BASELINES[advice.task.name][1]} {show(advice.baseline)}"
     parts.append(mark("line", style="edge", title=note, x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
     parts.append(text(note, WIDTH - RIGHT, y - 5, "tick", "end"))
     line = " ".join(f"{x_of(i):.1f},{y_of(one.value):.1f}" for i, one in enumerate(probes))
     parts.append(mark("polyline", style="line other", points=line))
     for i, one in enumerate(probes):
-        parts += _point(x_of(i), y_of, one, "other", f"features at {one.group}")
+        parts += _point(x_of(i), y_of, one, "other", f"features at {one.group}: {told(one)}")
         parts.append(_name(one.group, x_of(i), floor, turned))
     places = {name: i for i, name in enumerate(names)}
     for depth in depths:
@@ -123,16 +129,16 @@ def depth_chart(backbone: BackboneAdvice, majority: float) -> str:
         if place is not None and depth.stages:
             best = depth == backbone.choice.depth
             style = "valid" if best else "train"
-            parts += _point(x_of(place) + 9, y_of, depth, style, f"unfreezing {depth.words}")
+            note = f"unfreezing {depth.words}: {told(depth)}"
+            parts += _point(x_of(place) + 9, y_of, depth, style, note)
     parts += _legend()
     axis = "the group at which features arrive, from input to output"
     parts.append(text(axis, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "axis", "middle"))
     return svg(WIDTH, HEIGHT, parts, title, natural=1.3 * WIDTH)
 
 
-def _point(x: float, y_of: Scale, one: Probe | Depth, style: str, what: str) -> list[str]:
+def _point(x: float, y_of: Scale, one: Probe | Depth, style: str, note: str) -> list[str]:
     low, high = one.interval
-    note = f"{what}: {one.value:.1%} ({low:.0%} to {high:.0%})"
     return [
         mark("line", style=f"span {style}", x1=x, x2=x, y1=y_of(low), y2=y_of(high)),
         mark("circle", style=f"spot {style}", title=note, cx=x, cy=y_of(one.value), r=4.0),

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hf_transfer.base.console import WIDE
 from hf_transfer.data.findings import public_name
-from hf_transfer.deciding.depth import FEW
+from hf_transfer.deciding.depth import ENOUGH, FEW, enough
 from hf_transfer.deciding.evidence import ANEW, Change
 from hf_transfer.planning.text_table import table, wrapped
 from hf_transfer.recipe.load import dump_recipe
-from hf_transfer.results.words import listed, show_rate, show_seconds
+from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION
+from hf_transfer.results.words import (
+    listed,
+    metric_phrase,
+    metric_with_article,
+    show_rate,
+    show_seconds,
+)
 
 if TYPE_CHECKING:
     from hf_transfer.deciding.advise import Advice
@@ -19,6 +27,11 @@ if TYPE_CHECKING:
     from hf_transfer.recipe.specs import Recipe
 
 IMBALANCE = 3.0  # largest class to smallest, from which it is told
+BASELINES = {  # what scores without looking: in a sentence, and in a picture
+    "classification": ("The largest class alone is", "largest class"),
+    "multi_label": ("Chance scores", "chance"),
+    "regression": ("Always answering the mean scores", "always the mean"),
+}
 NEARNESS = {
     "near": "near to what the backbone was trained on",
     "shifted": "shifted from what the backbone was trained on",
@@ -50,28 +63,29 @@ def sentences(advice: Advice) -> list[tuple[str, str]]:
     found.append(("images", _images(advice)))
     found.append(("distance", nearness(best)))
     found.append(("more images", more_images(advice)))
-    found += [(change.what, _change(change)) for change in best.evidence.changes]
+    found += [(change.what, _change(change, advice.show)) for change in best.evidence.changes]
     return [*found, *(("note", f"{_capital(note)}.") for note in advice.notes)]
 
 
 def expected(advice: Advice) -> str:
-    """Return what accuracy to expect on new images."""
-    best = advice.best
+    """Return what score to expect on new images."""
+    best, show = advice.best, advice.show
     depth, head = best.choice.depth, best.evidence.depths[0]
     low, high = best.expected_interval
     kept = f" of {advice.groups:,} groups" if advice.groups is not None else ""
     text = (
-        f"An accuracy of about {best.expected:.0%} on new images ({low:.0%} to {high:.0%}), by "
-        f"probes on {advice.images:,} images{kept} that did not see what they judge. The largest "
-        f"class alone is {advice.majority:.0%}"
+        f"{_capital(metric_with_article(advice.task.headline))} of about {show(best.expected)} on "
+        f"new images ({show(low)} to {show(high)}), by probes on {advice.images:,} images{kept} "
+        f"that did not see what they judge. {BASELINES[advice.task.name][0]} "
+        f"{show(advice.baseline)}"
     )
     if not depth.stages:
         return f"{text}."
     gain, error = depth.gain
     return (
-        f"{text}, the head alone {head.value:.0%}; features of all that would train tell "
-        f"{depth.value:.0%} ({gain:+.1%}, standard error {error:.1%}), which training may not "
-        "reach."
+        f"{text}, the head alone {show(head.value)}; features of all that would train tell "
+        f"{show(depth.value)} ({show(gain, 3, '+')}, standard error {show(error, 3)}), which "
+        "training may not reach."
     )
 
 
@@ -93,21 +107,22 @@ def nearness(backbone: BackboneAdvice) -> str:
 
 def more_images(advice: Advice) -> str:
     """Return whether more images would help, by the learning curve of the head."""
-    curve = advice.best.evidence.curve
+    curve, show = advice.best.evidence.curve, advice.show
     if advice.smallest < FEW:
-        return f"Yes: have {FEW} images of each class at least, to choose by, and better 50."
+        least, better = enough(advice.task, FEW), enough(advice.task, ENOUGH)
+        return f"Yes: have {least} at least, to choose by, and better {better}."
     if curve.twice is None:
         return "There are too few images to tell whether more would help."
     now = curve.values[-1]
     ahead, low, high = curve.twice
     helps = "Yes" if low > now else "Probably" if ahead - now > 0.01 else "Hardly"
     points = ", ".join(
-        f"{value:.0%} with {count:,}"
+        f"{show(value)} with {count:,}"
         for count, value in zip(curve.images, curve.values, strict=True)
     )
     return (
-        f"{helps}: twice as many would bring the head to about {ahead:.0%} ({low:.0%} to "
-        f"{high:.0%}); so far {points}."
+        f"{helps}: twice as many would bring the head to about {show(ahead)} ({show(low)} to "
+        f"{show(high)}); so far {points}."
     )
 
 
@@ -141,21 +156,23 @@ def _rates(advice: Advice) -> str:
 
 def _images(advice: Advice) -> str:
     counts = advice.counts
+    if advice.task is REGRESSION:
+        return f"{advice.of:,} images with numbers: {listed(advice.labels, 5)}."
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-    total = f"{sum(counts.values()):,} labelled images of {len(counts):,} classes"
+    total = f"{advice.of:,} labelled images of {len(counts):,} {advice.task.nouns}"
     if counts[most] == counts[least]:
         return f"{total}, {counts[least]:,} of each."
     text = f"{total}, from {counts[least]:,} ({least}) to {counts[most]:,} ({most})"
-    if counts[most] >= IMBALANCE * counts[least]:
+    if advice.task is CLASSIFICATION and counts[most] >= IMBALANCE * counts[least]:
         text += "; classes are uneven: `loss: balanced` weighs them alike"
     return f"{text}."
 
 
-def _change(change: Change) -> str:
+def _change(change: Change, show: Callable[..., str]) -> str:
     verb = "would change" if change.what == ANEW else "changes"
     text = (
-        f"{_capital(change.what)} {verb} the score of the head by {change.gain:+.1%} on "
-        f"{change.images:,} images (standard error {change.error:.1%})"
+        f"{_capital(change.what)} {verb} the score of the head by {show(change.gain, 3, '+')} "
+        f"on {change.images:,} images (standard error {show(change.error, 3)})"
     )
     if change.gain > 2 * change.error:
         return f"{text}: the recipe uses {'them' if change.what == ANEW else 'it'}."
@@ -175,8 +192,8 @@ def format_advice(advice: Advice, width: int = WIDE) -> str:
     parts.append(lines)
     if len(advice.backbones) > 1:
         parts.append(table(backbone_rows(advice), width))
-    parts.append(table(depth_rows(advice.best), width))
-    parts.append(table(probe_rows(advice.best), width))
+    parts.append(table(depth_rows(advice), width))
+    parts.append(table(probe_rows(advice), width))
     findings = [f"{one.kind}: {one.count:,}; {one.done}" for one in advice.findings]
     parts.append([line for one in findings for line in wrapped(one, width, 2)])
     passes = advice.best.evidence.passes
@@ -189,18 +206,29 @@ def format_advice(advice: Advice, width: int = WIDE) -> str:
 
 def backbone_rows(advice: Advice) -> list[list[str]]:
     """Return the backbones as a table, best first; the first row is the headings."""
+    show = advice.show
     rows = [
-        ["backbone", ">px", ">parameters", ">expect", ">head alone", "behind the best", "train"]
+        [
+            "backbone",
+            ">px",
+            ">parameters",
+            ">expect",
+            ">head alone",
+            "head behind the best's",
+            "train",
+        ]
     ]
     for one in advice.backbones:
-        behind = "" if one.behind is None else f"{one.behind[0]:.1%} ± {1.96 * one.behind[1]:.1%}"
+        behind = ""
+        if one.behind is not None:
+            behind = f"{show(one.behind[0], 3)} ± {show(1.96 * one.behind[1], 3)}"
         rows.append(
             [
                 shown(one.id),
                 str(one.image_px),
                 f"{one.parameters:,}",
-                f"{one.expected:.1%}",
-                f"{one.evidence.depths[0].value:.1%}",
+                show(one.expected, 3),
+                show(one.evidence.depths[0].value, 3),
                 behind,
                 one.choice.depth.words,
             ]
@@ -208,28 +236,30 @@ def backbone_rows(advice: Advice) -> list[list[str]]:
     return rows
 
 
-def depth_rows(backbone: BackboneAdvice) -> list[list[str]]:
+def depth_rows(advice: Advice) -> list[list[str]]:
     """Return the depths that were compared as a table."""
+    backbone, show = advice.best, advice.show
     rows = [["unfreeze", "from", ">probe", "95% interval", ">gain", ">standard error"]]
     for depth in backbone.evidence.depths:
         low, high = depth.interval
-        gain, error = (f"{x:+.1%}" if i == 0 else f"{x:.1%}" for i, x in enumerate(depth.gain))
+        gain, error = depth.gain
         chosen = " ←" if depth == backbone.choice.depth else ""
         rows.append(
             [
                 f"{depth.words}{chosen}",
                 depth.first,
-                f"{depth.value:.1%}",
-                f"{low:.0%} to {high:.0%}",
-                gain if depth.stages else "",
-                error if depth.stages else "",
+                show(depth.value, 3),
+                f"{show(low)} to {show(high)}",
+                show(gain, 3, "+") if depth.stages else "",
+                show(error, 3) if depth.stages else "",
             ]
         )
     return rows
 
 
-def probe_rows(backbone: BackboneAdvice) -> list[list[str]]:
+def probe_rows(advice: Advice) -> list[list[str]]:
     """Return what each depth's features tell by themselves as a table."""
+    backbone, show = advice.best, advice.show
     rows = [["features at", ">probe", "95% interval", ">nearest", ">LogME", ">gradient"]]
     gradients = backbone.evidence.gradients
     for one in backbone.evidence.probes:
@@ -238,9 +268,9 @@ def probe_rows(backbone: BackboneAdvice) -> list[list[str]]:
         rows.append(
             [
                 one.group,
-                f"{one.value:.1%}",
-                f"{low:.0%} to {high:.0%}",
-                f"{one.neighbours:.1%}",
+                show(one.value, 3),
+                f"{show(low)} to {show(high)}",
+                show(one.neighbours, 3),
                 f"{one.evidence:.2f}",
                 "" if gradient is None else f"{gradient:.3g}",
             ]
@@ -261,7 +291,7 @@ def recipe_text(advice: Advice, recipe: Recipe | None = None) -> str:
         "# recipe.yaml: written by hf-transfer advise",
         f"# for: {listed(advice.labels, 5)}; {advice.images:,} images looked at",
         "# run: hf-transfer train recipe.yaml",
-        f"# expect: accuracy {expect}, by probes out of fold",
+        f"# expect: {metric_phrase(advice.task.headline)} {expect}, by probes out of fold",
     ]
     return (
         "\n".join(" ".join(line.split()) for line in lines)

@@ -12,8 +12,9 @@ import numpy as np
 from hf_transfer.deciding.folds import pairs
 from hf_transfer.deciding.probes import interval
 from hf_transfer.deciding.truth import losses, scores, task_of, temperature
-from hf_transfer.recipe.tasks import CLASSIFICATION, MULTI_LABEL, REGRESSION, Task
+from hf_transfer.recipe.tasks import CLASSIFICATION, REGRESSION, Task
 from hf_transfer.results.metrics.resampling import exceeds, standard_error
+from hf_transfer.results.words import metric_phrase, show_score
 
 FEWEST = 10  # images of each class, below which nothing is chosen
 
@@ -34,7 +35,7 @@ ROUNDING = 1e-9
 class Gain:
     """What one way gains on another, on the same images: mean and standard error of each.
 
-    `accuracy` is of several labels the share that is right, and of numbers R².
+    `accuracy` is of several labels their mean average precision, and of numbers R².
     """
 
     accuracy: float
@@ -64,14 +65,17 @@ class Gain:
         return (seen * self.accuracy + before * prior.mean) / (seen + before)
 
     def __str__(self) -> str:
+        if self.task is CLASSIFICATION:
+            points = round(100 * self.accuracy, 1) + 0.0  # never -0.0
+            score = f"{points:+.1f} ± {100 * self.accuracy_error:.1f} points"
+        else:
+            leads, error = self.task.headline, self.accuracy_error
+            score = (
+                f"{metric_phrase(leads)} {show_score(leads, self.accuracy, 3, '+')} ± {error:.3f}"
+            )
         if self.task is REGRESSION:
-            return f"R² {self.accuracy:+.3f} ± {self.accuracy_error:.3f}"
-        of = " of labels right" * (self.task is MULTI_LABEL)
-        points = round(100 * self.accuracy, 1) + 0.0  # never -0.0
-        return (
-            f"{points:+.1f} ± {100 * self.accuracy_error:.1f} points{of}, "
-            f"log loss {-self.loss:+.3f} ± {self.loss_error:.3f}"
-        )
+            return score
+        return f"{score}, log loss {-self.loss:+.3f} ± {self.loss_error:.3f}"
 
 
 def gain(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_transfer.deciding.boundaries import Boundaries
-from hf_transfer.deciding.probes import behind, interval, probe, scores
+from hf_transfer.deciding.probes import behind, interval, probe_scores
 from hf_transfer.planning.groups import LayerGroups
 from hf_transfer.planning.selection import parts
+from hf_transfer.recipe.tasks import CLASSIFICATION, Task
 
 CANDIDATES = 4  # depths below the head that are compared, the whole network among them
 FEW = 10  # images of the smallest class, below which nothing is chosen
@@ -78,7 +79,7 @@ def candidates(groups: LayerGroups) -> list[tuple[int, tuple[str, ...], str]]:
 def depths_of(
     groups: LayerGroups,
     found: Boundaries,
-    labels: np.ndarray,
+    truth: np.ndarray,
     targets: np.ndarray,
     folds: np.ndarray,
     kept: np.ndarray | None = None,
@@ -94,8 +95,8 @@ def depths_of(
             for name in found.groups
             if name == found.groups[-1] or (names.index(name) >= start and name in first_of_stage)
         ]
-        told = probe([found.features[name] for name in taken], targets, folds)
-        values = scores(told.answers, labels)
+        features = [found.features[name] for name in taken]
+        values = probe_scores(features, truth, targets, folds)
         alone = values if alone is None else alone
         gain = behind(values, alone, kept)
         value = float(values.mean())
@@ -105,18 +106,28 @@ def depths_of(
     return tuple(depths)
 
 
-def choose(depths: Sequence[Depth], smallest: int, early: bool = False) -> Choice:
+def enough(task: Task, count: int) -> str:
+    """Return so many images of each class in words; without classes twice as many images."""
+    if task is CLASSIFICATION:
+        return f"{count:,} images of each class"
+    return f"{2 * count:,} images"
+
+
+def choose(
+    depths: Sequence[Depth], smallest: int, early: bool = False, task: Task = CLASSIFICATION
+) -> Choice:
     """Return the depth to train, by the probes and by the images of the smallest class.
 
     Of depths that are even with the best the deepest is taken where the gain over the head is clear
     (two standard errors) or images are many, since small rates keep what need not move; else the
     least deep. Without a gain above its standard error it is the last stage: trained gently it
-    gained on the head in most of what was measured (docs/results.md). `early` says that the images
-    look different to the network from its first layers on.
+    gained on the head in most of what was measured (docs/results.md); of classes, so that for
+    other tasks it is the head alone. `early` says that the images look different to the network
+    from its first layers on.
     """
     head = depths[0]
     if smallest < FEW:
-        why = f"the smallest class has {smallest} images: too few to choose by (under {FEW})"
+        why = f"there are too few images to choose by: it takes {enough(task, FEW)}"
         return Choice(head, why, OPEN)
     if head.value >= SOLVED:
         return Choice(head, "the head alone makes next to no mistakes", "sure")
@@ -126,17 +137,20 @@ def choose(depths: Sequence[Depth], smallest: int, early: bool = False) -> Choic
         even = [d for d in depths if d.stages and d.value >= best.value - error]
         clear = gain > 2 * error
         deep = clear or early or smallest >= ENOUGH
-        why = f"features of the layers below the head tell more than the head's alone: {gain:+.1%}"
+        why = "features of the layers below the head tell more than the head's alone"
         return Choice(even[-1 if deep else 0], why, "sure" if clear else "fairly sure")
+    no_more = "features of lower layers tell no more than what the head reads"
+    if task is not CLASSIFICATION:
+        return Choice(head, no_more, OPEN)
     if early:
         why = "the images differ from the backbone's own from the first layers on"
         return Choice(depths[-1], why, "fairly sure")
     if smallest >= ENOUGH:
         middle = depths[(len(depths) + 1) // 2]
-        why = f"{smallest} images of each class are enough to train more than the head gently"
+        why = f"{enough(task, ENOUGH)} are enough to train more than the head gently"
         return Choice(middle, why, "fairly sure")
     why = (
-        "features of lower layers tell no more than what the head reads, and images are few, but "
-        "gentle training of the last stage gains a little on most tasks"
+        f"{no_more}, and images are few, but gentle training of the last stage gains a little on "
+        "most tasks"
     )
     return Choice(depths[1], why, OPEN)

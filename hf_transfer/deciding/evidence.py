@@ -21,14 +21,15 @@ from hf_transfer.deciding.probes import (
     interval,
     learning_curve,
     log_evidence,
-    nearest_labels,
-    probe,
+    nearest,
+    probe_scores,
     ridge,
-    scores,
     standardised,
     targets_of,
 )
 from hf_transfer.deciding.shift import Distance, Watch, distance_of, gradient_norms
+from hf_transfer.deciding.truth import scores, truth_of
+from hf_transfer.results.metrics.classification import softmax
 from hf_transfer.training.norm_statistics import layers
 
 MOST_PROBED = 16  # groups whose features are probed; of more those that begin a stage
@@ -49,7 +50,7 @@ class Probe:
     group: str
     value: float
     interval: tuple[float, float]
-    neighbours: float  # share of images whose nearest ones have their label
+    neighbours: float  # the score of the mean of an image's nearest ones, of classes their vote
     evidence: float  # LogME
 
 
@@ -74,7 +75,7 @@ class Evidence:
     changes: tuple[Change, ...]
     gradients: dict[str, float]  # relative norms by group
     curve: Curve
-    suspects: tuple[Suspect, ...]
+    suspects: tuple[Suspect, ...]  # of classes alone
     right: np.ndarray  # (N,) the score of each image by the probe on what the head reads
     passes: float  # over the images, forward passes; a gradient counts as three
     seconds: float
@@ -115,16 +116,14 @@ def evidence_of(
     if watch.layers and watch.images < len(images):  # the features were there already
         some = images.subset(_drawn(len(images), min(WATCHED, len(images)), seed))
         distance, passes = distance_of(model, some), len(some) / len(images)
-    labels, classes = images.labels, len(images.names)
-    targets = targets_of(labels, classes)
-    repeats = 2 if len(labels) < REPEATS_BELOW else 1
-    dealt = folds(labels, repeats=repeats, groups=groups, seed=seed)
-    probes, values = _probes(model, found, labels, targets, dealt, groups)
-    depths = depths_of(model.backbone.groups, found, labels, targets, dealt, groups)
+    truth = truth_of(images)
+    targets = targets_of(truth, len(images.names))
+    repeats = 2 if len(truth) < REPEATS_BELOW else 1
+    dealt = folds(truth, repeats=repeats, groups=groups, seed=seed)
+    probes, values = _probes(model, found, truth, targets, dealt, groups)
+    depths = depths_of(model.backbone.groups, found, truth, targets, dealt, groups)
     changes, more = _changes(model, images, found, targets, groups, whole, seed)
     gradients, some = _gradients(model, images, found, dealt[0])
-    logits = out_of_fold(found.head, labels, classes, dealt[0], HEAD_STRENGTHS)
-    second = nearest_labels(found.head, labels, dealt[0], classes)
     return Evidence(
         probes=probes,
         depths=depths,
@@ -132,8 +131,8 @@ def evidence_of(
         nearness=_nearness(distance, values),
         changes=changes,
         gradients=gradients,
-        curve=learning_curve(found.head, labels, targets, dealt, seed),
-        suspects=suspects(_chances(honest(logits, labels, dealt[0])), labels, second),
+        curve=learning_curve(found.head, truth, targets, dealt, seed),
+        suspects=_suspects(found.head, truth, targets, dealt[0]),
         right=next(reversed(values.values())),
         passes=passes + more + some,
         seconds=time.monotonic() - began,
@@ -143,7 +142,7 @@ def evidence_of(
 def _probes(
     model: PreTrainedModel,
     found: Boundaries,
-    labels: np.ndarray,
+    truth: np.ndarray,
     targets: np.ndarray,
     dealt: np.ndarray,
     groups: np.ndarray | None,
@@ -152,14 +151,14 @@ def _probes(
     probes, values = [], {}
     for name in probed(model, found):
         features = found.features[name]
-        own = values[name] = scores(probe([features], targets, dealt).answers, labels)
-        near = nearest_labels(features, labels, dealt[0], targets.shape[1])
+        own = values[name] = probe_scores([features], truth, targets, dealt)
+        near = nearest(features, targets, dealt[0])
         probes.append(
             Probe(
                 name,
                 float(own.mean()),
                 interval(own, groups, int(dealt.max()) + 1),
-                float((near == labels).mean()),
+                float(scores(near, truth).mean()),
                 log_evidence(features, targets),
             )
         )
@@ -183,9 +182,9 @@ def probed(model: PreTrainedModel, found: Boundaries) -> list[str]:
 def _nearness(distance: Distance | None, values: Mapping[str, np.ndarray]) -> str:
     """Return how far the images are from the backbone's own, in a word.
 
-    Shifted: BatchNorm layers get other values than in training. Far: they do, and lower layers tell
-    the classes apart as well as the last one does, which is made for other pictures. Without
-    BatchNorm the second sign alone counts, where it is clear.
+    Shifted: BatchNorm layers get other values than in training. Far: they do, and lower layers know
+    more of what is asked than the last one, which is made for other pictures. Without BatchNorm
+    the second sign alone counts, where it is clear.
     """
     scored = list(values.values())
     lead = [behind(one, scored[-1]) for one in scored[:-1]]
@@ -214,42 +213,42 @@ def _changes(
     passes = 0.0
     if layers(model):
         some = _drawn(count, min(MOST_ANEW, max(9, int(ANEW_SHARE * count))), seed)
-        fold = _one_fold(images.labels[some], groups, some, seed)
         own = images.subset(some)
+        fold = _one_fold(own, groups, some, seed)
         statistics = statistics_of(model, own, np.flatnonzero(fold != 0))
         anew = boundary_features(model, own, statistics=statistics, keep=False).head
-        changes.append(_change(ANEW, found.head[some], anew, own.labels, targets[some], fold))
+        changes.append(_change(ANEW, found.head[some], anew, own, targets[some], fold))
         passes += (len(some) + int((fold != 0).sum())) / count
     if whole is not None:
         some, own = whole
-        fold = _one_fold(own.labels, groups, some, seed)
+        fold = _one_fold(own, groups, some, seed)
         seen = boundary_features(model, own, keep=False).head
-        changes.append(_change(WHOLE, found.head[some], seen, own.labels, targets[some], fold))
+        changes.append(_change(WHOLE, found.head[some], seen, own, targets[some], fold))
         passes += len(own) / count
     return tuple(changes), passes
 
 
 def _one_fold(
-    labels: np.ndarray, groups: np.ndarray | None, rows: np.ndarray, seed: int
+    images: ImageSet, groups: np.ndarray | None, rows: np.ndarray, seed: int
 ) -> np.ndarray:
     own = None if groups is None else groups[rows]
-    return folds(labels, 3, repeats=1, groups=own, seed=seed)[0]
+    return folds(truth_of(images), 3, repeats=1, groups=own, seed=seed)[0]
 
 
 def _change(
     what: str,
     before: np.ndarray,
     after: np.ndarray,
-    labels: np.ndarray,
+    images: ImageSet,
     targets: np.ndarray,
     fold: np.ndarray,
 ) -> Change:
     """Return what the second features gain on the images of fold 0, which nothing was fitted on."""
     inside, outside = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
-    told = []
+    told, truth = [], truth_of(images)[outside]
     for features in (before, after):
         answers = ridge(*standardised([features], inside, outside), targets[inside])
-        told.append(scores(answers.mean(0)[None], labels[outside]))  # of all strengths together
+        told.append(scores(answers.mean(0), truth))  # of all strengths together
     gain, error = behind(told[1], told[0])
     return Change(what, len(outside), gain, error)
 
@@ -261,19 +260,24 @@ def _gradients(
     passes that took."""
     inside, outside = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
     count = min(MOST_GRADIENTS, max(FEWEST, int(GRADIENTS * len(images))), len(outside))
-    if len(np.unique(images.labels[inside])) < 2:
+    truth = truth_of(images)[inside]
+    if len(np.unique(truth, axis=0)) < 2:
         return {}, 0.0
-    head = fit_heads(
-        found.head[inside], images.labels[inside], len(images.names), HEAD_STRENGTHS[:1]
-    )[0]
+    head = fit_heads(found.head[inside], truth, len(images.names), HEAD_STRENGTHS[:1])[0]
     places = np.linspace(0, len(outside) - 1, count).astype(int)
     norms = gradient_norms(model, images, outside[places], head)
     return norms, 3 * count / len(images)
 
 
-def _chances(logits: np.ndarray) -> np.ndarray:
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
+def _suspects(
+    features: np.ndarray, truth: np.ndarray, targets: np.ndarray, fold: np.ndarray
+) -> tuple[Suspect, ...]:
+    """Return the images whose class is likely wrong, by exact heads and by the nearest images."""
+    if truth.ndim > 1:
+        return ()
+    logits = out_of_fold(features, truth, targets.shape[1], fold, HEAD_STRENGTHS)
+    second = nearest(features, targets, fold).argmax(1)
+    return suspects(softmax(honest(logits, truth, fold)), truth, second)
 
 
 def _drawn(count: int, some: int, seed: int) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from hf_transfer.data.findings import public_name
 from hf_transfer.data.sources import list_source
+from hf_transfer.deciding.depth import enough
 from hf_transfer.recipe.specs import DataSpec
-from hf_transfer.recipe.tasks import REDUNDANCY
+from hf_transfer.recipe.tasks import CLASSIFICATION, REDUNDANCY, Task
 
 LEAST, TIMES = 3000, 5  # images without labels: so many, and so many times the labelled ones
 ENOUGH = 100  # labelled images of each class, from which more of them say what others would
@@ -22,25 +22,30 @@ def images_in(folder: str | Path | None) -> int:
 
 
 def on_unlabelled(
-    folder: str | Path | None, images: int, counts: Mapping[str, int], nearness: str
+    folder: str | Path | None,
+    images: int,
+    labelled: int,
+    smallest: int,
+    nearness: str,
+    task: Task = CLASSIFICATION,
 ) -> tuple[str, ...]:
     """Return what to do with so many images in a folder, in a sentence; nothing without a folder.
 
-    `counts` are labelled images of each class, `nearness` is how near they are to those that the
-    backbone was trained on: near, shifted or far.
+    `labelled` are the images with labels, `smallest` those of the smallest class (`truth.least`),
+    `nearness` is how near they are to those that the backbone was trained on: near, shifted or far.
     """
     if folder is None:
         return ()
-    what, labelled = f"the {images:,} images in {public_name(str(folder))}", sum(counts.values())
+    what = f"the {images:,} images in {public_name(str(folder))}"
     if images < max(LEAST, TIMES * labelled):
         return (
             f"{what} are too few beside {labelled:,} labelled ones to learn from them first: "
             f"{max(LEAST, TIMES * labelled):,} would be worth a try",
         )
-    if min(counts.values()) >= ENOUGH:
+    if smallest >= ENOUGH:
         return (
-            f"there are {min(counts.values()):,} labelled images of each class or more, so that "
-            f"learning from {what} first would hardly help",
+            f"with labels for {enough(task, ENOUGH)} or more, as here, learning from {what} first "
+            "would hardly help",
         )
     if nearness == "near":
         return (

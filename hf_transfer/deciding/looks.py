@@ -18,8 +18,10 @@ from hf_transfer.data.sources import Scan, scan
 from hf_transfer.deciding.depth import Choice, choose
 from hf_transfer.deciding.evidence import Evidence, evidence_of
 from hf_transfer.deciding.folds import groups_of
+from hf_transfer.deciding.truth import least, truth_of
 from hf_transfer.inputs.arriving import arriving, at_once, input_of
 from hf_transfer.recipe.specs import Recipe
+from hf_transfer.recipe.tasks import TASKS
 
 MOST, PER_CLASS = 1500, 20  # images looked at, or so many of each class where that is more
 PASSES = 2.5  # over the images at most, of each backbone
@@ -77,12 +79,13 @@ class Looks:
         )
         images = self._drawn(model, data)
         evidence = evidence_of(model, images, self.groups, whole=self._whole(model), seed=self.seed)
+        task = TASKS[recipe.task]
         return BackboneAdvice(
             id=name,
             image_px=model.backbone.image.size,
             parameters=model.backbone.groups.total,
             evidence=evidence,
-            choice=choose(evidence.depths, min(self.counts.values()), evidence.early),
+            choice=choose(evidence.depths, self.smallest, evidence.early, task),
         )
 
     def _model(self, name: str, fit: str | None) -> PreTrainedModel:
@@ -102,6 +105,7 @@ class Looks:
         if self.files is None:
             self.labelled = len(pool)
             self.counts = dict(zip(pool.names, pool.class_counts, strict=True))
+            self.smallest = least(truth_of(pool), len(pool.names))
             self.audited = data.audit.findings
             self.cropped = any(finding.kind == "cropped" for finding in self.audited)
             rows = self._rows(model, pool)
@@ -113,7 +117,7 @@ class Looks:
         return pool.subset([place[name] for name in self.files])
 
     def _rows(self, model: PreTrainedModel, pool: ImageSet) -> np.ndarray:
-        """Return which images are looked at: of every class its share, within limit and budget."""
+        """Return which images are looked at, within limit and budget: of every class its share."""
         most = max(MOST, PER_CLASS * len(pool.names))
         if len(pool) > most:
             self.notes.append(f"looked at {most:,} of {len(pool):,} images: more say little more")
@@ -128,6 +132,8 @@ class Looks:
         order = np.random.default_rng(self.seed).permutation(len(pool))
         if len(pool) <= most:
             return np.arange(len(pool))
+        if pool.labels.ndim > 1:
+            return np.sort(order[:most])
         rank = np.empty(len(pool))
         for label in np.unique(pool.labels):
             mine = order[pool.labels[order] == label]
@@ -145,7 +151,7 @@ class Looks:
         place = {name: row for row, name in enumerate(self.found.files)}
         few = self.found.take(np.array([place[name] for name in own.files]))
         pixels, _ = open_pixels(few, fitted(model.backbone.image, "squash"))
-        return rows, ImageSet(pixels, own.labels, own.names, own.files)
+        return rows, ImageSet(pixels, own.labels, own.names, own.files, own.scale)
 
 
 def _seconds_an_image(model: PreTrainedModel, images: ImageSet) -> float:

@@ -1,7 +1,7 @@
 """Closed-form probes: how well features tell the labels, each image judged by others' labels.
 
 A probe is ridge regression on pooled features (to one-hot classes, to labels of 0 and 1, or to
-numbers); one decomposition serves every strength.
+numbers); one decomposition serves every strength. What is true of the images is as `truth` has it.
 Means, deviations and strength come from the images that a fold fits on, never from those it tells.
 """
 
@@ -14,7 +14,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hf_transfer.deciding.folds import pairs
-from hf_transfer.results.metrics.resampling import cross_validated, share_interval
+from hf_transfer.deciding.truth import scores
+from hf_transfer.results.metrics.resampling import (
+    NORMAL,
+    cross_validated,
+    share_interval,
+    standard_error,
+)
 from hf_transfer.training.solver import standard_scale
 
 Floats = np.ndarray
@@ -22,47 +28,45 @@ STRENGTHS = 10.0 ** np.arange(-3, 3.1, 0.5)  # penalties, by the mean square of 
 NEIGHBOURS = 5
 
 
-@dataclass(frozen=True)
-class Told:
-    """What probes tell: `answers` (repeats, N, T), the targets' estimates for images left out."""
-
-    answers: Floats
-    strength: float  # the penalty that most folds choose
+def targets_of(truth: np.ndarray, classes: int) -> Floats:
+    """Return what a probe is fitted to, (N, T): one-hot classes of (N,), else what is true as
+    numbers."""
+    return np.eye(classes)[truth] if truth.ndim == 1 else np.asarray(truth, np.float64)
 
 
-def targets_of(labels: Floats, classes: int) -> Floats:
-    """Return what a probe is fitted to, (N, T): one-hot classes of (N,), else the labels as they
-    are."""
-    return np.eye(classes)[labels] if labels.ndim == 1 else np.asarray(labels, np.float64)
-
-
-def probe(features: Sequence[Floats], targets: Floats, folds: Floats) -> Told:
-    """Return what ridge regression on features, (N, D) each, tells of images left out.
+def probe(features: Sequence[Floats], targets: Floats, folds: Floats) -> Floats:
+    """Return what ridge regression on features, (N, D) each, tells of images left out: estimates
+    of the targets, (repeats, N, T).
 
     Several features count alike, whatever their width. `folds` are (repeats, N). For each fold the
     strength is the one that did best on the other folds.
     """
-    answers, chosen = np.zeros((len(folds), *targets.shape)), []
+    answers = np.zeros((len(folds), *targets.shape))
     with threadpool_limits(1, "blas"):
         for repeat, fold in enumerate(folds):
             every = np.zeros((len(STRENGTHS), *targets.shape))
             for inside, outside in pairs(fold):
                 every[:, outside] = ridge(*standardised(features, inside, outside), targets[inside])
-            answers[repeat], best = honest(every, targets, fold)
-            chosen += best
-    return Told(answers, float(STRENGTHS[np.bincount(chosen).argmax()]))
+            answers[repeat] = honest(every, targets, fold)
+    return answers
 
 
-def honest(every: Floats, targets: Floats, fold: Floats) -> tuple[Floats, list[int]]:
+def probe_scores(
+    features: Sequence[Floats], truth: np.ndarray, targets: Floats, folds: Floats
+) -> Floats:
+    """Return what each image adds to the score of probes that were fitted without it, (N,)."""
+    answers = probe(features, targets, folds)
+    return np.mean([scores(each, truth) for each in answers], axis=0)
+
+
+def honest(every: Floats, targets: Floats, fold: Floats) -> Floats:
     """Return answers (N, T) out of (strengths, N, T): for each fold of the strength that did best
-    on the other folds; and which those were."""
+    on the other folds."""
     lost = ((every - targets) ** 2).mean(-1)  # (strengths, N)
-    answers, chosen = np.zeros(targets.shape), []
+    answers = np.zeros(targets.shape)
     for others, mine in pairs(fold):
-        best = int(lost[:, others].mean(1).argmin())
-        answers[mine] = every[best, mine]
-        chosen.append(best)
-    return answers, chosen
+        answers[mine] = every[int(lost[:, others].mean(1).argmin()), mine]
+    return answers
 
 
 def standardised(
@@ -98,23 +102,21 @@ def ridge(near: Floats, far: Floats, targets: Floats) -> Floats:
 # --- second opinions -------------------------------------------------------------------------
 
 
-def nearest_labels(features: Floats, labels: Floats, fold: Floats, classes: int) -> Floats:
-    """Return the class of each image, (N,), by the vote of the nearest images of other folds.
+def nearest(features: Floats, targets: Floats, fold: Floats) -> Floats:
+    """Return the mean target of the nearest images of other folds, (N, T): of classes their vote.
 
     Nearest by the cosine of standardised features; nearer ones break ties.
     """
-    found = np.zeros(len(labels), np.int64)
+    found = np.zeros(targets.shape)
     for inside, outside in pairs(fold):
         middle, scale = features[inside].mean(0), standard_scale(features[inside])
         rows = (features - middle) / scale
         rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
         similar = rows[outside] @ rows[inside].T
         near = np.argsort(-similar, axis=1)[:, :NEIGHBOURS]
-        votes = np.zeros((len(outside), classes))
-        for place in range(near.shape[1]):
-            weight = 1 + np.take_along_axis(similar, near[:, place, None], 1)[:, 0] / 100
-            votes[np.arange(len(outside)), labels[inside][near[:, place]]] += weight
-        found[outside] = votes.argmax(1)
+        weights = 1 + np.take_along_axis(similar, near, 1) / 100
+        weights /= weights.sum(1, keepdims=True)
+        found[outside] = (weights[..., None] * targets[inside][near]).sum(1)
     return found
 
 
@@ -152,46 +154,27 @@ def log_evidence(features: Floats, targets: Floats, rounds: int = 20) -> float:
 # --- scores ----------------------------------------------------------------------------------
 
 
-def scores(answers: Floats, labels: Floats) -> Floats:
-    """Return what an image adds to the score, (N,): the share of repeats in which it is told right
-    (of several labels the share of labels, too; of numbers 1 less the squared error in standard
-    deviations)."""
-    if labels.ndim == 1:
-        return (answers.argmax(-1) == labels).mean(0)
-    if set(np.unique(labels)) <= {0.0, 1.0}:
-        return ((answers > 0.5) == (labels > 0.5)).mean((0, 2))
-    spread = labels.var(0).clip(1e-12)
-    return 1 - ((answers - labels) ** 2 / spread).mean((0, 2))
-
-
 def interval(values: Floats, groups: Floats | None = None, parts: int = 1) -> tuple[float, float]:
     """Return the 95% interval of the mean of values (N,), by the normal approximation; images of a
     group (N,) count as one draw, and those of a cross-validation in so many `parts` as fewer. Of
     shares it is Wilson's, so that it stays within 0 and 1."""
     mean, count = float(values.mean()), float(len(values))
-    if groups is not None:
-        _, codes = np.unique(groups, return_inverse=True)
-        sums = np.bincount(codes, values - mean)
-        error = np.sqrt((sums**2).sum()) / count
-        spread = mean * (1 - mean)
-        inside = values.min() >= 0 and values.max() <= 1 and spread > 0 and error > 0
-        count = min(count, spread / error**2) if inside else float(len(sums))
-    if parts > 1:
-        count /= cross_validated(parts)
+    error, wider = standard_error(values, groups), cross_validated(parts) if parts > 1 else 1.0
     if values.min() < 0 or values.max() > 1:
-        error = float(values.std()) / np.sqrt(max(count, 1.0))
-        return mean - 1.96 * error, mean + 1.96 * error
-    return share_interval(mean, count)
+        half = NORMAL * error * wider**0.5
+        return mean - half, min(1.0, mean + half)
+    if groups is not None:
+        spread = mean * (1 - mean)
+        known = spread > 0 and 1e-9 < error < np.inf  # else all images are alike, or of one group
+        count = min(count, spread / error**2) if known else float(len(np.unique(groups)))
+    return share_interval(mean, count / wider)
 
 
 def behind(best: Floats, other: Floats, groups: Floats | None = None) -> tuple[float, float]:
     """Return how much more `best` (N,) scores than `other` on the same images, and the standard
     error of that; images of a group (N,) count as one draw."""
     apart = best - other
-    mean = float(apart.mean())
-    codes = np.arange(len(apart)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sums = np.bincount(codes, apart - mean)
-    return mean, float(np.sqrt((sums**2).sum()) / len(apart))
+    return float(apart.mean()), standard_error(apart, groups)
 
 
 # --- more images -----------------------------------------------------------------------------
@@ -210,7 +193,7 @@ SHARES = (0.25, 0.5, 1.0)  # of the images of a fold that a point of the curve i
 
 
 def learning_curve(
-    features: Floats, labels: Floats, targets: Floats, folds: Floats, seed: int = 0
+    features: Floats, truth: np.ndarray, targets: Floats, folds: Floats, seed: int = 0
 ) -> Curve:
     """Return the score on left-out images by the number of images fitted on, and at twice of all.
 
@@ -218,31 +201,31 @@ def learning_curve(
     the interval is of the power, over draws of the images that are told.
     """
     rng = np.random.default_rng(seed)
-    told = np.zeros((len(SHARES), len(labels)))
+    told = np.zeros((len(SHARES), len(truth)))
     counts: list[list[int]] = [[] for _ in SHARES]
     with threadpool_limits(1, "blas"):
         for fold in folds:
             every = np.zeros((len(SHARES), len(STRENGTHS), *targets.shape))
             for inside, outside in pairs(fold):
-                for at, some in enumerate(_shares(inside, labels, rng)):
+                for at, some in enumerate(_shares(inside, truth, rng)):
                     near, far = standardised([features], some, outside)
                     every[at][:, outside] = ridge(near, far, targets[some])
                     counts[at].append(len(some))
             for at, answers in enumerate(every):
-                told[at] += scores(honest(answers, targets, fold)[0][None], labels) / len(folds)
+                told[at] += scores(honest(answers, targets, fold), truth) / len(folds)
     points = tuple(round(float(np.mean(count))) for count in counts)
     values = tuple(float(row.mean()) for row in told)
     return Curve(points, values, _extrapolated(points, told, rng))
 
 
-def _shares(inside: Floats, labels: Floats, rng: np.random.Generator) -> Iterator[Floats]:
+def _shares(inside: Floats, truth: np.ndarray, rng: np.random.Generator) -> Iterator[Floats]:
     """Yield nested shares of the rows; of classes each its share, at least one image."""
     order = rng.permutation(inside)
-    if labels.ndim > 1:
+    if truth.ndim > 1:
         for share in SHARES:
             yield order[: max(2, round(share * len(order)))]
         return
-    own = [order[labels[order] == label] for label in np.unique(labels[order])]
+    own = [order[truth[order] == label] for label in np.unique(truth[order])]
     for share in SHARES:
         yield np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in own])
 

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from hf_transfer.backbones.access import bare_names, evaluating
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.deciding.heads import Head
+from hf_transfer.deciding.truth import task_of, truth_of
 from hf_transfer.inputs.arriving import at_once, input_of, pooled_input
+from hf_transfer.training.loss import LOSSES
 from hf_transfer.training.norm_statistics import layers
 
 
@@ -121,6 +123,7 @@ def gradient_norms(
     weight = torch.from_numpy(head.weight).float().to(model.device)
     bias = torch.from_numpy(head.bias).float().to(model.device)
     labels = torch.from_numpy(images.labels).to(model.device)
+    lost = LOSSES[task_of(truth_of(images)).name]  # a sum over a batch
     sums = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     before = {name: parameter.requires_grad for name, parameter in named.items()}
     size = max(1, at_once(model) // 2)
@@ -137,7 +140,7 @@ def gradient_norms(
             caught.clear()
             model(pixel_values=input_of(model, images, some))
             logits = caught[0] @ weight.T + bias
-            loss = nn.functional.cross_entropy(logits, labels[some]) * at / len(rows)
+            loss = lost(logits, labels[some]) / labels[rows].numel()
             found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
             for name, gradient in zip(named, found, strict=True):
                 if gradient is not None:

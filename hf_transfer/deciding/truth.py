@@ -10,6 +10,8 @@ import numpy as np
 
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.recipe.tasks import CLASSIFICATION, MULTI_LABEL, REGRESSION, Task
+from hf_transfer.results.metrics.ranking import average_precision_parts
+from hf_transfer.results.metrics.regression import r2_parts
 
 Floats = np.ndarray
 
@@ -45,13 +47,23 @@ def losses(outputs: Floats, truth: np.ndarray) -> Floats:
 
 
 def scores(outputs: Floats, truth: np.ndarray) -> Floats:
-    """Return what each image adds to the score, (N,), of outputs (N, C): 1 where the class is
-    right, the share of labels that are right, or 1 less the squared error, whose mean is R²."""
+    """Return what each image adds to the task's leading metric, (N,), of outputs (N, C): 1 where
+    the class is right, or parts of the mean average precision or of R².
+
+    Their mean is the metric, over the labels or numbers for which it is defined.
+    """
     if truth.ndim == 1:
         return (outputs.argmax(1) == truth).astype(float)
-    if truth.dtype == bool:
-        return ((outputs > 0) == truth).mean(-1)
-    return 1 - losses(outputs, truth)
+    several = truth.dtype == bool
+    defined = np.flatnonzero(truth.any(0) if several else truth.std(0) > 0)
+    parts = average_precision_parts if several else r2_parts
+    found = [parts(outputs[:, i], truth[:, i]) for i in defined]
+    return np.mean(found, axis=0) if found else np.zeros(len(truth))
+
+
+def least(truth: np.ndarray, classes: int) -> int:
+    """Return how many images the smallest class has; without classes, half of all."""
+    return int(np.bincount(truth, minlength=classes).min()) if truth.ndim == 1 else len(truth) // 2
 
 
 def temperature(outputs: Floats, truth: np.ndarray) -> float:

@@ -90,6 +90,13 @@ def show_headline(name: str, value: float) -> str:
     return f"{value:.1%}" if name in PERCENTAGES else show_metric(name, value)
 
 
+def show_score(name: str, value: float, places: int = 3, sign: str = "") -> str:
+    """Return a metric's value to so many places, accuracies in percent; a gain with sign "+"."""
+    value = round(value, places) + 0.0  # never -0.0
+    percent = name in PERCENTAGES
+    return f"{value:{sign}.{places - 2}%}" if percent else f"{value:{sign}.{places}f}"
+
+
 def show_number(value: float, digits: int = 5) -> str:
     """Return a number to so many digits: 0.1235, 42, 2,147,483,647; 1.5e-9 where it is tiny."""
     if 10 ** (digits - 1) <= abs(value) < 1e15:

@@ -121,7 +121,7 @@ def _advise(wanted: dict[str, Any], told: Told) -> None:
         "advice",
         answer=answer(found),
         sentences=[list(pair) for pair in sentences(found)],
-        chart=depth_chart(found.best, found.majority),
+        chart=depth_chart(found),
         recipe=dump_recipe(found.recipe),
     )
     told("done")

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import blobs, shapes
 from PIL import Image
 from tiny_folders import stir
 
@@ -12,11 +15,15 @@ import hf_transfer
 from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
+from hf_transfer.data.sources import list_source
+from hf_transfer.deciding import auto
 from hf_transfer.deciding import looks as module
-from hf_transfer.deciding.advise import advise, seconds_of
+from hf_transfer.deciding.advise import Advice, advise, seconds_of
 from hf_transfer.deciding.advise_page import _table
 from hf_transfer.deciding.advise_text import format_advice
+from hf_transfer.deciding.boundaries import boundary_features
 from hf_transfer.plans import plan
+from hf_transfer.recipe.load import asked
 
 SIZE = ("data.image_size=32",)
 
@@ -132,7 +139,7 @@ def test_the_text_answers_first_and_says_what_to_expect(advice):
 def test_under_ten_images_of_a_class_it_chooses_nothing(tmp_path, backbones):
     found = advise(draw(tmp_path / "few", 5), backbone=backbones[0], overrides=SIZE)
     assert found.best.choice.depth.train == ("head",)
-    assert "too few to choose" in found.best.choice.why
+    assert "too few images to choose by" in found.best.choice.why
     assert "was not chosen by these images" in format_advice(found)
     assert "have 10 images of each class at least" in format_advice(found)
 
@@ -169,9 +176,99 @@ def test_what_is_no_time_is_refused(text):
         seconds_of(text)
 
 
-def test_other_tasks_are_refused_in_a_line(data, backbones):
-    with pytest.raises(UserError, match="one class an image"):
-        advise(data, backbone=backbones[0], overrides=["task=multi_label"])
+@dataclass
+class Table:
+    """A table of drawn images, what is asked of it, and the advice."""
+
+    path: Path
+    overrides: tuple[str, ...]
+    advice: Advice
+    metric: str  # its name, and its title in a sentence
+    words: str
+
+
+@pytest.fixture(scope="module", params=["multi_label", "regression"])
+def table(request, tmp_path_factory, backbones):
+    folder = tmp_path_factory.mktemp(request.param)
+    several = request.param == "multi_label"
+    path = shapes(folder, 60) if several else blobs(folder, 60)
+    column = "data.label_column=label" if several else "data.label_columns=[x,y]"
+    overrides = (*SIZE, f"task={request.param}", column)
+    found = advise(path, backbone=backbones, overrides=overrides, out=folder / "advice")
+    metric = ("map", "mean average precision") if several else ("r2", "R²")
+    return Table(path, overrides, found, *metric)
+
+
+def test_several_labels_and_numbers_are_judged_by_their_own_metric(table):
+    text, advice = format_advice(table.advice), table.advice
+    assert f"{table.words} of about {advice.best.expected:.2f} on new images" in text
+    assert f"scores {advice.baseline:.2f}" in text
+    assert f"expect: {table.words} " in (advice.out / "recipe.yaml").read_text()
+    page = (advice.out / "advice.html").read_text()
+    assert f"{table.words[0].upper()}{table.words[1:]} against depth" in page
+    assert f"{table.words} of probes against depth" in page
+    for nothing in ("accuracy", "class", "wrong label", "%)", "% on new"):
+        assert nothing not in text
+    plain = json.loads((advice.out / "advice.json").read_text())
+    assert plain["metric"] == table.metric
+    assert plain["baseline"] == advice.baseline
+
+
+def test_advice_on_several_labels_and_numbers_is_what_the_features_tell(table, backbones):
+    """The score of the head is that of ridge regression, out of fold, by scikit-learn."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.metrics import average_precision_score, r2_score
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    (one,) = [one for one in table.advice.backbones if one.id == backbones[0]]
+    recipe = asked("lp_ft", table.path, one.id, 0, table.overrides)
+    listed = list_source(recipe.data, recipe.task)
+    model = load_backbone(one.id, listed.labels, image_size=32)
+    images = auto.labelled(recipe, listed, model).train
+    features = boundary_features(model, images).head
+    ridge = make_pipeline(StandardScaler(), RidgeCV(10.0 ** np.arange(-1, 5)))
+    answers = cross_val_predict(ridge, features, images.labels, cv=5)
+    score = average_precision_score if table.metric == "map" else r2_score
+    head = one.evidence.depths[0].value
+    assert score(images.labels, answers) == pytest.approx(head, abs=0.1)
+    assert head > table.advice.baseline + 0.1
+
+
+def test_the_recipe_for_several_labels_or_numbers_trains(table):
+    assert table.advice.recipe.phases[0].solve == "lbfgs"
+    where = table.advice.out
+    changes = [*table.overrides[:1], "data.validation=0.3"]
+    report = hf_transfer.train(where / "recipe.yaml", overrides=changes, out=where / "run")
+    assert report.metrics[table.metric] > table.advice.baseline
+
+
+def test_groups_and_a_budget_work_for_several_labels_and_numbers(table, backbones, monkeypatch):
+    monkeypatch.setattr(module, "_seconds_an_image", lambda model, images: 1.0)
+    overrides = [*table.overrides, r"data.group='^(\d{3})'"]
+    unlabelled = table.path.parent
+    found = advise(
+        table.path, backbone=backbones[0], overrides=overrides, budget="2m", unlabelled=unlabelled
+    )
+    assert found.images == 28
+    assert found.groups == 6
+    assert found.smallest == 30
+    assert found.notes[0] == "the budget allows 28 of 60 images: estimates are wider"
+    assert "too few beside 60 labelled ones" in found.notes[1]
+
+
+def test_too_few_images_with_numbers_choose_nothing(tmp_path, backbones):
+    overrides = (*SIZE, "task=regression", "data.label_columns=[x]")
+    found = advise(blobs(tmp_path, 15), backbone=backbones[0], overrides=overrides)
+    assert found.best.choice.depth.train == ("head",)
+    assert "it takes 20 images." in format_advice(found)
+    assert "have 20 images at least, to choose by, and better 100" in format_advice(found)
+
+
+def test_images_without_labels_alone_are_refused_in_a_line(data, backbones):
+    with pytest.raises(UserError, match="not task: redundancy; give the folder without labels"):
+        advise(data, backbone=backbones[0], overrides=["task=redundancy"])
 
 
 def test_advice_about_random_weights_is_refused_and_never_suggested(data, backbones, tmp_path):

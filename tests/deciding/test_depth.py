@@ -9,6 +9,7 @@ from hf_transfer.deciding.depth import FEW, Depth, candidates, choose, depths_of
 from hf_transfer.deciding.folds import folds
 from hf_transfer.deciding.probes import targets_of
 from hf_transfer.planning.selection import select
+from hf_transfer.recipe.tasks import REGRESSION
 
 
 def depth(stages, value, gain=0.0, error=0.02):
@@ -47,7 +48,8 @@ def test_depths_are_probed_on_the_features_of_what_trains():
 def test_too_few_images_of_a_class_choose_nothing():
     found = choose(row(0.3, 0.3), FEW - 1)
     assert found.depth.stages == 0
-    assert "too few" in found.why
+    assert "too few images to choose by: it takes 10 images of each class" in found.why
+    assert "it takes 20 images" in choose(row(0.3, 0.3), FEW - 1, task=REGRESSION).why
 
 
 def test_a_head_without_mistakes_stays_alone():
@@ -74,6 +76,14 @@ def test_many_images_unfreeze_more_also_without_a_gain_of_probes():
 def test_without_a_gain_of_probes_it_is_the_last_stage_and_open():
     found = choose(row(0.01, 0.0, -0.01), 20)
     assert (found.depth.stages, found.sure) == (1, "open")
+
+
+def test_without_a_gain_of_probes_only_classes_train_more_than_the_head():
+    for gains in ((0.0, -0.01), (0.01, 0.0)):
+        for early in (False, True):
+            found = choose(row(*gains), 200, early, REGRESSION)
+            assert (found.depth.stages, found.sure) == (0, "open")
+    assert choose(row(0.1, 0.1), 200, task=REGRESSION).depth.stages == 2
 
 
 def test_images_that_differ_from_the_first_layers_on_unfreeze_everything():

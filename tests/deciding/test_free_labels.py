@@ -6,8 +6,9 @@ from drawn import photos
 from hf_transfer.base.errors import DataError
 from hf_transfer.deciding import free_labels
 from hf_transfer.deciding.free_labels import images_in, on_unlabelled
+from hf_transfer.recipe.tasks import REGRESSION
 
-FEW = {"cat": 20, "dog": 25}
+FEW = 45, 20  # labelled images, and those of the smallest class
 
 
 @pytest.fixture
@@ -18,35 +19,37 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_without_a_folder_there_is_nothing_to_say():
-    assert on_unlabelled(None, images_in(None), FEW, "far") == ()
+    assert on_unlabelled(None, images_in(None), *FEW, "far") == ()
 
 
 def test_it_may_be_worth_it_with_few_labels_in_a_domain_of_its_own(folder):
     for nearness in ("far", "shifted"):
-        (said,) = on_unlabelled(folder, images_in(folder), FEW, nearness)
+        (said,) = on_unlabelled(folder, images_in(folder), *FEW, nearness)
         assert "the 48 images in" in said
         assert str(folder.parent.parent) not in said  # which is on the page
         assert "may be worth learning from first" in said
 
 
 @pytest.mark.parametrize(
-    ("counts", "nearness", "words"),
+    ("labelled", "nearness", "words"),
     [
         (FEW, "near", "near those that the backbone was trained on"),
-        ({"cat": 100, "dog": 200}, "far", "too few beside 300 labelled ones"),
-        ({"cat": 24, "dog": 26}, "far", "too few beside 50 labelled ones"),
+        ((300, 100), "far", "too few beside 300 labelled ones"),
+        ((50, 24), "far", "too few beside 50 labelled ones"),
     ],
 )
-def test_it_says_why_it_is_not_worth_it(folder, counts, nearness, words):
-    (said,) = on_unlabelled(folder, images_in(folder), counts, nearness)
+def test_it_says_why_it_is_not_worth_it(folder, labelled, nearness, words):
+    (said,) = on_unlabelled(folder, images_in(folder), *labelled, nearness)
     assert words in said
     assert "may be worth learning" not in said
 
 
 def test_many_labels_say_what_other_images_would(folder, monkeypatch):
     monkeypatch.setattr(free_labels, "ENOUGH", 20)
-    (said,) = on_unlabelled(folder, images_in(folder), FEW, "far")
-    assert "20 labelled images of each class or more" in said
+    (said,) = on_unlabelled(folder, images_in(folder), *FEW, "far")
+    assert "labels for 20 images of each class or more, as here" in said
+    (said,) = on_unlabelled(folder, images_in(folder), *FEW, "far", REGRESSION)
+    assert "labels for 40 images or more, as here" in said
 
 
 def test_a_folder_without_images_is_told(tmp_path):

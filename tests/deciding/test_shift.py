@@ -2,8 +2,10 @@
 nothing."""
 
 import numpy as np
+import pytest
 from small import VIT, changed, images, network, state
 
+from hf_transfer.data.scale import Scale
 from hf_transfer.deciding.boundaries import boundary_features, statistics_of, using
 from hf_transfer.deciding.heads import Head
 from hf_transfer.deciding.shift import Watch, distance_of, gradient_norms
@@ -35,8 +37,12 @@ def test_networks_without_batch_normalisation_have_no_distance():
     assert distance_of(network(VIT), images(4)) is None
 
 
-def test_gradients_leave_the_model_as_it_was():
+@pytest.mark.parametrize("task", ["classification", "multi_label", "regression"])
+def test_gradients_leave_the_model_as_it_was(task):
     model, some = network(), images(12)
+    if task != "classification":
+        some.labels = np.eye(3, dtype=np.float32)[some.labels]
+        some.scale = Scale((0.0,) * 3, (1.0,) * 3) if task == "regression" else None
     model.requires_grad_(False)
     before = state(model)
     width = boundary_features(model, some, keep=False).head.shape[1]

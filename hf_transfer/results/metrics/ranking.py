@@ -44,3 +44,23 @@ def average_precision(scores: Floats, positive: Flags, weights: Floats) -> Float
         hits[:, -1] > 0, steps.sum(axis=1) / np.maximum(hits[:, -1], 1), np.nan
     )
     return result
+
+
+def average_precision_parts(scores: Floats, positive: Flags) -> Floats:
+    """What each row adds to the average precision, (N,); needs a positive row.
+
+    Their mean is the average precision, and their standard error its own, to the first order.
+    Source: the infinitesimal jackknife, Efron 1982, chapter 6.
+    """
+    _, place, count = np.unique(-scores, return_inverse=True, return_counts=True)
+    new = np.bincount(place, positive)
+    hits, seen = np.cumsum(new), np.cumsum(count)
+    area = (hits / seen * new).sum() / hits[-1]
+
+    def from_here_on(values: Floats) -> Floats:
+        return np.cumsum(values[::-1])[::-1]
+
+    gained = (hits / seen + from_here_on(new / seen) - area)[place]
+    lost = from_here_on(new * hits / seen**2)[place]
+    result: Floats = area + len(scores) / hits[-1] * (np.where(positive, gained, 0.0) - lost)
+    return result

@@ -79,6 +79,18 @@ def _measured(values: Floats, truth: Floats, drawn: Ints) -> dict[str, Floats]:
     return {"r2": r2, "mae": np.abs(residual).mean(axis=1), "rmse": np.sqrt(squares)}
 
 
+def r2_parts(values: Floats, truth: Floats) -> Floats:
+    """What each row adds to R2, (N,), of predictions and targets (N,) that are not all the same.
+
+    Their mean is R2, and their standard error its own, to the first order (as of
+    `average_precision_parts`).
+    """
+    lost, spread = (values - truth) ** 2, (truth - truth.mean()) ** 2
+    share = lost.mean() / spread.mean()
+    result: Floats = 1 - (lost + share * (spread.mean() - spread)) / spread.mean()
+    return result
+
+
 def _same(names: Sequence[str], targets: int) -> str:
     if targets == 1:
         return "all targets are equal"
