@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import labels_of
 from hf_transfer.results import facts, run_folder
 from hf_transfer.results.metrics.by_name import EpochMetrics
+from hf_transfer.results.metrics.thresholds import Rule
 from hf_transfer.results.report import RunReport, aggregate_folds
 from hf_transfer.serving.familiar import keep_familiar
 from hf_transfer.serving.hub import check_owner, push_finished
@@ -160,23 +161,8 @@ def run_seed(
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
     assert backbone_id is not None  # a recipe has a backbone or a source
     source = facts.source_facts(RunReport.load(here.source.path)) if recipe.source else {}
-    listed = list_source(recipe.data, recipe.task)
-    labels = labels_of(recipe.task, listed.labels)
-    start = functools.partial(load_backbone, backbone_id, labels, **options_of(recipe))
-    model = start()
-    joined(recipe, out)  # before images are read: whoever ends from here on is missed at once
-    without, labelled = watching.target_of(recipe, target, model, resume)
-    data = load_data(
-        recipe.data,
-        model.backbone.image,
-        recipe.seed,
-        task=recipe.task,
-        listed=listed,
-        read_all=resume,
-        without=without,
-    )
+    start, model, data, watch = _loaded(recipe, backbone_id, out, resume, target)
     beside = load_beside(recipe, model.backbone.image, resume)
-    watch = watching.watched(model, data, labelled)
     extra = (*extra, *watch)
     check_metrics(recipe, data.counts)
     rule = measuring.thresholds(recipe, data.labels)
@@ -187,14 +173,7 @@ def run_seed(
     training = time.monotonic()
     trainer.train(resume_from_checkpoint=resume)
     trained = time.monotonic() - training
-    metrics, shown, answers = measuring.measure(
-        trainer, data, extra, recipe.page_images, rule, recipe.tta
-    )
-    if recipe.data.fold and data.test is not None:
-        run_folder.keep_answers(out, data.test, answers)
-    if folds:
-        crossed = run_folder.answers_of(out, recipe.folds)
-        metrics, shown = measuring.crossed(metrics, data, crossed, extra, recipe)
+    metrics, shown = _measured(recipe, out, trainer, data, extra, rule)
     metrics, told = watching.concluded(metrics, watch)
     change = []
     if launch.is_main():
@@ -225,6 +204,52 @@ def run_seed(
     report = run_folder.finish(report, out)
     trainer.processes.wait()  # what comes next may read the folder
     return report
+
+
+Start = Callable[[], PreTrainedModel]  # returns the network as it starts
+Loaded = tuple[Start, PreTrainedModel, ImageData, tuple[watching.Watch, ...]]
+
+
+def _loaded(
+    recipe: Recipe, backbone_id: str, out: Path, resume: bool, target: Recipe | None
+) -> Loaded:
+    """Return how the network starts, the network, the images, and what watches a pretext."""
+    listed = list_source(recipe.data, recipe.task)
+    labels = labels_of(recipe.task, listed.labels)
+    start = functools.partial(load_backbone, backbone_id, labels, **options_of(recipe))
+    model = start()
+    joined(recipe, out)  # before images are read: whoever ends from here on is missed at once
+    without, labelled = watching.target_of(recipe, target, model, resume)
+    data = load_data(
+        recipe.data,
+        model.backbone.image,
+        recipe.seed,
+        task=recipe.task,
+        listed=listed,
+        read_all=resume,
+        without=without,
+    )
+    return start, model, data, watching.watched(model, data, labelled)
+
+
+def _measured(
+    recipe: Recipe,
+    out: Path,
+    trainer: TransferTrainer,
+    data: ImageData,
+    extra: Sequence[measuring.Extra],
+    rule: Rule,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metrics and the examples; of a cross-validation those of all its folds."""
+    metrics, shown, answers = measuring.measure(
+        trainer, data, extra, recipe.page_images, rule, recipe.tta
+    )
+    if recipe.data.fold and data.test is not None:
+        run_folder.keep_answers(out, data.test, answers)
+    if recipe.folds > 1:
+        crossed = run_folder.answers_of(out, recipe.folds)
+        metrics, shown = measuring.crossed(metrics, data, crossed, extra, recipe)
+    return metrics, shown
 
 
 def prepare(

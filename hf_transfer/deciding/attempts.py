@@ -15,7 +15,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding import bag, tuning
 from hf_transfer.deciding.boundaries import boundary_features, statistics_of
-from hf_transfer.deciding.choosing import FEWEST, Prior, best_of, chosen_blindly, gain
+from hf_transfer.deciding.choosing import FEWEST, gain
 from hf_transfer.deciding.depth import OPEN, choose, depths_of
 from hf_transfer.deciding.folds import folds, pairs
 from hf_transfer.deciding.probes import targets_of
@@ -101,7 +101,7 @@ class Attempts:
         began, what = time.monotonic(), "exact head, blended statistics"
         passes, allowed = bag.blended_passes(self.folds), HEADS * self.clock.left
         if self.few:
-            return self.note(Tried(what, f"not tried: {self._too_few()}"))
+            return self.note(Tried(what, f"not tried: {self.too_few()}"))
         needed = (passes + 1) * len(self.images) * self.each / 3
         if needed <= allowed:  # as far as is known before the first pass
             own = statistics_of(self.model, self.images)
@@ -147,7 +147,7 @@ class Attempts:
     def fine_tune(self, epochs: float | None = None) -> None:
         """Try each candidate in as many folds as there is time for."""
         if self.few and self.task is not CLASSIFICATION:
-            return self.note(Tried("fine-tuning", f"not tried: {self._too_few()}"))
+            return self.note(Tried("fine-tuning", f"not tried: {self.too_few()}"))
         ways = self._safe(epochs) if self.few else self.advised(epochs)
         for i, candidate in enumerate(ways):
             most = 5 if not self.trials else self.trials[0].work.folds
@@ -242,7 +242,7 @@ class Attempts:
             name = f"{trial.candidate.what}, {point}"
             self.ways[name] = trial.logits[point]
             self.origin[name] = trial, point
-            gained = gain(trial.logits[point][rows], base[rows], *self._of(rows))
+            gained = gain(trial.logits[point][rows], base[rows], *self.of(rows))
             self.tried = [one for one in self.tried if one.what != name]
             self.note(
                 Tried(
@@ -284,74 +284,9 @@ class Attempts:
             seed=self.recipe.seed,
         )
 
-    # --- the choice ---------------------------------------------------------------------------
+    # --- the images -----------------------------------------------------------------------------
 
-    @property
-    def judged(self) -> np.ndarray:
-        """The rows that every way has predicted."""
-        return np.flatnonzero(np.isfinite([x[:, 0] for x in self.ways.values()]).all(axis=0))
-
-    def choose(self) -> str:
-        """Return the way to take: the start, or fine-tuning of which a gain is expected."""
-        chosen, why = self._unchosen() if self.few else self._chosen()
-        self.say(f"chosen: {chosen}: {why}")
-        self.tried = [
-            t if t.what != chosen else dataclasses.replace(t, kept=True) for t in self.tried
-        ]
-        return chosen
-
-    def _unchosen(self) -> tuple[str, str]:
-        """Return what is taken where images are too few to choose by, and why."""
-        for way, prior in self.priors.items():
-            gained = f"on other tasks this gained {100 * prior.mean:g} points on average"
-            return way, f"{self._too_few()}, and {gained}"
-        return self.start.what, self._too_few()
-
-    def _chosen(self) -> tuple[str, str]:
-        rows = self.judged
-        ways = {way: self.ways[way][rows] for way in (self.start.what, *self.origin)}
-        truth, groups, weights = self._of(rows)
-        chosen = best_of(ways, truth, groups, priors=self.priors, weights=weights)
-        if chosen in self.priors:
-            found = gain(ways[chosen], ways[self.start.what], truth, groups, weights)
-            points = 100 * found.expected(self.priors[chosen])
-            return chosen, (
-                f"{points:+.1f} points to expect, from the gain here and what such training gains "
-                "on other tasks"
-            )
-        if chosen in self.origin:
-            return chosen, "its gain is above its standard error"
-        return chosen, "no fine-tuning is expected to gain on it" if self.origin else "the start"
-
-    @property
-    def priors(self) -> dict[str, Prior]:
-        """What each way to fine-tune gains elsewhere, which was measured for classes."""
-        if self.task is not CLASSIFICATION:
-            return {}
-        return {what: trial.candidate.points[at] for what, (trial, at) in self.origin.items()}
-
-    def expected(self, chosen: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (rows, logits) of images that had no part in training, nor in choosing, what
-        predicts them: of all images where a head is chosen, which all of them have tested."""
-        heads = [what for what in self.ways if what not in self.origin]
-        tuned = chosen in self.origin
-        rows = self.judged if tuned else np.arange(len(self.images))
-        ways = {what: self.ways[what][rows] for what in (self.ways if tuned else heads)}
-        fold = max((fold[rows] for fold in self.folds), key=lambda one: len(np.unique(one)))
-        if self.few or len(ways) == 1 or len(np.unique(fold)) < 2:
-            return rows, ways[chosen]
-        stages = (heads[1:], list(self.origin)) if tuned else (heads[1:],)
-        truth, groups, weights = self._of(rows)
-        return rows, chosen_blindly(ways, truth, fold, groups, stages, self.priors, weights)
-
-    def parts(self, chosen: str) -> int:
-        """Return in how many parts a way was cross-validated; 1 where one part was held out."""
-        if chosen not in self.origin:
-            return len(set(self.folds[0]))
-        trial, _ = self.origin[chosen]
-        return len(trial.parts) if trial.done > 1 else 1
-
-    def _of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Return what is true of images, their groups, and how much each counts."""
         weights = None if self.weights is None else self.weights[rows]
         return self.truth[rows], self._groups(rows), weights
@@ -374,7 +309,8 @@ class Attempts:
         counts = self.images.class_counts
         return min(counts) if self.task is CLASSIFICATION else len(self.images) // 2
 
-    def _too_few(self) -> str:
+    def too_few(self) -> str:
+        """Return that nothing can be chosen by these images, and how many that needs."""
         if self.task is CLASSIFICATION:
             some, needed = f"{self._least()} images in the smallest class", FEWEST
         else:

@@ -28,7 +28,7 @@ from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.scan import Scan
 from hf_transfer.data.sources import list_source
-from hf_transfer.deciding import bag, presets
+from hf_transfer.deciding import bag, presets, taken
 from hf_transfer.deciding.attempts import Attempts
 from hf_transfer.deciding.auto_report import NAME, Found, judged, written
 from hf_transfer.deciding.folds import folds, groups_of
@@ -169,30 +169,11 @@ def search(
     work = Attempts(model, recipe, data, images, groups_of(listed, images.files), clock, say, refit)
     work.heads()
     bag.check_head(_with(model, work.start), images, work.start)
-    phases = [_head_phase(model, clock)]
+    head = _head_phase(model, clock)
     work.fine_tune(epochs)
-    chosen = work.choose()
-    rows, logits = work.expected(chosen)
-    used = np.arange(len(images)) if refit else np.flatnonzero(work.folds[0] != 0)
-    final, notes = dataclasses.replace(recipe, phases=recipe.phases[:1]), tuple[str, ...]()
-    if chosen in work.origin:
-        trial, point = work.origin[chosen]
-        candidate = trial.candidate
-        tuned = work.trained(candidate, used, clock.end)
-        model = tuned.at(point, images, used)
-        if candidate.new_head:  # the solved one is no part of the model
-            phases = []
-        phases.append(tuned.report)
-        if tuned.report.stopped:
-            notes = ("the time was over before the last training ended; give it more minutes",)
-            say(f"note: {notes[0]}")
-        own = dataclasses.replace(candidate.spec, cold_head=candidate.new_head)
-        head = () if candidate.new_head else recipe.phases[:1]
-        final = dataclasses.replace(recipe, phases=(*head, own))
-        say(f"trained on {len(used)} labelled images: {chosen}")
-    else:
-        start = work.start if refit else bag.start_of(model, images, work.start, used)
-        start.put(model)
+    chosen = taken.take(work)
+    rows, logits = taken.expected(work, chosen)
+    model, phases, final, notes = _trained(work, chosen, head)
     if scratch:
         random = options_of(dataclasses.replace(recipe, pretrained=False))
         untrained = load_backbone(recipe.backbone, listed.labels, **random).to(model.device)
@@ -208,7 +189,34 @@ def search(
         shown, findings = images.subset(rows), data.audit.findings
         told_of["examples"] = examples(recipe.task, logits, shown, findings, [images])
     found = model, data, chosen, rows, logits, metrics
-    return Found(*found, tuple(phases), told_of, final, notes)
+    return Found(*found, phases, told_of, final, notes)
+
+
+Last = tuple[PreTrainedModel, tuple[PhaseReport, ...], Recipe, tuple[str, ...]]
+
+
+def _trained(work: Attempts, chosen: str, head: PhaseReport) -> Last:
+    """Return the model of the chosen way, trained on all labelled images (without refit, on all but
+    one fold), what its phases did, its recipe, and what there is to note."""
+    model, recipe, images = work.model, work.recipe, work.images
+    used = np.arange(len(images)) if work.refit else np.flatnonzero(work.folds[0] != 0)
+    if chosen not in work.origin:
+        start = work.start if work.refit else bag.start_of(model, images, work.start, used)
+        start.put(model)
+        return model, (head,), dataclasses.replace(recipe, phases=recipe.phases[:1]), ()
+    trial, point = work.origin[chosen]
+    candidate, notes = trial.candidate, tuple[str, ...]()
+    tuned = work.trained(candidate, used, work.clock.end)
+    model = tuned.at(point, images, used)
+    if tuned.report.stopped:
+        notes = ("the time was over before the last training ended; give it more minutes",)
+        work.say(f"note: {notes[0]}")
+    work.say(f"trained on {len(used)} labelled images: {chosen}")
+    own = dataclasses.replace(candidate.spec, cold_head=candidate.new_head)
+    if candidate.new_head:  # the solved one is no part of the model
+        return model, (tuned.report,), dataclasses.replace(recipe, phases=(own,)), notes
+    final = dataclasses.replace(recipe, phases=(*recipe.phases[:1], own))
+    return model, (head, tuned.report), final, notes
 
 
 def _settled(recipe: Recipe, model: PreTrainedModel) -> Recipe:

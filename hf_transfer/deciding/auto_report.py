@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.files import write_text
 from hf_transfer.data.image_set import ImageData
-from hf_transfer.deciding import bag
+from hf_transfer.deciding import bag, taken
 from hf_transfer.deciding.attempts import Attempts
 from hf_transfer.deciding.choosing import expected_accuracy
 from hf_transfer.deciding.tried import Clock, facts_of
@@ -55,7 +55,7 @@ def judged(
     """Return the metrics of what is expected on new images, and what the report says of the search:
     what to expect, next to what needs no search."""
     leads, first = work.metric, next(iter(work.ways.values()))[rows]
-    metrics, parts = work.measured(outputs, rows), work.parts(chosen)
+    metrics, parts = work.measured(outputs, rows), taken.parts(work, chosen)
     if parts > 1:
         widen(metrics, parts)
     if work.task is CLASSIFICATION:

@@ -26,7 +26,7 @@ from hf_transfer import (
 from hf_transfer.cli import main
 from hf_transfer.cli.training import is_auto
 from hf_transfer.data.sources import list_source
-from hf_transfer.deciding import attempts, tuning
+from hf_transfer.deciding import attempts, taken, tuning
 from hf_transfer.deciding.attempts import Attempts
 from hf_transfer.deciding.auto import TEXT, labelled, recipe_of
 from hf_transfer.deciding.bag import model_logits
@@ -147,7 +147,7 @@ def test_what_was_trained_from_a_new_head_has_a_recipe_without_a_solved_one(
     images, backbone, tmp_path, monkeypatch
 ):
     name = f"{candidates()[1].what}, {tuning.WHOLE}"
-    monkeypatch.setattr(Attempts, "choose", lambda self: name)
+    monkeypatch.setattr(taken, "take", lambda work: name)
     out = tmp_path / "out"
     report = auto(images, backbone, minutes=2, epochs=1, image_size=32, overrides=QUICK, out=out)
     (phase,) = load_recipe(out / "recipe.yaml").phases
@@ -273,10 +273,10 @@ def test_the_same_images_judge_every_way_and_the_choice_is_never_by_those_it_tel
     for logits in work.trials[0].logits.values():
         logits[np.concatenate([part for _, part in work.trials[0].parts[1:]])] = np.nan
     work._try(work._trial(second, tuning.Work(3, 60, 1.0, 1.0)))
-    assert set(work.judged) == set(work.trials[0].parts[0][1])
+    assert set(taken.judged_rows(work)) == set(work.trials[0].parts[0][1])
     seen = []
-    monkeypatch.setattr(attempts, "chosen_blindly", lambda *given: seen.append(given) or given[1])
-    work.expected(next(iter(work.origin)))
+    monkeypatch.setattr(taken, "chosen_blindly", lambda *given: seen.append(given) or given[1])
+    taken.expected(work, next(iter(work.origin)))
     assert len(np.unique(seen[0][2])) > 1
 
 
@@ -322,7 +322,7 @@ def test_time_that_is_left_holds_out_further_parts_of_every_trial(images, backbo
     work._try_more()
     assert [trial.told for trial in work.trials] == ["2 of 4 folds"] * 2
     assert spent == [400.0]
-    assert len(work.judged) == pytest.approx(rows / 2, abs=3)
+    assert len(taken.judged_rows(work)) == pytest.approx(rows / 2, abs=3)
     names = [one.what for one in work.tried]
     assert len(names) == len(set(names))
     assert sum("2 of 4 folds" in one.why for one in work.tried) == len(work.origin) == 5

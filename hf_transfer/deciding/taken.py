@@ -1,0 +1,79 @@
+"""The way that `auto` takes of those that it tried, and what to expect of it on new images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from hf_transfer.deciding.attempts import Attempts
+from hf_transfer.deciding.choosing import Prior, best_of, chosen_blindly, gain
+from hf_transfer.recipe.tasks import CLASSIFICATION
+
+
+def take(work: Attempts) -> str:
+    """Return the way to take: the start, or fine-tuning of which a gain is expected."""
+    taken, why = _unchosen(work) if work.few else _chosen(work)
+    work.say(f"chosen: {taken}: {why}")
+    work.tried = [t if t.what != taken else dataclasses.replace(t, kept=True) for t in work.tried]
+    return taken
+
+
+def _unchosen(work: Attempts) -> tuple[str, str]:
+    """Return what is taken where images are too few to choose by, and why."""
+    for way, prior in _priors(work).items():
+        gained = f"on other tasks this gained {100 * prior.mean:g} points on average"
+        return way, f"{work.too_few()}, and {gained}"
+    return work.start.what, work.too_few()
+
+
+def _chosen(work: Attempts) -> tuple[str, str]:
+    rows, priors = judged_rows(work), _priors(work)
+    ways = {way: work.ways[way][rows] for way in (work.start.what, *work.origin)}
+    truth, groups, weights = work.of(rows)
+    chosen = best_of(ways, truth, groups, priors=priors, weights=weights)
+    if chosen in priors:
+        found = gain(ways[chosen], ways[work.start.what], truth, groups, weights)
+        points = 100 * found.expected(priors[chosen])
+        return chosen, (
+            f"{points:+.1f} points to expect, from the gain here and what such training gains "
+            "on other tasks"
+        )
+    if chosen in work.origin:
+        return chosen, "its gain is above its standard error"
+    return chosen, "no fine-tuning is expected to gain on it" if work.origin else "the start"
+
+
+def judged_rows(work: Attempts) -> np.ndarray:
+    """Return the rows that every way has predicted."""
+    return np.flatnonzero(np.isfinite([x[:, 0] for x in work.ways.values()]).all(axis=0))
+
+
+def _priors(work: Attempts) -> dict[str, Prior]:
+    """Return what each way to fine-tune gains elsewhere, which was measured for classes."""
+    if work.task is not CLASSIFICATION:
+        return {}
+    return {what: trial.candidate.points[at] for what, (trial, at) in work.origin.items()}
+
+
+def expected(work: Attempts, taken: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows, logits) of images that had no part in training, nor in choosing, what predicts
+    them: of all images where a head is taken, which all of them have tested."""
+    heads = [what for what in work.ways if what not in work.origin]
+    tuned = taken in work.origin
+    rows = judged_rows(work) if tuned else np.arange(len(work.images))
+    ways = {what: work.ways[what][rows] for what in (work.ways if tuned else heads)}
+    fold = max((fold[rows] for fold in work.folds), key=lambda one: len(np.unique(one)))
+    if work.few or len(ways) == 1 or len(np.unique(fold)) < 2:
+        return rows, ways[taken]
+    stages = (heads[1:], list(work.origin)) if tuned else (heads[1:],)
+    truth, groups, weights = work.of(rows)
+    return rows, chosen_blindly(ways, truth, fold, groups, stages, _priors(work), weights)
+
+
+def parts(work: Attempts, taken: str) -> int:
+    """Return in how many parts a way was cross-validated; 1 where one part was held out."""
+    if taken not in work.origin:
+        return len(set(work.folds[0]))
+    trial, _ = work.origin[taken]
+    return len(trial.parts) if trial.done > 1 else 1
