@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 LEFT, RIGHT, TOP = 44.0, 14.0, 44.0
 WIDTH, HEIGHT = 500.0, 320.0
-BELOW = ("95% interval", "standard error")  # columns that go below the one before
+BELOW = (
+    "95% interval",
+    "standard error",
+    "behind the best's",
+)  # columns that go below the one before
 TURNED = 7  # names, from which on they are turned
 
 

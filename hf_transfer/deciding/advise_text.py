@@ -79,6 +79,8 @@ def expected(advice: Advice) -> str:
         f"that did not see what they judge. {BASELINES[advice.task.name][0]} "
         f"{show(advice.baseline)}"
     )
+    if best.expected <= advice.baseline:
+        return f"{text}: looking at the images has not helped yet."
     if not depth.stages:
         return f"{text}."
     gain, error = depth.gain
@@ -208,15 +210,7 @@ def backbone_rows(advice: Advice) -> list[list[str]]:
     """Return the backbones as a table, best first; the first row is the headings."""
     show = advice.show
     rows = [
-        [
-            "backbone",
-            ">px",
-            ">parameters",
-            ">expect",
-            ">head alone",
-            "head behind the best's",
-            "train",
-        ]
+        ["backbone", ">expect", ">head alone", "behind the best's", "train", ">px", ">parameters"]
     ]
     for one in advice.backbones:
         behind = ""
@@ -225,12 +219,12 @@ def backbone_rows(advice: Advice) -> list[list[str]]:
         rows.append(
             [
                 shown(one.id),
-                str(one.image_px),
-                f"{one.parameters:,}",
                 show(one.expected, 3),
                 show(one.evidence.depths[0].value, 3),
                 behind,
                 one.choice.depth.words,
+                str(one.image_px),
+                f"{one.parameters:,}",
             ]
         )
     return rows

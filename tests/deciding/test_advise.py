@@ -22,6 +22,8 @@ from hf_transfer.deciding.advise import Advice, advise, seconds_of
 from hf_transfer.deciding.advise_page import _table
 from hf_transfer.deciding.advise_text import format_advice
 from hf_transfer.deciding.boundaries import boundary_features
+from hf_transfer.deciding.evidence import evidence_of
+from hf_transfer.deciding.truth import truth_of
 from hf_transfer.plans import plan
 from hf_transfer.recipe.load import asked
 
@@ -256,6 +258,30 @@ def test_groups_and_a_budget_work_for_several_labels_and_numbers(table, backbone
     assert found.smallest == 30
     assert found.notes[0] == "the budget allows 28 of 60 images: estimates are wider"
     assert "too few beside 60 labelled ones" in found.notes[1]
+
+
+def test_numbers_of_images_seen_whole_are_numbers_too(data, backbones, monkeypatch, tmp_path):
+    """And what no feature tells is said to be so."""
+    names = sorted(path.relative_to(data) for path in data.rglob("*.png"))
+    noise = np.random.default_rng(0).normal(size=len(names))
+    rows = [f"{data / name},{number}" for name, number in zip(names, noise, strict=True)]
+    table = tmp_path / "numbers.csv"
+    table.write_text("\n".join(["image,x", *rows]))
+    seen = {}
+
+    def told(model, images, groups=None, **more):
+        seen.update(more)
+        return evidence_of(model, images, groups, **more)
+
+    monkeypatch.setattr(module, "evidence_of", told)
+    overrides = (*SIZE, "task=regression", "data.label_columns=[x]")
+    found = advise(table, backbone=backbones[0], overrides=overrides)
+    rows, whole = seen["whole"]
+    values = whole.scale.to_units(truth_of(whole))[:, 0]
+    place = {str(data / name): number for name, number in zip(names, noise, strict=True)}
+    assert values == pytest.approx([place[str(data / file)] for file in whole.files], abs=1e-5)
+    assert len(rows) == len(whole)
+    assert "0.00: looking at the images has not helped yet." in format_advice(found)
 
 
 def test_too_few_images_with_numbers_choose_nothing(tmp_path, backbones):
