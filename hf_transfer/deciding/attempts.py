@@ -227,7 +227,7 @@ class Attempts:
         late = began + max(PATIENCE, 2 * seconds)
         tuned = self.trained(trial.candidate, inside, min(late, self.clock.end), model)
         here = self.images, inside, outside
-        for point, found in tuning.logits_at(tuned, trial.candidate.points, *here).items():
+        for point, found in tuning.logits_at(tuned, tuple(trial.candidate.points), *here).items():
             trial.logits[point][outside] = found
         trial.took = time.monotonic() - began
         self.each *= (trial.took / max(1e-9, seconds)) ** 0.5 if not trial.done else 1

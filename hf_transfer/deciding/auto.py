@@ -101,8 +101,9 @@ def auto(
         clock = Clock(60 * wanted.minutes)
         time_limit = f"{wanted.minutes:g} minute{'s' * (wanted.minutes != 1)}"
         say(f"auto: {recipe.backbone}, {time_limit} at most")
-        options = {"epochs": epochs, "refit": refit, "scratch": scratch}
-        found = search(recipe, clock, say, listed=listed, **options)
+        found = search(
+            recipe, clock, say, epochs=epochs, refit=refit, scratch=scratch, listed=listed
+        )
         return written(found, folder, clock)
 
 
@@ -157,8 +158,10 @@ def search(
     `data` is given where the images are drawn already: those that train are all that are labelled.
     Images that test take no part.
     """
+    backbone = recipe.backbone
+    assert backbone is not None  # a preset gives one, and a recipe with a source is refused
     listed = listed or list_source(recipe.data, recipe.task)
-    model = model or load_backbone(recipe.backbone, listed.labels, **options_of(recipe))
+    model = model or load_backbone(backbone, listed.labels, **options_of(recipe))
     model.eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
@@ -176,7 +179,7 @@ def search(
     model, phases, final, notes = _trained(work, chosen, head)
     if scratch:
         random = options_of(dataclasses.replace(recipe, pretrained=False))
-        untrained = load_backbone(recipe.backbone, listed.labels, **random).to(model.device)
+        untrained = load_backbone(backbone, listed.labels, **random).to(model.device)
         take_scale(untrained, images)
         work.from_scratch(untrained, epochs)
     heat = temperature(logits, work.truth[rows])

@@ -141,7 +141,7 @@ def read_features(folder: Path) -> Kept | None:
 def keep_features(found: Kept, folder: Path) -> None:
     """Write features into the folder of the run whose model they are of."""
     facts = {"labels": found.labels, "model": _digest(folder), "group": found.rule}
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "features": found.features.astype(np.float32),
         "classes": found.classes.astype(np.int64),
         "held_out": found.held_out.astype(np.uint8),

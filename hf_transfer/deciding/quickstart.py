@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -68,7 +69,8 @@ def run_quickstart(
     ways, digits = _ways(recipe, model, out / "source"), load_digits(model.backbone.image)
     digits.draw(max(recipe.compare.per_class), recipe.seed)
     run_folder.open_folder(out, recipe, resume=None)
-    sheet = contact_sheet(letters.train.pixels, letters.train.labels)
+    drawn = letters.train
+    sheet = contact_sheet(np.asarray(drawn.pixels), np.asarray(drawn.labels, np.int64))
     sheet.save(out / "letters.png")
     with _nothing_to_collect():
         source_accuracy = _train_source(recipe, model, letters)
@@ -150,6 +152,7 @@ def _source(recipe: Recipe) -> tuple[PreTrainedModel, ImageData]:
         seed=recipe.seed,
     )
     wanted, more = recipe.source.letters, HELD_OUT * len(LETTERS)
+    assert wanted is not None  # as the recipe was checked for
     pixels, labels, names = letters_set(
         dataclasses.replace(wanted, images=wanted.images + more),
         model.backbone.image.stored,
@@ -248,6 +251,7 @@ def _write_run(
 ) -> None:
     """Write the fine-tuned model and its report with the comparison, as a run does."""
     save_model(kept.model, result.out / "model")
+    assert kept.trial.per_class is not None
     trained = digits.draw(kept.trial.per_class, kept.trial.seed)
     counts = {"train": trained, "test": digits.test}
     report = RunReport(

@@ -228,6 +228,7 @@ class _Starts:
 
     def of(self, recipe: Recipe) -> PreTrainedModel:
         """Return the network that a recipe starts from; the caller copies it."""
+        assert recipe.backbone is not None  # one with a source is refused
         options = {**options_of(recipe), "seed": self.seed}
         key = (recipe.backbone, *options.values())
         if key not in self.made:

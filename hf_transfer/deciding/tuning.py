@@ -28,6 +28,7 @@ from hf_transfer.deciding.boundaries import boundary_features
 from hf_transfer.deciding.choosing import Prior
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.steps import optimizer_steps, steps_of_epoch
+from hf_transfer.recipe.phase_parts import AUGMENTS
 from hf_transfer.recipe.specs import PhaseSpec, Recipe
 from hf_transfer.results.report import PhaseReport
 from hf_transfer.run import prepare
@@ -81,7 +82,7 @@ def candidates(
         min_steps=None if epochs else STEPS,
         lr=RATE,
         warmup=0.1,
-        augment="light",
+        augment=AUGMENTS["light"],
         best="last",
         cold_head=True,  # a head that is solved for is so before the Trainer sees the model
     )
