@@ -102,7 +102,7 @@ def nearness(backbone: BackboneAdvice) -> str:
         f": its BatchNorm layers get values at a Hellinger distance of {found.all:.2f} from those "
         f"in training (0 to 1; first layers {found.first:.2f}, last {found.last:.2f})."
     )
-    if evidence.early:
+    if evidence.early and backbone.choice.depth.stages:
         text += " Gradients are largest in the early layers: they should move, too."
     return text
 

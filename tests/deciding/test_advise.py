@@ -1,5 +1,6 @@
 """Advice on drawn images: it trains nothing, reads a few passes, and writes a recipe that runs."""
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding import auto
 from hf_transfer.deciding import looks as module
-from hf_transfer.deciding.advise import Advice, advise, seconds_of
+from hf_transfer.deciding.advise import Advice, advise, recipe_of, seconds_of
 from hf_transfer.deciding.advise_page import _table
-from hf_transfer.deciding.advise_text import format_advice
+from hf_transfer.deciding.advise_text import format_advice, nearness
 from hf_transfer.deciding.boundaries import boundary_features
+from hf_transfer.deciding.depth import Choice
 from hf_transfer.deciding.evidence import evidence_of
+from hf_transfer.deciding.shift import Distance
 from hf_transfer.deciding.truth import truth_of
 from hf_transfer.plans import plan
 from hf_transfer.recipe.load import asked
@@ -100,6 +103,16 @@ def test_backbones_are_ranked_on_the_same_images(advice, backbones):
     assert first.expected >= second.expected
     assert first.behind is None
     assert second.behind is not None
+
+
+def test_layers_that_stay_frozen_are_not_said_to_move(advice):
+    norms = {"stem": 9.0, "middle": 1.0, "top": 1.0}
+    far = {"distance": Distance(0.2, 0.2, 0.2), "nearness": "far", "gradients": norms}
+    evidence = dataclasses.replace(advice.best.evidence, **far)
+    for depth in (evidence.depths[0], evidence.depths[-1]):
+        choice = Choice(depth, "", "sure")
+        said = nearness(dataclasses.replace(advice.best, evidence=evidence, choice=choice))
+        assert ("they should move" in said) == (depth.stages > 0)
 
 
 def test_what_to_expect_lies_between_the_head_alone_and_all_that_would_train(advice):
@@ -244,6 +257,17 @@ def test_the_recipe_for_several_labels_or_numbers_trains(table):
     changes = [*table.overrides[:1], "data.validation=0.3"]
     report = hf_transfer.train(where / "recipe.yaml", overrides=changes, out=where / "run")
     assert report.metrics[table.metric] > table.advice.baseline
+
+
+def test_what_is_unfrozen_trains_as_the_recipe_of_the_task_does(table):
+    deepest = Choice(table.advice.best.evidence.depths[-1], "", "sure")
+    best = dataclasses.replace(table.advice.best, choice=deepest)
+    name = "lp_ft" if table.metric == "map" else "regression"
+    (expected,) = hf_transfer.load_recipe(name).phases[1:]
+    wanted = asked("lp_ft", table.path, best.id, 0, table.overrides)
+    head, found = recipe_of(wanted, best).phases
+    assert head.solve == "lbfgs"
+    assert found == dataclasses.replace(expected, train=("all",))
 
 
 def test_groups_and_a_budget_work_for_several_labels_and_numbers(table, backbones, monkeypatch):
