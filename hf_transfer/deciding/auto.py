@@ -25,13 +25,13 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
 from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
-from hf_transfer.data.image_set import ImageData, load_data
+from hf_transfer.data.image_set import ImageData
 from hf_transfer.data.scan import Scan
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding import bag, presets, taken
 from hf_transfer.deciding.attempts import Attempts
 from hf_transfer.deciding.auto_report import NAME, Found, judged, written
-from hf_transfer.deciding.folds import folds, groups_of
+from hf_transfer.deciding.folds import folds, groups_of, labelled
 from hf_transfer.deciding.tried import Clock
 from hf_transfer.deciding.truth import temperature, truth_of
 from hf_transfer.planning.phase import Phase
@@ -227,20 +227,6 @@ def _settled(recipe: Recipe, model: PreTrainedModel) -> Recipe:
     with tempfile.TemporaryDirectory() as scratch:
         choice = precision.settle(recipe, model, Path(scratch))
     return dataclasses.replace(recipe, precision=choice["precision"])
-
-
-def labelled(recipe: Recipe, listed: Scan, model: PreTrainedModel) -> ImageData:
-    """Return the data with all labelled images in train: folds of them validate."""
-    pooled = listed.splits.map(lambda split: "train" if split == "validation" else split)
-    spec = dataclasses.replace(recipe.data, validation=0.0)
-    return load_data(
-        spec,
-        model.backbone.image,
-        recipe.seed,
-        task=recipe.task,
-        listed=dataclasses.replace(listed, splits=pooled),
-        folds=True,
-    )
 
 
 def without_fold(data: ImageData, dealt: np.ndarray) -> ImageData:

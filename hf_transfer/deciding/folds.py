@@ -5,13 +5,17 @@ Everything that comes from the images belongs inside the fold: heads, their stre
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from hf_transfer.base.errors import UserError
+from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.scan import Scan
 from hf_transfer.data.splits import parts, tenths
+from hf_transfer.recipe.specs import Recipe
 
 FOLDS, REPEATS = 5, 3
 
@@ -64,3 +68,17 @@ def groups_of(found: Scan, files: Sequence[str]) -> np.ndarray | None:
         return None
     place = dict(zip(found.files, found.groups.codes.tolist(), strict=True))
     return np.array([place[name] for name in files], np.int64)
+
+
+def labelled(recipe: Recipe, listed: Scan, model: PreTrainedModel) -> ImageData:
+    """Return the data with all labelled images in train: folds of them validate."""
+    pooled = listed.splits.map(lambda split: "train" if split == "validation" else split)
+    spec = dataclasses.replace(recipe.data, validation=0.0)
+    return load_data(
+        spec,
+        model.backbone.image,
+        recipe.seed,
+        task=recipe.task,
+        listed=dataclasses.replace(listed, splits=pooled),
+        folds=True,
+    )

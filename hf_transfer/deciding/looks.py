@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.load import BackboneError, load_backbone, options_of
-from hf_transfer.data.image_set import ImageData, ImageSet, joined, load_data
+from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.data.image_settings import fitted
 from hf_transfer.data.pixels import open_pixels
-from hf_transfer.data.sources import Scan, scan
+from hf_transfer.data.scan import Scan
 from hf_transfer.deciding.depth import Choice, choose
 from hf_transfer.deciding.evidence import Evidence, evidence_of
-from hf_transfer.deciding.folds import groups_of
+from hf_transfer.deciding.folds import groups_of, labelled
 from hf_transfer.deciding.truth import least, truth_of
 from hf_transfer.inputs.arriving import arriving, at_once, input_of
 from hf_transfer.recipe.specs import Recipe
@@ -64,8 +64,8 @@ class Looks:
     """The images that all backbones are looked at with: drawn once, the same for each."""
 
     def __init__(self, recipe: Recipe, listed: Scan, seed: int, seconds: float | None) -> None:
-        self.recipe, self.listed, self.seed, self.seconds = recipe, listed, seed, seconds
-        self.found = scan(recipe.data, seed, recipe.task, listed)
+        self.recipe, self.listed = replace(recipe, seed=seed), listed
+        self.seed, self.seconds = seed, seconds
         self.files: tuple[str, ...] | None = None  # of the images looked at, once they are drawn
         self.groups: np.ndarray | None = None
         self.notes: list[str] = []
@@ -74,10 +74,7 @@ class Looks:
         """Return what a backbone's features tell of the images."""
         recipe = self.recipe
         model = self._model(name, recipe.data.fit)
-        data = load_data(
-            recipe.data, model.backbone.image, self.seed, task=recipe.task, listed=self.listed
-        )
-        images = self._drawn(model, data)
+        images = self._drawn(model, labelled(self.recipe, self.listed, model))
         evidence = evidence_of(model, images, self.groups, whole=self._whole(model), seed=self.seed)
         task = TASKS[recipe.task]
         return BackboneAdvice(
@@ -101,7 +98,7 @@ class Looks:
 
     def _drawn(self, model: PreTrainedModel, data: ImageData) -> ImageSet:
         """Return the images to look at: drawn for the first backbone, the same for the others."""
-        pool = joined(data.train, data.validation)
+        pool = data.train
         if self.files is None:
             self.labelled = len(pool)
             self.counts = dict(zip(pool.names, pool.class_counts, strict=True))
@@ -111,7 +108,7 @@ class Looks:
             rows = self._rows(model, pool)
             self.images = pool.subset(rows)
             self.files = self.images.files
-            self.groups = groups_of(self.found, self.files)
+            self.groups = groups_of(self.listed, self.files)
             return self.images
         place = {name: row for row, name in enumerate(pool.files)}
         return pool.subset([place[name] for name in self.files])
@@ -148,8 +145,8 @@ class Looks:
         order = np.random.default_rng(self.seed).permutation(count)
         rows = np.sort(order[: min(MOST_WHOLE, max(9, int(WHOLE_SHARE * count)))])
         own = self.images.subset(rows)
-        place = {name: row for row, name in enumerate(self.found.files)}
-        few = self.found.take(np.array([place[name] for name in own.files]))
+        place = {name: row for row, name in enumerate(self.listed.files)}
+        few = self.listed.take(np.array([place[name] for name in own.files]))
         pixels, _ = open_pixels(few, fitted(model.backbone.image, "squash"))
         return rows, ImageSet(pixels, own.labels, own.names, own.files, own.scale)
 

@@ -97,6 +97,18 @@ def test_it_looks_at_the_images_two_and_a_half_times_at_most(data, backbones, mo
     assert found.images == found.of == 42
 
 
+def test_it_pools_what_is_labelled_and_splits_nothing_off(tmp_path, backbones):
+    """So a limit on what trains holds, and no copy is left out for splits that nobody uses."""
+    folder = draw(tmp_path / "colours", per_class=12)
+    for i in range(12):  # each image twice
+        shutil.copy(folder / "red" / f"{i:03}.png", folder / "red" / f"copy{i:03}.png")
+    every = advise(folder, backbone=backbones[0], overrides=SIZE)
+    assert every.of == 48
+    assert not [found for found in every.findings if "split" in str(found)]
+    few = advise(folder, backbone=backbones[0], overrides=(*SIZE, "data.train_per_class=11"))
+    assert few.of == 33
+
+
 def test_backbones_are_ranked_on_the_same_images(advice, backbones):
     assert {one.id for one in advice.backbones} == set(backbones)
     first, second = advice.backbones
