@@ -31,6 +31,7 @@ from hf_transfer.training.norm_statistics import layers
 
 Say = Callable[[str], None]
 HEADS = 0.25  # of the time left that heads with other statistics may take
+SCRATCH = 1 / 3  # of it that training from random weights may take, where that is asked for
 PATIENCE = 30.0  # seconds that a training may take, however short it should be
 HELD_OUT = 4  # of so many parts one is held out, where there is no time for cross-validation
 
@@ -54,6 +55,7 @@ class Attempts:
     tried: list[Tried] = field(default_factory=list)
     ways: dict[str, np.ndarray] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
+    aside: float = 0.0  # seconds that are kept for training from random weights
     origin: dict[str, tuple[Trial, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -151,7 +153,7 @@ class Attempts:
         ways = self._safe(epochs) if self.few else self.advised(epochs)
         for i, candidate in enumerate(ways):
             most = 5 if not self.trials else self.trials[0].work.folds
-            about = self.clock.left, candidate.spec, len(self.images), self.each, most, self.refit
+            about = self.left, candidate.spec, len(self.images), self.each, most, self.refit
             work = tuning.work_within(*about, ways=len(ways) - i) or tuning.work_within(*about)
             if work is None:
                 needed = tuning.least_seconds(candidate.spec, len(self.images), self.each)
@@ -176,7 +178,7 @@ class Attempts:
         try:
             while trial.done < min(trial.work.folds, len(trial.parts)):  # groups may be fewer
                 self._hold_out(trial)
-                if self.clock.left < trial.took * (1 + self.refit):
+                if self.left < trial.took * (1 + self.refit):
                     break
         except UserError as error:  # it diverged, or was too short to move anything
             return self.note(Tried(trial.candidate.what, f"dropped: {error}"))
@@ -190,7 +192,7 @@ class Attempts:
         more = sum(trial.took for trial in going)
         last = max((trial.took for trial in self.trials), default=0.0) * self.refit
         held = {trial.candidate.what: trial.done for trial in going}
-        while going and self.clock.left > more + last:
+        while going and self.left > more + last:
             for trial in list(going):
                 try:
                     self._hold_out(trial)
@@ -201,18 +203,33 @@ class Attempts:
             if trial.done > held.get(trial.candidate.what, trial.done):
                 self._judge(trial)
 
-    def from_scratch(self, model: PreTrainedModel, epochs: float | None = None) -> None:
-        """Train a network with random weights in the parts that judge the other ways, or in one
-        where there are none: to compare with, never to choose."""
-        way = tuning.from_scratch(epochs)
-        parts = max((trial.done for trial in self.trials), default=1)
+    @property
+    def left(self) -> float:
+        """Seconds that are left for ways that may be chosen."""
+        return self.clock.left - self.aside
+
+    def keep_for_scratch(self, epochs: float | None = None) -> None:
+        """Set the time of one training from random weights aside, if that is no large share."""
+        seconds = self._scratch(tuning.from_scratch(epochs), 1).seconds
+        self.aside = seconds if seconds <= SCRATCH * self.clock.left else 0.0
+
+    def _scratch(self, way: Candidate, parts: int) -> Work:
+        """Return the work of training from random weights in all its steps."""
         about = way.spec, len(self.images), self.each, parts, False
         work = tuning.work_within(float("inf"), *about)
         assert work is not None
-        if parts * work.seconds > self.clock.left:
-            return self.note(Tried(way.what, self._no_time(parts * work.seconds)))
+        return work
+
+    def from_scratch(self, model: PreTrainedModel, epochs: float | None = None) -> None:
+        """Train a network with random weights in as many of the parts that judge the other ways as
+        there is time for: to compare with, never to choose."""
+        way = tuning.from_scratch(epochs)
+        parts = max((trial.done for trial in self.trials), default=1)
+        work = self._scratch(way, parts)
+        if work.seconds > self.clock.left:
+            return self.note(Tried(way.what, self._no_time(work.seconds, SCRATCH)))
         trial = self._trial(way, work)
-        while trial.done < min(parts, len(trial.parts)):
+        while trial.done < min(parts, len(trial.parts)) and self.clock.left > trial.took:
             self._hold_out(trial, model)
         (outputs,) = trial.logits.values()
         over = f"to compare with, never chosen ({trial.told}, {work.steps} steps)"

@@ -173,6 +173,8 @@ def search(
     work.heads()
     bag.check_head(_with(model, work.start), images, work.start)
     head = _head_phase(model, clock)
+    if scratch:
+        work.keep_for_scratch(epochs)
     work.fine_tune(epochs)
     chosen = taken.take(work)
     rows, logits = taken.expected(work, chosen)

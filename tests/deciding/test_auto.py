@@ -34,7 +34,13 @@ from hf_transfer.deciding.boundaries import statistics_of
 from hf_transfer.deciding.folds import groups_of
 from hf_transfer.deciding.presets import KNOWN, PRESETS, preset
 from hf_transfer.deciding.tried import Clock
-from hf_transfer.deciding.tuning import Work, candidates, least_seconds, work_within
+from hf_transfer.deciding.tuning import (
+    Work,
+    candidates,
+    from_scratch,
+    least_seconds,
+    work_within,
+)
 from hf_transfer.recipe.load import load_recipe, parse_recipe
 from hf_transfer.serving.familiar import load_familiar
 
@@ -326,6 +332,46 @@ def test_time_that_is_left_holds_out_further_parts_of_every_trial(images, backbo
     names = [one.what for one in work.tried]
     assert len(names) == len(set(names))
     assert sum("2 of 4 folds" in one.why for one in work.tried) == len(work.origin) == 5
+
+
+def test_random_weights_have_time_set_aside_and_are_compared_on_what_they_have_time_for(
+    images, backbone, monkeypatch
+):
+    """Each training takes 100 s of a fixed clock; after two parts of each way and the last
+    training 180 s are left: one part, and not two."""
+    work = attempts_on(images, backbone, 1000)
+    work.heads()
+    spent = [0.0]
+    monkeypatch.setattr(Clock, "left", property(lambda self: 680 - spent[0]))
+
+    def hold_out(self, trial, model=None):
+        spent[0] += 100
+        for logits in trial.logits.values():
+            logits[trial.parts[trial.done][1]] = self.start.logits[trial.parts[trial.done][1]]
+        trial.done, trial.took = trial.done + 1, 100.0
+
+    monkeypatch.setattr(Attempts, "_hold_out", hold_out)
+    work.each = 100 / work_within(1e9, from_scratch().spec, len(work.images), 1.0, 1, False).seconds
+    work.keep_for_scratch()
+    assert work.left == pytest.approx(580)
+    for way in candidates():
+        work._try(work._trial(way, Work(1, 30, 100.0, 200.0)))
+    work._try_more()
+    assert [trial.done for trial in work.trials] == [2, 2]
+    spent[0] += 100  # of the last training
+    work.from_scratch(work.model)
+    assert "never chosen (one part held out" in work.tried[-1].why
+    assert spent == [600]
+
+
+def test_random_weights_that_take_too_long_have_no_time_set_aside(images, backbone):
+    work = attempts_on(images, backbone, 100)
+    work.heads()
+    work.each = 10.0
+    work.keep_for_scratch()
+    assert work.aside == 0
+    work.from_scratch(work.model)
+    assert work.tried[-1].why.startswith("not tried: it takes ")
 
 
 def test_images_of_a_group_stay_together_and_a_backbone_needs_no_batch_norm(images, tmp_path):
