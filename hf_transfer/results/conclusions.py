@@ -107,6 +107,8 @@ def head_alone(report: RunReport) -> list[tuple[str, str]]:
         return []
     if any(phase.name == ADDED for phase in report.phases):
         return []  # it knew fewer images, and perhaps fewer classes
+    if report.folds:
+        return []  # it was measured on few of the images that the cross-validation tells
     name, value = phase_value(report, first)
     if value is None:
         return []

@@ -19,7 +19,10 @@ def summary(report: RunReport) -> str:
     """Return a run's result in lines: what came out, what it must beat, and what to know of it."""
     leads = report.leading_metric
     lines = []
-    for split in reversed(report.splits):
+    told = list(
+        report.splits
+    )  # a cross-validation comes first: few images validated the last model
+    for split in told if report.folds else reversed(told):
         lines.append(_measured(report, split))
         lines += [
             f"  baseline: {metric_phrase(metric)} {show_metric(metric, value)} by {printable(what)}"

@@ -156,3 +156,14 @@ def test_page_and_card_hold_no_folder_of_the_machine() -> None:
         assert "~/nets" not in text
         assert "flowers" in text
         assert "1.jpg" in text
+
+
+def test_a_cross_validation_leads_and_no_head_that_few_images_judged_stands_beside_it() -> None:
+    report = sample_report(test=True)
+    assert conclusions.head_alone(report)
+    assert summary(report).startswith("validation accuracy")
+    spread = {"mean": 0.5, "min": 0.1, "max": 0.9, "values": [0.1, 0.9]}
+    folds = {"n": 2, "test": {"accuracy": spread}}
+    crossed = replace(report, folds=folds)
+    assert summary(crossed).startswith("cross-validation accuracy")
+    assert conclusions.head_alone(crossed) == []
