@@ -41,6 +41,7 @@ from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import PRETEXTS
 from hf_transfer.results import run_folder
 from hf_transfer.results.examples import examples, shows_images
+from hf_transfer.results.places import place_name
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.training.machine import precision
 from hf_transfer.training.recovery import failures
@@ -104,7 +105,21 @@ def auto(
         found = search(
             recipe, clock, say, epochs=epochs, refit=refit, scratch=scratch, listed=listed
         )
+        found.facts["options"] = _words(epochs, group, refit, scratch, overrides)
         return written(found, folder, clock)
+
+
+def _words(
+    epochs: float | None, group: str | None, refit: bool, scratch: bool, overrides: Sequence[str]
+) -> list[str]:
+    """Return the options of the command line that say the same, without the folders of paths."""
+    words = [] if epochs is None else ["--epochs", f"{epochs:g}"]
+    words += ["--group", group] if group else []
+    words += [] if refit else ["--no-refit"]
+    words += ["--scratch"] if scratch else []
+    for key, _, value in (change.partition("=") for change in overrides):
+        words += ["--set", f"{key}={place_name(value) if value[:1] in '/~.' else value}"]
+    return words
 
 
 def recipe_of(

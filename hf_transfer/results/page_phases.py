@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from hf_transfer.base.boundary import printable
 from hf_transfer.recipe.tasks import PROBES
 from hf_transfer.results.charts import Band, Line, line_chart
 from hf_transfer.results.conclusions import phase_value
@@ -176,4 +178,6 @@ def command(report: RunReport) -> str:
     backbone = place_name(str(report.backbone.get("id") or "ID"))
     options = f" --minutes {max(1, round(minutes))}" if minutes else ""
     options += f" --image-size {size}" if isinstance(size, int) else ""
-    return f"hf-transfer train FOLDER --backbone {backbone}{options} --seed {report.seed}"
+    options += f" --seed {report.seed}"
+    more = printable(shlex.join(report.auto.get("options", [])))
+    return f"hf-transfer train FOLDER --backbone {backbone}{options} {more}".strip()

@@ -267,6 +267,7 @@ class AutoFacts(TypedDict, total=False):
     parts: Count  # of a cross-validation; 1 where one part was held out
     tried: list[TriedRow]
     budget_seconds: Number
+    options: list[str]  # of the command line, besides those that the report tells elsewhere
 
 
 @with_config(ConfigDict(extra="allow"))

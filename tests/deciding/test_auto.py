@@ -1,7 +1,9 @@
 """auto: one run, from a folder of images to a model that predicts, within its time."""
 
 import dataclasses
+import html
 import json
+import shlex
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,12 +25,12 @@ from hf_transfer import (
     predict,
     runs,
 )
-from hf_transfer.cli import main
+from hf_transfer.cli import main, parser
 from hf_transfer.cli.training import is_auto
 from hf_transfer.data.sources import list_source
 from hf_transfer.deciding import attempts, taken, tuning
 from hf_transfer.deciding.attempts import Attempts
-from hf_transfer.deciding.auto import TEXT, labelled, recipe_of
+from hf_transfer.deciding.auto import TEXT, _words, labelled, recipe_of
 from hf_transfer.deciding.bag import model_logits
 from hf_transfer.deciding.boundaries import statistics_of
 from hf_transfer.deciding.folds import groups_of
@@ -42,6 +44,7 @@ from hf_transfer.deciding.tuning import (
     work_within,
 )
 from hf_transfer.recipe.load import load_recipe, parse_recipe
+from hf_transfer.results.page_phases import command
 from hf_transfer.serving.familiar import load_familiar
 
 QUICK = ["precision=fp32"]
@@ -118,6 +121,20 @@ def test_what_to_expect_is_of_images_that_chose_nothing_and_has_an_interval(foun
     assert 0 < report.auto["majority"] < 0.6
     assert report.metrics["said"][0].startswith("Expect an accuracy of ")
     assert report.auto["exact_head"] is not None
+
+
+def test_the_page_shows_the_command_with_every_option_that_changes_the_model(found, tmp_path):
+    report, _, out = found
+    said = command(report)
+    assert said.endswith("--image-size 32 --seed 0 --epochs 4 --scratch --set data.test=0.2")
+    assert said in html.unescape((out / "report.html").read_text())
+    words = parser().parse(shlex.split(said)[1:])
+    assert (words.epochs, words.scratch, words.set) == (4, True, ["data.test=0.2"])
+    options = _words(0.5, r"^(\d+)_", False, False, ["weights=/home/me/own.pt", "loss=balanced"])
+    assert options == [
+        *("--epochs", "0.5", "--group", r"^(\d+)_", "--no-refit"),
+        *("--set", "weights=own.pt", "--set", "loss=balanced"),
+    ]
 
 
 def test_the_run_is_like_any_other(found, images, capsys):
