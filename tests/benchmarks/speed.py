@@ -182,7 +182,9 @@ class Bench:
 
     def chosen(self, phase: Phase, model: Any, folder: Path) -> str:
         """Return the precision that is measured to be the fastest, for the model as it is then."""
-        recipe = Recipe("speed", (phase.spec,), str(self.options.backbone), precision="auto")
+        recipe = Recipe(
+            "speed", (phase.spec,), backbone=str(self.options.backbone), precision="auto"
+        )
         return str(precision.settle(recipe, model, folder)["precision"])
 
     def plain(self, case: Case) -> tuple[float, float]:
