@@ -330,8 +330,7 @@ def _tests(found: Scan, rows: np.ndarray, part: np.ndarray, fold: tuple[int, int
         raise DataError(
             f"{found.path}: {count} folds need {count} {what} to train on, and there are {used}"
         )
-    tests: np.ndarray = part == number - 1
-    return tests
+    return np.asarray(part == number - 1)
 
 
 def limited(found: Scan, spec: DataSpec, seed: int) -> np.ndarray:

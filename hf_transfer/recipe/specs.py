@@ -1,7 +1,7 @@
 """What a recipe says, as frozen dataclasses that check their values; `load` reads and writes YAML.
 
-Every key is declared here and in `phase_specs` once: its type, its limits, its default and what it
-means.
+Every key is declared once, here, in `recipe_parts` or in `phase_specs`: its type, its limits, its
+default and what it means.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing_extensions import Self
 from hf_transfer.recipe import conflicts
 from hf_transfer.recipe.phase_parts import AUGMENTS, Augment, Pseudo, Stop
 from hf_transfer.recipe.phase_specs import GradualSpec, PhaseSettings, PhaseSpec, pairs
+from hf_transfer.recipe.recipe_parts import CompareSpec, HeadSpec, LettersSpec
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.recipe.values import Conflict, Number, Rate, Share, Switch, Text, Whole, spec
 
@@ -165,35 +166,6 @@ class DataSpec:
 
 
 @spec
-class HeadSpec:
-    """What of the network is newly initialised for the labels."""
-
-    replace: Whole = Field(
-        default=1, ge=1, le=1000, description="layers with weights to replace, counted from the top"
-    )
-    keep: Switch = Field(
-        default=False,
-        description="keep the checkpoint's own head, which must be for the same labels",
-    )
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        if self.keep and self.replace > 1:
-            raise Conflict([((), "keep and replace exclude each other; remove one of them")])
-        return self
-
-
-@spec
-class LettersSpec:
-    """Drawn letters as a source task whose labels cost nothing."""
-
-    fonts: Whole = Field(
-        default=14, ge=1, le=1000, description="fonts that the letters are drawn in"
-    )
-    images: Whole = Field(default=10_000, ge=26, le=10**7, description="images of letters in all")
-
-
-@spec
 class SourceSpec:
     """A task on which the backbone is trained first: images without labels (a pretext), a labelled
     folder, or drawn letters."""
@@ -221,18 +193,6 @@ class SourceSpec:
         if problems:
             raise Conflict(problems)
         return self
-
-
-@spec
-class CompareSpec:
-    """A comparison over numbers of labelled images per class, each with several seeds."""
-
-    per_class: tuple[Annotated[Whole, Field(ge=1, le=10**6)], ...] = Field(
-        min_length=1,
-        description="numbers of labelled images per class to compare",
-        json_schema_extra={"allowed": "a list of whole numbers such as [2, 5, 10]"},
-    )
-    seeds: Whole = Field(default=3, ge=1, le=1000, description="number of repeats for each")
 
 
 def _loss(values: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.results import conclusions
+from hf_transfer.results.card_loading import loading
 from hf_transfer.results.card_metadata import card_metadata
 from hf_transfer.results.card_pictures import card_pictures
 from hf_transfer.results.card_training import (
@@ -19,7 +20,7 @@ from hf_transfer.results.card_training import (
     settings,
     weakest_words,
 )
-from hf_transfer.results.examples import DICOM
+from hf_transfer.results.learned_first import source_start
 from hf_transfer.results.page_phases import (
     command,
     ended_words,
@@ -124,7 +125,7 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             **_rows(report),
             **_data(report),
             **_times(report),
-            **_loading(report, repo_id),
+            **loading(report, repo_id),
         )
     return text
 
@@ -139,7 +140,7 @@ def own_sections(card: str) -> list[str]:
 def _start(report: RunReport) -> str | Markup:
     weights = report.backbone.get("weights")
     if report.source:
-        return f"weights that first learned from {conclusions.source_start(report)}"
+        return f"weights that first learned from {source_start(report)}"
     if weights in STARTS:
         return STARTS[weights]
     return code(weights) if weights else f"weights that are {NOT_STATED}"
@@ -267,48 +268,6 @@ def _data(report: RunReport) -> JsonDict:
 def _times(report: RunReport) -> JsonDict:
     found = {name: report.seconds.get(name) for name in ("wall", "training")}
     return {k: NOT_MEASURED if v is None else show_seconds(v) for k, v in found.items()}
-
-
-def _loading(report: RunReport, repo_id: str | None) -> JsonDict:
-    source, task = report.backbone.get("source"), report.task.name
-    channels = report.backbone.get("channels") or 3
-    return {
-        "channels": channels,
-        "how": f"channels={channels}" if channels != 3 else "",
-        "scores": {"classification": ".softmax(-1)", "multi_label": ".sigmoid()"}.get(task, ""),
-        "place": Markup(repo_id or "path/to/model"),  # noqa: S704
-        "remote_code": source == "torchvision",
-        "timm": Markup("hf-hub" if repo_id else "local-dir") if source == "timm" else "",
-        "onnx": _onnx(report),
-        "dicom": _dicom(report),
-    }
-
-
-def _dicom(report: RunReport) -> str:
-    """Return the arguments that read DICOM files as in training; "" where there are none."""
-    found = report.backbone.get("preprocessing") or {}
-    window, frame = found.get("window"), found.get("frame")
-    words = [f", window=({window[0]:g}, {window[1]:g})"] if window else []
-    words += [f", frame={frame}"] if frame else []
-    kinds = [one["kind"] for one in (report.data.get("audit") or {}).get("findings") or ()]
-    return "".join(words) or (" " if DICOM in kinds else "")
-
-
-def _onnx(report: RunReport) -> JsonDict | None:
-    """Return what the lines for ONNX Runtime need to know; None where they cannot be written."""
-    found = report.backbone.get("preprocessing")
-    if not found or found["channels"] != 3 or found["crop_mode"] == "border" or found["window"]:
-        return None
-    down = found["crop_offset"] == "down"
-    return {
-        "size": found["size"],
-        "stored": found["stored"],
-        "squash": found["crop_mode"] == "squash",
-        "filter": Markup(found["interpolation"].upper()),  # noqa: S704
-        "left": Markup("(side - {0}) // 2" if down else "round((side - {0}) / 2)").format(
-            found["size"]
-        ),
-    }
 
 
 def _limits(report: RunReport) -> Iterator[str]:

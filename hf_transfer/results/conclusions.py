@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_transfer.recipe.tasks import TASKS
+from hf_transfer.results.learned_first import worse_start
 from hf_transfer.results.places import place_name
 from hf_transfer.results.report import PhaseReport, RunReport
 from hf_transfer.results.words import (
@@ -195,7 +195,7 @@ def advice(report: RunReport) -> str:
 def cautions(report: RunReport) -> list[str]:
     """Return everything that a reader must know before using the model; the worst first."""
     split, values = report.measured
-    found = [not_better(report), _worse_start(report), *worsened(report)]
+    found = [not_better(report), worse_start(report), *worsened(report)]
     if missed := unpredicted(values):
         noun, nouns = report.task.noun, report.task.nouns
         these = f"{len(missed):,} of {len(report.labels):,} {nouns} are"
@@ -288,76 +288,3 @@ def worsened(report: RunReport) -> list[str]:
     if found and report.best_phase:
         found[-1] += f" The saved model is that of phase {report.best_phase}."
     return found
-
-
-def learned_first(report: RunReport) -> str:
-    """Return in sentences what the backbone was trained on first, and what of images without labels
-    it learned from beside the labelled ones; empty where there was neither."""
-    return " ".join(text for text in (_of_source(report), _of_unlabelled(report)) if text)
-
-
-def _of_source(report: RunReport) -> str:
-    facts = report.source
-    if not facts:
-        return ""
-    found = f"The backbone first trained on {source_start(report)}.{_left(facts)}"
-    if probed := _probed(report):
-        name, (before, after) = facts["probe"], probed
-        ends = (show_headline(name.removeprefix("probe_"), value) for value in (before, after))
-        found += f" The {metric_phrase(name)} went from {' to '.join(ends)}."
-    return found
-
-
-def _of_unlabelled(report: RunReport) -> str:
-    facts = report.data.get("unlabelled")
-    if not facts:
-        return ""
-    names = [phase.name for phase in report.phases if phase.settings.get("pseudo")]
-    left = "" if report.source.get("path") == facts["path"] else _left(facts)  # said already
-    return (
-        f"Phase {', '.join(names)} also learned from {facts['images']:,} images without labels of "
-        f"{place_name(facts['path'])}, where the network was sure of its answer.{left}"
-    )
-
-
-def _left(facts: JsonDict) -> str:
-    """Return how many images without labels were left out, in a sentence; empty for none."""
-    if not facts.get("held_out"):
-        return ""
-    return (
-        f" {facts['held_out']:,} of these images were left out, as they, or others of their group, "
-        "are among the validation or test images."
-    )
-
-
-def _probed(report: RunReport) -> tuple[float, float] | None:
-    """Return what the probe of a pretext gave before and after; None where there was none."""
-    facts = report.source
-    before, after = (
-        (facts.get(key) or {}).get(facts.get("probe")) for key in ("before", "metrics")
-    )
-    return (before, after) if is_number(before) and is_number(after) else None
-
-
-def _worse_start(report: RunReport) -> str | None:
-    """Return a sentence where learning first from images without labels made features worse."""
-    probed = _probed(report)
-    if probed is None or probed[1] >= probed[0] - WORSE:
-        return None
-    return (
-        "What was learned first made a linear probe of the labelled images worse; compare with a "
-        "run without it before you rely on it."
-    )
-
-
-def source_start(report: RunReport) -> str:
-    """Return from what, how, and with which weights in the beginning the backbone was trained."""
-    facts = report.source
-    count, task = (
-        sum((facts.get("images") or {}).values()),
-        TASKS[facts.get("task") or "classification"],
-    )
-    what = "images without labels" if task.is_pretext else "labelled images"
-    start = "pretrained" if facts.get("weights") == "pretrained" else "random"
-    of = f" of {place_name(facts['path'])}" if facts.get("path") else ""
-    return f"{count:,} {what}{of} ({task.title[0].lower()}{task.title[1:]}, from {start} weights)"

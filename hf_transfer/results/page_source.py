@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from hf_transfer.results import conclusions
 from hf_transfer.results.charts import Band, Line, line_chart
+from hf_transfer.results.learned_first import learned_first
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.words import JsonDict, is_number, metric_title, show_metric
 
@@ -13,7 +13,7 @@ from hf_transfer.results.words import JsonDict, is_number, metric_title, show_me
 def source(report: RunReport) -> JsonDict | None:
     """Return what the backbone was trained on first, and what of images without labels it learned
     from later; None where there was neither."""
-    facts, text = report.source, conclusions.learned_first(report)
+    facts, text = report.source, learned_first(report)
     if not text:
         return None
     before, after = facts.get("before") or {}, facts.get("metrics") or {}

@@ -18,6 +18,7 @@ from hf_transfer.base.files import read_limited, write_text
 from hf_transfer.recipe.tasks import CLASSIFICATION, TASKS, Task
 from hf_transfer.results import report_shape as shape
 from hf_transfer.results.metrics_shape import Count, Finite, Metrics, Number
+from hf_transfer.results.report_check import checked, shown
 from hf_transfer.results.report_shape import shaped
 from hf_transfer.results.words import COUNTS, CROSS, LABELLED, JsonDict, is_number, split_words
 
@@ -155,11 +156,11 @@ class RunReport:
                 )
             if values.get("version") != VERSION:
                 raise UserError(
-                    f"{place}: version {shape.shown(values.get('version'))} cannot be read, only "
+                    f"{place}: version {shown(values.get('version'))} cannot be read, only "
                     f"{VERSION}; "
                     "run the recipe again, or install the hf_transfer that wrote it"
                 )
-            report: RunReport = shape.checked(_adapter(), _plain(values), place)
+            report: RunReport = checked(_adapter(), _plain(values), place)
             return report
 
     def save(self, path: str | Path) -> Path:

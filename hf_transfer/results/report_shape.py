@@ -5,25 +5,15 @@ A report may come from anywhere. What passes here can be shown without further c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, GetPydanticSchema, with_config
 from typing_extensions import NotRequired, TypedDict
 
-from hf_transfer.base.boundary import printable
-from hf_transfer.base.errors import UserError
 from hf_transfer.recipe.tasks import TASKS
 from hf_transfer.results.metrics_shape import Count, Finite, Number, Share
 
 Picture = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=100_000)]
-WANTED = {  # pydantic's words for types that JSON calls otherwise
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "dataclass_type": "a mapping",
-}
-LONGEST = 60  # characters of a wrong value that are worth repeating
 
 
 def shaped(shape: Any) -> GetPydanticSchema:
@@ -334,33 +324,3 @@ class FoldsFacts(TypedDict, total=False):
 
     n: Count
     test: dict[str, Spread]
-
-
-def checked(adapter: TypeAdapter[Any], values: Mapping[str, Any], place: str) -> Any:
-    """Return what an adapter makes of a report's values. Raises UserError, one line."""
-    try:
-        return adapter.validate_python(values)
-    except ValidationError as error:
-        first, *others = error.errors(include_url=False, include_context=False)
-        more = f" (and {len(others)} more problems)" if others else ""
-        raise UserError(
-            f"{place}: {_problem(first['loc'], first)}{more}; the report was damaged, or written "
-            "by another version: run the recipe again"
-        ) from None
-
-
-def _problem(where: tuple[int | str, ...], found: Any) -> str:
-    name = ".".join(printable(str(part)) for part in where) or "the report"
-    if found["type"] == "missing":
-        return f"{name} is missing"
-    if found["type"] == "unexpected_keyword_argument":
-        return f"{name} is unknown"
-    value = shown(found["input"])
-    wanted = WANTED.get(found["type"]) or found["msg"].removeprefix("Input should be ")
-    return f"{name} must be {wanted}, not {value}"
-
-
-def shown(value: Any) -> str:
-    """Return a wrong value as it may be repeated in a line: short, and printable."""
-    text = printable(repr(value))
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

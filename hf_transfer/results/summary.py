@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hf_transfer.base.boundary import printable
 from hf_transfer.results import conclusions
+from hf_transfer.results.learned_first import learned_first
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.words import metric_phrase, metric_titles, show_metric, show_seconds
 
@@ -38,7 +39,7 @@ def summary(report: RunReport) -> str:
     if spread:
         low, mean, high = (show_metric(leads, spread[key]) for key in ("min", "mean", "max"))
         lines.append(f"in {report.folds['n']} folds: mean {mean}, min {low}, max {high}")
-    if learned := conclusions.learned_first(report):
+    if learned := learned_first(report):
         lines.append(printable(learned))
     wall, training = report.seconds.get("wall"), report.seconds.get("training")
     if wall is not None and training is not None:

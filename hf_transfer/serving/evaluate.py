@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +15,16 @@ from transformers import PreTrainedModel
 from hf_transfer.backbones.blueprint import Backbone
 from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import said
-from hf_transfer.base.errors import DataError, UserError
-from hf_transfer.base.nearest import similar
+from hf_transfer.base.errors import UserError
 from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
-from hf_transfer.data.sources import SPLITS, Scan, list_source
-from hf_transfer.data.tables import SUFFIXES, header_of
+from hf_transfer.data.sources import Scan
 from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.results.metrics.by_name import measure
 from hf_transfer.results.metrics.resampling import accuracy_interval
 from hf_transfer.results.metrics.thresholds import shifted
 from hf_transfer.results.places import place_name
+from hf_transfer.serving.evaluate_images import check_known, chosen_of, listed_for, match_labels
 from hf_transfer.serving.evaluate_page import write_evaluation
 from hf_transfer.serving.evaluate_text import command_of
 from hf_transfer.serving.familiar import alarms, familiar_of
@@ -38,8 +35,6 @@ from hf_transfer.serving.predict import averages, iter_predictions, network_of, 
 
 if TYPE_CHECKING:
     from hf_transfer.serving.load import Model
-
-ALL = "all"  # images of every split
 
 
 @dataclass(frozen=True)
@@ -98,10 +93,10 @@ def evaluate(
     _check_asked(model, other, threshold, unknown)
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
     spec = spec if group is None else replace(spec, group=group)
-    found, chosen = _chosen(spec, backbone.task, backbone.labels, split)
-    matched = _matched(found, backbone.labels)
+    found, chosen = chosen_of(spec, backbone.task, backbone.labels, split)
+    matched = match_labels(found, backbone.labels)
     if other is not None:
-        _check_known(found, other.backbone.labels, f"{_name(compare, other)}'s")
+        check_known(found, other.backbone.labels, f"{_name(compare, other)}'s")
     scored, failed = _scored(model, found, batch_size, tta, "evaluate")
     asked = {"split": split, "threshold": threshold, "tta": tta, "unknown": unknown}
     result: dict[str, Any] = {
@@ -153,90 +148,13 @@ def _check_asked(model: Any, other: Any, threshold: float | None, unknown: bool)
         familiar_of(network_of(model))
 
 
-# --- which images, with which labels -----------------------------------------------------------
-
-
-def _chosen(
-    spec: DataSpec, task: str, labels: tuple[str, ...], split: str | None
-) -> tuple[Scan, str]:
-    """Return the labelled images to score, and the name of their split."""
-    found = _listed(spec, task, labels)
-    there = [name for name in SPLITS if name in found.images]
-    if split is None:
-        split = next((name for name in ("test", "validation") if name in there), ALL)
-    if split == ALL:
-        return found, ALL
-    if not there:
-        raise UserError(
-            f"{found.path} has no splits; leave out split {split!r} to score all its images, or "
-            "sort them into folders train, validation and test (a table: add a column split)"
-        )
-    if split not in there:
-        own = ", ".join([*there, ALL])
-        raise UserError(f"{found.path} has no split {split!r}; choose one of {own}")
-    return found.take(found.splits.where(split)), split
-
-
 def unlabelled_images(data: str | Path | DataSpec, backbone: Any, most: int) -> Iterator[Any]:
     """Yield at most `most` images of labelled data, spread evenly, of its training split if any."""
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
-    found = _listed(spec, backbone.task, backbone.labels)
+    found = listed_for(spec, backbone.task, backbone.labels)
     found = found.take(found.splits.where("train")) if "train" in found.images else found
     count = len(found.targets)
     yield from _images(found, sorted({count * i // most for i in range(most)}))
-
-
-def _listed(spec: DataSpec, task: str, labels: tuple[str, ...]) -> Scan:
-    """Return the source's images; also those of one class, where the model has it, and of a table
-    with columns for some of the model's labels."""
-    try:
-        return list_source(spec, task, to_train=False)
-    except DataError:
-        other = spec
-        if task != "classification" and not spec.label_columns:
-            path = Path(spec.path or "").expanduser()
-            there = header_of(path) if path.suffix.lower() in SUFFIXES else labels
-            shared = [label for label in labels if label in there]
-            other = replace(spec, label_columns=tuple(shared))
-        with suppress(DataError):
-            found = list_source(other, task, least=1, to_train=False)
-            if set(found.labels) & set(labels):
-                return found
-        raise
-
-
-def _matched(found: Scan, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return which labels of data and model have a partner. Raises UserError where none has."""
-    counts = Counter(found.labels[at] for target in found.targets for at in found.places(target))
-    known = [label for label in labels if label in found.labels]
-    unknown = [label for label in found.labels if label not in labels]
-    absent = [label for label in labels if label not in found.labels]
-    _check_known(found, labels, "the model's")
-    if found.task == "regression" and absent:
-        raise UserError(f"{found.path} has no target {_few(absent)}, which the model predicts")
-    nearest = {label: similar(label, labels, cutoff=0.6) for label in unknown}
-    return {
-        "matched": known,
-        "only_in_data": [
-            {"label": label, "images": counts[label], "nearest": next(iter(nearest[label]), None)}
-            for label in unknown
-        ],
-        "only_in_model": absent,
-    }
-
-
-def _check_known(found: Scan, labels: tuple[str, ...], whose: str) -> None:
-    """Raise UserError where data has no label of a model."""
-    if not set(labels) & set(found.labels):
-        raise UserError(
-            f"no label of {found.path} ({_few(found.labels)}) is one of {whose} ({_few(labels)}); "
-            "rename the folders, or the labels in the table"
-        )
-
-
-def _few(labels: Any) -> str:
-    names = list(labels)
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 # --- outputs -----------------------------------------------------------------------------------

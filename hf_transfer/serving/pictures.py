@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from hf_transfer.base.boundary import printable, said, untrusted
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.threads import allowed_cores
-from hf_transfer.data.datasets_tables import FILES, ImageTable, is_datasets, read_images
+from hf_transfer.data.datasets_loading import FILES
+from hf_transfer.data.datasets_tables import ImageTable, is_datasets, read_images
 from hf_transfer.data.decoding import decode_noted
 from hf_transfer.data.folders import images_below
 from hf_transfer.data.image_settings import ImageSettings

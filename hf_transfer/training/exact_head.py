@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from hf_transfer.backbones.access import bare_names, logits_of
+from hf_transfer.base.processes import Processes
 from hf_transfer.inputs.features import Replay
 from hf_transfer.planning.phase import Phase
 from hf_transfer.training import checks
 from hf_transfer.training.loss import Objective
+from hf_transfer.training.phase_state import PhaseState
+from hf_transfer.training.seam import Seam
 from hf_transfer.training.solver import Solution, solve_head
 from hf_transfer.training.solver_targets import solve_labels, solve_numbers
 
@@ -64,6 +68,27 @@ def fit_head(
                 f"logits that come straight from the head's layer, and they differ by {apart:.0e}",
             )
     return solution
+
+
+def solve_phase(trainer: Seam, state: PhaseState, here: Processes) -> TrainOutput:
+    """Write the exact head into the Trainer's network, logged as training by steps is logged."""
+    assert state.replay is not None  # a head is solved for on features
+    solution = fit_head(
+        trainer.model,
+        state.backbone.prefix,
+        state.phase,
+        state.replay,
+        objective=trainer.loss.objective,
+        seed=state.args.seed,
+    )
+    here.take_first(p for p in trainer.model.parameters() if p.requires_grad)
+    first = trainer.is_local_process_zero(), trainer.is_world_process_zero()
+    trainer.state = trained_state(solution, first)
+    strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.validated}
+    trainer.log({"loss": solution.loss, **strength})
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    return TrainOutput(solution.steps, solution.loss, {})
 
 
 def trained_state(solution: Solution, first: tuple[bool, bool]) -> TrainerState:

@@ -6,7 +6,8 @@ is set on every parameter each time, so applying a phase twice changes nothing m
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Sequence
 from weakref import WeakSet
 
 import torch
@@ -14,6 +15,9 @@ from torch import nn
 
 from hf_transfer.backbones.access import bare_name, bare_names
 from hf_transfer.planning.groups import LayerGroups
+from hf_transfer.planning.phase import Phase
+
+logger = logging.getLogger(__name__)
 
 OURS: WeakSet[nn.Module] = WeakSet()  # models whose `requires_grad` a phase has set
 
@@ -90,3 +94,15 @@ def moving(model: nn.Module, prefix: str, still: Collection[str]) -> dict[str, t
 
 
 # --- proof -----------------------------------------------------------------------------------
+
+
+def tell_of_thawed(model: nn.Module, prefix: str, phases: Sequence[Phase]) -> None:
+    """Warn of parameters that a user froze and a phase trains all the same."""
+    held = frozen_by_hand(model, prefix)
+    for phase in phases:
+        thawed = [name for name in held if name in phase.parameters]
+        if thawed:
+            text = "%d parameters do not require gradients, the first is %s, and phase %s "
+            text += "trains them all the same: what trains is what a phase says in train"
+            logger.warning(text, len(thawed), thawed[0], phase.name)
+            return

@@ -64,7 +64,7 @@ class PhaseRunner:
         self.processes, self.described = trainer.processes, trainer.backbone
         self.optimizer = trainer.optimizer_cls_and_kwargs  # a user's, for every phase
         self.planned = later.planned_by(trainer)
-        self._tell_of_frozen()
+        freezing.tell_of_thawed(trainer.model, self.described.prefix, trainer.phases)
         self.own_forward = trainer.model.__dict__.get("forward")
         self.sync_batchnorm = sync_batchnorm
         self.sharded = sharding.asked(
@@ -84,18 +84,6 @@ class PhaseRunner:
             SharedStatistics(sync_batchnorm, self.processes),
             norm_statistics.CountedOnce(),
         )
-
-    def _tell_of_frozen(self) -> None:
-        """Warn of parameters that a user froze and a phase trains all the same."""
-        trainer = self.trainer
-        held = freezing.frozen_by_hand(trainer.model, self.described.prefix)
-        for phase in trainer.phases:
-            thawed = [name for name in held if name in phase.parameters]
-            if thawed:
-                text = "%d parameters do not require gradients, the first is %s, and phase %s "
-                text += "trains them all the same: what trains is what a phase says in train"
-                logger.warning(text, len(thawed), thawed[0], phase.name)
-                return
 
     # --- all phases ---------------------------------------------------------------------------
 
@@ -255,9 +243,8 @@ class PhaseRunner:
         trains = phase.parameters, phase.spec.still_norms
         still = freezing.still_modules(model, backbone.prefix, backbone.groups, *trains)
         modules = [model.get_submodule(name) for name in still]
-        about = dict(about or {})
         trainer.now = PhaseState(
-            phase, args, backbone, still, modules, about, rollbacks, began=began
+            phase, args, backbone, still, modules, dict(about or {}), rollbacks, began=began
         )
         set_seed(args.seed)
         if trainer.accelerator.state.dynamo_plugin.backend.value != "NO":  # by args or a launcher
@@ -285,7 +272,7 @@ class PhaseRunner:
                 rollback.begin_anew(state.folder, state.rollbacks)
             state.began -= checkpoint.about["seconds"] if checkpoint else 0.0
             if state.phase.spec.solve:
-                output = self._solve(state)
+                output = exact_head.solve_phase(trainer, state, here)
             else:
                 place = str(checkpoint.folder) if checkpoint else None
                 output = self._step(state, place, **kwargs)
@@ -317,27 +304,6 @@ class PhaseRunner:
                 trainer.add_callback(callback)
                 stack.callback(trainer.remove_callback, callback)
             return trainer.train_steps(checkpoint, **kwargs)
-
-    def _solve(self, state: PhaseState) -> TrainOutput:
-        """Write the exact head into the network, logged as training by steps is logged."""
-        trainer = self.trainer
-        assert state.replay is not None  # a head is solved for on features
-        solution = exact_head.fit_head(
-            trainer.model,
-            state.backbone.prefix,
-            state.phase,
-            state.replay,
-            objective=trainer.loss.objective,
-            seed=state.args.seed,
-        )
-        self.processes.take_first(p for p in trainer.model.parameters() if p.requires_grad)
-        first = trainer.is_local_process_zero(), trainer.is_world_process_zero()
-        trainer.state = exact_head.trained_state(solution, first)
-        strength = {"regularisation": 1 / solution.strength, "cross_validated": solution.validated}
-        trainer.log({"loss": solution.loss, **strength})
-        if trainer.eval_dataset is not None:
-            trainer.evaluate()
-        return TrainOutput(solution.steps, solution.loss, {})
 
     def save(self, state: PhaseState, save: Any) -> None:
         """Write a checkpoint within a phase by Trainer's own `save`, whole or not at all."""
