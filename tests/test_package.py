@@ -158,3 +158,8 @@ def test_the_hubs_own_command_runs_it_as_an_extension(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "hf-transfer: error: there is no shipped recipe 'traim'" in done.stderr
+
+
+def test_no_module_is_longer_than_350_lines():
+    lengths = {path: path.read_text().count("\n") for path in (ROOT / "hf_transfer").rglob("*.py")}
+    assert {path.name: count for path, count in lengths.items() if count > 350} == {}

@@ -29,7 +29,7 @@ from hf_transfer.deciding.looks import BackboneAdvice, Looks
 from hf_transfer.deciding.probes import behind
 from hf_transfer.plans import plans_of
 from hf_transfer.recipe.load import asked, dump_recipe, load_recipe
-from hf_transfer.recipe.specs import Recipe
+from hf_transfer.recipe.specs import PhaseSpec, Recipe
 from hf_transfer.recipe.tasks import CLASSIFICATION, PRETEXTS, REGRESSION, TASKS, Task
 from hf_transfer.results.words import over_time, show_score
 
@@ -236,7 +236,8 @@ def recipe_of(wanted: Recipe, best: BackboneAdvice) -> Recipe:
     train = best.choice.depth.train
     phases = [head]
     if train != ("head",):
-        phases += [dataclasses.replace(phase, train=train) for phase in rest]
+        plain = [phase for phase in rest if isinstance(phase, PhaseSpec)]  # there are no others
+        phases += [dataclasses.replace(phase, train=train) for phase in plain]
     return dataclasses.replace(
         wanted, name="advised", backbone=best.id, data=data, phases=tuple(phases)
     )
