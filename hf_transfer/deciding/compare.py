@@ -187,11 +187,15 @@ def compare(
         out=place,
     )
     if comparison.out:
-        text = json.dumps(comparison.to_dict(), indent=1)
-        write_text(comparison.out / "comparison.json", text + "\n")
-        write_text(comparison.out / "comparison.txt", format_comparison(comparison) + "\n")
-        write_text(comparison.out / "comparison.html", comparison_page(comparison))
+        _write(comparison, comparison.out)
     return comparison
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
+    text = json.dumps(comparison.to_dict(), indent=1)
+    write_text(folder / "comparison.json", text + "\n")
+    write_text(folder / "comparison.txt", format_comparison(comparison) + "\n")
+    write_text(folder / "comparison.html", comparison_page(comparison))
 
 
 def _way(
