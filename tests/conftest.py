@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 SCRATCH = tempfile.mkdtemp(prefix="hf-transfer-tests-")
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
-atexit.register(gc.unfreeze)
+atexit.register(gc.freeze)  # workers end seconds earlier
 gc.disable()  # until the tests run: of what is imported nothing is garbage
 os.environ["HF_TRANSFER_CACHE"] = f"{SCRATCH}/cache"
 os.environ["HF_MODULES_CACHE"] = f"{SCRATCH}/modules"  # code that evaluate and others copy

@@ -29,6 +29,7 @@ from hf_transfer.data.audit import Audit
 from hf_transfer.data.digits import DIGITS, Digits, load_digits, write_examples
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.data.letters import LETTERS, contact_sheet, letters_set
+from hf_transfer.deciding.bag import model_logits
 from hf_transfer.deciding.quickstart_text import (
     QuickstartResult,
     Row,
@@ -168,7 +169,7 @@ def _train_source(recipe: Recipe, model: PreTrainedModel, letters: ImageData) ->
     with tempfile.TemporaryDirectory() as scratch:
         trainer, _ = prepare(of_source, model, letters, Path(scratch))
         trainer.train()
-        logits = trainer.predict(letters.test).predictions
+    logits = model_logits(model, letters.test)
     return float((logits.argmax(axis=1) == letters.test.labels).mean())
 
 

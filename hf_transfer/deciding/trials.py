@@ -182,7 +182,7 @@ def _train(
         trainer, _ = prepare(recipe, model, data, Path(scratch), phases=phases)
         trainer.train()
         test = data.test if data.test is not None else data.validation
-        logits = trainer.predict(test).predictions
+        logits = model_logits(model, test)
     reports = (*(first.phases if first else ()), *trainer.reports)
     earlier = first.trial.seconds if first else 0.0
     trial = Trial(

@@ -15,15 +15,14 @@ from hf_transfer.backbones.watching import tensors_in
 from hf_transfer.data.image_set import ImageSet
 from hf_transfer.inputs.model_input import to_model_input
 
-BATCH, DEVICE_BATCH = 64, 256  # images in a batch, at most
+BATCH = 256  # images, at most
 BATCH_PIXELS, DEVICE_PIXELS = 2**20, 2**24  # in a batch: 64 images of 128 px on a CPU
 
 
 def at_once(model: PreTrainedModel) -> int:
     """Return how many images go through the network together."""
-    on_cpu, area = model.device.type == "cpu", model.backbone.image.size**2
-    most, pixels = (BATCH, BATCH_PIXELS) if on_cpu else (DEVICE_BATCH, DEVICE_PIXELS)
-    return max(1, min(most, pixels // area))
+    pixels = BATCH_PIXELS if model.device.type == "cpu" else DEVICE_PIXELS
+    return max(1, min(BATCH, pixels // model.backbone.image.size**2))
 
 
 def input_of(model: PreTrainedModel, images: ImageSet, rows: Sequence[int] | np.ndarray) -> Tensor:
