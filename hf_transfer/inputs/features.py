@@ -200,7 +200,7 @@ class Replay:
         self.holds: list[Hold] = []
         self.views: list[StoredRows] = []
         self.held_out: StoredRows | None = None
-        self.train = IndexSet(train.labels)
+        self.train, self.groups = IndexSet(train.labels), train.groups
         self.evaluation = None
         if evaluation is not None:
             self.images.append((evaluation, None))
@@ -265,7 +265,8 @@ class Replay:
         return {**kept, "features": self._tensors(found)}
 
     def training_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return all training features (views * N, D), their labels, and the images they show.
+        """Return all training features (views * N, D), their labels, and the images that they show
+        or, where there are groups, the groups of these.
 
         Raises FeaturesError where an image's features are not one vector.
         """
@@ -273,9 +274,10 @@ class Replay:
         if len(shapes) != 1 or sum(side > 1 for side in shapes[0]) > 1:
             raise FeaturesError("solve: lbfgs needs one vector of features for each image")
         rows = np.arange(len(self.train))
+        together = rows if self.groups is None else self.groups
         parts = [self._tensors(view[rows])[0].float().flatten(1).numpy() for view in self.views]
         labels = np.tile(self.train.labels, len(parts))
-        return np.concatenate(parts), labels, np.tile(rows, len(parts))
+        return np.concatenate(parts), labels, np.tile(together, len(parts))
 
     # --- computing ---------------------------------------------------------------------------
 

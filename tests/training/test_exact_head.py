@@ -158,6 +158,21 @@ def test_a_solve_phase_writes_the_optimum_of_the_live_networks_features(tmp_path
     assert all(torch.equal(value, state(again.model)[n]) for n, value in state(model).items())
 
 
+def test_images_of_one_group_judge_no_strength_that_others_of_it_have_seen(tmp_path):
+    plain, grouped = images(), images()
+    grouped.groups = np.arange(len(grouped)) // 3 % 4
+    features, _ = features_of(network(), plain)
+    for stored, wrong in ((plain, grouped), (grouped, plain)):
+        done = trained(tmp_path / str(stored is plain), [SOLVE], train_dataset=stored)
+        found = done.reports[0].history[0]["cross_validated"]
+        right, other = (
+            solve_head(features, stored.labels, 3, images=each.groups, seed=done.args.seed)
+            for each in (stored, wrong)
+        )
+        assert found == pytest.approx(right.validated, rel=1e-3)
+        assert found != pytest.approx(other.validated, rel=1e-3)
+
+
 def test_a_solved_head_is_told_in_the_solvers_steps_and_not_in_epochs_or_rates(tmp_path):
     lines = []
     (report,) = trained(tmp_path, [SOLVE], callbacks=[EpochLines(lines.append)]).reports
