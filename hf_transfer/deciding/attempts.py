@@ -15,8 +15,8 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.data.image_set import ImageData, ImageSet
 from hf_transfer.deciding import bag, tuning
 from hf_transfer.deciding.boundaries import boundary_features, statistics_of
-from hf_transfer.deciding.choosing import FEWEST, gain
-from hf_transfer.deciding.depth import OPEN, choose, depths_of
+from hf_transfer.deciding.choosing import FEWEST, gain, predicted
+from hf_transfer.deciding.depth import SURE, choose, depths_of
 from hf_transfer.deciding.folds import folds, pairs
 from hf_transfer.deciding.probes import targets_of
 from hf_transfer.deciding.tried import RESERVE, Clock, Trial, Tried
@@ -111,8 +111,7 @@ class Attempts:
         if needed > allowed:
             return self.note(Tried(what, self._no_time(needed, HEADS)))
         found = bag.blended_start(self.model, self.images, self.folds, own, self.objective)
-        of = self.truth, self.groups, self.weights
-        gained = gain(found.logits, self.start.logits, *of)
+        gained = gain(found.logits, self.start.logits, *self.of())
         self.note(
             Tried(
                 what,
@@ -139,11 +138,11 @@ class Attempts:
         depths = depths_of(groups, found, labels, targets, self.folds[:1], self.groups)
         choice = choose(depths, min(self.images.class_counts))
         took = time.monotonic() - began
-        if not choice.depth.stages or choice.sure == OPEN:  # trials know more than it does
-            self.note(Tried("advice", f"left open: {choice.why}", seconds=took))
+        sure = choice.depth.stages and choice.sure == SURE  # small rates keep what need not move
+        what = f"unfreeze {choice.depth.words}" if sure else "no layer is left out"
+        self.note(Tried("advice", f"{what}: {choice.why}", seconds=took, kept=bool(sure)))
+        if not sure:
             return tuning.candidates(epochs=epochs)
-        why = f"unfreeze {choice.depth.words}: {choice.why}"
-        self.note(Tried("advice", why, seconds=took, kept=True))
         return tuning.candidates(choice.depth.train, choice.depth.words, epochs)
 
     def fine_tune(self, epochs: float | None = None) -> None:
@@ -255,11 +254,10 @@ class Attempts:
         steps, base = trial.candidate.spec.steps, self.start.logits
         over = f"({trial.told}, {steps} step{'s' * (steps != 1)})"
         for at, point in enumerate(trial.candidate.points):
-            rows = np.isfinite(trial.logits[point][:, 0])
             name = f"{trial.candidate.what}, {point}"
             self.ways[name] = trial.logits[point]
             self.origin[name] = trial, point
-            gained = gain(trial.logits[point][rows], base[rows], *self.of(rows))
+            gained = gain(trial.logits[point], base, *self.of())
             self.tried = [one for one in self.tried if one.what != name]
             self.note(
                 Tried(
@@ -284,7 +282,7 @@ class Attempts:
 
     def _parts(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the parts that may be held out; of several the first, where there is time for
-        one. They are those of the first trial, so that the same images judge all of them."""
+        one. They are those of the first trial, so that mostly the same images judge all of them."""
         if self.trials:
             return self.trials[0].parts
         if count == len(np.unique(self.folds[0])):
@@ -303,10 +301,9 @@ class Attempts:
 
     # --- the images -----------------------------------------------------------------------------
 
-    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Return what is true of images, their groups, and how much each counts."""
-        weights = None if self.weights is None else self.weights[rows]
-        return self.truth[rows], self._groups(rows), weights
+    def of(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Return what is true of the images, their groups, and how much each counts."""
+        return self.truth, self.groups, self.weights
 
     def _groups(self, rows: np.ndarray) -> np.ndarray | None:
         return None if self.groups is None else self.groups[rows]
@@ -317,7 +314,7 @@ class Attempts:
         return measure(self.task.name, outputs, *of, groups=self._groups(rows), **more)
 
     def _value(self, outputs: np.ndarray) -> float | None:
-        rows = np.flatnonzero(np.isfinite(outputs[:, 0]))
+        rows = np.flatnonzero(predicted(outputs))
         found = self.measured(outputs[rows], rows, bootstrap=0, tables=False)
         return found[self.metric]
 

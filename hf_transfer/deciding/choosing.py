@@ -85,9 +85,13 @@ def gain(
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> Gain:
-    """Return what outputs (N, C) gain on the base's; errors are by group where there are.
-    `weights` (N,) say how much each image counts."""
-    share = 1.0 if weights is None else weights / weights.mean()
+    """Return what outputs (N, C) gain on the base's, on the images that both have predicted; rows
+    of others are NaN. Errors are by group where there are. `weights` (N,) say how much each image
+    counts."""
+    both = predicted(logits) & predicted(base)
+    logits, base, truth = logits[both], base[both], truth[both]
+    groups = None if groups is None else groups[both]
+    share = 1.0 if weights is None else weights[both] / weights[both].mean()
     right = share * (scores(logits, truth) - scores(base, truth))
     less = share * (cooled_losses(base, truth) - cooled_losses(logits, truth))
     return Gain(
@@ -98,6 +102,11 @@ def gain(
         len(truth),
         task_of(truth),
     )
+
+
+def predicted(logits: np.ndarray) -> np.ndarray:
+    """Return which rows of outputs (N, C) there are: bool (N,)."""
+    return np.isfinite(logits[:, 0])
 
 
 def cooled_losses(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -116,23 +125,23 @@ def best_of(
     """Return the way to take: the first, left only for a gain.
 
     Of each stage (without `stages`: of all others) the way that gains most on the one taken so far
-    is taken: by what is expected of it where it has a prior, unless it is worse here beyond chance,
-    else if its gain is real. Of equals that with the least loss; loss alone would favour what
-    moved little.
+    is taken, each on the images that it has predicted: by what is expected of it where it has a
+    prior, unless it is worse here beyond chance, else if its gain is real. Of equals that with the
+    least loss; loss alone would favour what moved little.
     """
     taken, *others = ways
     for stage in stages or (others,):
-        worth = {}
+        worth = {taken: (0.0, 0.0)}
         for way in stage:
+            if not predicted(ways[way]).any():
+                continue
             found = gain(ways[way], ways[taken], truth, groups, weights)
             real = max(found.accuracy, ROUNDING) if found.is_real else 0.0
             known = way in priors and not found.is_worse
-            worth[way] = found.expected(priors[way]) if known else real
-        gaining = [way for way in stage if worth[way] > 0]
-        if gaining:
-            lost = {way: cooled_losses(ways[way], truth) for way in gaining}
-            loss = {way: float(np.average(each, weights=weights)) for way, each in lost.items()}
-            taken = max(gaining, key=lambda way: (worth[way], -loss[way]))
+            gained = found.expected(priors[way]) if known else real
+            if gained > 0:
+                worth[way] = gained, found.loss
+        taken = max(worth, key=lambda way: worth[way])
     return taken
 
 
@@ -146,7 +155,8 @@ def chosen_blindly(
     weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the logits (N, classes) of the way that the other folds' images would choose, as
-    `best_of` does: each image is scored by a choice in which it had no part."""
+    `best_of` does: each image is scored by a choice in which it had no part, or NaN where the way
+    of that choice has not predicted it."""
     found = np.empty_like(next(iter(ways.values())))
     for others, mine in pairs(fold):
         there = {way: logits[others] for way, logits in ways.items()}

@@ -21,7 +21,7 @@ from hf_transfer.recipe.tasks import CLASSIFICATION, Task
 CANDIDATES = 4  # depths below the head that are compared, the whole network among them
 FEW = 10  # images of the smallest class, below which nothing is chosen
 ENOUGH = 50  # images of each class, from which training the layers above pays where probes are even
-OPEN = "open"  # how sure a choice is that the images do not make
+SURE, OPEN = "sure", "open"  # how sure a choice is; open where the images do not make it
 SOLVED = 0.99  # score from which nothing is left to gain
 
 
@@ -130,7 +130,7 @@ def choose(
         why = f"there are too few images to choose by: it takes {enough(task, FEW)}"
         return Choice(head, why, OPEN)
     if head.value >= SOLVED:
-        return Choice(head, "the head alone makes next to no mistakes", "sure")
+        return Choice(head, "the head alone makes next to no mistakes", SURE)
     best = max(depths, key=lambda depth: depth.value)
     gain, error = best.gain
     if best.stages and gain > error:
@@ -138,7 +138,7 @@ def choose(
         clear = gain > 2 * error
         deep = clear or early or smallest >= ENOUGH
         why = "features of the layers below the head tell more than the head's alone"
-        return Choice(even[-1 if deep else 0], why, "sure" if clear else "fairly sure")
+        return Choice(even[-1 if deep else 0], why, SURE if clear else "fairly sure")
     no_more = "features of lower layers tell no more than what the head reads"
     if task is not CLASSIFICATION:
         return Choice(head, no_more, OPEN)

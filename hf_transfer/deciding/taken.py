@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from hf_transfer.deciding.attempts import Attempts
-from hf_transfer.deciding.choosing import Prior, best_of, chosen_blindly, gain
+from hf_transfer.deciding.choosing import Prior, best_of, chosen_blindly, gain, predicted
 from hf_transfer.recipe.tasks import CLASSIFICATION
 
 
@@ -28,9 +28,9 @@ def _unchosen(work: Attempts) -> tuple[str, str]:
 
 
 def _chosen(work: Attempts) -> tuple[str, str]:
-    rows, priors = judged_rows(work), _priors(work)
-    ways = {way: work.ways[way][rows] for way in (work.start.what, *work.origin)}
-    truth, groups, weights = work.of(rows)
+    priors = _priors(work)
+    ways = {way: work.ways[way] for way in (work.start.what, *work.origin)}
+    truth, groups, weights = work.of()
     chosen = best_of(ways, truth, groups, priors=priors, weights=weights)
     if chosen in priors:
         found = gain(ways[chosen], ways[work.start.what], truth, groups, weights)
@@ -44,11 +44,6 @@ def _chosen(work: Attempts) -> tuple[str, str]:
     return chosen, "no fine-tuning is expected to gain on it" if work.origin else "the start"
 
 
-def judged_rows(work: Attempts) -> np.ndarray:
-    """Return the rows that every way has predicted."""
-    return np.flatnonzero(np.isfinite([x[:, 0] for x in work.ways.values()]).all(axis=0))
-
-
 def _priors(work: Attempts) -> dict[str, Prior]:
     """Return what each way to fine-tune gains elsewhere, which was measured for classes."""
     if work.task is not CLASSIFICATION:
@@ -58,17 +53,18 @@ def _priors(work: Attempts) -> dict[str, Prior]:
 
 def expected(work: Attempts, taken: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows, logits) of images that had no part in training, nor in choosing, what predicts
-    them: of all images where a head is taken, which all of them have tested."""
-    heads = [what for what in work.ways if what not in work.origin]
-    tuned = taken in work.origin
-    rows = judged_rows(work) if tuned else np.arange(len(work.images))
-    ways = {what: work.ways[what][rows] for what in (work.ways if tuned else heads)}
-    fold = max((fold[rows] for fold in work.folds), key=lambda one: len(np.unique(one)))
-    if work.few or len(ways) == 1 or len(np.unique(fold)) < 2:
-        return rows, ways[taken]
+    them: of those that the taken way has predicted, which are all where it is a head."""
+    heads, tuned = [what for what in work.ways if what not in work.origin], taken in work.origin
+    ways = {what: work.ways[what] for what in (work.ways if tuned else heads)}
+    told = predicted(ways[taken])
+    fold = max(work.folds, key=lambda one: len(np.unique(one[told])))
+    if work.few or len(ways) == 1 or len(np.unique(fold[told])) < 2:
+        return np.flatnonzero(told), ways[taken][told]
     stages = (heads[1:], list(work.origin)) if tuned else (heads[1:],)
-    truth, groups, weights = work.of(rows)
-    return rows, chosen_blindly(ways, truth, fold, groups, stages, _priors(work), weights)
+    truth, groups, weights = work.of()
+    found = chosen_blindly(ways, truth, fold, groups, stages, _priors(work), weights)
+    rows = np.flatnonzero(predicted(found) & told)
+    return rows, found[rows]
 
 
 def parts(work: Attempts, taken: str) -> int:

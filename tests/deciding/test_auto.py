@@ -276,7 +276,7 @@ def test_the_first_way_leaves_time_for_the_second(images, backbone, monkeypatch)
     assert begun == [(gently.what, 1), (free.what, 1)]
 
 
-def test_the_same_images_judge_every_way_and_the_choice_is_never_by_those_it_tells(
+def test_each_way_is_judged_by_its_own_images_and_the_choice_is_never_by_those_it_tells(
     images, backbone, monkeypatch
 ):
     """Where there was time for one of the first way's five folds, and for three of the second's."""
@@ -296,11 +296,16 @@ def test_the_same_images_judge_every_way_and_the_choice_is_never_by_those_it_tel
     for logits in work.trials[0].logits.values():
         logits[np.concatenate([part for _, part in work.trials[0].parts[1:]])] = np.nan
     work._try(work._trial(second, tuning.Work(3, 60, 1.0, 1.0)))
-    assert set(taken.judged_rows(work)) == set(work.trials[0].parts[0][1])
     seen = []
-    monkeypatch.setattr(taken, "chosen_blindly", lambda *given: seen.append(given) or given[1])
-    taken.expected(work, next(iter(work.origin)))
-    assert len(np.unique(seen[0][2])) > 1
+    blind = taken.chosen_blindly
+    monkeypatch.setattr(taken, "chosen_blindly", lambda *given: seen.append(given) or blind(*given))
+    for trial, held in zip(work.trials, (1, 3), strict=True):
+        judged = np.concatenate([part for _, part in trial.parts[:held]])
+        rows, logits = taken.expected(work, f"{trial.candidate.what}, all the way")
+        assert len(rows)
+        assert set(rows) <= set(judged)
+        assert np.isfinite(logits).all()
+        assert len(np.unique(seen[-1][2][judged])) > 1
 
 
 def test_groups_may_be_fewer_than_folds(images, backbone, monkeypatch):
@@ -345,7 +350,8 @@ def test_time_that_is_left_holds_out_further_parts_of_every_trial(images, backbo
     work._try_more()
     assert [trial.told for trial in work.trials] == ["2 of 4 folds"] * 2
     assert spent == [400.0]
-    assert len(taken.judged_rows(work)) == pytest.approx(rows / 2, abs=3)
+    for logits in (work.ways[way] for way in work.origin):
+        assert np.isfinite(logits[:, 0]).sum() == pytest.approx(rows / 2, abs=3)
     names = [one.what for one in work.tried]
     assert len(names) == len(set(names))
     assert sum("2 of 4 folds" in one.why for one in work.tried) == len(work.origin) == 5

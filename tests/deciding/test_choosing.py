@@ -58,6 +58,31 @@ def test_where_one_class_counts_more_what_knows_it_better_is_taken():
     ).all()
 
 
+def test_each_way_is_judged_by_all_images_that_it_has_predicted():
+    """On the 50 images that another way has predicted this one is better, on all it is worse."""
+    base = right(0.5, 0)
+    worse = np.concatenate([base[:50] | right(0.5, 1)[:50], base[50:] & right(0.5, 1)[50:]])
+    some = np.where(np.arange(200)[:, None] < 50, logits(base), np.nan)
+    ways = {"head": logits(base), "worse": logits(worse), "short": some}
+    assert gain(ways["worse"][:50], ways["head"][:50], LABELS[:50]).is_real
+    found = gain(ways["worse"], ways["head"], LABELS, np.arange(200) // 10)
+    assert found.images == 200
+    assert found.accuracy == pytest.approx(worse.mean() - base.mean())
+    assert best_of(ways, LABELS) == "head"
+    better = np.where(np.isfinite(some), logits(base | right(0.5, 1)), np.nan)
+    of_some = gain(better, ways["head"], LABELS)
+    assert of_some == gain(better[:50], ways["head"][:50], LABELS[:50])
+    assert best_of({**ways, "short": better}, LABELS) == "short"
+    assert best_of({**ways, "short": np.full_like(some, np.nan)}, LABELS) == "head"
+
+
+def test_an_image_that_the_chosen_way_has_not_predicted_tells_nothing_of_it():
+    base, better = right(0.5, 0), right(0.5, 0) | right(0.6, 1)
+    some = np.where(np.arange(200)[:, None] < 150, logits(better), np.nan)
+    blind = chosen_blindly({"head": logits(base), "tuned": some}, LABELS, np.arange(200) % 5)
+    assert np.array_equal(blind, some, equal_nan=True)
+
+
 def test_the_way_that_does_nothing_is_no_gain():
     base = logits(right(0.7, 0))
     assert not gain(base, base, LABELS).is_real
