@@ -195,7 +195,7 @@ def advice(report: RunReport) -> str:
 def cautions(report: RunReport) -> list[str]:
     """Return everything that a reader must know before using the model; the worst first."""
     split, values = report.measured
-    found = [not_better(report), worse_start(report), *worsened(report)]
+    found = [not_better(report), worse_start(report), *worsened(report), *ended_early(report)]
     if missed := unpredicted(values):
         noun, nouns = report.task.noun, report.task.nouns
         these = f"{len(missed):,} of {len(report.labels):,} {nouns} are"
@@ -287,4 +287,29 @@ def worsened(report: RunReport) -> list[str]:
             best = (value, phase.name)
     if found and report.best_phase:
         found[-1] += f" The saved model is that of phase {report.best_phase}."
+    return found
+
+
+def ended_early(report: RunReport) -> list[str]:
+    """Return a sentence for each phase that kept an epoch with less loss whose answers are worse
+    than those of its last epoch, by more than two standard errors.
+
+    While a network becomes surer of its mistakes, its loss rises, though it learns: an epoch that
+    has learned nothing may have the least.
+    """
+    found, images = [], report.metrics.get("n")
+    for phase in report.phases:
+        name, kept = phase_value(report, phase)
+        last = phase.history[-1].get(f"eval_{name}") if phase.history else None
+        by_loss = phase.best_epoch is not None and phase.settings.get("best", "loss") == "loss"
+        if not (images and by_loss and kept is not None and 0 <= kept <= 1 and is_number(last)):
+            continue
+        error = (kept * (1 - kept) / images) ** 0.5
+        if report.task.kind == "classification" and last - kept > 2 * error:
+            before, after = (show_headline(name, one) for one in (kept, last))
+            found.append(
+                f"Phase {phase.name} kept epoch {phase.best_epoch:g}, which has the least "
+                f"validation loss, but its last epoch answers better: {metric_phrase(name)} "
+                f"{after} against {before}. Try best: last, or best: {name}."
+            )
     return found

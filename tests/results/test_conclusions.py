@@ -120,6 +120,27 @@ def test_added_images_are_compared_with_no_result_on_fewer_of_them() -> None:
     assert "hf-transfer train MORE_IMAGES --add RUN" in report_page(report)
 
 
+@pytest.mark.parametrize(
+    ("kept", "last", "told"), [(0.2, 0.31, True), (0.52, 0.55, False), (0.55, 0.31, False)]
+)
+def test_an_epoch_of_least_loss_that_answers_worse_than_the_last_is_told(kept, last, told) -> None:
+    report = sample_report()
+    (phase,) = report.phases[1:]
+    history = ({"epoch": 1.0, "eval_accuracy": kept}, {"epoch": 9.0, "eval_accuracy": last})
+    phase = replace(phase, metrics={"accuracy": kept}, history=history, best_epoch=1.0)
+    report = replace(
+        report, phases=(phase,), metrics={**report.metrics, "n": 100, "accuracy": kept}, warnings=()
+    )
+    said = (
+        f"Phase all kept epoch 1, which has the least validation loss, but its last epoch answers "
+        f"better: accuracy {last:.1%} against {kept:.1%}. Try best: last, or best: accuracy."
+    )
+    assert all((said in text) == told for text in everywhere(report))
+    settings = {**phase.settings, "best": "accuracy"}
+    asked = replace(report, phases=(replace(phase, settings=settings),))
+    assert conclusions.ended_early(asked) == []
+
+
 def test_a_phase_that_lost_almost_nothing_is_no_warning() -> None:
     report = worse("head")
     head, full = report.phases
