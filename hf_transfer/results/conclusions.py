@@ -298,14 +298,15 @@ def ended_early(report: RunReport) -> list[str]:
     has learned nothing may have the least.
     """
     found, images = [], report.metrics.get("n")
+    if report.task.kind != "classification" or not images:
+        return []
     for phase in report.phases:
         name, kept = phase_value(report, phase)
         last = phase.history[-1].get(f"eval_{name}") if phase.history else None
         by_loss = phase.best_epoch is not None and phase.settings.get("best", "loss") == "loss"
-        if not (images and by_loss and kept is not None and 0 <= kept <= 1 and is_number(last)):
+        if not (by_loss and kept is not None and 0 <= kept <= 1 and is_number(last)):
             continue
-        error = (kept * (1 - kept) / images) ** 0.5
-        if report.task.kind == "classification" and last - kept > 2 * error:
+        if last - kept > 2 * (kept * (1 - kept) / images) ** 0.5:
             before, after = (show_headline(name, one) for one in (kept, last))
             found.append(
                 f"Phase {phase.name} kept epoch {phase.best_epoch:g}, which has the least "
