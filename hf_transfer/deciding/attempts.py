@@ -92,7 +92,6 @@ class Attempts:
                 f"the start: {mean}, {parts} folds, {repeats} repeats",
                 self._value(self.start.logits),
                 time.monotonic() - began,
-                kept=True,
             )
         )
         self.each = tuning.seconds_per_image(self.model, self.recipe.precision)
@@ -118,7 +117,6 @@ class Attempts:
                 f"{gained} against the exact head; {'kept' if gained.is_real else 'dropped'}",
                 self._value(found.logits),
                 time.monotonic() - began,
-                kept=gained.is_real,
             )
         )
         self.ways[found.what] = found.logits
@@ -140,7 +138,7 @@ class Attempts:
         took = time.monotonic() - began
         sure = choice.depth.stages and choice.sure == SURE  # small rates keep what need not move
         what = f"unfreeze {choice.depth.words}" if sure else "no layer is left out"
-        self.note(Tried("advice", f"{what}: {choice.why}", seconds=took, kept=bool(sure)))
+        self.note(Tried("advice", f"{what}: {choice.why}", seconds=took))
         if not sure:
             return tuning.candidates(epochs=epochs)
         return tuning.candidates(choice.depth.train, choice.depth.words, epochs)

@@ -15,7 +15,7 @@ def take(work: Attempts) -> str:
     """Return the way to take: the start, or fine-tuning of which a gain is expected."""
     taken, why = _unchosen(work) if work.few else _chosen(work)
     work.say(f"chosen: {taken}: {why}")
-    work.tried = [t if t.what != taken else dataclasses.replace(t, kept=True) for t in work.tried]
+    work.tried = [dataclasses.replace(t, kept=t.what == taken) for t in work.tried]
     return taken
 
 

@@ -36,7 +36,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Tried:
-    """One thing that was tried, and why it was kept or not."""
+    """One thing that was tried, and why it was kept or not; `kept` is what the model has."""
 
     what: str
     why: str

@@ -168,7 +168,7 @@ def _baselines(report: RunReport) -> str:
     split, _ = report.measured
     found = [
         f"{what}: {metric_phrase(metric)} {show_metric(metric, value)}"
-        for what, metric, value in conclusions.baselines(report, split)
+        for what, metric, value in conclusions.told_baselines(report, split)
     ]
     on = report.where.capitalize()
     return f"The baseline needs no model. {on}, {'; '.join(found)}." if found else ""

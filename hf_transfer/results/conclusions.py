@@ -86,6 +86,15 @@ def baselines(report: RunReport, split: str) -> list[tuple[str, str, float]]:
     return []
 
 
+def told_baselines(report: RunReport, split: str) -> list[tuple[str, str, float]]:
+    """Return the baselines to tell in words: those of the leading metric first, and of the others
+    none that says the same share again."""
+    found, leads = baselines(report, split), report.leading_metric
+    told = [one for one in found if one[1] == leads]
+    known = {value for _, _, value in told}
+    return told + [one for one in found if one[1] != leads and one[2] not in known]
+
+
 def _of_classes(rows: list[JsonDict]) -> list[tuple[str, str, float]]:
     images = sum(row["n"] for row in rows)
     seen = [row for row in rows if row["n"]]

@@ -130,7 +130,7 @@ def _result(report: RunReport) -> JsonDict | None:
         "interval": [show_headline(leads, end) for end in bounds or ()],
         "n": values.get("n"),
         "groups": values.get("groups"),
-        "baselines": [*_baselines(found, leads), *conclusions.head_alone(report)],
+        "baselines": [*_baselines(report, split), *conclusions.head_alone(report)],
         "hint": hint,
         "metrics": [
             _metric(values, name, text, found) for name, text in metric_titles(values).items()
@@ -187,16 +187,13 @@ def _figures(report: RunReport) -> list[JsonDict]:
     ]
 
 
-def _baselines(found: Sequence[tuple[str, str, float]], leads: str) -> list[tuple[str, str]]:
+def _baselines(report: RunReport, split: str) -> list[tuple[str, str]]:
     """Return what needs no model and what it reaches; those of the leading metric first."""
-    rows = [(what.rstrip(","), show_headline(m, v)) for what, m, v in found if m == leads]
-    known = {value for _, value in rows}
-    rows += [
-        (f"{metric_phrase(m)} of {what}", value)
-        for what, m, v in found
-        if m != leads and (value := show_headline(m, v)) not in known
+    leads = report.leading_metric
+    return [
+        (what if m == leads else f"{metric_phrase(m)} of {what}", show_headline(m, v))
+        for what, m, v in conclusions.told_baselines(report, split)
     ]
-    return rows
 
 
 def _metric(

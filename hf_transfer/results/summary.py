@@ -27,7 +27,7 @@ def summary(report: RunReport) -> str:
         lines.append(_measured(report, split))
         lines += [
             f"  baseline: {metric_phrase(metric)} {show_metric(metric, value)} by {printable(what)}"
-            for what, metric, value in conclusions.baselines(report, split)
+            for what, metric, value in conclusions.told_baselines(report, split)
         ]
     if not report.splits:
         lines.append(f"{metric_phrase(leads)} not measured")

@@ -101,7 +101,7 @@ On new images like the validation images, expect a little less than 70.2% accura
 | Negative log-likelihood (nats) | validation | 0.812 | 0.750 to 0.880 | – | 500 |
 
 The baseline needs no model. On validation, always giving the same answer or guessing: accuracy \
-0.500; always giving the same answer: balanced accuracy 0.500.
+0.500.
 
 This is the run with seed 0. Intervals are percentile bootstrap over images; they do not include \
 the spread over seeds, which was not measured.

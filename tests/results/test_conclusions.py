@@ -64,13 +64,16 @@ def test_the_most_common_class_and_chance_stand_beside_every_accuracy() -> None:
     assert "| Accuracy | validation | 0.608 | 0.5" in card
     assert "| 0.608 | 102 |" in card  # the baseline beside it
     assert "baseline: accuracy 0.608 by always answering 'sick' (the most common class)" in output
-    assert "baseline: accuracy 0.500 by guessing at random" in output
+    assert "baseline: balanced accuracy 0.500 by always giving the same answer" in output
+    assert "guessing" not in output  # 0.500 as well
 
 
 def test_even_classes_have_one_baseline_and_good_models_no_warning() -> None:
     report = replace(sample_report(), warnings=())
     found = conclusions.baselines(report, "validation")
     assert found[0] == ("always giving the same answer or guessing", "accuracy", 0.2)
+    assert conclusions.told_baselines(report, "validation") == found[:1]  # balanced: 0.2 as well
+    assert summary(report).count("baseline: ") == len(report.splits)
     assert conclusions.cautions(report) == []
 
 

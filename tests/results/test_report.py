@@ -300,7 +300,7 @@ def test_images_lie_in_the_page_and_links_lead_to_them() -> None:
 def test_what_auto_measured_is_called_cross_validation_and_what_it_tried_is_a_table() -> None:
     tried = [
         {"what": "exact head", "why": "the start", "accuracy": 0.5, "seconds": 42.0, "kept": True},
-        {"what": "advice", "why": "unfreeze all", "accuracy": None, "seconds": 0.0, "kept": True},
+        {"what": "advice", "why": "unfreeze all", "accuracy": None, "seconds": 0.0, "kept": False},
     ]
     report = sample_report()
     metrics = report.metrics | {"said": ["Expect an accuracy of 0.5.", "exact head: the start."]}
