@@ -7,11 +7,11 @@ import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.blueprint import Backbone
+from hf_transfer.backbones.meta_device import on_meta
 from hf_transfer.backbones.trace import exempt_from_decay, head_names, is_norm, trace_layout
 from hf_transfer.base.download import BackboneError, one_line
 from hf_transfer.data.image_settings import ImageSettings
@@ -129,7 +129,7 @@ def _head_of(model: nn.Module) -> tuple[str, ...]:
     if isinstance(model, PreTrainedModel) and getattr(config, "num_labels", None):
         more = copy.deepcopy(config)
         more.num_labels = config.num_labels + 1
-        with one_line(type(model).__name__), torch.device("meta"):
+        with one_line(type(model).__name__), on_meta():
             found = head_names(model, type(model)(more))
         if found:
             return found

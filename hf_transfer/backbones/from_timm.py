@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
 from hf_transfer.backbones.blueprint import Blueprint
+from hf_transfer.backbones.meta_device import on_meta
 from hf_transfer.backbones.origins import Origin, local_folder, no_architecture, no_weights
 from hf_transfer.backbones.preprocessing import with_input
 from hf_transfer.backbones.weights import bare, read_weights, weights_in
@@ -85,7 +85,7 @@ def _check_arguments(origin: Origin, arguments: dict[str, Any]) -> None:
     also take others, which open a file or fetch a URL."""
     if not set(arguments) - set(USUAL):
         return
-    with torch.device("meta"):
+    with on_meta():
         kind = type(timm.create_model(origin.name, pretrained=False))
     taken = inspect.signature(kind.__init__).parameters
     builders = (timm.create_model, timm.models.build_model_with_cfg)
@@ -168,7 +168,7 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
 
 
 def _on_meta(blueprint: Blueprint) -> nn.Module:
-    with torch.device("meta"):
+    with on_meta():
         return build(blueprint, max(1, blueprint.classes))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
 from torch import nn
 
 from hf_transfer.backbones.blueprint import Blueprint
+from hf_transfer.backbones.meta_device import on_meta
 from hf_transfer.backbones.modeling_torchvision import network_of
 from hf_transfer.backbones.origins import Origin, local_folder, no_architecture, no_weights
 from hf_transfer.backbones.preprocessing import read_processor, with_input
@@ -105,7 +105,7 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
         folder = local_folder(origin)
         state = read_weights(weights or weights_in(folder))
     arguments = _arguments(name, own.size)
-    with torch.device("meta"):
+    with on_meta():
         pair = [network_of(name, labels, arguments, own.channels) for labels in (2, 3)]
     head = head_names(*pair)
     state = bare(state, pair[0].state_dict())

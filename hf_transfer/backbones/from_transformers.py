@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_transfer.backbones.blueprint import Blueprint
+from hf_transfer.backbones.meta_device import on_meta
 from hf_transfer.backbones.origins import Origin, no_type
 from hf_transfer.backbones.preprocessing import read_processor, takes_bgr, with_input
 from hf_transfer.backbones.weights import FEW, bare, read_weights
@@ -114,7 +115,7 @@ def _own_image(origin: Origin, config: Any) -> tuple[ImageSettings, bool]:
 
 def _runs(config: Any, image: ImageSettings) -> bool:
     """Whether the network takes images of this size as it is: it interpolates, or need not."""
-    with torch.device("meta"):
+    with on_meta():
         network = _from_config(config, 2).eval()
     # Not inside the device's block: BEiT caches an index that it makes in forward, and for good.
     pixels = torch.zeros(1, image.channels, image.size, image.size, device="meta")
@@ -156,7 +157,7 @@ def load(blueprint: Blueprint, weights: Path | None) -> tuple[nn.Module, frozens
     if weights is None:
         network, info = AutoModelForImageClassification.from_pretrained(origin.name, **options)
     else:  # by the same loader, which knows the names in older checkpoints
-        with torch.device("meta"):
+        with on_meta():
             empty = _from_config(config, config.num_labels)
         state = bare(read_weights(weights), empty.state_dict())
         del options["trust_remote_code"]

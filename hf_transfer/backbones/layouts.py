@@ -13,6 +13,7 @@ from torch import nn
 from hf_transfer.backbones.blueprint import Blueprint
 from hf_transfer.backbones.building import build, check_weights, draw
 from hf_transfer.backbones.kept_head import DROP, labels_of_head
+from hf_transfer.backbones.meta_device import on_meta
 from hf_transfer.backbones.origins import locate
 from hf_transfer.backbones.trace import head_names, trace_layout
 from hf_transfer.base.boundary import printable
@@ -86,7 +87,7 @@ def classifier_of(
 ) -> tuple[str, ...]:
     """Return the names of the parameters that depend on the number of labels; `network` is the one
     for so many labels where it was built."""
-    with torch.device("meta"):
+    with on_meta():
         names = head_names(
             build(blueprint, labels) if network is None else network, build(blueprint, labels + 1)
         )
@@ -127,7 +128,7 @@ def layout_with_head(
 def _traced_without_values(blueprint: Blueprint, classifier: Sequence[str], labels: int) -> Layout:
     """Return the layout of the network on meta, or of a real one where it needs its values."""
     image = asdict(blueprint.image)
-    with torch.device("meta"):
+    with on_meta():
         network = build(blueprint, labels)
     try:
         return trace_layout(network, image=image, head=classifier, labels=labels)
@@ -159,7 +160,7 @@ def refitted_layers(blueprint: Blueprint) -> tuple[str, ...]:
         return ()
     labels = max(1, blueprint.classes)
     usual = draw(blueprint.origin, blueprint.image.size)
-    with torch.device("meta"):
+    with on_meta():
         shapes = {name: p.shape for name, p in build(usual, labels).named_parameters()}
         changed = build(blueprint, labels)
     return tuple(n for n, p in changed.named_parameters() if shapes.get(n) != p.shape)

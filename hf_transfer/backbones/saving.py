@@ -10,11 +10,11 @@ import weakref
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_transfer.backbones.blueprint import Backbone, Blueprint
+from hf_transfer.backbones.meta_device import on_meta
 from hf_transfer.backbones.preprocessing import processor_config
 from hf_transfer.backbones.regression_units import in_units
 from hf_transfer.base.download import BackboneError
@@ -57,7 +57,7 @@ def wrap(
             **naming,
         )
         # On meta, for post_init would overwrite weights; the real network goes in afterwards.
-        with torch.device("meta"):
+        with on_meta():
             model = TimmWrapperForImageClassification(config)
         model.timm_model = network
         return model, "timm_model."

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from hf_transfer.backbones.meta_device import on_meta
 from hf_transfer.base.bars import shown
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.base.errors import UserError
@@ -37,11 +37,6 @@ LEFT_OUT = {
     "transformers/shieldgemma2": "judges an image against a written policy: it needs text as well",
     "transformers/siglip2": "reads a sequence of patches with their positions, not pixels",
 }
-
-FILLS = """
-add_ clamp_ constant_ copy_ div_ erfinv_ exponential_ fill_ kaiming_uniform_ mul_ normal_ sub_
-uniform_ zero_
-"""
 
 
 @dataclass(frozen=True)
@@ -286,7 +281,7 @@ def build(name: str, labels: int, *, device: str = "meta", **settings: Any) -> n
     """
     source, _, rest = name.partition("/")
     try:
-        with torch.device(device), _Unfilled():
+        with on_meta() if device == "meta" else torch.device(device):
             return (
                 _build_type(rest, labels, settings)
                 if source == "transformers"
@@ -296,20 +291,6 @@ def build(name: str, labels: int, *, device: str = "meta", **settings: Any) -> n
         if source != "torchvision" or device == "cpu":
             raise
     return build(name, labels, device="cpu")  # torchvision's regnets do not build on meta
-
-
-class _Unfilled(TorchFunctionMode):
-    """Passes over the filling of tensors on meta: half of the time, and nothing is filled."""
-
-    fills = frozenset(FILLS.split())
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        tensor = args[0] if args else kwargs.get("tensor")
-        passed = getattr(func, "__name__", "") in self.fills
-        if passed and isinstance(tensor, torch.Tensor) and tensor.is_meta:
-            return tensor
-        return func(*args, **kwargs)
 
 
 def _build_named(source: str, name: str, labels: int) -> nn.Module:

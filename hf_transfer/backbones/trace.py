@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 from hf_transfer.backbones.access import same_random
 from hf_transfer.backbones.uses import Uses
@@ -187,13 +188,27 @@ def _run_ghost(model: nn.Module, shape: tuple[int, ...]) -> Uses:
     ghost = _ghost(model).eval()
     with torch.enable_grad():
         seen, outputs = _run(ghost, shape)
-        reached = [each for each in _tensors(outputs) if each.requires_grad]
-        named = {name: p for name, p in ghost.named_parameters() if p.requires_grad}
-        if reached:
-            total = torch.stack([each.sum() for each in reached]).sum()
-            found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-            seen.aside |= {name for name, one in zip(named, found, strict=True) if one is None}
+    reached = _reached(outputs)
+    if reached:
+        named = ghost.named_parameters()
+        seen.aside |= {name for name, p in named if p.requires_grad and id(p) not in reached}
     return seen
+
+
+def _reached(outputs: Any) -> set[int]:
+    """Return the ids of the parameters that a gradient of the outputs would reach: by the graph
+    alone, as computing it takes as long as the network itself."""
+    made = [each for each in _tensors(outputs) if each.requires_grad]
+    left = [get_gradient_edge(each).node for each in made]
+    seen, found = set(left), set()
+    while left:
+        node = left.pop()
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        new = {before for before, _ in node.next_functions if before is not None} - seen
+        seen |= new
+        left.extend(new)
+    return found
 
 
 def _tensors(outputs: Any) -> Iterator[torch.Tensor]:
