@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,9 @@ from hf_transfer.base.boundary import printable
 from hf_transfer.base.download import BackboneError
 from hf_transfer.planning.layout import GroupsError, Layout
 from hf_transfer.recipe.specs import Recipe
+
+MOST_TRACED = 32
+TRACED: dict[tuple[Any, ...], Layout] = {}  # by how the network is built
 
 
 def layout_of(
@@ -111,10 +115,9 @@ def layout_with_head(
     Traces the network, or without one a copy on meta. Raises BackboneError where the network does
     not run on images of the blueprint's size.
     """
-    image = asdict(blueprint.image)
     try:
         if network is not None:
-            layout = trace_layout(network, image=image, head=classifier, labels=labels)
+            layout = _traced(blueprint, network, classifier, labels)
         else:
             layout = _traced_without_values(blueprint, classifier, labels)
     except GroupsError as error:
@@ -123,6 +126,27 @@ def layout_with_head(
             f"size is {blueprint.own.size}"
         ) from error
     return replace(layout, head=_widened(layout, layers)) if layers > 1 else layout
+
+
+def _traced(
+    blueprint: Blueprint, network: nn.Module, classifier: Sequence[str], labels: int
+) -> Layout:
+    """Return the layout of a network, which is traced unless one that is built alike was: a run
+    loads its network three times, and tracing takes most of that."""
+    source, name = blueprint.origin.source, blueprint.origin.name.partition(".")[0]
+    built = blueprint.settings[0] if source == "transformers" else name
+    made = tuple((path, type(module)) for path, module in network.named_modules())
+    shapes = tuple((path, parameter.shape) for path, parameter in network.named_parameters())
+    told = repr((built, blueprint.arguments, blueprint.image))
+    key = (source, told, made, shapes, tuple(classifier), labels)
+    layout = TRACED.get(key)
+    if layout is None:
+        image = asdict(blueprint.image)
+        layout = trace_layout(network, image=image, head=classifier, labels=labels)
+        if len(TRACED) >= MOST_TRACED:
+            TRACED.clear()
+        TRACED[key] = layout
+    return layout
 
 
 def _traced_without_values(blueprint: Blueprint, classifier: Sequence[str], labels: int) -> Layout:
