@@ -12,7 +12,7 @@ from hf_transfer.base.boundary import printable, untrusted
 from hf_transfer.results import conclusions
 from hf_transfer.results.card_loading import loading
 from hf_transfer.results.card_metadata import card_metadata
-from hf_transfer.results.card_pictures import card_pictures
+from hf_transfer.results.card_pictures import pictures_of
 from hf_transfer.results.card_training import (
     SETTINGS_HEAD,
     expected,
@@ -116,7 +116,7 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             preprocessing=preprocessing(report),
             settings=settings(report),
             settings_head=SETTINGS_HEAD,
-            pictures={k: what for k, (what, _) in card_pictures(report).items()},
+            pictures={k: what for k, (what, _) in pictures_of(report).items()},
             seed=report.seed,
             added=any(phase.name == ADDED for phase in report.phases),
             environment=_environment(report),

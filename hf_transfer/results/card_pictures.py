@@ -27,7 +27,11 @@ def card_pictures(report: RunReport) -> dict[str, tuple[str, str]]:
     They follow the reader's theme and need nothing from elsewhere. Images are among them only where
     the recipe says `page_images: card`.
     """
-    report = published_report(report)
+    return pictures_of(published_report(report))
+
+
+def pictures_of(report: RunReport) -> dict[str, tuple[str, str]]:
+    """Return the pictures of a report that others may read as it is."""
     _, values = report.measured
     found: dict[str, tuple[str, str]] = {}
     matrix, labels = values.get("confusion"), report.labels

@@ -256,6 +256,9 @@ def _make_plain(record: Any, tuples: Sequence[str]) -> None:
 
 
 def _plain(value: Any) -> Any:
+    kind = type(value)
+    if kind is str or kind is int or (kind is float and math.isfinite(value)):  # most are
+        return value
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
