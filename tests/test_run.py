@@ -200,10 +200,15 @@ def folded(photos, folds=3, **of_data):
     return recipe(photos, data=data, phases=once, folds=folds)
 
 
-def test_in_a_cross_validation_every_image_tests_once_a_model_that_never_saw_it(photos, tmp_path):
+@pytest.fixture(scope="module")
+def crossed(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("crossed") / "out"
+    return out, run(folded(photos), out)
+
+
+def test_in_a_cross_validation_every_image_tests_once_a_model_that_never_saw_it(crossed, photos):
     """And the model that is saved is trained on all of them."""
-    out = tmp_path / "out"
-    report = run(folded(photos), out)
+    out, report = crossed
     parts = [RunReport.load(out / f"fold-{number}") for number in (1, 2, 3)]
     said = [json.loads((out / f"fold-{n}" / "answers.json").read_text()) for n in (1, 2, 3)]
     files = [name for one in said for name in one]
@@ -234,13 +239,14 @@ def test_in_a_cross_validation_every_image_tests_once_a_model_that_never_saw_it(
     assert run(folded(photos), out, resume=True) == report
 
 
-def test_a_cross_validation_that_was_cut_off_goes_on_with_what_is_missing(photos, tmp_path):
-    out = tmp_path / "out"
-    whole = run(folded(photos), out)
+def test_a_cross_validation_that_was_cut_off_goes_on_with_what_is_missing(
+    crossed, photos, tmp_path
+):
+    out = shutil.copytree(crossed[0], tmp_path / "out")
     (out / "report.json").unlink()
     shutil.rmtree(out / "fold-3")
     first = (out / "fold-1" / "report.json").stat().st_mtime_ns
-    assert run(folded(photos), out, resume=True).metrics == whole.metrics
+    assert run(folded(photos), out, resume=True).metrics == crossed[1].metrics
     assert (out / "fold-1" / "report.json").stat().st_mtime_ns == first
 
 

@@ -28,6 +28,9 @@ SPLIT = "validation: 0.2, test: 0.2, image_size: 32"
 BACKBONE = "backbone: timm/test_resnet\npretrained: false\n"
 
 
+ONCE = "phases: [{train: head, epochs: 2, lr: 1e-2, batch_size: 16}]\n"
+
+
 def recipe(task: str, path, phases: str = PHASES):
     head = HEADS[task].replace("PATH", str(path)).replace("SPLIT", SPLIT)
     return parse_recipe(head + BACKBONE + phases, f"{task}.yaml")
@@ -40,7 +43,7 @@ def place(tmp_path_factory):
 
 def test_numbers_are_cross_validated_in_their_units(place):
     table = drawn.blobs(place / "folded")
-    plain = recipe("regression", table)
+    plain = recipe("regression", table, ONCE)
     data = dataclasses.replace(plain.data, test=0.0)
     made = dataclasses.replace(plain, data=data, folds=2)
     report = run(made, place / "crossed")

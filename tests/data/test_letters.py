@@ -23,14 +23,19 @@ from hf_transfer.recipe.specs import LettersSpec
 FEW = LettersSpec(fonts=14, images=6 * len(LETTERS))
 
 
-def test_the_same_seed_draws_the_same_letters_bit_for_bit() -> None:
-    one, other = letters_set(FEW, 32, seed=3), letters_set(FEW, 32, seed=3)
+@pytest.fixture(scope="module")
+def few() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    return letters_set(FEW, 32, seed=3)
+
+
+def test_the_same_seed_draws_the_same_letters_bit_for_bit(few) -> None:
+    one, other = few, letters_set(FEW, 32, seed=3)
     assert np.array_equal(one[0], other[0])
     assert np.array_equal(one[1], other[1])
 
 
-def test_another_seed_draws_other_letters() -> None:
-    one, other = letters_set(FEW, 32, seed=3), letters_set(FEW, 32, seed=4)
+def test_another_seed_draws_other_letters(few) -> None:
+    one, other = few, letters_set(FEW, 32, seed=4)
     assert not any(np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True))
 
 
@@ -50,8 +55,8 @@ def test_no_letter_is_blank_and_none_fills_its_image() -> None:
     assert np.quantile(bright, 0.99) < 0.75
 
 
-def test_the_three_channels_are_equal() -> None:
-    pixels, _, _ = letters_set(FEW, 32)
+def test_the_three_channels_are_equal(few) -> None:
+    pixels, _, _ = few
     assert np.array_equal(pixels[..., 0], pixels[..., 1])
     assert np.array_equal(pixels[..., 0], pixels[..., 2])
 
@@ -72,8 +77,8 @@ def test_letters_can_be_told_apart_by_their_mean_image() -> None:
     assert (nearest == truth).mean() > 10 / len(names)
 
 
-def test_the_contact_sheet_has_a_column_for_each_letter() -> None:
-    pixels, labels, names = letters_set(FEW, 32)
+def test_the_contact_sheet_has_a_column_for_each_letter(few) -> None:
+    pixels, labels, names = few
     sheet = contact_sheet(pixels, labels, rows=4)
     assert sheet.size == (32 * len(names), 32 * 4)
     assert np.array_equal(np.asarray(sheet)[:32, :32], pixels[0])

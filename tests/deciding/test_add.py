@@ -44,44 +44,47 @@ def run(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_a_new_class_comes_after_the_old_ones_which_are_still_known(run, tmp_path):
-    new = plain(tmp_path / "new", "blue", seed=1)
-    found = add_images(run, new, out=tmp_path / "more")
+@pytest.fixture(scope="module")
+def blue(run) -> add.Added:
+    """The addition of one class to this run."""
+    return add_images(run, plain(run.parent / "new", "blue", seed=1), out=run.parent / "more")
+
+
+def test_a_new_class_comes_after_the_old_ones_which_are_still_known(run, blue, tmp_path):
+    found, out = blue, blue.out
     assert found.labels == (*hf_transfer.load(run).labels, "blue")
     assert (found.new, found.images) == (("blue",), 24)
     assert found.after == 1.0
     assert found.everything["accuracy"] == 1.0
-    model = hf_transfer.load(tmp_path / "more")
+    model = hf_transfer.load(out)
     fresh = plain(tmp_path / "fresh", *COLOURS, count=3, seed=2)
     told = model.predict(fresh)
     assert [one.label for one in told] == [Path(one.file).parent.name for one in told]
-    assert (tmp_path / "more" / "model" / FILE).is_file()
-    report = hf_transfer.RunReport.load(tmp_path / "more")
+    assert (out / "model" / FILE).is_file()
+    report = hf_transfer.RunReport.load(out)
     assert report.labels == found.labels
     assert report.headline == 1.0
     assert [phase.name for phase in report.phases][-1] == "added images"
     assert sum(report.data["counts"]["train"].values()) == report.data["images"]["train"]
     assert report.data["path"] == "data and new"
-    assert "blue" in (tmp_path / "more" / "report.html").read_text()
-    card = gather(tmp_path / "more")["README.md"]
+    assert "blue" in (out / "report.html").read_text()
+    card = gather(out)["README.md"]
     card = card if isinstance(card, bytes) else card.read_bytes()
     assert b"hf-transfer train MORE_IMAGES --add RUN" in card
 
 
-def test_what_an_addition_costs_the_old_classes_is_on_the_page_and_the_card(run, tmp_path):
-    first = add_images(run, plain(tmp_path / "new", "blue"), out=tmp_path / "first")
+def test_what_an_addition_costs_the_old_classes_is_on_the_page_and_the_card(blue, tmp_path):
     twin = plain(tmp_path / "twin", "red", count=96, seed=5)
     twin.joinpath("red").rename(twin / "crimson")  # looks as red does
-    found = add_images(first.out, twin, out=tmp_path / "more")
+    found = add_images(blue.out, twin, out=tmp_path / "more")
     assert found.after < found.before
     said = f"is {found.after:.3f}; it was {found.before:.3f} before the last images were added"
     assert said in (tmp_path / "more" / "report.html").read_text()
     assert said in (tmp_path / "more" / "model" / "README.md").read_text()
 
 
-def test_the_backbone_stays_as_it_is(run, tmp_path):
-    add_images(run, plain(tmp_path / "new", "blue"), out=tmp_path / "more")
-    old, new = (hf_transfer.load_model(folder) for folder in (run, tmp_path / "more"))
+def test_the_backbone_stays_as_it_is(run, blue):
+    old, new = (hf_transfer.load_model(folder) for folder in (run, blue.out))
     head = {f"{old.backbone.prefix}{name}" for name in old.backbone.layout.head}
     mine = dict(new.named_parameters())
     for name, parameter in old.named_parameters():
@@ -123,7 +126,7 @@ def test_no_image_that_auto_trained_on_is_scored_as_held_out(tmp_path, refit, ca
     hf_transfer.auto(
         data,
         "timm/test_resnet",
-        minutes=0.1,
+        minutes=1e-3,
         image_size=64,
         refit=refit,
         overrides=options,

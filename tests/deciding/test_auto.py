@@ -1,10 +1,12 @@
 """auto: one run, from a folder of images to a model that predicts, within its time."""
 
+import copy
 import dataclasses
 import html
 import json
 import shlex
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def found(tmp_path_factory, images, backbone):
         images,
         backbone,
         minutes=2,
-        epochs=4,
+        epochs=2,
         image_size=32,
         overrides=["data.test=0.2"],
         scratch=True,
@@ -127,10 +129,10 @@ def test_what_to_expect_is_of_images_that_chose_nothing_and_has_an_interval(foun
 def test_the_page_shows_the_command_with_every_option_that_changes_the_model(found, tmp_path):
     report, _, out = found
     said = command(report)
-    assert said.endswith("--image-size 32 --seed 0 --epochs 4 --scratch --set data.test=0.2")
+    assert said.endswith("--image-size 32 --seed 0 --epochs 2 --scratch --set data.test=0.2")
     assert said in html.unescape((out / "report.html").read_text())
     words = parser().parse(shlex.split(said)[1:])
-    assert (words.epochs, words.scratch, words.set) == (4, True, ["data.test=0.2"])
+    assert (words.epochs, words.scratch, words.set) == (2, True, ["data.test=0.2"])
     options = _words(0.5, r"^(\d+)_", False, False, ["weights=/home/me/own.pt", "loss=balanced"])
     assert options == [
         *("--epochs", "0.5", "--group", r"^(\d+)_", "--no-refit"),
@@ -190,6 +192,7 @@ def test_with_few_images_of_a_class_what_gained_elsewhere_is_taken_and_nothing_c
         images,
         backbone,
         minutes=1,
+        epochs=2,
         image_size=32,
         overrides=["data.train_per_class=6", "data.window=[40, 400]", *QUICK],
         out=tmp_path / "few",
@@ -216,7 +219,6 @@ def test_with_few_images_and_no_time_the_exact_head_stays(images, backbone, tmp_
 
 def test_a_part_without_which_there_is_one_class_trains_nothing(images, backbone):
     work = attempts_on(images, backbone, 1000)
-    work.heads()
     one, others = np.flatnonzero(work.truth == 0), np.flatnonzero(work.truth > 0)
     trial = work._trial(candidates()[0], tuning.Work(1, 30, 1.0, 1.0))
     trial.parts[:] = [(one, others)]
@@ -241,6 +243,20 @@ def attempts_on(images: Path, backbone: Path, seconds: float) -> Attempts:
     model = load_backbone(recipe.backbone, listed.labels, image_size=32)
     data = labelled(recipe, listed, model)
     return Attempts(model, recipe, data, data.train, None, Clock(seconds), print)
+
+
+@pytest.fixture(scope="module")
+def started(images, backbone) -> Callable[[], Attempts]:
+    """Makes attempts that have their heads, which are solved for once."""
+    made = attempts_on(images, backbone, 1000)
+    made.heads()
+
+    def own() -> Attempts:
+        work = copy.deepcopy(made)
+        work.clock = Clock(1000)
+        return work
+
+    return own
 
 
 def test_a_first_pass_shows_whether_there_is_time_for_blended_statistics(
@@ -278,12 +294,11 @@ def test_the_first_way_leaves_time_for_the_second(images, backbone, monkeypatch)
 
 
 def test_each_way_is_judged_by_its_own_images_and_the_choice_is_never_by_those_it_tells(
-    images, backbone, monkeypatch
+    started, monkeypatch
 ):
     """Where there was time for one of the first way's five folds, and for three of the second's."""
     first, second = candidates()
-    work = attempts_on(images, backbone, 1000)
-    work.heads()
+    work = started()
 
     def hold_out(self, trial):
         rows = trial.parts[trial.done][1]
@@ -312,7 +327,6 @@ def test_each_way_is_judged_by_its_own_images_and_the_choice_is_never_by_those_i
 def test_groups_may_be_fewer_than_folds(images, backbone, monkeypatch):
     work = attempts_on(images, backbone, 1000)
     work = dataclasses.replace(work, groups=np.arange(len(work.images)) % 3)
-    work.heads()
     monkeypatch.setattr(Attempts, "_hold_out", lambda self, t: setattr(t, "done", t.done + 1))
     trial = work._trial(candidates()[0], tuning.Work(5, 60, 1.0, 1.0))
     monkeypatch.setattr(Attempts, "_judge", lambda self, trial: None)
@@ -326,11 +340,10 @@ def test_the_minutes_that_are_told_are_enough_for_a_share_of_them(images, backbo
     assert work._no_time(20.0).endswith("allow 1 minute")
 
 
-def test_time_that_is_left_holds_out_further_parts_of_every_trial(images, backbone, monkeypatch):
+def test_time_that_is_left_holds_out_further_parts_of_every_trial(started, monkeypatch):
     """Each training takes 100 s of a fixed clock: after one part of each way 380 s are left, of
     which 100 are for the last training."""
-    work = attempts_on(images, backbone, 1000)
-    work.heads()
+    work = started()
     spent = [0.0]
     monkeypatch.setattr(Clock, "left", property(lambda self: 580 - spent[0]))
     rows = len(work.images)
@@ -359,12 +372,11 @@ def test_time_that_is_left_holds_out_further_parts_of_every_trial(images, backbo
 
 
 def test_random_weights_have_time_set_aside_and_are_compared_on_what_they_have_time_for(
-    images, backbone, monkeypatch
+    started, monkeypatch
 ):
     """Each training takes 100 s of a fixed clock; after two parts of each way and the last
     training 180 s are left: one part, and not two."""
-    work = attempts_on(images, backbone, 1000)
-    work.heads()
+    work = started()
     spent = [0.0]
     monkeypatch.setattr(Clock, "left", property(lambda self: 680 - spent[0]))
 
@@ -390,7 +402,6 @@ def test_random_weights_have_time_set_aside_and_are_compared_on_what_they_have_t
 
 def test_random_weights_that_take_too_long_have_no_time_set_aside(images, backbone):
     work = attempts_on(images, backbone, 100)
-    work.heads()
     work.each = 10.0
     work.keep_for_scratch()
     assert work.aside == 0
@@ -417,6 +428,7 @@ def test_without_refit_the_model_has_not_seen_one_fold(images, backbone, tmp_pat
         images,
         backbone,
         minutes=1,
+        epochs=2,
         image_size=32,
         refit=False,
         overrides=["data.train_per_class=8"],
@@ -477,6 +489,14 @@ def uneven(images, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def plain(uneven, backbone, tmp_path_factory) -> tuple[RunReport, Path]:
+    """A run whose head makes up for nothing."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    here = {"minutes": 0.01, "image_size": 32}
+    return auto(uneven, backbone, overrides=QUICK, out=out, **here), out
+
+
 def rare(report) -> float:
     """Return which share of the rare class is told right."""
     return next(row["recall"] for row in report.metrics["per_class"] if row["label"] == "b")
@@ -485,12 +505,11 @@ def rare(report) -> float:
 @pytest.mark.parametrize(
     "setting", ["loss=balanced", "loss=logit_adjusted", "class_weights={b: 3}"]
 )
-def test_the_head_of_auto_makes_up_for_uneven_classes(uneven, backbone, tmp_path, setting):
-    told: list[str] = []
-    here = {"minutes": 0.01, "image_size": 32, "on_progress": told.append}
-    plain = auto(uneven, backbone, overrides=QUICK, out=tmp_path / "plain", **here)
-    found = auto(uneven, backbone, overrides=[*QUICK, setting], out=tmp_path / "even", **here)
-    heads = [load_model(tmp_path / name) for name in ("plain", "even")]
+def test_the_head_of_auto_makes_up_for_uneven_classes(uneven, plain, backbone, tmp_path, setting):
+    before, out = plain
+    here = {"minutes": 0.01, "image_size": 32, "overrides": [*QUICK, setting]}
+    found = auto(uneven, backbone, out=tmp_path / "even", **here)
+    heads = [load_model(out), load_model(tmp_path / "even")]
     pool = labelled(
         recipe_of(uneven, backbone, 32, None, 0, []),
         list_source(DataSpec(path=str(uneven))),
@@ -498,10 +517,10 @@ def test_the_head_of_auto_makes_up_for_uneven_classes(uneven, backbone, tmp_path
     ).train
     shares = [(model_logits(model, pool).argmax(1) == 1).mean() for model in heads]
     assert shares[1] > shares[0]
-    assert rare(found) > rare(plain)
+    assert rare(found) > rare(before)
     key = setting.partition("=")[0]
     assert any(key in row["what"] for row in found.auto["tried"])
-    assert not any(key in row["what"] for row in plain.auto["tried"])
+    assert not any(key in row["what"] for row in before.auto["tried"])
     if key == "loss":
         assert "Expect a balanced accuracy of" in found.metrics["said"][0]
         assert found.auto["expected"]["balanced_accuracy"] == found.metrics["balanced_accuracy"]

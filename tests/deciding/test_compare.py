@@ -68,6 +68,7 @@ def test_auto_is_compared_on_the_same_images(tmp_path):
         backbone=str(backbone),
         per_class=(4,),
         seeds=1,
+        epochs=1,
         minutes=0.5,
         overrides=["data.image_size=32"],
     )

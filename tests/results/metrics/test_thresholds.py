@@ -22,7 +22,8 @@ def test_the_chosen_f1_is_the_largest_that_any_threshold_gives():
     limits = best_thresholds(logits, labels, NAMES, "f1")
 
     def f1(values):
-        return [row["f1"] for row in multilabel_metrics(values, labels, NAMES)["per_label"]]
+        found = multilabel_metrics(values, labels, NAMES, bootstrap=0)
+        return [row["f1"] for row in found["per_label"]]
 
     best = [
         max(f1(shifted(logits, (p, p)))[i] for p in np.linspace(0.01, 0.99, 99)) for i in (0, 1)
