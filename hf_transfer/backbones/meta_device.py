@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from hf_transfer.backbones.watching import name_of, tensors_in
 
 FILLS = """
 add_ clamp_ constant_ copy_ div_ erfinv_ exponential_ fill_ kaiming_uniform_ mul_ normal_ sub_
@@ -34,3 +36,37 @@ class _Unfilled(TorchFunctionMode):
         if passed and isinstance(tensor, torch.Tensor) and tensor.is_meta:
             return tensor
         return func(*args, **kwargs)
+
+
+class Shapes(TorchFunctionMode):
+    """Gives on meta what norms, GELU and linear layers give, by shape alone: torch goes through
+    their formulas there, in Python, and most of a forward pass is that."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            shape = _shape(name_of(func), *args)
+            if shape is not None:
+                return _Made.apply(shape, *tensors_in((args, kwargs)))
+        return func(*args, **kwargs)
+
+
+def _shape(name: str, given: torch.Tensor, beside: Any = None, *_: Any) -> Sequence[int] | None:
+    """Return the shape of what an operation makes of a tensor; None where torch has to say, or to
+    refuse what does not fit."""
+    shape = given.shape
+    if name == "linear" and isinstance(beside, torch.Tensor) and beside.shape[1:] == shape[-1:]:
+        return (*shape[:-1], len(beside))
+    if name == "batch_norm":
+        same = isinstance(beside, torch.Tensor) and beside.shape == shape[1:2]
+    else:
+        same = name == "gelu" or (name == "layer_norm" and beside == (*shape[-1:],))
+    return shape if same else None
+
+
+class _Made(torch.autograd.Function):
+    """An operation of which only the shape of its result is known, and what it is made of."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: Sequence[int], given: torch.Tensor, *others: Any) -> torch.Tensor:
+        return given.new_empty(shape)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 from hf_transfer.backbones.access import same_random
+from hf_transfer.backbones.meta_device import Shapes
 from hf_transfer.backbones.uses import Uses
 from hf_transfer.base.boundary import untrusted
 from hf_transfer.planning.layout import GroupsError, Layout
@@ -238,7 +239,7 @@ def _run(model: nn.Module, shape: tuple[int, ...]) -> tuple[Uses, Any]:
     pixels = torch.zeros(shape, device=like.device, dtype=like.dtype)
     named = "pixel_values" in inspect.signature(model.forward).parameters
     watch = Uses(model)
-    with _calls(model, watch), watch:
+    with _calls(model, watch), Shapes(), watch:
         outputs = model(**{"pixel_values": pixels}) if named else model(pixels)
     return watch, outputs
 
