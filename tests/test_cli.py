@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import pytest
+from children import python
 from drawn import photos
 from PIL import Image
 
@@ -567,10 +568,21 @@ def command(*words: object, shell: str = "{}", **env: str) -> subprocess.Complet
     )  # fmt: skip
 
 
-@pytest.mark.slow
+HEAD_1 = """
+import os, subprocess, sys
+reader = subprocess.Popen(["head", "-1"], stdin=subprocess.PIPE)
+os.dup2(reader.stdin.fileno(), 1)
+reader.stdin.close()
+sys.stdout = open(1, "w", closefd=False)
+from hf_transfer.__main__ import main
+sys.exit(main())
+"""
+
+
 def test_a_reader_that_leaves_stops_no_run(tmp_path, images):
-    done = command(*small(tmp_path, "--data", images), shell="{} | head -1")
-    assert (done.returncode, "error" in done.stderr) == (0, False)
+    words = map(str, small(tmp_path, "--data", images))
+    done = python(HEAD_1, *words, folder=tmp_path, env=dict(os.environ))
+    assert (done.returncode, "error" in done.stderr) == (0, False), done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert (tmp_path / "out" / "report.json").is_file()
 

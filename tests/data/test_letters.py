@@ -20,7 +20,7 @@ from hf_transfer.data.letters import (
 )
 from hf_transfer.recipe.specs import LettersSpec
 
-FEW = LettersSpec(fonts=14, images=6 * len(LETTERS))
+FEW = LettersSpec(fonts=4, images=6 * len(LETTERS))
 
 
 @pytest.fixture(scope="module")
