@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_transfer.space.site import Site
 
 logger = logging.getLogger(__name__)
+WAKE_SECONDS = 0.05  # between looks at the queue: a page that nobody uses should need no core
 HERE = ("127.0.0.1", "localhost", "::1")
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial")
 MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -63,6 +64,7 @@ def demo(
         undone.callback(_uploads_to(site.visitors.uploads))
         page = build_page(site)
         page.queue(default_concurrency_limit=4, max_size=site.limits.visitors)
+        page._queue.sleep_when_free = WAKE_SECONDS  # gradio's millisecond takes 5% of a core
         site.jobs.warm_up()
         if not models:  # the page begins with the example, which needs them
             site.learn_letters()

@@ -33,10 +33,10 @@ BARS = "#try-answer .hft-bars li"
 PATIENCE = 60_000  # milliseconds
 
 
-@pytest.fixture
-def page(browser, server):
-    """The open page, ready for an upload; `page.asked` are the addresses that it asked for."""
-    page = browser.new_page(viewport={"width": 1100, "height": 800})
+@pytest.fixture(scope="module")
+def opened(browser, server):
+    """The open page; `page.asked` are the addresses that it asked for."""
+    page = browser.new_page()
     page.set_default_timeout(PATIENCE)
     page.asked = []
     page.on("request", lambda request: page.asked.append(request.url))
@@ -44,6 +44,19 @@ def page(browser, server):
     page.wait_for_selector(UPLOAD, state="attached")
     yield page
     page.close()
+
+
+@pytest.fixture
+def page(opened):
+    """The same page, ready for an upload."""
+    opened.set_viewport_size({"width": 1100, "height": 800})
+    opened.get_by_role("tab", name="Try").click()
+    empty = opened.get_by_text("the answer appears here")
+    if not empty.is_visible():
+        opened.locator("#try-images").get_by_label("Clear").first.click()
+        empty.wait_for()
+    opened.wait_for_selector(UPLOAD, state="attached")
+    return opened
 
 
 def answer(page) -> list[tuple[str, str]]:
@@ -274,15 +287,22 @@ except UserError as error:
 
 
 TWICE = """
-import importlib, json, os, signal, sys, threading
+import importlib, json, os, signal, sys, threading, time
 from hf_transfer.space.app import UserError, demo
 first, pages = importlib.import_module("hf_transfer.demo"), []
 whole = first.launch
 first.launch = lambda *given, **options: pages.append(whole(*given, **options, wait=False))
 __file__ = "app.py"
 exec(compile(open(__file__).read(), __file__, "exec"))
-page = pages[0]
+page, looks = pages[0], []
 print(json.dumps(page.config))
+class Watched(type(page._queue)):
+    def __len__(self):
+        looks.append(1)
+        return super().__len__()
+page._queue.__class__ = Watched
+time.sleep(0.5)
+print(len(looks))
 try:
     demo(sys.argv[1], port=page.server_port)
 except UserError as error:
@@ -301,9 +321,10 @@ def test_a_space_of_the_first_version_shows_its_model_and_leaves_nothing_behind(
     (tmp_path / "examples" / "README.md").write_text("where they are from")
     done = python(TWICE, str(run), folder=tmp_path, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
-    _, config, port, *_, folders = done.stdout.splitlines()
+    _, config, looks, port, *_, folders = done.stdout.splitlines()
     assert json.loads(config)["title"] == "flowers-lp_ft"
     assert "Try the example" in config
+    assert 0 < int(looks) < 30  # at its queue, in half a second, while nobody is there
     assert re.fullmatch(r"port \d+ is not free; choose another, or leave it out", port)
     closed, terminated = map(Path, folders.split())
     assert closed != terminated
