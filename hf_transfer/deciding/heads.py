@@ -7,12 +7,13 @@ seen out of fold, on images that the head was not fitted on.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from hf_transfer.deciding.folds import pairs
 from hf_transfer.deciding.truth import losses, task_of
@@ -68,7 +69,7 @@ def fit_heads(
     features = np.asarray(features, np.float64)
     middle, scale = features.mean(0), half_scale(features)
     counted = np.ones(len(features)) if weights is None else weights
-    with threadpool_limits(1, "blas"):
+    with _libraries().limit(limits=1, user_api="blas"):
         rows, basis = _spanned((features - middle) / scale)
         if truth.ndim == 1:
             present, codes = np.unique(truth, return_inverse=True)
@@ -84,6 +85,14 @@ def fit_heads(
             each = np.broadcast_to(counted.reshape(len(truth), -1), truth.shape)
             found = logistic_path(rows, truth.astype(float), each, strengths, (STEPS, PRECISION))
         return [_moved(Head(coef @ basis / scale, bias), middle) for coef, bias in found]
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Return the libraries that compute with threads, found once: a fit may take as long."""
+    import sklearn.linear_model  # noqa: F401, which loads all that a fit computes with
+
+    return ThreadpoolController()
 
 
 def _spanned(standard: Floats) -> tuple[Floats, Floats]:
