@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import json
 import re
@@ -137,4 +138,5 @@ def main(*pages: str) -> None:
     hurry()
     shrink()
     for page in pages:
+        gc.freeze()  # what earlier pages loaded: each phase goes through all else for garbage
         run_page(Path(page))

@@ -591,7 +591,7 @@ def test_several_labels_and_numbers_are_chosen_for_like_classes(
         tables[task],
         backbone,
         minutes=2,
-        epochs=2,
+        epochs=1,
         image_size=32,
         overrides=settings,
         out=tmp_path / "run",
