@@ -50,7 +50,7 @@ def odd_files(folder: Path, channels: int) -> list[Path]:
     colour.convert("L").save(folder / "gray.png")
     colour.convert("1").save(folder / "bits.png")
     colour.convert("CMYK").save(folder / "cmyk.jpg")
-    colour.quantize(32).save(folder / "palette.png", transparency=1)
+    colour.quantize(32, Image.Quantize.FASTOCTREE).save(folder / "palette.png", transparency=1)
     Image.fromarray(pixels(33, 450, 4), "RGBA").save(folder / "alpha.png")
     Image.fromarray(pixels(17, 19, 2), "LA").save(folder / "small.png")
     Image.fromarray(pixels(1601, 1201, 3)).save(folder / "photo.jpg")
