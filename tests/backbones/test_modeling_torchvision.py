@@ -113,7 +113,8 @@ def test_the_files_that_travel_need_three_packages_only():
 OPENS = """
 import gc, json, os, sys
 gc.disable()  # what is imported is no garbage
-import torch, torchvision  # neither is what the order of imports is about
+# None of these is what the order of imports is about.
+import accelerate, scipy.optimize, torch, torchvision
 paths, orders = sys.argv[1:4], json.loads(sys.argv[4])
 
 def opens(number, first, second):

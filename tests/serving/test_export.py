@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import photos
-from tiny_folders import stir
+from tiny_folders import resnet_folder, stir
 
 import hf_transfer
 from hf_transfer.backbones.load import load_backbone
@@ -35,13 +36,14 @@ from hf_transfer.serving.pictures import batches
 from hf_transfer.serving.predict import predict
 
 LABELS = ("a", "b, c", "ü")
-SMALL = "timm/test_resnet"
 PACKAGE = str(Path(hf_transfer.__file__).parent).encode()
 
 
-def network(name: str = SMALL, **options):
+def network(name: str | None = None, **options):
+    """A named network or, as that is exported sooner, a tiny one of transformers."""
     options = {"pretrained": False, "image_size": 32, **options}
-    return stir(load_backbone(name, LABELS, **options))
+    with tempfile.TemporaryDirectory() as folder:
+        return stir(load_backbone(name or str(resnet_folder(Path(folder))), LABELS, **options))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def exported(tmp_path_factory):
     @functools.cache
     def made(task):
         pytest.importorskip("onnxruntime")
-        name = {"regression": SMALL, "multi_label": "torchvision/squeezenet1_1"}[task]
+        name = {"regression": None, "multi_label": "torchvision/squeezenet1_1"}[task]
         model = network(name, task=task, image_size=64)
         if task == "regression":
             scale = Scale((500.0, 0.5, 0), (300.0, 0.1, 1))
@@ -252,7 +254,7 @@ def test_what_a_format_cannot_hold_is_one_line_that_says_so(tmp_path, monkeypatc
     monkeypatch.setitem(exporting.WRITE, "torch", refuse)
     told = "cannot export timm/test_resnet to torch: operator x is not in its set; where it cannot"
     with pytest.raises(UserError, match=told):
-        export(network(), tmp_path / "a.pt2", to="torch")
+        export(network("timm/test_resnet"), tmp_path / "a.pt2", to="torch")
 
 
 def test_a_file_whose_answers_differ_is_refused_and_not_kept(tmp_path, monkeypatch):
