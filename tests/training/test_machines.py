@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.commands import launch
 from children import ended, join, start
 from PIL import Image
 from small import untimed
@@ -32,19 +33,33 @@ def run(*command):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def train_on(folder, place, words, slow):
-    """Be the process of one machine, place = (rank, namespace, link, name), as a launcher would
-    have it; each step takes `slow` seconds longer."""
-    rank, space, link, name = place
+def enter(folder, place):
+    """Be a process of one machine, place = (rank, namespace, link, name)."""
+    _, space, link, name = place
     system = ctypes.CDLL(None)
     with open(f"/run/netns/{space}") as net:
         assert system.setns(net.fileno(), NEW_NET) == 0
     assert system.unshare(NEW_HOST) == 0
     socket.sethostname(name)
-    join(rank, 2, PORT)
-    os.environ |= {"MASTER_ADDR": ADDRESSES[0], "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": link}
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "HF_TRANSFER_PEER_SECONDS": str(SECONDS)}
+    os.environ |= {"GLOO_SOCKET_IFNAME": link, "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"HF_TRANSFER_PEER_SECONDS": str(SECONDS)}
     os.chdir(folder)
+
+
+def launch_on(folder, place, words):
+    """Be the launcher of one machine, which starts the process that trains afresh."""
+    enter(folder, place)
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    sys.argv = ["accelerate launch", *words]
+    launch.main()
+
+
+def train_on(folder, place, words, slow):
+    """Be the process that trains, as a launcher would have it; each step takes `slow` seconds
+    longer."""
+    enter(folder, place)
+    join(place[0], 2, PORT)
+    os.environ |= {"MASTER_ADDR": ADDRESSES[0], "LOCAL_RANK": "0"}
     from hf_transfer.training.trainer import TransferTrainer
 
     real = TransferTrainer.training_step
@@ -84,38 +99,24 @@ class Machines:
 
     def launch(self, out):
         """Start a training on both, one process each, as a user would; return their launchers."""
-        environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "HF_TRANSFER_PEER_SECONDS": str(SECONDS),
-            "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
         config = ROOT / "recipes" / "accelerate" / "two_machines.yaml"
-        launchers = []
-        for rank, (space, link, name) in enumerate(
-            zip(self.spaces, self.links, NAMES, strict=True)
-        ):
-            launch = [
-                sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
-                "--num_processes", "2", "--machine_rank", str(rank),
-                "--main_process_ip", ADDRESSES[0], "-m", "hf_transfer", "train", "small.yaml",
-                "--out", out,
-            ]  # fmt: skip
-            line = f"hostname {name} && exec {' '.join(launch)}"
-            inside = ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", line]
-            own = {**environment, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": link}
-            with (self.folder / f"{name}.log").open("w") as log:
-                launchers.append(
-                    subprocess.Popen(inside, cwd=self.folder, stdout=log, stderr=log, env=own)
-                )
-        return launchers
+        words = ["--config_file", str(config), "--num_processes", "2"]
+        words += ["--main_process_ip", ADDRESSES[0], "--machine_rank"]
+        more = ["-m", "hf_transfer", "train", "small.yaml", "--out", out]
+        return self.start(launch_on, lambda rank: ([*words, str(rank), *more],))
 
     def begin(self, out, *more, slow=0.0):
         """Start the same without launchers, which take seconds to load; return both processes."""
         words = ["train", "small.yaml", "--out", out, *more]
+        return self.start(train_on, lambda rank: (words, slow))
+
+    def start(self, work, given):
+        """Start some work on both machines, with what each is given; return their processes."""
         children = []
         for place in zip(range(2), self.spaces, self.links, NAMES, strict=True):
             log = self.folder / f"{place[-1]}.log"
             log.unlink(missing_ok=True)
-            children.append(start(train_on, log, self.folder, place, words, slow))
+            children.append(start(work, log, self.folder, place, *given(place[0])))
         return children
 
     def log(self, name):
@@ -193,9 +194,9 @@ def test_a_machine_that_vanishes_ends_the_other_with_its_name_and_the_run_resume
     assert [ended(child) for child in machines.begin("unbroken")] == [0, 0], machines.log("left")
 
     launchers = machines.launch("out")
-    machines.wait_for("epoch 3 of 15", lambda: launchers[0].poll() is None)
+    machines.wait_for("epoch 3 of 15", launchers[0].is_alive)
     machines.link("down")
-    assert [launcher.wait(SECONDS + 100) != 0 for launcher in launchers] == [True, True]
+    assert 0 not in [ended(launcher, SECONDS + 100) for launcher in launchers]
     lost(machines)
     lost(machines, "right", "left")
     machines.link("up")

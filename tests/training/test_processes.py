@@ -4,14 +4,12 @@ import importlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-from children import ended, free_port, join, log, results, start, together, train
+from children import ended, free_port, join, log, python, results, start, together, train
 from drawn import photos
 from small import ALL, COLD, CONVNEXT, HEAD, RESNET, VIT, arguments, changed, network
 
@@ -344,15 +342,14 @@ def test_the_command_line_trains_under_accelerate_launch_which_starts_it_by_torc
         "data: {path: images, validation: 0.5, image_size: 32}\n"
         "phases:\n  - {train: head, epochs: 1}\n  - {train: all, epochs: 1, lr: 1e-4}\n"
     )
-    command = [
-        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+    words = [
+        "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no",
         "--main_process_port", str(free_port()), "-m", "hf_transfer", "train", "small.yaml",
     ]  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    launch = "from accelerate.commands import launch; launch.main()"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = python(launch, *words, folder=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr[-4000:]
     out = tmp_path / "runs" / "small"
     report = json.loads((out / "report.json").read_text())
