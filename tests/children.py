@@ -112,7 +112,7 @@ class Child:
     def join(self, seconds: float | None = None) -> None:
         until = time.monotonic() + (1e9 if seconds is None else seconds)
         while self.is_alive() and time.monotonic() < until:
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def kill(self) -> None:
         if self.is_alive():
