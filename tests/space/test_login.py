@@ -108,6 +108,8 @@ def test_visitors_without_images_see_all_of_it_and_push_as_themselves(
     bob = opened(browser, space)
     bob.set_input_files("#train-zip input[type=file]", archive)
     bob.wait_for_selector("#train-said [role=status]")
+    bob.locator("#train-size input").click()
+    bob.get_by_role("option", name="32 px").first.click()
     bob.click("#train-make")
     bob.wait_for_selector("#train-plan table")
     bob.click("#train-go")
