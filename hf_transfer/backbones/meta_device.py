@@ -39,24 +39,31 @@ class _Unfilled(TorchFunctionMode):
 
 
 class Shapes(TorchFunctionMode):
-    """Gives on meta what norms, GELU and linear layers give, by shape alone: torch goes through
-    their formulas there, in Python, and most of a forward pass is that."""
+    """Gives on meta what norms, GELU, linear layers and LSTMs give, by shape alone: torch goes
+    through their formulas there, in Python, and most of a forward pass is that."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
-            shape = _shape(name_of(func), *args)
+            name = name_of(func)
+            shape = _shape(name, *args)
             if shape is not None:
-                return _Made.apply(shape, *tensors_in((args, kwargs)))
+                made = _Made.apply(shape, *tensors_in((args, kwargs)))
+                return (made, *args[1]) if name == "lstm" else made
         return func(*args, **kwargs)
 
 
-def _shape(name: str, given: torch.Tensor, beside: Any = None, *_: Any) -> Sequence[int] | None:
+def _shape(
+    name: str, given: torch.Tensor, beside: Any = None, *others: Any
+) -> Sequence[int] | None:
     """Return the shape of what an operation makes of a tensor; None where torch has to say, or to
     refuse what does not fit."""
     shape = given.shape
     if name == "linear" and isinstance(beside, torch.Tensor) and beside.shape[1:] == shape[-1:]:
         return (*shape[:-1], len(beside))
+    if name == "lstm" and isinstance(beside, tuple):
+        both = others[5]  # directions
+        return (*shape[:-1], beside[0].shape[-1] * (2 if both else 1))
     if name == "batch_norm":
         same = isinstance(beside, torch.Tensor) and beside.shape == shape[1:2]
     else:
