@@ -23,6 +23,7 @@ from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
+from hf_transfer.base.machine import nothing_to_collect
 from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData
@@ -98,7 +99,8 @@ def auto(
     folder = expanded(out) if out is not None else Path("runs") / NAME
     if launch.count() > 1:
         raise UserError("auto runs in one process; start it without a launcher")
-    with run_folder.opened(folder, recipe, None), fitting(), failures.told():
+    quick = nothing_to_collect()
+    with run_folder.opened(folder, recipe, None), fitting(), failures.told(), quick:
         clock = Clock(60 * wanted.minutes)
         time_limit = f"{wanted.minutes:g} minute{'s' * (wanted.minutes != 1)}"
         say(f"auto: {recipe.backbone}, {time_limit} at most")

@@ -7,13 +7,11 @@ then fine-tune. It is a comparison like any other, over built-in data.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
+from hf_transfer.base.machine import nothing_to_collect
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.audit import Audit
 from hf_transfer.data.digits import DIGITS, Digits, load_digits, write_examples
@@ -73,7 +72,7 @@ def run_quickstart(
     drawn = letters.train
     sheet = contact_sheet(np.asarray(drawn.pixels), np.asarray(drawn.labels, np.int64))
     sheet.save(out / "letters.png")
-    with _nothing_to_collect():
+    with nothing_to_collect():
         source_accuracy = _train_source(recipe, model, letters)
         save_model(model, out / "source")
         say(f"{len(letters.train):,} letters: {source_accuracy:.3f} of new ones right")
@@ -226,18 +225,6 @@ def _is_kept(trained: Trained, recipe: Recipe) -> bool:
     counts, trial = recipe.compare.per_class, trained.trial
     count = SAVED if SAVED in counts else max(counts)
     return (trial.way, trial.per_class, trial.seed) == (TUNED, count, recipe.seed)
-
-
-@contextlib.contextmanager
-def _nothing_to_collect() -> Iterator[None]:
-    """Keep what is loaded out of garbage collections: each phase's Trainer asks for several, and
-    going through the modules in memory takes 0.3 s, as much as a third of such a phase."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 # --- what is written ---------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The quickstart compares the three ways, writes a run, and is the same for the same seed."""
 
 import dataclasses
+import gc
 import json
 from pathlib import Path
 
@@ -81,9 +82,11 @@ def test_a_reduced_quickstart_runs_and_its_model_reads_its_examples(
 def test_two_quickstarts_of_one_seed_are_equal(
     reduced: tuple[QuickstartResult, list[str]], tmp_path: Path
 ) -> None:
+    frozen = gc.get_freeze_count()
     again = run_quickstart(_reduced(), tmp_path / "again")
     assert again.rows == reduced[0].rows
     assert again.source_accuracy == reduced[0].source_accuracy
+    assert gc.get_freeze_count() >= frozen > 0  # what the process kept out of its collections
 
 
 def _reduced() -> Recipe:
