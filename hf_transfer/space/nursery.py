@@ -6,6 +6,7 @@ process that has imported torch cannot be forked safely (macOS, Windows), each i
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -40,6 +41,7 @@ def serve(work: Callable[[Path], None]) -> None:
 
     Each tells its number as `began` first. All of them end with whoever writes the lines.
     """
+    gc.freeze()  # no training looks for garbage in what is imported: that would copy 100 MB of it
     while line := sys.stdin.readline():
         CONTEXT.Process(target=_begin, args=(Path(line.rstrip("\n")), work)).start()
     os._exit(0)  # at once, without waiting for those that train

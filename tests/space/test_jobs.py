@@ -13,11 +13,11 @@ from hf_transfer.space.jobs import Job, Jobs
 from hf_transfer.space.limits import Limits, Refused
 
 WORKER = """
-import json, subprocess, sys, time
+import gc, json, subprocess, sys, time
 from hf_transfer.space.nursery import Told, serve
 def work(folder):
     asked, told = json.loads((folder / "job.json").read_text()), Told(folder)
-    told("way", way="one")
+    told("way", way="one", shared=gc.get_freeze_count())
     if asked.get("child"):
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         told("child", pid=child.pid)
@@ -160,6 +160,8 @@ def test_all_trainings_are_forks_of_the_process_that_imported(started, tmp_path)
     pids = until(lambda: jobs.processes if len(jobs.processes) == 2 else None)
     assert len({psutil.Process(pid).ppid() for pid in pids}) == 1
     assert [one.state for one in pair] == ["running"] * 2
+    until(lambda: all(one.events for one in pair))
+    assert all(one.events[0]["shared"] > 1000 for one in pair)  # objects that are not copied
 
 
 def test_trainings_end_with_that_process_and_the_next_has_another(started, tmp_path):
