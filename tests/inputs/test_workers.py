@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from children import python
 
 # A process whose first worker notes its own number, kills its parent and waits until it is gone.
 CODE = """
@@ -39,9 +38,9 @@ def _alive(process: int) -> bool:
 @pytest.mark.parametrize("how", ["attached", "plain"])
 def test_a_worker_whose_process_is_killed_as_it_begins_ends(tmp_path, how):
     """A plain one of torch's stays for ever, which is why there is ours."""
-    words = [sys.executable, "-c", CODE, str(tmp_path / "worker"), how]
-    # No pipe: a worker that stays would hold it open.
-    assert subprocess.run(words, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    words = [str(tmp_path / "worker"), how]
+    done = python(CODE, *words, folder=tmp_path, env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL, done.stderr
     worker = int((tmp_path / "worker").read_text())
     until = time.monotonic() + (20 if how == "attached" else 1)
     while _alive(worker) and time.monotonic() < until:

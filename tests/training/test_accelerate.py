@@ -1,12 +1,12 @@
 """The configurations for accelerate launch: its own parser takes them; each says how to run it."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from children import python
 
 from hf_transfer.cli import main
 from hf_transfer.recipe.shipped import accelerate_configurations, shipped_recipes
@@ -53,11 +53,9 @@ def test_the_configuration_for_the_cpu_starts_as_many_processes_as_asked_for(tmp
     (tmp_path / "say.py").write_text(
         "import os; os.write(1, b'of ' + os.environb[b'WORLD_SIZE'] + b';')\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path),
-         "--num_processes", "3", "--main_process_port", "0", str(tmp_path / "say.py")],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    launch = "from accelerate.commands import launch; launch.main()"
+    words = ["--config_file", str(path), "--num_processes", "3", "--main_process_port", "0"]
+    result = python(launch, *words, "say.py", folder=tmp_path, env=dict(os.environ))
     assert result.stdout.count("of 3;") == 3, result.stderr[-2000:]
 
 
