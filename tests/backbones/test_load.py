@@ -159,20 +159,20 @@ def test_a_head_that_cannot_be_is_one_line(labels, options, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_alexnets_last_two_layers_are_replaced_and_nothing_else(tmp_path):
-    network = stir(build_network(locate("torchvision/alexnet"), 10))
+def test_the_last_two_layers_are_replaced_and_nothing_else(tmp_path):
+    network = stir(build_network(locate("torchvision/mobilenet_v3_small"), 10))
     state = network.state_dict()
-    torch.save(state, tmp_path / "alexnet.pth")
+    torch.save(state, tmp_path / "own.pth")
     model = load_backbone(
-        "torchvision/alexnet", ABC, weights=str(tmp_path / "alexnet.pth"), replace_layers=2
+        "torchvision/mobilenet_v3_small", ABC, weights=str(tmp_path / "own.pth"), replace_layers=2
     )
-    head = tuple(f"classifier.{i}.{kind}" for i in (4, 6) for kind in ("weight", "bias"))
+    head = tuple(f"classifier.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias"))
     assert model.backbone.layout.head == head
     for name, value in tensors(model).items():
         assert (name in head) != (
             value.shape == state[name].shape and torch.equal(value, state[name])
         )
-    assert model.backbone.weights == str(tmp_path / "alexnet.pth")
+    assert model.backbone.weights == str(tmp_path / "own.pth")
 
 
 def test_a_layer_that_is_replaced_takes_its_norm_and_statistics_with_it(tmp_path):
