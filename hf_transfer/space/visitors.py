@@ -146,7 +146,8 @@ class Visitors:
             forget(visitor, visitor.sent.difference(*others))
 
     def sweep(self) -> None:
-        """Forget the visitors of whom nothing was heard for as long as things are kept."""
+        """Forget the visitors of whom nothing was heard for as long as things are kept, and what
+        uploads that broke off have left: nobody knows whose it is."""
         now = time.monotonic()
         with self._lock:
             old = [
@@ -157,6 +158,11 @@ class Visitors:
             ]
         for session in old:
             self.leave(session)
+        late = time.time() - self.limits.kept_seconds
+        for file in self.uploads.glob("*"):  # whole ones lie in folders
+            with suppress(OSError):  # it has just become whole
+                if file.is_file() and file.stat().st_mtime < late:
+                    file.unlink()
 
     def close(self) -> None:
         """Forget all visitors and remove the server's folder."""

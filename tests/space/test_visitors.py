@@ -1,6 +1,7 @@
 """Visitors apart from each other: folders, limits, and what goes when they leave."""
 
 import asyncio
+import os
 import stat
 import tempfile
 import threading
@@ -49,6 +50,20 @@ def test_what_is_not_used_for_an_hour_vanishes(visitors):
     with pytest.raises(Refused, match="images and models are deleted"):
         visitors.of("one")
     assert visitors.of("one") is not one
+
+
+def test_what_an_upload_that_broke_off_has_left_vanishes_as_late(visitors):
+    whole = visitors.uploads / "abc" / "photo.jpg"
+    whole.parent.mkdir(parents=True)
+    old, new = visitors.uploads / "tmpold", visitors.uploads / "tmpnew"
+    for file in (whole, old, new):
+        file.write_bytes(b"pixels")
+    for file in (whole, old):
+        os.utime(file, (time.time() - 101,) * 2)
+    visitors.sweep()
+    assert not old.exists()
+    assert new.exists()
+    assert whole.exists()  # its visitor's, or gradio's to forget
 
 
 def test_a_visitor_who_leaves_takes_everything_along(visitors):
