@@ -126,16 +126,8 @@ def answer_here() -> None:
     loaders._in_a_fresh_process = answered
 
 
-def hurry() -> None:
-    """Have auto train for ten steps where it would for sixty: it trains six times."""
-    from hf_transfer.deciding import tuning
-
-    tuning.STEPS = 10
-
-
 def main(*pages: str) -> None:
     answer_here()
-    hurry()
     shrink()
     for page in pages:
         gc.freeze()  # what earlier pages loaded: each phase goes through all else for garbage
