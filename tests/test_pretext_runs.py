@@ -75,8 +75,10 @@ def test_a_run_learns_from_images_without_labels_first_and_its_report_tells(rota
             "58 images without labels of mine (learning from rotations, from random weights)"
             in text
         )
-        assert "18 of these images were left out" in text
+        assert "18 of these images were left out: the validation or test images have them," in text
         assert "accuracy of a linear probe went from" in text
+    one = summary(replace(report, source={**source, "held_out": 1}))
+    assert "1 of these images was left out: the validation or test images have it, or" in one
     card = (out / "model" / "README.md").read_text()
     assert "from weights that first learned from 58 images without labels of mine" in card
 

@@ -42,11 +42,13 @@ def _of_unlabelled(report: RunReport) -> str:
 
 def _left(facts: JsonDict) -> str:
     """Return how many images without labels were left out, in a sentence; empty for none."""
-    if not facts.get("held_out"):
+    count = facts.get("held_out")
+    if not count:
         return ""
+    was, it, its = ("was", "it", "its group") if count == 1 else ("were", "them", "their groups")
     return (
-        f" {facts['held_out']:,} of these images were left out, as they, or others of their group, "
-        "are among the validation or test images."
+        f" {count:,} of these images {was} left out: the validation or test images have {it}, or "
+        f"others of {its}."
     )
 
 
