@@ -43,9 +43,9 @@ RATE = 3e-4
 SCRATCH_STEPS, SCRATCH_RATE = 200, 1e-3  # from random weights, as in `scratch`
 
 # Gains on an exact head in accuracy, measured over tasks with few images (docs/results.md). Half
-# way from a new head there is nothing yet; what such training gains differs most between backbones.
+# way from a new head there is nothing yet.
 GENTLE = {HALF: Prior(0.02, 0.03), WHOLE: Prior(0.02, 0.04), SOLVED: Prior(0.035, 0.03)}
-FREE = {WHOLE: Prior(0.03, 0.07), SOLVED: Prior(0.02, 0.07)}
+FREE = {WHOLE: Prior(0.0, 0.08), SOLVED: Prior(0.0, 0.08)}
 
 Weights = dict[str, torch.Tensor]
 
