@@ -36,13 +36,13 @@ from hf_transfer.data.digests import (
     threads,
 )
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.near_duplicates import HASH_BYTES, picture_hash
+from hf_transfer.data.near_duplicates import HASH_BYTES, picture_hashes
 from hf_transfer.data.sources import Scan
 from hf_transfer.data.upright import ImageError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3  # of an entry's layout
+VERSION = 4  # of what an entry holds
 WAVE_BYTES = 64 * 2**20  # decoded, then written; what building holds in memory
 SEEN = (
     Column((16,), "uint8"),
@@ -54,7 +54,7 @@ ERROR = "!"  # how a text begins that says why an image has no pixels; others ar
 NAME = "\x01"  # in such a text: files of the same content have different names
 
 
-One = tuple[np.ndarray, bytes, tuple[int, int], bytes, bytes]
+One = tuple[np.ndarray, bytes, tuple[int, int], bytes]
 
 
 @dataclass(frozen=True)
@@ -248,13 +248,14 @@ class _Decoding:
         ):
             warnings.simplefilter("ignore")  # once for all threads; the notes say what Pillow would
             for rows in (rows for span in spans for rows in parts(span, wave)):
-                found = [one for some in pool.map(self._some, parts(rows, AT_ONCE)) for one in some]
-                images, digests, sizes, told, hashes = zip(*found, strict=True)
+                some = list(pool.map(self._some, parts(rows, AT_ONCE)))
+                found = [one for ones, _ in some for one in ones]
+                images, digests, sizes, told = zip(*found, strict=True)
                 seen = (
                     np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16),
                     np.array(sizes, np.int32),
                     np.array(told, SEEN[2].dtype),
-                    np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES),
+                    np.concatenate([hashes for _, hashes in some]),
                 )
                 write([np.stack(images), *seen] if keep else seen)
                 bar.update(len(rows))
@@ -274,13 +275,14 @@ class _Decoding:
                 notes[row] = tuple(text.split(" "))
         return Seen(digests, self.contents, sizes, hashes, notes, errors)
 
-    def _some(self, rows: range) -> list[One]:
-        return [self._one(row) for row in rows]
+    def _some(self, rows: range) -> tuple[list[One], np.ndarray]:
+        found = [self._one(row) for row in rows]
+        return found, picture_hashes(np.stack([pixels for pixels, *_ in found]))
 
     def _one(self, row: int) -> One:
-        """Return a row's pixels, their digest, the picture's size, what is told of it, its hash."""
+        """Return a row's pixels, their digest, the picture's size, what is told of it."""
         if not self.contents[row].any():  # the file cannot be read
-            return self.black, bytes(16), (0, 0), b"", bytes(HASH_BYTES)
+            return self.black, bytes(16), (0, 0), b""
         name = self.found.files[row]
         try:
             with opened_same(self.found, row, self.contents) as data:
@@ -288,10 +290,10 @@ class _Decoding:
         except ImageError as error:
             why = str(error).replace(name, NAME)
             told = _cut(f"{ERROR}{error.kind} {why}")
-            return self.black, bytes(16), (0, 0), told, bytes(HASH_BYTES)
+            return self.black, bytes(16), (0, 0), told
         size = picture.width, picture.height
         told, pixels = " ".join(picture.notes).encode(), picture.pixels
-        return pixels, digest(pixels), size, told, picture_hash(pixels)
+        return pixels, digest(pixels), size, told
 
 
 def _cut(text: str) -> bytes:

@@ -57,7 +57,7 @@ def opened(path: str | Path, limit: int | None = None) -> Iterator[bytes]:
     """
     limit = FILE_BYTES if limit is None else limit
     with regular(path, limit) as (file, size), FILES.hold(size):
-        yield file.read(limit)
+        yield file.read(size)  # room for `limit` would be asked for and given back, file by file
 
 
 def identity_of(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from hf_transfer.data import near_duplicates as module
 from hf_transfer.data.image_set import load_data
 from hf_transfer.data.image_settings import ImageSettings
-from hf_transfer.data.near_duplicates import HASH_BYTES, near_pairs, picture_hash
+from hf_transfer.data.near_duplicates import HASH_BYTES, near_pairs, picture_hashes
 from hf_transfer.recipe.specs import DataSpec
 
 
@@ -25,7 +25,7 @@ def photo(seed: int, side: int = 128) -> Image.Image:
 
 
 def hashed(image: Image.Image) -> np.ndarray:
-    return np.frombuffer(picture_hash(np.asarray(image.convert("RGB"))), np.uint8)
+    return picture_hashes(np.asarray(image.convert("RGB"))[None])[0]
 
 
 def as_jpeg(image: Image.Image) -> Image.Image:
@@ -63,7 +63,7 @@ def test_flat_pictures_have_no_hash():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_of_any_number_of_channels_have_a_hash(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 30, channels), dtype=np.uint8)
-    found = picture_hash(pixels)
+    (found,) = picture_hashes(pixels[None])
     assert len(found) == HASH_BYTES
     assert any(found)
 
