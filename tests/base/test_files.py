@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from hf_transfer.base.files import (
     write_text,
     written_folder,
 )
+from hf_transfer.data import reading
 
 
 def fill(place: Path, **texts: str) -> None:
@@ -235,6 +237,23 @@ def test_a_text_that_is_added_is_ours_from_then_on(tmp_path):
     assert owned(tmp_path / "model") == {"config", "README.md"}
     fill(tmp_path / "model", config="b")
     assert texts(tmp_path / "model") == {"config": "b"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_what_a_file_grew_by_since_its_size_was_asked_for_is_read_too():
+    assert b"VmPeak" in read_limited("/proc/self/status")  # which says that it has 0 bytes
+
+
+def test_reading_a_small_file_takes_no_memory_of_the_largest(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    tracemalloc.start()
+    try:
+        assert read_limited(tmp_path / "file") == b"12345"
+        with reading.opened(tmp_path / "file") as data:
+            assert data == b"12345"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_only_regular_files_within_the_limit_are_read(tmp_path):
