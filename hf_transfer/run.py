@@ -22,6 +22,7 @@ from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
+from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.beside import load_beside
@@ -92,6 +93,7 @@ def train(
     return report
 
 
+@kept_memory()
 def run(
     recipe: Recipe,
     out: Path,

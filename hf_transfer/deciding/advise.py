@@ -17,6 +17,7 @@ import numpy as np
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
+from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
@@ -97,6 +98,7 @@ class Advice:
 
 
 @fitting()
+@kept_memory()
 @checked
 def advise(
     data: str | Path,

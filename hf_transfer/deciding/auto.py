@@ -23,7 +23,7 @@ from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.base import launch
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
-from hf_transfer.base.machine import nothing_to_collect
+from hf_transfer.base.machine import kept_memory, nothing_to_collect
 from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.image_set import ImageData
@@ -61,6 +61,7 @@ phases:
 """
 
 
+@kept_memory()
 @checked
 def auto(
     data: str | Path,

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
-from hf_transfer.base.machine import nothing_to_collect
+from hf_transfer.base.machine import kept_memory, nothing_to_collect
 from hf_transfer.base.outputs import folder_to_write
 from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
@@ -103,6 +103,7 @@ class Comparison:
 
 
 @fitting()
+@kept_memory()
 @nothing_to_collect()
 @checked
 def compare(

@@ -22,7 +22,7 @@ from hf_transfer.backbones.load import load_backbone
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import write_text
-from hf_transfer.base.machine import nothing_to_collect
+from hf_transfer.base.machine import kept_memory, nothing_to_collect
 from hf_transfer.base.threads import fitting
 from hf_transfer.data.audit import Audit
 from hf_transfer.data.digits import DIGITS, Digits, load_digits, write_examples
@@ -54,6 +54,7 @@ SCRATCH, FROZEN, TUNED = "from scratch", "frozen features", "probe, then fine-tu
 
 
 @fitting()
+@kept_memory()
 def run_quickstart(
     recipe: Recipe, out: Path, on_progress: Callable[[str], None] | None = None
 ) -> QuickstartResult:

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_transfer.base.boundary import printable, said, untrusted
 from hf_transfer.base.errors import UserError
+from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.threads import allowed_cores
 from hf_transfer.data.datasets_loading import FILES
 from hf_transfer.data.datasets_tables import ImageTable, is_datasets, read_images
@@ -102,16 +103,11 @@ def batches(
     if workers < 0:
         raise UserError(f"workers must be at least 0, got {workers}")
     stream = named(images, settings.channels)
-    if workers:
-        yield from _by_workers(stream, settings, size, workers)
-        return
-    with _pool(threads or max(1, int(allowed_cores()))) as mapped:
-        while some := list(islice(stream, size)):
-            with warnings.catch_warnings():  # in this thread alone: the filters are of all threads
-                warnings.simplefilter("ignore")
-                found = list(mapped(lambda one: _decoded(one[0], one[1], settings), some))
-            names = [name for name, _ in some]
-            yield _batch(list(zip(names, found, strict=True)), settings)
+    with kept_memory():  # of a batch's way through the network, for the next one
+        if workers:
+            yield from _by_workers(stream, settings, size, workers)
+        else:
+            yield from _by_threads(stream, settings, size, threads or int(allowed_cores()) or 1)
 
 
 def _batch(found: list[tuple[str, np.ndarray[Any, Any] | str]], settings: ImageSettings) -> Batch:
@@ -135,6 +131,22 @@ class _ToDecode(Dataset[tuple[str, Any]]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return one[0], _decoded(*one, self.settings)
+
+
+def _by_threads(
+    stream: Iterator[tuple[str, Decodable | Failed]],
+    settings: ImageSettings,
+    size: int,
+    threads: int,
+) -> Iterator[Batch]:
+    """Yield batches that so many threads decode."""
+    with _pool(threads) as mapped:
+        while some := list(islice(stream, size)):
+            with warnings.catch_warnings():  # in this thread alone: the filters are of all threads
+                warnings.simplefilter("ignore")
+                found = list(mapped(lambda one: _decoded(one[0], one[1], settings), some))
+            names = [name for name, _ in some]
+            yield _batch(list(zip(names, found, strict=True)), settings)
 
 
 def _by_workers(

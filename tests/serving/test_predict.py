@@ -20,6 +20,7 @@ from transformers import pipeline
 from hf_transfer.backbones.load import load_backbone, load_model
 from hf_transfer.backbones.regression_units import take_scale
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.base import machine
 from hf_transfer.base.errors import UserError
 from hf_transfer.data.decoding import decode
 from hf_transfer.data.image_set import ImageSet
@@ -392,6 +393,29 @@ def test_the_csv_of_several_labels_has_a_column_for_each(several, files):
         assert [float(cell) for cell in line[2:]] == pytest.approx(
             [dict(row.labels)[name] for name in header[2:]], rel=1e-5
         )
+
+
+def test_what_a_batch_frees_is_kept_for_the_next_and_given_back_after_the_last(
+    model, files, monkeypatch
+):
+    asked = []
+
+    class Library:
+        def mallopt(self, name, size):
+            asked.append(size == machine.KEPT)
+
+        def malloc_trim(self, left):
+            asked.append("trim")
+
+    monkeypatch.setattr(machine, "glibc", Library)
+    for _ in iter_predictions(model, files, batch_size=2):
+        asked.append("answer")
+    assert asked == [True, True, *["answer"] * len(files), False, False, "trim"]
+    asked.clear()
+    answers = iter_predictions(model, files, batch_size=2)
+    next(answers)
+    answers.close()
+    assert asked == [True, True, False, False, "trim"]
 
 
 @pytest.mark.parametrize("setting", [{"top": 0}, {"batch_size": 0}])

@@ -100,6 +100,18 @@ def test_memory_of_a_step_is_kept_for_the_next_and_given_back_after_the_last():
     assert resident() < before + 20
 
 
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not the GNU C library")
+def test_memory_is_kept_until_the_outermost_block_ends():
+    before = resident()
+    with kept_memory():
+        pages()
+        with kept_memory():
+            pass
+        assert resident() > before + 50
+        assert pages() < 100
+    assert resident() < before + 20
+
+
 def test_training_keeps_its_memory_and_gives_it_back(tmp_path, monkeypatch):
     asked = []
 
