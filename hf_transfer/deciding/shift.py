@@ -17,7 +17,7 @@ from hf_transfer.deciding.heads import Head
 from hf_transfer.deciding.truth import task_of, truth_of
 from hf_transfer.inputs.arriving import at_once, input_of, pooled_input
 from hf_transfer.training.loss import LOSSES
-from hf_transfer.training.norm_statistics import layers
+from hf_transfer.training.norm_statistics import layers, sums_of
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,7 @@ class Watch:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             if name == first:
                 self.images += len(args[0])
-            values = args[0].detach().float().transpose(0, 1).flatten(1)
-            count = torch.tensor(float(values.shape[1]), dtype=torch.float64)
-            mean = values.mean(1).double().cpu()
-            square = values.var(1, unbiased=False).double().cpu() + mean**2
-            found = [count, count * mean, count * square]
+            found = sums_of(args[0])
             before = self.sums.get(name)
             self.sums[name] = (
                 [a + b for a, b in zip(before, found, strict=True)] if before else found

@@ -130,11 +130,7 @@ def reestimate(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:
 
     def watch(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            values = args[0].detach().float().transpose(0, 1).flatten(1)  # (C, values)
-            mean = values.mean(1).double().cpu()
-            spread = values.var(1, unbiased=False).double().cpu()
-            n = torch.tensor(float(values.shape[1]), dtype=torch.float64)
-            found = [n, n * mean, n * (spread + mean**2)]
+            found = sums_of(args[0])
             sums[path] = (
                 [a + b for a, b in zip(sums[path], found, strict=True)] if path in sums else found
             )
@@ -157,3 +153,19 @@ def reestimate(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:
             mean = total / n
             layer.running_mean.copy_(mean)
             layer.running_var.copy_((squares / n - mean**2).clamp(min=0) * n / (n - 1).clamp(min=1))
+
+
+@torch.no_grad()
+def sums_of(values: torch.Tensor) -> list[torch.Tensor]:
+    """Return for each channel of (B, C, …) how many values there are, their sum and the sum of
+    their squares: float64 on the CPU, the first a scalar, the others (C,).
+
+    In two passes: torch's own variance takes four times as long on a CPU.
+    """
+    values = values.detach().float()
+    others = [dim for dim in range(values.ndim) if dim != 1]
+    mean = values.mean(others, keepdim=True)
+    spread = (values - mean).square_().mean(others).double().cpu()
+    n = torch.tensor(float(values.numel() // values.shape[1]), dtype=torch.float64)
+    mean = mean.flatten().double().cpu()
+    return [n, n * mean, n * (spread + mean**2)]
