@@ -76,8 +76,9 @@ def kept_memory() -> Iterator[None]:
         return
     with _lock:
         _keeping += 1
-        for name in USUAL:
-            library.mallopt(name, KEPT)
+        if _keeping == 1:
+            for name in USUAL:
+                library.mallopt(name, KEPT)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_transfer.backbones import access
+from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.processes import Processes
 from hf_transfer.inputs.pretexts import Pretext, pretext_of
 from hf_transfer.planning.phase import Phase
@@ -116,16 +117,21 @@ class StepLoss:
         named = access.bare_names(model, prefix)
         self.start = {name: p.detach().clone() for name, p in named.items()}
 
-    @property
-    def recounts(self) -> bool:
-        """Whether an evaluation's loss is computed again here: Trainer's mean over several
-        processes covers the images that fill up the last batches a second time."""
-        return self.of_logits and self.processes.count > 1 and self.function is None
+    def evaluated(
+        self, loop: Callable[..., EvalLoopOutput], *args: Any, **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Return what Trainer's evaluation `loop` gives, with a loss that counts each image once.
 
-    def recount(self, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
-        """Return an evaluation whose loss counts each image once."""
-        key, logits = f"{prefix}_loss", output.predictions
-        if self.recounts and key in output.metrics and isinstance(logits, np.ndarray):
+        Trainer's mean over several processes covers the images that fill up the last batches a
+        second time.
+        """
+        recounts = self.of_logits and self.processes.count > 1 and self.function is None
+        if recounts:
+            kwargs["prediction_loss_only"] = None
+        with kept_memory():
+            output = loop(*args, **kwargs)
+        key, logits = f"{kwargs.get('metric_key_prefix', 'eval')}_loss", output.predictions
+        if recounts and key in output.metrics and isinstance(logits, np.ndarray):
             labels = torch.from_numpy(output.label_ids)
             logits = torch.from_numpy(logits).float()
             size = self.args.eval_batch_size

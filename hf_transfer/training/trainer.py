@@ -203,10 +203,7 @@ class TransferTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as Trainer does; among several processes, too, count each image once."""
-        if self.loss.recounts:
-            kwargs["prediction_loss_only"] = None
-        output = super().evaluation_loop(*args, **kwargs)
-        return self.loss.recount(output, kwargs.get("metric_key_prefix", "eval"))
+        return self.loss.evaluated(super().evaluation_loop, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         """Log, and beside a loss the rate of each group that trains."""

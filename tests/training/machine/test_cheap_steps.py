@@ -112,26 +112,52 @@ def test_memory_is_kept_until_the_outermost_block_ends():
     assert resident() < before + 20
 
 
-def test_training_keeps_its_memory_and_gives_it_back(tmp_path, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What glibc's allocator is asked for, in order; tests add what happens in between."""
+    found = []
 
     class Library:
         def mallopt(self, name, size):
-            asked.append((name, size))
+            found.append((name, size))
 
         def malloc_trim(self, left):
-            asked.append("trim")
-
-    class Look(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            asked.append("step")
+            found.append("trim")
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
-    trained(tmp_path, [{**HEAD, "epochs": 1}], callbacks=[Look()])
-    kept = [(name, machine.KEPT) for name in machine.USUAL]
-    steps = asked.count("step")
-    assert steps
-    assert asked == [*kept, *["step"] * steps, *machine.USUAL.items(), "trim"]
+    return found
+
+
+class Look(TrainerCallback):
+    def __init__(self, asked):
+        self.asked = asked
+
+    def on_step_end(self, *_, **__):
+        self.asked.append("step")
+
+    def on_prediction_step(self, *_, **__):
+        self.asked.append("batch")
+
+
+KEPT = [(name, machine.KEPT) for name in machine.USUAL]
+GIVEN_BACK = [*machine.USUAL.items(), "trim"]
+
+
+def test_training_keeps_its_memory_and_gives_it_back(tmp_path, asked):
+    trained(tmp_path, [{**HEAD, "epochs": 1}], callbacks=[Look(asked)])
+    begun, while_it_trains, ended = asked[:2], asked[2:-3], asked[-3:]
+    assert (begun, ended) == (KEPT, GIVEN_BACK)
+    assert set(while_it_trains) == {"step", "batch"}
+
+
+def test_so_does_an_evaluation_that_is_asked_for_afterwards(tmp_path, asked):
+    trainer = trained(tmp_path, [{**HEAD, "epochs": 1}])
+    trainer.add_callback(Look(asked))
+    asked.clear()
+    trainer.predict(trainer.train_dataset)
+    batches = asked.count("batch")
+    assert batches > 1
+    assert asked == [*KEPT, *["batch"] * batches, *GIVEN_BACK]
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
