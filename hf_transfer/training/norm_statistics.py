@@ -19,6 +19,7 @@ from hf_transfer.backbones.access import evaluating
 from hf_transfer.base.processes import Processes
 from hf_transfer.planning.phase import Phase
 from hf_transfer.training import checks
+from hf_transfer.training.machine.sync_batchnorm import mean_and_variance
 from hf_transfer.training.phase_state import Part, PhaseState
 from hf_transfer.training.proof import Fingerprints, fingerprint, prove
 
@@ -158,14 +159,7 @@ def reestimate(model: nn.Module, batches: Iterable[dict[str, Any]]) -> None:
 @torch.no_grad()
 def sums_of(values: torch.Tensor) -> list[torch.Tensor]:
     """Return for each channel of (B, C, …) how many values there are, their sum and the sum of
-    their squares: float64 on the CPU, the first a scalar, the others (C,).
-
-    In two passes: torch's own variance takes four times as long on a CPU.
-    """
-    values = values.detach().float()
-    others = [dim for dim in range(values.ndim) if dim != 1]
-    mean = values.mean(others, keepdim=True)
-    spread = (values - mean).square_().mean(others).double().cpu()
-    n = torch.tensor(float(values.numel() // values.shape[1]), dtype=torch.float64)
-    mean = mean.flatten().double().cpu()
+    their squares: float64 on the CPU, the first a scalar, the others (C,)."""
+    mean, spread = (each.double().cpu() for each in mean_and_variance(values))
+    n = torch.tensor(float(values.numel() // len(mean)), dtype=torch.float64)
     return [n, n * mean, n * (spread + mean**2)]
