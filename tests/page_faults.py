@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+FADED = """() => Promise.all(
+    document.getAnimations()
+        .filter(a => a.playState === "running" && a.effect.getComputedTiming().endTime < Infinity)
+        .map(a => a.finished.catch(() => null))
+).then(() => null)"""
 SEEN = [(width, theme) for width in (390, 1280) for theme in ("light", "dark")]
 
 
@@ -14,7 +19,7 @@ def assert_no_fault(page, what: str) -> None:
     for width, theme in SEEN:
         page.set_viewport_size({"width": width, "height": 900})
         page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
-        page.wait_for_timeout(300)  # colours fade
+        page.evaluate(FADED)  # colours change little by little
         assert page.evaluate("document.documentElement.scrollWidth") <= width, (what, width)
         found = axe.run(page).response["violations"]
         faults = [(one["id"], one["nodes"][0]["html"][:120]) for one in found]
