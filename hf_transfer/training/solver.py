@@ -10,9 +10,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 
 logger = logging.getLogger(__name__)
@@ -127,7 +131,7 @@ def standard_scale(features: np.ndarray) -> np.ndarray:
     return np.maximum(deviation, RARE * np.median(deviation[speaks]))
 
 
-def _model(strength: float, steps: int, precision: float) -> object:
+def _model(strength: float, steps: int, precision: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=strength, max_iter=steps, tol=precision, warm_start=True)
@@ -174,26 +178,25 @@ def _search(
         return 1.0, float("nan")
     models = [_model(STRENGTHS[0], SEARCH_STEPS, SEARCH_PRECISION) for _ in parts]
 
-    def predicted(strength: float) -> float:
-        losses = []
-        for model, (inside, outside) in zip(models, parts, strict=True):
-            model.set_params(C=strength)  # from the last solution on
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # near enough to compare
-                model.fit(
-                    features[inside],
-                    labels[inside],
-                    sample_weight=None if weights is None else weights[inside],
-                )
-            known = np.isin(labels[outside], model.classes_)
-            rows = outside[known]
-            chances = model.predict_proba(features[rows])
-            chances = chances[np.arange(len(rows)), np.searchsorted(model.classes_, labels[rows])]
-            lost = -np.log(np.clip(chances, 1e-15, 1))
-            losses.append(np.average(lost, weights=None if weights is None else weights[rows]))
-        return float(np.mean(losses))
+    def lost(model: Any, part: tuple[np.ndarray, np.ndarray], strength: float) -> float:
+        inside, outside = part
+        model.set_params(C=strength)  # from the last solution on
+        own = None if weights is None else weights[inside]
+        model.fit(features[inside], labels[inside], sample_weight=own)
+        known = np.isin(labels[outside], model.classes_)
+        rows = outside[known]
+        chances = model.predict_proba(features[rows])
+        chances = chances[np.arange(len(rows)), np.searchsorted(model.classes_, labels[rows])]
+        losses = -np.log(np.clip(chances, 1e-15, 1))
+        return float(np.average(losses, weights=None if weights is None else weights[rows]))
 
-    return best_strength(map(predicted, STRENGTHS))
+    def predicted(strength: float) -> float:
+        return float(np.mean(list(pool.map(lost, models, parts, repeat(strength)))))
+
+    # Folds side by side, each on one thread.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # near enough to compare
+        return best_strength(map(predicted, STRENGTHS))
 
 
 def best_strength(losses: Iterable[float]) -> tuple[float, float]:

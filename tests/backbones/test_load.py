@@ -32,6 +32,7 @@ from hf_transfer.backbones.building import build_network
 from hf_transfer.backbones.load import layout_of, load_backbone, load_model, planned_layout
 from hf_transfer.backbones.origins import locate
 from hf_transfer.backbones.saving import save_model
+from hf_transfer.backbones.weights import check_finite
 from hf_transfer.base.download import BackboneError
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.recipe.load import parse_recipe
@@ -64,6 +65,16 @@ def test_weights_that_are_no_numbers_are_refused_with_the_file_and_the_first_ten
     next(model.buffers()).fill_(value)
     with pytest.raises(BackboneError, match=r"timm/test_resnet: .*running_mean holds nan or"):
         TransferTrainer(model, arguments(tmp_path), [HEAD], train_dataset=images())
+
+
+def test_finite_weights_are_taken_although_their_sum_is_not():
+    large = torch.nn.Linear(4, 4)
+    torch.nn.init.constant_(large.weight, 3e38)
+    assert large.weight.sum().isinf()
+    check_finite(large, "large")
+    large.weight.data[0, 0] = -torch.inf
+    with pytest.raises(BackboneError, match=r"large: weight holds nan or inf"):
+        check_finite(large, "large")
 
 
 # --- the head --------------------------------------------------------------------------------
