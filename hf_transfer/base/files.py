@@ -48,7 +48,7 @@ def expanded(path: str | Path) -> Path:
 def read_limited(path: str | Path, limit: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file. Raises OSError as `regular` does."""
     with regular(path, limit) as (file, size):
-        data = file.read(size + 1)  # a read of `limit` bytes first takes so much memory
+        data = file.read(size + 1)  # to read `limit` bytes would first take as much memory
         if len(data) > size:  # it grew meanwhile, or says that it is empty (/proc)
             data += file.read(limit + 1 - len(data))
         if len(data) > limit:

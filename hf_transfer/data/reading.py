@@ -57,7 +57,7 @@ def opened(path: str | Path, limit: int | None = None) -> Iterator[bytes]:
     """
     limit = FILE_BYTES if limit is None else limit
     with regular(path, limit) as (file, size), FILES.hold(size):
-        yield file.read(size)  # room for `limit` would be asked for and given back, file by file
+        yield file.read(size)  # to read `limit` bytes would first take as much memory
 
 
 def identity_of(path: str | Path) -> str:

@@ -55,7 +55,8 @@ def solve_head(
 ) -> Solution:
     """Return the layer that minimises the regularised log loss of features (N, D), labels (N,).
 
-    The solver sees features divided by `half_scale`, and the layer is written for them as they are.
+    Folds are solved side by side, each on one thread, so the number of threads changes no bit. The
+    solver sees features divided by `half_scale`, and the layer is written for them as they are.
     `images` (N,) says which rows show one image, or are of one group: they stay in one fold. A
     class without rows gets a probability near zero. Raises ValueError with fewer than two classes.
     """
@@ -193,7 +194,6 @@ def _search(
     def predicted(strength: float) -> float:
         return float(np.mean(list(pool.map(lost, models, parts, repeat(strength)))))
 
-    # Folds side by side, each on one thread.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # near enough to compare
         return best_strength(map(predicted, STRENGTHS))

@@ -141,6 +141,15 @@ def test_it_is_deterministic():
     assert np.array_equal(one.bias, two.bias)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_no_bit(threads, monkeypatch):
+    usual = solve_head(*blobs(), 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    found = solve_head(*blobs(), 3)
+    assert found.strength == usual.strength
+    assert np.array_equal(found.weight, usual.weight)
+
+
 def test_a_solve_phase_writes_the_optimum_of_the_live_networks_features(tmp_path):
     model, stored = network(), images()
     start = state(model)
