@@ -137,7 +137,7 @@ def _of_folders(listing: Listing) -> Scan:
         raise DataError(f"{listing.root}: no images; unpack {packed[0]} first")
     if images and not any("/" in name for name in images):
         raise DataError(
-            f"{listing.root}: {len(images):,} images lie in the folder itself; put each in a "
+            f"{listing.root}: images lie in the folder itself ({len(images):,}); put each in a "
             f"folder named after its class, or name the table that lists them{_table_in(listing)}"
         )
     rows = (LabelledImage(*row) for row in labelled(listing))

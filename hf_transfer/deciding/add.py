@@ -145,7 +145,7 @@ def add_images(
 def format_added(found: Added) -> str:
     """Return what an addition came to, as lines."""
     new = f"new: {', '.join(found.new)}" if found.new else "none of them new"
-    lines = [f"{found.images:,} images added; {len(found.labels)} classes, {new}"]
+    lines = [f"images added: {found.images:,}; {len(found.labels)} classes, {new}"]
     if found.known:
         lines.append(f"left out: {found.known:,} images that the run has already")
     if found.followed:

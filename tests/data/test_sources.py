@@ -211,7 +211,7 @@ def test_mistakes_with_folders_are_named(tmp_path):
     assert "no images; expected one folder per class" in refused(tmp_path / "empty")
     make(tmp_path / "heap", *(f"{number}.jpg" for number in range(12)), "labels.csv")
     message = refused(tmp_path / "heap")
-    assert "12 images lie in the folder itself" in message
+    assert "images lie in the folder itself (12)" in message
     assert "labels.csv" in message
     assert "needs at least two" in refused(classes(tmp_path / "one", cat=5))
 

@@ -100,7 +100,7 @@ def test_features_are_kept_so_that_the_old_images_are_not_needed_again(run, tmp_
     words = ["train", str(more), "--add", str(tmp_path / "more"), "--out", str(tmp_path / "third")]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "48 images added; 3 classes, none of them new" in told
+    assert "images added: 48; 3 classes, none of them new" in told
     assert "old held-out images: 1.000, before 1.000" in told
     assert hf_transfer.load(tmp_path / "third").labels == hf_transfer.load(tmp_path / "more").labels
 
@@ -110,7 +110,7 @@ def test_pictures_that_the_run_has_already_are_left_out_and_never_test_it(run, t
     plain(tmp_path / "new", "blue", seed=1).joinpath("blue").rename(grown / "blue")
     assert main(["train", str(grown), "--add", str(run), "--out", str(tmp_path / "more")]) == 0
     told = capsys.readouterr().out
-    assert "24 images added; 3 classes, new: blue" in told
+    assert "images added: 24; 3 classes, new: blue" in told
     assert "left out: 48 images that the run has already" in told
     counts = hf_transfer.RunReport.load(tmp_path / "more").data["counts"]
     assert sum(sum(of.values()) for of in counts.values()) == 72
