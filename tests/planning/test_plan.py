@@ -11,6 +11,7 @@ from hf_transfer.planning.cost import (
     BF16,
     COLOR_OPERATIONS,
     EFFICIENCY,
+    LINEAR,
     OUTPUT_OPERATIONS,
     PHASE_SECONDS,
     STEP_SECONDS,
@@ -220,6 +221,22 @@ def test_time_counts_what_layers_give_besides_their_products_and_each_step_and_p
     assert small.seconds - dense.seconds == pytest.approx(STEP_SECONDS * (200 - 8))
     at_once = planned(whole, speed=1e20).phases[0]
     assert at_once.seconds == pytest.approx(PHASE_SECONDS + 8 * STEP_SECONDS)
+
+
+def test_linear_layers_take_longer_than_convolutions_of_as_many_products():
+    def planned_phase(kernel):
+        layout = network().layout
+        shapes = {f"b{i}.weight": (4, 4, *kernel) for i in range(3)}
+        parameters = tuple((name, shapes.get(name, shape)) for name, shape in layout.parameters)
+        groups = replace(network(), layout=replace(layout, parameters=parameters))
+        recipe = Recipe("mine", (replace(WHOLE, cold_head=True),), backbone="timm/tiny")
+        phases = make_phases(recipe.phases, groups)
+        return make_plan(recipe, groups, phases, COUNTS, Machine(1e6)).phases[0]
+
+    linear, convolved = planned_phase(()), planned_phase((1, 1))
+    assert linear.operations == convolved.operations
+    more = (LINEAR - 1) * linear.operations / (1e6 * EFFICIENCY)
+    assert linear.seconds - convolved.seconds == pytest.approx(more, rel=0.02)
 
 
 def test_variation_takes_time_and_bfloat16_saves_it_where_the_processor_multiplies_it():
