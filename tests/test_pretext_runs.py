@@ -125,6 +125,15 @@ def test_frames_of_videos_teach_what_changes_slowly(place, tmp_path):
     assert report.source["images"]["validation"] > 0
 
 
+def test_each_seed_learns_first_and_their_report_is_one(place, tmp_path):
+    made = replace(recipe(place, "rotation"), seeds=2)
+    report = run(made, tmp_path / "out")
+    assert report.seeds["seeds"] == [0, 1]
+    assert RunReport.load(tmp_path / "out") == report
+    assert all((tmp_path / "out" / f"seed-{n}" / "source" / "report.json").exists() for n in (0, 1))
+    assert "from rotations" in report_page(report)
+
+
 def test_a_plan_tells_both_tasks_and_what_is_left_out(place):
     made = recipe(place, "contrastive")
     first, own = plans_of(made)

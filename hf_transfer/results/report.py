@@ -196,7 +196,7 @@ def aggregate(reports: Sequence[RunReport]) -> JsonDict:
     for other in reports[1:]:
         for what, one, two in (
             ("recipe", first.name, other.name),
-            ("backbone", first.backbone.get("id"), other.backbone.get("id")),
+            ("backbone", _begun_from(first), _begun_from(other)),
             ("labels", first.labels, other.labels),
         ):
             if one != two:
@@ -208,6 +208,11 @@ def aggregate(reports: Sequence[RunReport]) -> JsonDict:
         "test": _spread([report.metrics.get("test") or {} for report in reports]),
         "seconds": _spread([report.seconds for report in reports]),
     }
+
+
+def _begun_from(report: RunReport) -> Any:
+    """Return the backbone of a run; of one that a source trained first, that of its source."""
+    return report.source.get("backbone") or report.backbone.get("id")
 
 
 def aggregate_folds(reports: Sequence[RunReport]) -> JsonDict:

@@ -225,6 +225,20 @@ def test_seeds_come_together_as_mean_min_and_max() -> None:
     assert "n" not in found["metrics"]
 
 
+def test_seeds_whose_backbones_a_source_trained_come_together() -> None:
+    runs = [
+        replace(
+            sample_report(seed=seed),
+            backbone={"id": f"runs/x/seed-{seed}/source/model"},
+            source={"backbone": "timm/x"},
+        )
+        for seed in range(2)
+    ]
+    assert aggregate(runs)["n"] == 2
+    with pytest.raises(UserError, match="different backbone"):
+        aggregate([runs[0], replace(runs[1], source={"backbone": "timm/y"})])
+
+
 def test_a_metric_that_one_seed_lacks_has_no_mean() -> None:
     one, two = sample_report(seed=0), sample_report(seed=1)
     two = replace(two, metrics={**two.metrics, "auroc": None})
