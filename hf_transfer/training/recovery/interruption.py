@@ -58,18 +58,22 @@ class Interruption(TrainerCallback):
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
+        except KeyboardInterrupt:
+            self.called = self.leaving = 0  # it was heard; the next train() begins anew
+            raise
         finally:
             self.stepping = False
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def _note(self, number: int, *_: Any) -> None:
+        again = self.called == INTERRUPTED
+        self.called = max(self.called, SIGNALS[signal.Signals(number)])  # also where raising fails
         if number == signal.SIGINT:
-            if not self.stepping or self.called == INTERRUPTED:
-                raise KeyboardInterrupt
+            if not self.stepping or again:
+                raise KeyboardInterrupt  # which Python drops inside a __del__ or a weak reference
             if self.processes.main:
                 logger.warning("saving; press Ctrl-C again to stop at once")
-        self.called = max(self.called, SIGNALS[signal.Signals(number)])
 
     # --- what Trainer calls -------------------------------------------------------------------
 

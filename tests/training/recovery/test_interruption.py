@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 from children import ended, start
@@ -90,6 +91,26 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "a", [PHASE], callbacks=[call], checkpoint_seconds=1000)
     assert not list((tmp_path / "a" / "phase-1-all").glob("checkpoint-*"))
+
+
+def test_a_ctrl_c_that_python_drops_before_the_first_step_is_answered_after_it(tmp_path):
+    """An exception inside a `__del__` or the callback of a weak reference ends nothing."""
+
+    class Dropped(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                made.runner.interruption.stepping = False  # as before the first step
+                with suppress(KeyboardInterrupt):
+                    os.kill(os.getpid(), signal.SIGINT)
+                made.runner.interruption.stepping = True
+
+    made = trainer(tmp_path, [PHASE], callbacks=[Dropped()], checkpoint_seconds=1000)
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    assert (tmp_path / "phase-1-all" / "checkpoint-2").exists()
+    made.pop_callback(Dropped)
+    made.train()
+    assert len(made.reports) == 1
 
 
 def test_ctrl_c_where_nothing_is_saved_stops_at_once(tmp_path):
