@@ -74,7 +74,7 @@ def _row(run: Run) -> tuple[str, ...]:
         run.folder.name,
         report.name,
         data_name(report) or "",
-        place_name(str(report.backbone.get("id") or "")),
+        place_name(report.network or ""),
         result,
         "" if wall is None else show_seconds(wall),
         (report.created or "")[:10],

@@ -57,7 +57,7 @@ PURPOSES = {
     "classification": "It distinguishes {labels}",
     "multi_label": "It says which of {labels} an image shows",
     "regression": "It estimates, in the units of the training data, {labels}",
-    "pretext": "It is a start for other tasks; the images had no labels",
+    "pretext": "It is a start for other tasks",
 }
 LIMITS = {
     "classification": Markup(
@@ -98,7 +98,7 @@ def model_card(report: RunReport, repo_id: str | None = None, previous: str = ""
             command=Markup(command(report)),  # noqa: S704
             kind=KINDS[report.task.kind],
             recipe=report.name if "phases" in report.recipe else None,  # else a Trainer in Python
-            backbone=report.backbone.get("id") or NOT_STATED,
+            backbone=report.network or NOT_STATED,
             data_name=conclusions.data_name(report) or f"data that is {NOT_STATED}",
             start=_start(report),
             purpose=PURPOSES[report.task.kind].format(labels=_counted(report)),

@@ -152,7 +152,8 @@ def outcome(report: RunReport) -> str:
         reason = (values.get("reasons") or {}).get(leads)
         return f"{metric_title(leads)} was not measured{f': {reason}' if reason else ''}."
     named = images_words(report.split_name(split))
-    images = f"{n:,} {named}" if n else f"the {named}"
+    counted = images_words(report.split_name(split), "image" if n == 1 else "images")
+    images = f"{n:,} {counted}" if n else f"the {named}"
     shown = show_headline(leads, value)
     if report.task.is_pretext:
         return f"On {images}, the pretext is solved in {shown} of cases."

@@ -95,7 +95,7 @@ def _facts(report: RunReport) -> list[str]:
     size, data = report.backbone.get("image_size"), conclusions.data_name(report)
     trained = not report.metrics.get(LABELLED)
     facts = (
-        report.backbone.get("id"),
+        report.network,
         f"{'trained' if trained else 'scored'} on {data}" if data else None,
         f"recipe {report.name}" if trained else None,
         f"{size} px" if size else None,

@@ -141,6 +141,12 @@ class RunReport:
         value = self.measured[1].get(self.leading_metric)
         return None if value is None else float(value)
 
+    @property
+    def network(self) -> str | None:
+        """The backbone that the run began with: that of its source, where one trained it first."""
+        found: str | None = self.source.get("backbone") or self.backbone.get("id")
+        return found
+
     def to_dict(self) -> JsonDict:
         """Return the report as plain JSON values; `RunReport.from_dict` gives an equal report."""
         result: JsonDict = _plain(asdict(self))
@@ -196,7 +202,7 @@ def aggregate(reports: Sequence[RunReport]) -> JsonDict:
     for other in reports[1:]:
         for what, one, two in (
             ("recipe", first.name, other.name),
-            ("backbone", _begun_from(first), _begun_from(other)),
+            ("backbone", first.network, other.network),
             ("labels", first.labels, other.labels),
         ):
             if one != two:
@@ -208,11 +214,6 @@ def aggregate(reports: Sequence[RunReport]) -> JsonDict:
         "test": _spread([report.metrics.get("test") or {} for report in reports]),
         "seconds": _spread([report.seconds for report in reports]),
     }
-
-
-def _begun_from(report: RunReport) -> Any:
-    """Return the backbone of a run; of one that a source trained first, that of its source."""
-    return report.source.get("backbone") or report.backbone.get("id")
 
 
 def aggregate_folds(reports: Sequence[RunReport]) -> JsonDict:
