@@ -9,11 +9,11 @@ from pathlib import Path
 from hf_transfer.base import launch
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.cache import room
-from hf_transfer.base.errors import UserError
+from hf_transfer.base.errors import RecipeError, UserError
 from hf_transfer.base.files import expanded
 from hf_transfer.base.machine import multiplies_bf16
 from hf_transfer.base.signatures import checked
-from hf_transfer.data.beside import count_beside
+from hf_transfer.data.beside import check_apart, count_beside
 from hf_transfer.data.findings import NO_LABELLED_IMAGE, public_name
 from hf_transfer.data.sources import Scan, scan
 from hf_transfer.planning.cost import measure_speed
@@ -72,6 +72,7 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
     Torch is imported only for a backbone that is not recorded. Raises UserError for what cannot be
     planned.
     """
+    check_apart(recipe)
     speed, source = measure_speed(), recipe.source
     drawn = recipe
     if recipe.weights is not None:
@@ -86,6 +87,7 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
         else:
             probed = _labelled(recipe) if source.pretext else 0
             planned = _plan_on_data(first, first, speed, processes, probed)
+            _check_learns(planned)
             note = LEFT_OUT.format(data=recipe.data.path) if source.pretext else None
             yield dataclasses.replace(planned, notes=(*planned.notes, *([note] if note else ())))
         # The recipe's own network is known, its weights are still to be trained.
@@ -101,6 +103,15 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
         yield _plan(digits, drawn, _digits(recipe.compare), speed, processes)
     else:
         yield _plan_on_data(recipe, drawn, speed, processes)
+
+
+def _check_learns(source: Plan) -> None:
+    """Raise RecipeError where a source trains a head alone, which its target does not take over."""
+    head = set(source.groups.layout.head)
+    if all(head.issuperset(one.phase.parameters) for one in source.phases):
+        raise RecipeError(
+            [f"{source.recipe.name}: only the head trains, and it is left behind; train more of it"]
+        )
 
 
 def plans_text(recipe: Recipe, processes: int, width: int) -> str:
@@ -149,7 +160,7 @@ def _plan(
     groups = group_layers(layout)
     if recipe.data.image_size:
         groups = groups.at(recipe.data.image_size)
-    phases = make_phases(recipe.phases, groups)
+    phases = make_phases(recipe.phases, groups, recipe.name)
     machine = Machine(speed, processes, launch.shards(), room(), multiplies_bf16())
     return make_plan(recipe, groups, phases, counts, machine, images, probed)
 

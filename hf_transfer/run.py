@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from transformers import PreTrainedModel, TrainerCallback
 from hf_transfer.backbones.load import load_backbone, options_of
 from hf_transfer.backbones.saving import save_model
 from hf_transfer.base import launch
-from hf_transfer.base.errors import UserError
+from hf_transfer.base.errors import UserError, data_of
 from hf_transfer.base.files import expanded
 from hf_transfer.base.machine import kept_memory
 from hf_transfer.base.signatures import checked
 from hf_transfer.base.threads import fitting
-from hf_transfer.data.beside import load_beside
+from hf_transfer.data.beside import check_apart, load_beside
 from hf_transfer.data.image_set import ImageData, load_data
 from hf_transfer.data.letters import write_letters
 from hf_transfer.data.sources import list_source, scan
@@ -159,6 +160,7 @@ def run_seed(
     if resume and here.is_finished:
         return RunReport.load(out)
     started = time.monotonic()
+    check_apart(recipe)
     extra = measuring.extra_metrics(recipe.metrics)
     backbone_id = train_source(recipe, out, resume, callbacks) if recipe.source else recipe.backbone
     assert backbone_id is not None  # a recipe has a backbone or a source
@@ -222,15 +224,16 @@ def _loaded(
     model = start()
     joined(recipe, out)  # before images are read: whoever ends from here on is missed at once
     without, labelled = watching.target_of(recipe, target, model, resume)
-    data = load_data(
-        recipe.data,
-        model.backbone.image,
-        recipe.seed,
-        task=recipe.task,
-        listed=listed,
-        read_all=resume,
-        without=without,
-    )
+    with data_of(recipe.name) if target else nullcontext():
+        data = load_data(
+            recipe.data,
+            model.backbone.image,
+            recipe.seed,
+            task=recipe.task,
+            listed=listed,
+            read_all=resume,
+            without=without,
+        )
     return start, model, data, watching.watched(model, data, labelled)
 
 

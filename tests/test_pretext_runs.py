@@ -11,7 +11,7 @@ from small import RESNET, images, state, trainer
 from transformers import TrainerCallback
 
 from hf_transfer.backbones.load import load_backbone
-from hf_transfer.base.errors import UserError
+from hf_transfer.base.errors import DataError, RecipeError, UserError
 from hf_transfer.plans import plans_of, plans_text
 from hf_transfer.recipe.load import parse_recipe
 from hf_transfer.recipe.tasks import PRETEXTS, TASKS, labels_of
@@ -79,7 +79,9 @@ def test_a_run_learns_from_images_without_labels_first_and_its_report_tells(rota
         assert "accuracy of a linear probe went from" in text
     one = summary(replace(report, source={**source, "held_out": 1}))
     assert "1 of these images was left out: the validation or test images have it, or" in one
+    assert "timm/test_resnet · trained on labelled" in report_page(report)
     card = (out / "model" / "README.md").read_text()
+    assert "`timm/test_resnet` trained on labelled" in card
     assert "from weights that first learned from 58 images without labels of mine" in card
 
 
@@ -100,7 +102,9 @@ def test_the_run_of_the_pretext_has_a_report_a_page_and_a_card_of_its_own(rotate
     assert report.phases[0].checks["moved"] > 0
     assert report.phases[0].features == "live"
     assert "Learning from rotations" in (source / "report.html").read_text()
-    assert "learned from images without labels" in (source / "model" / "README.md").read_text()
+    card = (source / "model" / "README.md").read_text()
+    assert "learned from images without labels" in card
+    assert "It is a start for other tasks. Input" in card
 
 
 def test_a_pretext_alone_makes_a_backbone_of_images_without_labels(place, tmp_path):
@@ -132,6 +136,27 @@ def test_each_seed_learns_first_and_their_report_is_one(place, tmp_path):
     assert RunReport.load(tmp_path / "out") == report
     assert all((tmp_path / "out" / f"seed-{n}" / "source" / "report.json").exists() for n in (0, 1))
     assert "from rotations" in report_page(report)
+
+
+def test_what_is_wrong_with_the_images_without_labels_says_whose_settings_mend_it(place, tmp_path):
+    shutil.copytree(place / "mine", tmp_path / "bad")
+    for number in range(5):
+        (tmp_path / "bad" / f"no{number}.png").write_text("no image")
+    made = recipe(tmp_path / "bad", "rotation")
+    made = replace(made, data=replace(made.data, path=str(place / "labelled")))
+    source = replace(made.source, data=replace(made.source.data, path=str(tmp_path / "bad")))
+    with pytest.raises(DataError, match=r"^free, source: .* and data.max_bad allows 1"):
+        run(replace(made, source=source), tmp_path / "out")
+
+
+def test_a_source_that_teaches_the_backbone_nothing_is_told_before_it_runs(place):
+    made = recipe(place, "contrastive")
+    head = replace(made.source.phases[0], train=("head",))
+    with pytest.raises(RecipeError, match="free, source: only the head trains, and it is left be"):
+        next(plans_of(replace(made, source=replace(made.source, phases=(head,)))))
+    norms = replace(head, train=("norms",))
+    with pytest.raises(RecipeError, match="free, source: the new head never trains"):
+        next(plans_of(replace(made, source=replace(made.source, phases=(norms,)))))
 
 
 def test_a_plan_tells_both_tasks_and_what_is_left_out(place):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,6 +21,15 @@ class RecipeError(UserError):
 
 class DataError(UserError):
     """A data set that cannot be used as it is."""
+
+
+@contextmanager
+def data_of(recipe: str) -> Iterator[None]:
+    """Put the name of a recipe before what is wrong with its data, where a run has two."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{recipe}: {error}") from error
 
 
 def unfinished(run: Path) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from hf_transfer.base.errors import DataError
 from hf_transfer.data.image_set import ImageData, held_out, load_data
 from hf_transfer.data.image_settings import ImageSettings
@@ -10,6 +13,23 @@ from hf_transfer.recipe.specs import DataSpec, Recipe
 from hf_transfer.recipe.tasks import REDUNDANCY
 
 LISTED_AS = REDUNDANCY.name  # any task without labels
+
+
+def check_apart(recipe: Recipe) -> None:
+    """Raise DataError where a folder of images without labels is a class of the labelled ones."""
+    data, source = recipe.data, recipe.source
+    first = source.data.path if source and source.pretext and source.data else None
+    for folder in filter(None, (first, data.unlabelled)):
+        place = Path(folder).expanduser().resolve()
+        found = list_source(data, recipe.task) if place.is_dir() else None
+        if found is None or found.table is not None:
+            continue
+        inside = os.path.relpath(place, Path(found.root).resolve())
+        if place.name in found.labels and any(one.startswith(f"{inside}/") for one in found.files):
+            raise DataError(
+                f"{folder}: this folder of images without labels is also a class of {data.path}, "
+                f"{place.name!r}; move it out of there"
+            )
 
 
 def beside_of(recipe: Recipe) -> DataSpec | None:

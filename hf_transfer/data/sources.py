@@ -84,7 +84,9 @@ def list_source(
         )
     check_task(task)
     if not spec.path and TASKS[task].is_pretext:
-        raise DataError("no images without labels: name a folder with --unlabelled or data.path")
+        raise DataError(
+            "no images without labels: name a folder with --unlabelled, or as path of its data"
+        )
     if not spec.path:
         raise DataError("no data: name a folder of class folders with --data or data.path")
     with untrusted(f"data {str(spec.path)!r}", kind=DataError):
@@ -289,9 +291,10 @@ def near_places(path: Path) -> list[Path]:
 def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     """Return the scan with validation and test drawn from train where the source has none.
 
-    Of every class (numbers: of every tenth) each gets its share, at least one image, and train
-    keeps at least one. Of several labels each gets its share as nearly as whole images allow, where
-    images stay in groups as nearly as whole groups do; that may be none.
+    Of every class (numbers: of every tenth) each gets its share, at least one image (two, for a
+    pretext that compares images), and train keeps as many. Of several labels each gets its share as
+    nearly as whole images allow, where images stay in groups as nearly as whole groups do; that may
+    be none.
     """
     splits = found.splits.map(lambda split: split or "train")
     shares = {"test": spec.test, "validation": spec.validation}
@@ -309,7 +312,7 @@ def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
         shown = found.targets if several else [(stratum,) for stratum in strata.tolist()]
         drawn = iterative(rows, shown, order, shares, groups)
     else:
-        drawn = by_strata(rows, strata, order, shares)
+        drawn = by_strata(rows, strata, order, shares, 2 if TASKS[found.task].compares else 1)
     for split, mine in drawn.items():
         splits = splits.put(mine, split)
     return replace(found, splits=splits)

@@ -34,16 +34,20 @@ def drawn_first(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def by_strata(
-    rows: np.ndarray, strata: np.ndarray, order: np.ndarray, shares: Mapping[str, float]
+    rows: np.ndarray,
+    strata: np.ndarray,
+    order: np.ndarray,
+    shares: Mapping[str, float],
+    least: int = 1,
 ) -> dict[str, np.ndarray]:
     """Return the rows that are drawn for each split: of every stratum each split gets its share, at
-    least one row, and one at least stays. `strata` are small whole numbers, one for each image."""
+    `least` so many rows, and as many stay. `strata` are small whole numbers, one for each image."""
     drawn: dict[str, list[np.ndarray]] = {split: [] for split in shares}
     for members in grouped(strata, rows):
         mine = drawn_first(members, order)
         start = 0
         for split, share in shares.items():
-            take = max(0, min(max(1, round(len(mine) * share)), len(mine) - start - 1))
+            take = max(0, min(max(least, round(len(mine) * share)), len(mine) - start - least))
             drawn[split].append(mine[start : start + take])
             start += take
     return {split: np.concatenate(parts) for split, parts in drawn.items() if parts}

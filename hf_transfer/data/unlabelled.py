@@ -18,6 +18,8 @@ from hf_transfer.recipe.specs import DataSpec
 from hf_transfer.recipe.tasks import Task
 
 LABEL = "image"  # what stands in the place of labels
+WANTED = "name a folder with images without labels, in any layout"
+LEAST = 2  # frames of a folder that validate: one alone has no neighbour
 
 
 def list_unlabelled(path: Path, spec: DataSpec, task: Task) -> Scan:
@@ -27,15 +29,18 @@ def list_unlabelled(path: Path, spec: DataSpec, task: Task) -> Scan:
     last of each folder are for validation. Raises DataError.
     """
     if not path.is_dir():
-        raise DataError(
-            f"data {str(path)!r}: no such folder; task: {task.name} takes a folder of images, in "
-            "any layout"
-        )
+        what = "is no folder" if path.exists() else "no such folder"
+        raise DataError(f"data {str(path)!r}: {what}; {WANTED}")
     files = list_folder(path).images
     if not files:
-        raise DataError(f"{path}: no images; task: {task.name} takes a folder of them")
+        raise DataError(f"{path}: no images; {WANTED}")
     if task.video:
         files = tuple(sorted(files, key=in_time))
+        if (neighbours(files) == np.arange(len(files))).all():
+            raise DataError(
+                f"{path}: no folder has two images, and {task.name} learns from frames that follow "
+                "each other; put the frames of each video into a folder of its own"
+            )
     groups = Codes(rule_groups(path, files, spec.group)) if spec.group else None
     return Scan(
         path=str(path),
@@ -57,12 +62,19 @@ def in_time(name: str) -> tuple[str, list[Any]]:
 
 def last_of_each(files: tuple[str, ...], share: float) -> list[str]:
     """Return splits of frames: of each folder the last `share` are for validation, so that no frame
-    is the neighbour of one that trains, but at one place."""
+    is the neighbour of one that trains, but at one place. Of folders with so few frames that this
+    is not LEAST, those of some are for validation that make up the share together."""
     splits: list[str] = []
     folders = np.array([name.rpartition("/")[0] for name in files])
     starts = [0, *(np.flatnonzero(folders[1:] != folders[:-1]) + 1).tolist(), len(files)]
+    owed = 0.0
     for start, end in zip(starts, starts[1:], strict=False):
         held = round((end - start) * share)
+        if held < LEAST:
+            owed += (end - start) * share
+            held = min(round(owed), end - start)
+            held = held if held >= LEAST else 0
+            owed -= held
         splits += ["train"] * (end - start - held) + ["validation"] * held
     return splits
 

@@ -9,6 +9,7 @@ from hf_transfer.base.errors import RecipeError, UserError
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.conflicts import judged_by
 from hf_transfer.recipe.specs import PhaseSettings, Recipe
+from hf_transfer.recipe.tasks import TASKS
 
 Counts = Mapping[str, Mapping[str, int]]  # images of each label, by split
 
@@ -16,12 +17,28 @@ Counts = Mapping[str, Mapping[str, int]]  # images of each label, by split
 def check_metrics(recipe: Recipe, counts: Counts) -> None:
     """Raise RecipeError, naming each, for metrics that the validation images cannot give."""
     problems = [
-        f"{_place(spec, i)}{text}"
-        for i, spec in enumerate(recipe.phases)
-        for text in _undefined(recipe, spec, counts)
+        *_alone(recipe, counts),
+        *(
+            f"{_place(spec, i)}{text}"
+            for i, spec in enumerate(recipe.phases)
+            for text in _undefined(recipe, spec, counts)
+        ),
     ]
     if problems:
         raise RecipeError(problems)
+
+
+def _alone(recipe: Recipe, counts: Counts) -> Iterator[str]:
+    """Yield the splits that hold one image, where a pretext compares images with each other."""
+    if not TASKS[recipe.task].compares:
+        return
+    for split, use in (("train", "learn from"), ("validation", "validate on")):
+        if sum(counts.get(split, {}).values()) == 1:
+            remedy = "raise validation in its data, or " if split == "validation" else ""
+            yield (
+                f"{recipe.data.path}: {recipe.task} compares images with each other, and there is "
+                f"1 to {use}; {remedy}add images"
+            )
 
 
 def check_fold(recipe: Recipe, number: int, counts: Counts) -> None:

@@ -264,6 +264,8 @@ def _with_pretext(spec: PhaseSettings, task: str) -> Iterator[str]:
     """Yield what a pretext cannot do, or lacks."""
     if TASKS[task].is_pretext and spec.features == "cached":
         yield f"features: cached is for images that stay as they are, not for {task}; remove it"
+    if TASKS[task].compares and spec.batch_size == 1:
+        yield f"{task} compares the images of a batch; write batch_size: 2 or more"
     if TASKS[task].moves and spec.is_augmented:
         yield f"{task} moves its pictures itself; remove augment"
     if TASKS[task].varies and not spec.is_augmented:

@@ -29,6 +29,7 @@ class Task:
     varies: bool = False  # whether a pretext is about variations of an image, so needs `augment`
     moves: bool = False  # whether it varies images itself, so takes no `augment`
     known: bool = False  # whether it is measured on images that it trained on, varied otherwise
+    compares: bool = False  # whether its loss compares the images of a batch, so needs two
     video: bool = False  # whether the images of a folder are frames in the order of their names
 
     @property
@@ -96,10 +97,14 @@ def _pretext(name: str, title: str, outputs: int, **more: Any) -> Task:
 # Tasks whose targets cost nothing; `inputs.pretexts` makes them, `training.pretext_loss` has the
 # papers. The heads are dropped when the target's own task begins.
 ROTATION = _pretext("rotation", "Learning from rotations", 4)
-CONTRASTIVE = _pretext("contrastive", "Contrastive learning", 128, views=2, varies=True)
-REDUNDANCY = _pretext("redundancy", "Redundancy reduction", 128, views=2, varies=True)
+CONTRASTIVE = _pretext(
+    "contrastive", "Contrastive learning", 128, views=2, varies=True, compares=True
+)
+REDUNDANCY = _pretext(
+    "redundancy", "Redundancy reduction", 128, views=2, varies=True, compares=True
+)
 EXEMPLAR = _pretext("exemplar", "Telling images apart", 64, views=2, varies=True, known=True)
-SLOW = _pretext("slow", "Learning what changes slowly", 128, views=2, video=True)
+SLOW = _pretext("slow", "Learning what changes slowly", 128, views=2, compares=True, video=True)
 MOTION = _pretext("motion", "Learning from motion", 4 * SHIFTS, views=2, moves=True)
 PRETEXTS = {task.name: task for task in (ROTATION, CONTRASTIVE, REDUNDANCY, EXEMPLAR, SLOW, MOTION)}
 TASKS = {task.name: task for task in (CLASSIFICATION, MULTI_LABEL, REGRESSION)} | PRETEXTS

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 64
 WATCHED = 512  # images without labels whose features are looked at, at most
+LEAST = 32  # of them that validate; where fewer do, those that train are looked at
 STRENGTHS = 10.0 ** np.arange(-3, 4)  # of the probe's regularisation, times the number of images
 FLAT = 2.0  # effective rank below which features are a point or a line
 LOST = 0.1  # share of the rank or the spread of the beginning, below which features collapse
@@ -93,7 +94,10 @@ def watched(
     model: PreTrainedModel, data: ImageData, labelled: ImageData | None
 ) -> tuple[Watch, ...]:
     """Return what watches a pretext; nothing for another task."""
-    return (Watch(model, data.validation, labelled),) if TASKS[data.task].is_pretext else ()
+    if not TASKS[data.task].is_pretext:
+        return ()
+    images = data.validation if len(data.validation) >= LEAST else data.train
+    return (Watch(model, images, labelled),)
 
 
 def concluded(metrics: dict[str, Any], watch: Sequence[Watch]) -> tuple[dict[str, Any], list[str]]:

@@ -9,11 +9,13 @@ from dicoms import dicom, ramp
 from PIL import Image
 
 from hf_transfer.base.errors import DataError
+from hf_transfer.data.beside import check_apart
 from hf_transfer.data.image_groups import owners
 from hf_transfer.data.image_set import held_out, load_data
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.data.sources import scan
 from hf_transfer.data.unlabelled import in_time, last_of_each, neighbours
+from hf_transfer.recipe.load import parse_recipe
 from hf_transfer.recipe.specs import DataSpec
 
 SETTINGS = ImageSettings(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -42,11 +44,14 @@ def test_all_images_below_a_folder_are_taken_whatever_its_layout(tmp_path):
     assert found.images == {"train": 3, "validation": 1}
 
 
-@pytest.mark.parametrize(("make", "words"), [(False, "no such folder"), (True, "no images")])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(None, "no such folder"), (Path.mkdir, "no images"), (Path.touch, "is no folder")],
+)
 def test_a_folder_without_images_is_told_in_a_line(tmp_path, make, words):
     place = tmp_path / "none"
     if make:
-        place.mkdir()
+        make(place)
     with pytest.raises(DataError, match=words):
         scan(DataSpec(path=str(place)), task="rotation")
 
@@ -144,10 +149,47 @@ def test_frames_are_in_the_order_of_their_numbers_and_the_last_of_each_folder_va
     names = ["b/frame10.png", "a/2.png", "b/frame9.png", "a/10.png", "a/1.png"]
     files = tuple(sorted(names, key=in_time))
     assert files == ("a/1.png", "a/2.png", "a/10.png", "b/frame9.png", "b/frame10.png")
-    assert last_of_each(files, 0.34) == ["train", "train", "validation", "train", "validation"]
+    long = tuple(f"{folder}/{frame}.png" for folder in "ab" for frame in range(10))
+    assert last_of_each(long, 0.2) == [*["train"] * 8, *["validation"] * 2] * 2
     assert last_of_each((), 0.5) == []
     assert neighbours(files).tolist() == [1, 2, 1, 4, 3]
     assert neighbours(("a/1.png", "b/1.png", "c/1.png")).tolist() == [0, 1, 2]
+
+
+def test_frames_of_short_videos_validate_in_pairs():
+    files = tuple(f"v{video:02d}/{frame}.png" for video in range(20) for frame in range(5))
+    splits = last_of_each(files, 0.1)
+    held = [name for name, split in zip(files, splits, strict=True) if split == "validation"]
+    assert len(held) == 10
+    assert all(held[i].partition("/")[0] == held[i + 1].partition("/")[0] for i in range(0, 10, 2))
+    assert neighbours(held).tolist() == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8]
+
+
+def test_folders_of_one_frame_each_are_no_videos(tmp_path):
+    for number in range(6):
+        picture(tmp_path / f"v{number}" / "0.png", number)
+    with pytest.raises(DataError, match="no folder has two images, and slow learns from frames"):
+        scan(DataSpec(path=str(tmp_path)), task="slow")
+
+
+@pytest.mark.parametrize(("task", "held"), [("contrastive", 2), ("rotation", 1)])
+def test_what_compares_images_has_two_to_validate_on_at_least(labelled, task, held):
+    found = scan(DataSpec(path=str(labelled), validation=0.02), task=task)
+    assert found.images == {"train": 24 - held, "validation": held}
+
+
+def test_images_without_labels_in_a_folder_that_is_a_class_are_refused(labelled):
+    picture(labelled / "rest" / "1.png", 1)
+    picture(labelled / "rest" / "2.png", 2)
+    text = (
+        "source: {pretext: rotation, backbone: timm/test_resnet, data: {path: REST},\n"
+        "  phases: [{train: all, epochs: 1}]}\ndata: {path: LABELLED}\n"
+        "phases: [{train: head, solve: lbfgs}]\n"
+    ).replace("LABELLED", str(labelled))
+    rest = labelled / "rest"
+    with pytest.raises(DataError, match="rest: this folder .* is also a class of .*, 'rest'; move"):
+        check_apart(parse_recipe(text.replace("REST", str(rest)), "x.yaml"))
+    check_apart(parse_recipe(text.replace("REST", str(labelled)), "x.yaml"))
 
 
 def test_exemplars_are_measured_on_other_variations_of_images_that_train(labelled):

@@ -1,5 +1,7 @@
 """What would fail on this data is told before anything trains."""
 
+from dataclasses import replace
+
 import pytest
 
 from hf_transfer.base.errors import RecipeError
@@ -7,8 +9,9 @@ from hf_transfer.planning.data_checks import check_batches, check_metrics
 from hf_transfer.planning.groups import group_layers
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.recorded import recorded_layout
+from hf_transfer.recipe.conflicts import phase_conflicts
 from hf_transfer.recipe.load import parse_phase
-from hf_transfer.recipe.specs import PhaseSpec, Recipe, Stop
+from hf_transfer.recipe.specs import DataSpec, PhaseSpec, Recipe, Stop
 
 
 def counts(labels: int, validation: int = 3) -> dict:
@@ -27,6 +30,20 @@ def test_top5_needs_more_than_five_labels(settings):
         check_metrics(recipe(**settings), counts(5))
     check_metrics(recipe(**settings), counts(6))
     check_metrics(recipe(best="accuracy"), counts(5))
+
+
+@pytest.mark.parametrize("task", ["contrastive", "redundancy", "slow"])
+def test_what_compares_images_needs_two_of_them(task):
+    made = replace(recipe(augment="light"), task=task, loss="pretext", data=DataSpec(path="un"))
+    check_metrics(made, {"train": {"image": 9}, "validation": {"image": 2}})
+    with pytest.raises(RecipeError, match=f"un: {task} compares images .* 1 to validate on; raise"):
+        check_metrics(made, {"train": {"image": 9}, "validation": {"image": 1}})
+    with pytest.raises(RecipeError, match="there is 1 to learn from; add images"):
+        check_metrics(made, {"train": {"image": 1}})
+    alone = replace(made.phases[0], batch_size=1)
+    assert any("write batch_size: 2" in text for text in phase_conflicts(alone, task, "pretext"))
+    one = {"train": {"image": 1}, "validation": {"image": 1}}
+    check_metrics(replace(made, task="rotation"), one)
 
 
 def test_auroc_needs_validation_images_of_every_label():

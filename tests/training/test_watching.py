@@ -1,6 +1,7 @@
 """What is watched while a pretext trains: rank and spread of features, and a probe."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import torch
 from sklearn.linear_model import Ridge
 from small import images, network
 
-from hf_transfer.training.watching import Watch, effective_rank, ridge, spread
+from hf_transfer.training.watching import Watch, effective_rank, ridge, spread, watched
+
+
+def test_with_few_images_to_validate_on_those_that_train_are_watched():
+    sets = {"train": images(40), "validation": images(4, seed=1)}
+    few = SimpleNamespace(task="rotation", **sets)
+    assert [len(watch.images) for watch in watched(network(), few, None)] == [40]
+    few.validation = images(36, seed=1)
+    assert [len(watch.images) for watch in watched(network(), few, None)] == [36]
 
 
 def test_the_rank_is_the_number_of_directions_that_features_take():
