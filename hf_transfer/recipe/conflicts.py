@@ -22,6 +22,10 @@ UNSOLVED = (
     *("momentum", "schedule", "warmup", "batch_size", "accumulate", "label_smoothing", "mixup"),
     *("cutmix", "stop", "best", "l2_sp", "max_grad_norm", "on_nan", "sampler", "pseudo"),
 )
+LABELLED_ONLY = {  # keys of data that say nothing of images without labels: the defaults
+    **{"train_per_class": None, "validation_per_class": None, "label_columns": (), "config": None},
+    **{"image_column": "image", "label_column": "label", "unlabelled": None},
+}
 SKEWED = ("balanced", "focal", "logit_adjusted")  # losses for uneven classes
 
 
@@ -133,6 +137,13 @@ def in_source(source: SourceSpec) -> Iterator[str]:
         yield "source needs one of data and letters, as what to learn first"
 
 
+def _unused_by_pretext(data: DataSpec, pretext: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a pretext's data that it would not use, and what to say of them."""
+    for key, usual in LABELLED_ONLY.items():
+        if getattr(data, key) != usual:
+            yield key, f"{key} is for images with labels, not for {pretext}; remove it"
+
+
 def in_recipe(recipe: Recipe) -> Iterator[Problem]:
     """Yield what sections of a recipe contradict each other, or do not go with its task."""
     yield from _of_weights(recipe)
@@ -143,6 +154,9 @@ def in_recipe(recipe: Recipe) -> Iterator[Problem]:
         for text in _phase_problems(spec, recipe.metrics, recipe.task, recipe.loss):
             yield ("phases", i), text
     if recipe.source is not None:
+        if recipe.source.pretext and recipe.source.data:
+            for key, text in _unused_by_pretext(recipe.source.data, recipe.source.pretext):
+                yield ("source", "data", key), text
         for i, spec in enumerate(recipe.source.phases):
             task = recipe.source.pretext or CLASSIFICATION.name
             extra = () if recipe.source.pretext else recipe.metrics
@@ -180,7 +194,8 @@ def _of_weights(recipe: Recipe) -> Iterator[Problem]:
 
 def _of_pseudo(recipe: Recipe) -> Iterator[Problem]:
     """Yield what contradicts itself of images without labels."""
-    if recipe.data.unlabelled and not any(spec.pseudo for spec in recipe.phases):
+    free = TASKS[recipe.task].is_pretext  # which has no use for it anyway
+    if recipe.data.unlabelled and not free and not any(spec.pseudo for spec in recipe.phases):
         yield ("data", "unlabelled"), "unlabelled is for phases with pseudo; add it to one"
     for i, spec in enumerate(recipe.source.phases if recipe.source else ()):
         if spec.pseudo:
@@ -191,6 +206,9 @@ def _with_task(recipe: Recipe) -> Iterator[Problem]:
     """Yield the settings of a recipe that do not go with its task."""
     task, data = TASKS[recipe.task], recipe.data
     yield from _of_loss(recipe, task)
+    if task.is_pretext:
+        for key, text in _unused_by_pretext(data, task.name):
+            yield ("data", key), text
     if task is CLASSIFICATION:
         if data.label_columns:
             yield (
@@ -199,7 +217,7 @@ def _with_task(recipe: Recipe) -> Iterator[Problem]:
             )
         return
     for key in ("train_per_class", "validation_per_class"):
-        if getattr(data, key):
+        if getattr(data, key) and not task.is_pretext:
             yield ("data", key), f"{key} cannot be combined with task: {task.name}; remove it"
     if recipe.metrics:
         yield (

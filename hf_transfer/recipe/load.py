@@ -31,6 +31,7 @@ from hf_transfer.recipe.specs import (
     Recipe,
     SourceSpec,
 )
+from hf_transfer.recipe.tasks import PRETEXTS
 from hf_transfer.recipe.yaml_nodes import Mistakes, Node
 
 MAPPINGS = ("lrs", "class_weights", "thresholds")  # keys whose pairs are a mapping in a file
@@ -166,6 +167,10 @@ def _of_source(setting: str, tree: Node) -> str:
     found = sections.get("source")
     first = found is not None and found.value is not None
     if setting.startswith("source.data.path=") and not first:
+        task = sections.get("task")
+        if task is not None and task.value in PRETEXTS:
+            text = f"--unlabelled: task: {task.value} learns from the images of --data; name them"
+            raise Mistakes([(0, f"{text} there")])
         if _has_pseudo(sections.get("phases")):
             return setting.replace("source.data.path", "data.unlabelled", 1)
         text = "--unlabelled: this recipe learns nothing from images without labels; free_labels "

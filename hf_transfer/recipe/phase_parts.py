@@ -94,9 +94,10 @@ class Pseudo:
     per_image: Whole = Field(
         default=4, ge=1, le=64, description="images without labels beside each labelled one"
     )
-    confidence: Rate = Field(
+    confidence: Number = Field(
         default=0.95,
-        le=1,
+        gt=0,
+        lt=1,
         description="probability from which an answer counts, on an image varied as `augment` of "
         "the phase says",
     )

@@ -367,6 +367,7 @@ BAD_PHASES = {
     "gradual: 1 stage, epochs: 1, lrs: {head: 1}": "cannot be combined with lrs; use layer_decay",
     "gradual: 1 stage, solve: lbfgs": "put {train: head, solve: lbfgs} before it",
     "gradual: 1 stage, epochs: 1, cold_head: true": "it starts with the head",
+    "train: head, epochs: 1, pseudo: {confidence: 2}": "confidence must be a number above 0 and",
 }
 
 
@@ -379,6 +380,26 @@ def test_the_backbone_that_is_given_is_that_of_the_source_in_a_recipe_that_train
     assert asked(parse_recipe(HEAD, "a.yaml"), backbone="timm/y").backbone == "timm/y"
     with pytest.raises(RecipeError, match="learns nothing from images without labels"):
         asked("lp_ft", unlabelled="some/images")
+    alone = "task: rotation\nbackbone: x\nphases: [{train: all, steps: 1}]"
+    with pytest.raises(RecipeError, match="task: rotation learns from the images of --data; name"):
+        asked(parse_recipe(alone, "a.yaml"), unlabelled="some/images")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["train_per_class=5", "label_column=x", "label_columns=[x]", "config=x", "unlabelled=y"],
+)
+def test_what_is_for_labels_is_told_in_the_data_of_a_pretext(setting):
+    key, phases = setting.partition("=")[0], "phases: [{train: all, steps: 1}]"
+    text = f"{HEAD}source: {{pretext: rotation, backbone: x, data: {{path: y}}, {phases}}}"
+    words = f"--set source.data.{key}.*: {key} is for images with labels, not for rotation; remove"
+    with pytest.raises(RecipeError, match=words) as error:
+        parse_recipe(text, "a.yaml", [f"source.data.{setting}"])
+    assert len(error.value.problems) == 1
+    alone = f"task: rotation\nbackbone: x\ndata: {{path: y}}\n{phases}"
+    with pytest.raises(RecipeError, match=f"{key} is for images with labels") as error:
+        parse_recipe(alone, "a.yaml", [f"data.{setting}"])
+    assert len(error.value.problems) == 1
 
 
 @pytest.mark.parametrize("text", BAD)
