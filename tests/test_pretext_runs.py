@@ -131,6 +131,8 @@ def test_frames_of_videos_teach_what_changes_slowly(place, tmp_path):
 
 def test_each_seed_learns_first_and_their_report_is_one(place, tmp_path):
     made = replace(recipe(place, "rotation"), seeds=2)
+    (phase,) = made.source.phases
+    made = replace(made, source=replace(made.source, phases=(replace(phase, batch_size=18),)))
     report = run(made, tmp_path / "out")
     assert report.seeds["seeds"] == [0, 1]
     assert RunReport.load(tmp_path / "out") == report

@@ -84,9 +84,7 @@ def list_source(
         )
     check_task(task)
     if not spec.path and TASKS[task].is_pretext:
-        raise DataError(
-            "no images without labels: name a folder with --unlabelled, or as path of its data"
-        )
+        raise DataError("no images without labels: name a folder with --unlabelled or data.path")
     if not spec.path:
         raise DataError("no data: name a folder of class folders with --data or data.path")
     with untrusted(f"data {str(spec.path)!r}", kind=DataError):
@@ -291,16 +289,15 @@ def near_places(path: Path) -> list[Path]:
 def _split(found: Scan, spec: DataSpec, seed: int) -> Scan:
     """Return the scan with validation and test drawn from train where the source has none.
 
-    Of every class (numbers: of every tenth) each gets its share, at least one image (two, for a
-    pretext that compares images), and train keeps as many. Of several labels each gets its share as
-    nearly as whole images allow, where images stay in groups as nearly as whole groups do; that may
-    be none.
+    Of every class (numbers: of every tenth) each gets its share, at least one image (of a pretext
+    that compares them two), and train keeps as many. Of several labels each gets it as nearly as
+    whole images, or groups that stay together, allow; that may be none.
     """
     splits = found.splits.map(lambda split: split or "train")
     shares = {"test": spec.test, "validation": spec.validation}
     shares = {s: share for s, share in shares.items() if share and s not in splits.table}
     rows = splits.where("train")
-    order = draw_order(found.files, seed)
+    order = draw_order(found.files, seed, TASKS[found.task].is_pretext)
     numbers, several = found.task == "regression", found.task == "multi_label"
     strata = tenths(rows, found.targets) if numbers else found.targets.codes
     groups = None if found.groups is None else found.groups.codes

@@ -12,9 +12,14 @@ import numpy as np
 TENTHS = 10
 
 
-def draw_order(names: Sequence[str], seed: int) -> np.ndarray:
-    """Return what to sort rows by, uint64: the same names and seed give the same order anywhere."""
-    texts = (f"{seed}\0{name}".encode(errors="surrogateescape") for name in names)
+def draw_order(names: Sequence[str], seed: int, free: bool = False) -> np.ndarray:
+    """Return what to sort rows by, uint64: the same names and seed give the same order anywhere.
+
+    Images without labels (`free`) have an order of their own: drawn by that of labelled ones, all
+    that validate a pretext would be among those that validate its target, and be left out.
+    """
+    drawn = f"{seed} free" if free else str(seed)
+    texts = (f"{drawn}\0{name}".encode(errors="surrogateescape") for name in names)
     digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     whole = (int.from_bytes(digest, "big") for digest in digests)
     return np.fromiter(whole, np.uint64, len(names))

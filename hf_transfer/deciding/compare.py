@@ -246,10 +246,8 @@ def _check(ways: Sequence[Way], per_class: Sequence[int]) -> None:
         )
     for way in ways:
         if way.recipe.source is not None:
-            raise UserError(
-                f"recipe {way.name} has a source task and cannot be compared here; train each "
-                "recipe on the same images with hf-transfer train, then hf-transfer runs lists them"
-            )
+            text = "has a source task and cannot be compared here; hf-transfer train it on the same"
+            raise UserError(f"recipe {way.name} {text} images; hf-transfer runs lists the results")
         for key in SHARED:
             one, other = (getattr(each.recipe.data, key) for each in (ways[0], way))
             if one != other:

@@ -34,6 +34,19 @@ def labelled(tmp_path):
     return tmp_path / "labelled"
 
 
+def test_a_folder_is_split_independently_of_the_same_one_with_labels(tmp_path):
+    """Else all that validates a pretext would be left out, for it validates the target."""
+    for number in range(100):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[number % 2] / f"{number}.png").touch()
+    spec = DataSpec(path=str(tmp_path), validation=0.2)
+    free, judged = scan(spec, 0, "contrastive"), scan(spec, 0)
+    mine = {free.files[row] for row in free.splits.where("validation")}
+    theirs = {judged.files[row] for row in judged.splits.where("validation")}
+    assert len(mine) == len(theirs) == 20
+    assert len(mine & theirs) < 10  # 4 by chance, 18 if both are drawn in the same order
+
+
 def test_all_images_below_a_folder_are_taken_whatever_its_layout(tmp_path):
     for number, name in enumerate(("a.png", "train/b.png", "test/cat/c.png", "x/y/z/d.png")):
         picture(tmp_path / name, number)

@@ -291,7 +291,7 @@ def test_a_source_is_whole_before_any_process_loads_it(tmp_path):
 def test_a_pretext_trains_and_is_measured_alike_on_two_processes(tmp_path):
     """Its evaluation counts each image once, in the batches that one process would make; the second
     process finds the run's folder in use by the first."""
-    images = photos(tmp_path / "images", count=24)
+    images = photos(tmp_path / "images", count=48)
     (tmp_path / "free.yaml").write_text(
         "phases: [{train: head, epochs: 1, batch_size: 8}]\n"
         "source: {pretext: contrastive, backbone: timm/test_resnet, phases: "
@@ -308,8 +308,10 @@ def test_a_pretext_trains_and_is_measured_alike_on_two_processes(tmp_path):
     model.backbone = replace(model.backbone, task="contrastive")
     spec, image = DataSpec(path=str(images), image_size=32), model.backbone.image
     data = load_data(spec, image, task="contrastive", without=held_out(spec, image))
+    assert len(data.validation) > 8
     alone = TransferTrainer(
-        model, arguments(tmp_path / "alone", seed=0), [{**COLD, "augment": "light"}],
+        model, arguments(tmp_path / "alone", seed=0, per_device_eval_batch_size=64),
+        [{**COLD, "augment": "light"}],
         train_dataset=data.train, eval_dataset=data.validation,
     )  # fmt: skip
     assert alone.evaluate()["eval_loss"] == pytest.approx(row["eval_loss"], rel=1e-4)
