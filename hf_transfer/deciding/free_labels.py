@@ -56,5 +56,6 @@ def on_unlabelled(
         f"{what} may be worth learning from first: few images have labels, and they are not like "
         "those that the backbone was trained on. Try hf-transfer train free_labels, and watch the "
         "probe: it says after each epoch what the features are worth. Frames of films gained much "
-        "where we measured it, photos little",
+        "where we measured it. Photos gained a few points, and most of them without these images: "
+        "reestimate_norms: true in the first phase takes seconds, so try that first",
     )
