@@ -1,188 +1,238 @@
 """What images without labels are worth: the same labelled images with and without each pretext.
 
-    python tests/benchmarks/free_labels.py flowers --data FOLDER --out DIR [--labels 20 --seeds 3]
-    python tests/benchmarks/free_labels.py video --out DIR
+    python tests/benchmarks/free_labels.py photos --data FOLDER --out DIR --backbone ID \
+        --start pretrained --labels 5,20,100 --seeds 3 [--group PATTERN] [--unlabelled 3000]
+    python tests/benchmarks/free_labels.py video --out DIR --start random --pretexts none,slow
+    python tests/benchmarks/free_labels.py table --out DIR    # what is there, as a table
 
-`flowers` takes any folder of class folders: of each class some images are labelled, others validate
-and test, and `--unlabelled` more, with the labelled ones, are a folder without labels. `video`
-renders objects that move and turn; the labels say which object it is. One JSON line per run goes to
+`photos` takes any folder of class folders: of each class some images are labelled, fewer ones among
+more, others validate and test, and `--unlabelled` more, with the labelled ones, are a folder
+without labels. Images of a `--group` (a pattern on their names) stay on one side. `video` renders
+objects that move and turn; the labels say which object it is. A pretext is trained once for all
+numbers of labels, to its last epoch, so that no label has a part in it; then each number goes on
+from there with the phases of the recipe free_labels. One JSON line per number goes to
 DIR/rows.jsonl; what is there is not run again, and a run that was cut off is resumed.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import dataclasses
 import json
 import os
-import time
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from transformers import TrainerCallback
 
 from hf_transfer.base.errors import UserError
 from hf_transfer.plans import plans_of
-from hf_transfer.recipe.load import parse_recipe
+from hf_transfer.recipe.load import asked, source_recipe
 from hf_transfer.recipe.specs import Recipe
 from hf_transfer.recipe.tasks import PRETEXTS
 from hf_transfer.run import run
 
-TARGET = """
-data: {path: PATH, image_size: SIZE}
-precision: bf16
-ends_with: last
-seed: SEED
-phases:
-"""
-ALL = "{train: all, epochs: 60, lr: RATE, warmup: 0.1, batch_size: 16, augment: light, best: last}"
-PLAIN = "backbone: BACKBONE\npretrained: START"
-SOURCE = """
-source:
-  pretext: PRETEXT
-  backbone: BACKBONE
-  start: START
-  data: {path: UNLABELLED, validation: 0.02}
-  phases:
-    - {train: all, cold_head: true, epochs: EPOCHS, lr: 2e-3, warmup: 0.1, batch_size: 64,
-       augment: AUGMENT, best: last}
-"""
-VARIED = "{crop: [0.2, 1], flip: true, color: 0.2}"
-AUGMENTS = {
+KEY = ("case", "backbone", "start", "size", "unlabelled", "epochs", "pretext", "seed", "labels")
+NONE, PSEUDO = "none", "pseudo"
+AUGMENTS = {  # where the recipe's own is not for a pretext
     "motion": "none",
     "rotation": "{crop: [0.35, 1], flip: true, color: 0.3}",
     "slow": "none",
 }
+# From random weights, as docs/free-labels.md says
+RANDOM_SOURCE = ["source.phases.0.lr=2e-3", "source.phases.0.layer_decay=1"]
+RANDOM = ["lr=1e-3", "layer_decay=1", "still_norms=false", "reestimate_norms=true"]
 
 
 def main() -> None:
     """Run every pretext with every seed that DIR does not have yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=("flowers", "video"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case", choices=("photos", "video", "table"))
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--group", help="pattern of what stays together, on the images' names")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbone", default="timm/resnet10t")
-    parser.add_argument("--start", default="random", choices=("random", "pretrained"))
-    parser.add_argument("--pretexts", default=f"none,{','.join(PRETEXTS)}")
-    parser.add_argument("--labels", type=int, default=20, help="of each class")
+    parser.add_argument("--start", default="pretrained", choices=("random", "pretrained"))
+    parser.add_argument("--pretexts", default=",".join([NONE, *PRETEXTS, PSEUDO]))
+    parser.add_argument("--labels", default="5,20,100", help="of each class")
+    parser.add_argument("--validation", type=int, default=10, help="images of each class")
+    parser.add_argument("--test", type=int, default=100, help="images of each class")
     parser.add_argument("--unlabelled", type=int, default=3000)
-    parser.add_argument("--epochs", type=float, default=24)
-    parser.add_argument("--size", type=int, default=48)
-    parser.add_argument("--rate", default="1e-3", help="of the target's fine-tuning")
-    parser.add_argument("--scratch-rate", default="2e-3", help="the same, with nothing before it")
+    parser.add_argument("--epochs", type=float, default=4, help="of the pretext")
+    parser.add_argument("--steps", type=int, default=150, help="of it, at least")
+    parser.add_argument("--fine-steps", type=int, default=100, help="of what follows, at least")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    rows = args.out / "rows.jsonl"
     args.out.mkdir(parents=True, exist_ok=True)
-    known = (
-        {key_of(json.loads(line)) for line in rows.read_text().splitlines()}
-        if rows.exists()
-        else set()
-    )
-    for seed in range(args.seeds):
+    for seed in range(args.seeds if args.case != "table" else 0):
         for pretext in args.pretexts.split(","):
-            asked = {**vars(args), "pretext": pretext, "seed": seed}
-            if key_of(asked) not in known:
-                row = one(args, pretext, seed)
-                with rows.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(json.dumps(row), flush=True)
+            run_pretext(args, pretext, seed)
+    print("\n".join(table(read(args.out))))
 
 
-KEYS = ("case", "backbone", "start", "pretext", "labels", "unlabelled", "epochs", "size", "rate")
+def read(out: Path) -> list[dict[str, Any]]:
+    """Return the rows that are there."""
+    rows = out / "rows.jsonl"
+    return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
 
 
-def key_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return what tells one row from another."""
-    return tuple(str(row[key]) for key in (*KEYS, "seed"))
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the mean test accuracy of each pretext over so many seeds, a column for each number of
+    labels."""
+    found = collections.defaultdict(list)
+    for row in rows:
+        found[tuple(row[key] for key in KEY if key != "seed")].append(row["test"])
+    counts = sorted({row["labels"] for row in rows})
+    cases = dict.fromkeys(key[:-1] for key in found)
+    lines = [f"| case | pretext | {' | '.join(map(str, counts))} |"]
+    for *case, pretext in cases:
+        cells = []
+        for count in counts:
+            mine = found.get((*case, pretext, count), [])
+            cells.append(f"{np.mean(mine):.3f} ({len(mine)})" if mine else "")
+        lines.append(f"| {' '.join(map(str, case))} | {pretext} | {' | '.join(cells)} |")
+    return lines
 
 
-def one(args: argparse.Namespace, pretext: str, seed: int) -> dict[str, Any]:
-    """Return the row of one run."""
-    drawn = flowers if args.case == "flowers" else video
-    place = args.out / f"{args.case}-{args.labels}-{args.unlabelled}-{seed}"
-    if not place.is_dir():
-        drawn(args, place, seed)
-    recipe = recipe_of(args, pretext, seed, place)
-    planned = sum(plan.seconds or 0.0 for plan in plans_of(recipe))
-    name = "-".join(str(vars(args).get(key, "")).replace("/", "_") for key in KEYS)
-    out = args.out / "runs" / f"{name}-{pretext}-{seed}"
-    began, clock = time.monotonic(), Clock()
-    report = run(recipe, out, resume=out.is_dir(), callbacks=[clock])
-    source = report.source
-    return {
-        **{key: str(vars(args)[key]) for key in KEYS if key != "pretext"},
+def run_pretext(args: argparse.Namespace, pretext: str, seed: int) -> None:
+    """Add the rows of one pretext with one seed, of all numbers of labels."""
+    name = args.case if args.case == "video" else args.data.name
+    about = {
+        "case": name,
+        "backbone": Path(args.backbone).name,
+        "start": args.start,
+        "size": args.size,
+        "unlabelled": args.unlabelled,
+        "epochs": args.epochs,
         "pretext": pretext,
         "seed": seed,
-        "test": report.metrics["test"]["accuracy"],
-        "probe": [source["before"]["probe_accuracy"], source["metrics"]["probe_accuracy"]]
-        if source
-        else None,
-        "rank": source["metrics"]["rank"] if source else None,
-        "planned_seconds": round(planned, 1),
-        "steps_processor_seconds": round(clock.seconds, 1),
-        "seconds": round(time.monotonic() - began, 1),
     }
+    known = {tuple(row[key] for key in KEY) for row in read(args.out)}
+    counts = [int(text) for text in args.labels.split(",")]
+    left = [count for count in counts if (*about.values(), count) not in known]
+    if not left:
+        return
+    place = args.out / f"{name}-{args.unlabelled}-{args.size}-{seed}"
+    if not place.is_dir():
+        drawn = place.with_name(f"{place.name}.part{os.getpid()}")
+        (photos if args.case == "photos" else video)(args, drawn, counts, seed)
+        drawn.rename(place)
+    runs = args.out / "runs" / "-".join(str(value) for value in about.values())
+    backbone: str = args.backbone
+    first: dict[str, Any] = {}
+    if pretext in PRETEXTS:
+        whole = recipe_of(args, pretext, seed, place, counts[0])
+        backbone, first = learned_first(whole, runs / "source")
+    for count in left:
+        recipe = recipe_of(args, pretext, seed, place, count)
+        if pretext in PRETEXTS:
+            recipe = dataclasses.replace(recipe, source=None, backbone=backbone)
+        report = run(recipe, runs / str(count), resume=(runs / str(count)).is_dir())
+        row = {**about, "labels": count, "test": report.metrics["test"]["accuracy"], **first}
+        with (args.out / "rows.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
 
 
-class Clock(TrainerCallback):
-    """Adds up the processor seconds of the phases' steps and evaluations."""
-
-    def __init__(self) -> None:
-        self.seconds = self.began = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.began = time.process_time()
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.seconds += time.process_time() - self.began
-
-
-def recipe_of(args: argparse.Namespace, pretext: str, seed: int, place: Path) -> Recipe:
-    """Return the recipe of one run."""
-    phases = [ALL] if pretext == "none" else ["{train: head, solve: lbfgs}", ALL]
-    text = (PLAIN if pretext == "none" else SOURCE) + TARGET
-    text += "".join(f"  - {phase}\n" for phase in phases)
-    start = args.start if pretext != "none" else str(args.start == "pretrained").lower()
-    values = {
-        "PRETEXT": pretext,
-        "BACKBONE": args.backbone,
-        "START": start,
-        "UNLABELLED": place / "unlabelled",
-        "EPOCHS": f"{args.epochs:g}",
-        "AUGMENT": AUGMENTS.get(pretext, VARIED),
-        "PATH": place / "labelled",
-        "SIZE": args.size,
-        "SEED": seed,
-        "RATE": args.scratch_rate if pretext == "none" else args.rate,
+def learned_first(recipe: Recipe, out: Path) -> tuple[str, dict[str, Any]]:
+    """Train the pretext of a recipe; return its network's folder, and what its report says."""
+    planned = next(iter(plans_of(recipe))).seconds
+    source = source_recipe(recipe)
+    report = run(source, out, resume=out.is_dir(), target=recipe)
+    facts = {
+        "probe": [found["probe_accuracy"] for found in (report.metrics["before"], report.metrics)],
+        "planned_seconds": round(planned or 0.0, 1),
+        "seconds": round(report.seconds["training"], 1),
     }
-    for key, value in values.items():
-        text = text.replace(key, str(value))
-    return parse_recipe(text, f"{pretext}.yaml")
+    return str(out / "model"), facts
+
+
+def recipe_of(args: argparse.Namespace, pretext: str, seed: int, place: Path, count: int) -> Recipe:
+    """Return the recipe of one pretext and one number of labels, both halves of it."""
+    data, free = place / f"labelled-{count}", place / "unlabelled"
+    settings = [f"data.image_size={args.size}", f"precision={args.precision}"]
+    if pretext == NONE and args.start == "random":
+        return asked("scratch", data, args.backbone, seed, settings)
+    settings += [
+        f"source.pretext={pretext if pretext in PRETEXTS else 'contrastive'}",
+        f"source.start={args.start}",
+        f"source.phases.0.epochs={args.epochs:g}",
+        f"source.phases.0.min_steps={args.steps}",
+        "source.phases.0.best=last",
+        f"phases.1.min_steps={args.fine_steps}",
+    ]
+    if pretext in AUGMENTS:
+        settings.append(f"source.phases.0.augment={AUGMENTS[pretext]}")
+    if args.start == "random":
+        settings += RANDOM_SOURCE + [f"phases.1.{setting}" for setting in RANDOM]
+    if pretext == PSEUDO:
+        settings += ["phases.1.pseudo=fixmatch", "phases.1.best=accuracy"]
+        settings += [f"data.unlabelled={json.dumps(str(free))}"]
+    recipe = asked("free_labels", data, args.backbone, seed, settings, unlabelled=free)
+    if pretext in PRETEXTS:
+        return recipe
+    return dataclasses.replace(recipe, source=None, backbone=args.backbone)
 
 
 # --- images ----------------------------------------------------------------------------------
 
 
-def flowers(args: argparse.Namespace, place: Path, seed: int) -> None:
-    """Lay out real photos: labelled ones in splits, and a folder without labels, as links."""
+def photos(args: argparse.Namespace, place: Path, counts: list[int], seed: int) -> None:
+    """Lay out real images as links: labelled ones in splits, and a folder without labels, in which
+    those that are labelled at most come first."""
+    rng = np.random.default_rng(seed)
+    held, left = sides(args, rng)
+    for count in counts:
+        train, _ = first_of_each(left, count)
+        for split, files in {**held, "train": train}.items():
+            for path in files:
+                link(path, place / f"labelled-{count}" / split / path.parent.name / path.name)
+    known, others = first_of_each(left, max(counts))
+    free = (known + others)[: args.unlabelled]
+    for number, row in enumerate(rng.permutation(len(free))):
+        link(free[row], place / "unlabelled" / f"{number:05d}{free[row].suffix}")
+
+
+def sides(
+    args: argparse.Namespace, rng: np.random.Generator
+) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the images that test and that validate, and the others, in a drawn order.
+
+    Groups are drawn one by one: each to test until its class has its images there, then to
+    validate, then to the others.
+    """
     if args.data is None:
-        raise UserError("flowers needs --data, a folder of class folders")
-    rng, left = np.random.default_rng(seed), []
-    for folder in sorted(path for path in args.data.iterdir() if path.is_dir()):
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        files = [files[row] for row in rng.permutation(len(files))]
-        counts = {"train": args.labels, "validation": 20, "test": 100}
-        for split, count in counts.items():
-            for path in files[:count]:
-                link(path, place / "labelled" / split / folder.name / path.name)
-            left += files[:count] if split == "train" else []
-            files = files[count:]
-        left += files
-    rng.shuffle(left)
-    for number, path in enumerate(left[: args.unlabelled]):
-        link(path, place / "unlabelled" / f"{number:05d}{path.suffix}")
+        raise UserError("photos needs --data, a folder of class folders")
+    groups: dict[str, list[Path]] = collections.defaultdict(list)
+    for path in sorted(args.data.glob("*/*")):
+        found = re.search(args.group, path.name) if args.group else None
+        groups[found[0] if found else str(path)].append(path)
+    names = sorted(groups)
+    wanted = {"test": args.test, "validation": args.validation}
+    held: dict[str, list[Path]] = {split: [] for split in wanted}
+    left: list[Path] = []
+    for name in (names[row] for row in rng.permutation(len(names))):
+        kind = groups[name][0].parent.name
+        had = {split: sum(path.parent.name == kind for path in held[split]) for split in wanted}
+        split = next((one for one, most in wanted.items() if had[one] < most), None)
+        (held[split] if split else left).extend(groups[name])
+    return held, left
+
+
+def first_of_each(files: list[Path], count: int) -> tuple[list[Path], list[Path]]:
+    """Return the first so many of each class, and the others."""
+    had: collections.Counter[str] = collections.Counter()
+    first: list[Path] = []
+    others: list[Path] = []
+    for path in files:
+        had[path.parent.name] += 1
+        (first if had[path.parent.name] <= count else others).append(path)
+    return first, others
 
 
 def link(path: Path, new: Path) -> None:
@@ -194,18 +244,25 @@ def link(path: Path, new: Path) -> None:
 SIDES = {"triangle": 3, "square": 4, "pentagon": 5, "star": 10, "circle": 40}
 
 
-def video(args: argparse.Namespace, place: Path, seed: int) -> None:
+def video(args: argparse.Namespace, place: Path, counts: list[int], seed: int) -> None:
     """Render films of one object each; the labelled frames are single ones of other films."""
     rng = np.random.default_rng(seed)
     for film in range(args.unlabelled // 30):
         kind = list(SIDES)[film % len(SIDES)]
         for number, frame in enumerate(frames(rng, kind, 30, args.size)):
             save(frame, place / "unlabelled" / f"film-{film:03d}" / f"{number:03d}.png")
-    for split, count in {"train": args.labels, "validation": 20, "test": 100}.items():
+    for split, most in (
+        ("train", max(counts)),
+        ("validation", args.validation),
+        ("test", args.test),
+    ):
         for kind in SIDES:
-            for number in range(count):
+            for number in range(most):
                 (frame,) = frames(rng, kind, 1, args.size)
-                save(frame, place / "labelled" / split / kind / f"{number:03d}.png")
+                for count in counts:
+                    if split != "train" or number < count:
+                        folder = place / f"labelled-{count}" / split / kind
+                        save(frame, folder / f"{number:03d}.png")
 
 
 def save(image: Image.Image, path: Path) -> None:
