@@ -11,7 +11,7 @@ from hf_transfer.base.boundary import printable
 from hf_transfer.base.cache import room
 from hf_transfer.base.errors import RecipeError, UserError
 from hf_transfer.base.files import expanded
-from hf_transfer.base.machine import multiplies_bf16
+from hf_transfer.base.machine import bf16_time
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.beside import check_apart, count_beside
 from hf_transfer.data.findings import NO_LABELLED_IMAGE, public_name
@@ -161,7 +161,7 @@ def _plan(
     if recipe.data.image_size:
         groups = groups.at(recipe.data.image_size)
     phases = make_phases(recipe.phases, groups, recipe.name)
-    machine = Machine(speed, processes, launch.shards(), room(), multiplies_bf16())
+    machine = Machine(speed, processes, launch.shards(), room(), bf16_time())
     return make_plan(recipe, groups, phases, counts, machine, images, probed)
 
 

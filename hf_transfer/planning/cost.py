@@ -22,7 +22,6 @@ LINEAR = 1.4  # time of linear layers, with attention and GELU, beside as many c
 OUTPUT_OPERATIONS = 320  # for each number that a layer gives: written, normalised, activated, read
 WARP_OPERATIONS = 950  # for each number of a picture that is cropped or turned at random
 COLOR_OPERATIONS = 650  # for each of one whose colours are varied
-BF16 = 0.55  # time of arithmetic in bfloat16, beside float32, where the processor multiplies it
 FINE_SECONDS = 1e-5  # resolution of a clock that can time a millisecond's work
 STEP_SECONDS = 0.003  # of a step with next to no arithmetic
 PHASE_SECONDS = 1.5  # to prepare and to check the phase

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.base.cache import Room
-from hf_transfer.planning.cost import BF16, Work
+from hf_transfer.planning.cost import Work
 from hf_transfer.planning.data_checks import Counts, check_batches, check_metrics
 from hf_transfer.planning.frozen_prefix import (
     PRETEXT,
@@ -34,7 +34,7 @@ class Machine:
     processes: int = 1
     sharded: bool = False  # whether these share out the parameters (FSDP)
     room: Room | None = None  # for features on disk
-    bf16: bool = False  # whether the processor multiplies bfloat16 itself
+    bf16: float = 1.0  # time of training in bfloat16 beside float32 on the processor
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,12 @@ def make_plan(
         labels=len({label for classes in counts.values() for label in classes}),
         image_px=int(groups.layout.image.get("size", 224)),
         phases=planned,
-        notes=(*phase_notes(phases, groups), *_rate_notes(planned), *_idle_notes(planned)),
+        notes=(
+            *phase_notes(phases, groups),
+            *_rate_notes(planned),
+            *_idle_notes(planned),
+            *_precision_notes(recipe, machine),
+        ),
         machine=machine,
     )
 
@@ -146,8 +151,8 @@ def _planned(
     judged = validation * task.views + probed
     views = task.views + (2 * spec.pseudo.per_image if spec.pseudo else 0)
     work = Work(phase, train, judged, seen, live=live is not None, views=views)
-    fast = machine.bf16 and recipe.precision in ("bf16", "auto")  # auto takes the fastest
-    share = BF16 if fast and not spec.solve else 1.0
+    shares = {"bf16": machine.bf16, "auto": min(machine.bf16, 1.0)}  # auto takes the fastest
+    share = 1.0 if spec.solve else shares.get(recipe.precision, 1.0)
     parameters = sum(sizes[name] for name in phase.parameters)
     rates = param_groups(phase)
     return PlannedPhase(
@@ -211,4 +216,14 @@ def _idle_notes(phases: Sequence[PlannedPhase]) -> list[str]:
         for planned in phases
         for key, default in FOR_FEATURES.items()
         if planned.live and getattr(planned.phase.spec, key) != default
+    ]
+
+
+def _precision_notes(recipe: Recipe, machine: Machine) -> list[str]:
+    """Return that bfloat16 is slow on this processor."""
+    if recipe.precision != "bf16" or machine.bf16 <= 1:
+        return []
+    return [
+        f"bf16 takes about {machine.bf16:g} times as long as fp32 on this processor; it is fast on "
+        "GPUs and on processors with AMX. precision: auto measures both and takes the faster"
     ]

@@ -8,7 +8,6 @@ import pytest
 from hf_transfer.base.cache import Room
 from hf_transfer.base.errors import UserError
 from hf_transfer.planning.cost import (
-    BF16,
     COLOR_OPERATIONS,
     EFFICIENCY,
     LINEAR,
@@ -239,8 +238,8 @@ def test_linear_layers_take_longer_than_convolutions_of_as_many_products():
     assert linear.seconds - convolved.seconds == pytest.approx(more, rel=0.02)
 
 
-def test_variation_takes_time_and_bfloat16_saves_it_where_the_processor_multiplies_it():
-    def seconds(spec, bf16=False, precision="fp32"):
+def test_variation_takes_time_and_bfloat16_what_it_takes_on_the_processor():
+    def seconds(spec, bf16=1.0, precision="fp32"):
         recipe = Recipe("mine", (PROBE, spec), backbone="timm/tiny", precision=precision)
         phases = make_phases(recipe.phases, network(3, True))
         machine = Machine(1e6, bf16=bf16)
@@ -252,9 +251,22 @@ def test_variation_takes_time_and_bfloat16_saves_it_where_the_processor_multipli
     pseudo = seconds(replace(WHOLE, pseudo=Pseudo(per_image=2, augment=Augment(color=0.5))))
     own = 5 * (plain - PHASE_SECONDS) + 2 * numbers * COLOR_OPERATIONS / (1e6 * EFFICIENCY)
     assert pseudo == pytest.approx(own, rel=0.2)  # validation and steps count once
-    assert seconds(WHOLE, bf16=True) == seconds(WHOLE, precision="bf16") == plain
-    low = seconds(WHOLE, bf16=True, precision="bf16")
-    assert low - PHASE_SECONDS == pytest.approx(BF16 * (plain - PHASE_SECONDS), rel=0.01)
+    assert seconds(WHOLE, bf16=0.5) == seconds(WHOLE, precision="bf16") == plain
+    assert seconds(WHOLE, bf16=3, precision="auto") == plain  # it measures, and takes float32
+    for bf16, precision in ((0.5, "bf16"), (0.5, "auto"), (3, "bf16")):
+        low = seconds(WHOLE, bf16, precision)
+        assert low - PHASE_SECONDS == pytest.approx(bf16 * (plain - PHASE_SECONDS), rel=0.01)
+
+
+def test_a_plan_says_where_bfloat16_is_slow():
+    def notes(bf16, precision):
+        recipe = Recipe("mine", (PROBE, WHOLE), precision=precision)
+        phases = make_phases(recipe.phases, network())
+        return make_plan(recipe, network(), phases, COUNTS, Machine(1e6, bf16=bf16)).notes
+
+    assert any("bf16 takes about 3 times as long as fp32" in note for note in notes(3.0, "bf16"))
+    for bf16, precision in ((0.55, "bf16"), (3.0, "auto"), (3.0, "fp32")):
+        assert not any("bf16" in note for note in notes(bf16, precision))
 
 
 def test_this_machine_has_a_speed_and_threads_that_are_asked_for_bound_it(monkeypatch):
