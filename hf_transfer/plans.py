@@ -9,12 +9,13 @@ from pathlib import Path
 from hf_transfer.base import launch
 from hf_transfer.base.boundary import printable
 from hf_transfer.base.cache import room
-from hf_transfer.base.errors import RecipeError, UserError
+from hf_transfer.base.errors import RecipeError, UserError, data_of
 from hf_transfer.base.files import expanded
 from hf_transfer.base.machine import bf16_time
 from hf_transfer.base.signatures import checked
 from hf_transfer.data.beside import check_apart, count_beside
 from hf_transfer.data.findings import NO_LABELLED_IMAGE, public_name
+from hf_transfer.data.scan import check_validation
 from hf_transfer.data.sources import Scan, scan
 from hf_transfer.planning.cost import measure_speed
 from hf_transfer.planning.data_checks import Counts
@@ -86,7 +87,8 @@ def plans_of(recipe: Recipe, processes: int = 1) -> Iterator[Plan]:
             yield _plan(first, first, _letters(source.letters), speed, processes)
         else:
             probed = _labelled(recipe) if source.pretext else 0
-            planned = _plan_on_data(first, first, speed, processes, probed)
+            with data_of(first.name):
+                planned = _plan_on_data(first, first, speed, processes, probed)
             _check_learns(planned)
             note = LEFT_OUT.format(data=recipe.data.path) if source.pretext else None
             yield dataclasses.replace(planned, notes=(*planned.notes, *([note] if note else ())))
@@ -123,6 +125,8 @@ def _plan_on_data(
     recipe: Recipe, drawn: Recipe, speed: float, processes: int, probed: int = 0
 ) -> Plan:
     found = scan(recipe.data, recipe.seed, recipe.task)
+    if recipe.folds == 1:
+        check_validation(found, found, recipe.data)
     planned = _plan(recipe, drawn, found.counts, speed, processes, found.images, probed)
     notes = [_not_used(found)] if found.ignored else []
     if count := count_beside(recipe):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_transfer.base.errors import UserError
+from hf_transfer.base.errors import DataError, UserError
 from hf_transfer.planning.plan_text import format_plan
 from hf_transfer.plans import plan, plans_of
 from hf_transfer.recipe.load import load_recipe, parse_recipe
@@ -126,3 +126,12 @@ def test_a_plan_says_what_is_not_used(photos: Path, tmp_path: Path):
     (root / "notes.txt").touch()
     (note,) = plan("exact_head", data=root, backbone="timm/resnet10t")[0].notes
     assert note.startswith("not used: extra/, notes.txt (not an image by its name")
+
+
+def test_a_plan_without_images_to_validate_is_refused_as_the_run_is(photos: Path):
+    asked = {"data": photos, "backbone": "timm/resnet10t"}
+    with pytest.raises(DataError, match="photos: no validation images: set data.validation above"):
+        plan("exact_head", overrides=["data.validation=0"], **asked)
+    with pytest.raises(DataError, match="^free_labels, source: .*photos: no validation images"):
+        plan("free_labels", overrides=["source.data.validation=0"], unlabelled=photos, **asked)
+    assert plan("exact_head", overrides=["data.validation=0", "folds=2"], **asked)

@@ -1,5 +1,6 @@
 """Runs that learn from images without labels first: one run, one report, bit for bit again."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from small import RESNET, images, state, trainer
+from tiny_folders import vit_folder
 from transformers import TrainerCallback
 
-from hf_transfer.backbones.load import load_backbone
+from hf_transfer.backbones.load import load_backbone, load_model
+from hf_transfer.backbones.saving import save_model
 from hf_transfer.base.errors import DataError, RecipeError, UserError
 from hf_transfer.plans import plans_of, plans_text
 from hf_transfer.recipe.load import parse_recipe
@@ -20,6 +23,13 @@ from hf_transfer.results.page import report_page
 from hf_transfer.results.report import RunReport
 from hf_transfer.results.summary import summary
 from hf_transfer.run import run
+from hf_transfer.serving.answers import Answers
+from hf_transfer.serving.embed import embed
+from hf_transfer.serving.evaluate import evaluate
+from hf_transfer.serving.explain import explain
+from hf_transfer.serving.export import export
+from hf_transfer.serving.loaders import check_loaders
+from hf_transfer.serving.predict import predict
 
 RECIPE = """
 source:
@@ -105,6 +115,44 @@ def test_the_run_of_the_pretext_has_a_report_a_page_and_a_card_of_its_own(rotate
     card = (source / "model" / "README.md").read_text()
     assert "learned from images without labels" in card
     assert "It is a start for other tasks. Input" in card
+
+
+def test_the_model_of_a_pretext_is_a_backbone_and_refuses_to_answer(rotated, place):
+    report, out = rotated
+    model, image = out / "source" / "model", next((place / "mine").glob("*.png"))
+    for ask in (
+        lambda: predict(model, [image]),
+        lambda: Answers(str(model), [str(image)]),
+        lambda: explain(model, [image]),
+        lambda: evaluate(model, place / "labelled"),
+        lambda: evaluate(out, place / "labelled", compare=model),
+        lambda: export(model, out / "model.onnx"),
+    ):
+        with pytest.raises(UserError, match=r"\(rotation\) and has no labels to answer"):
+            ask()
+    assert embed(model, [image]).features.shape[0] == 1
+    assert check_loaders(model) == check_loaders(out / "model")
+    assert predict(out, [image])[0].error is None
+    card = (model / "README.md").read_text()
+    assert "pipeline_tag: image-feature-extraction" in card
+    assert "num_classes=0" in card
+    assert "predict" not in card.partition("## How to load it")[2].partition("## Limitations")[0]
+    assert "| Split | Images |\n" in card
+
+
+@pytest.mark.parametrize("write", [vit_folder, None])
+def test_a_task_with_labels_forgets_that_its_backbone_learned_a_pretext(write, tmp_path):
+    start = write(tmp_path / "start") if write else "torchvision/squeezenet1_1"
+    learned = load_backbone(
+        start, labels_of("rotation", ()), task="rotation", pretrained=False, image_size=32
+    )
+    save_model(learned, tmp_path / "learned")
+    assert load_model(tmp_path / "learned").backbone.task == "rotation"
+    model = load_backbone(tmp_path / "learned", ["a", "b"])
+    assert model.backbone.task == "classification"
+    save_model(model, tmp_path / "model")
+    assert load_model(tmp_path / "model").backbone.task == "classification"
+    assert "pretext" not in json.loads((tmp_path / "model" / "config.json").read_text())
 
 
 def test_a_pretext_alone_makes_a_backbone_of_images_without_labels(place, tmp_path):

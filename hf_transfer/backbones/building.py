@@ -34,7 +34,8 @@ def draw(origin: Origin, image_size: int | None = None, channels: int | None = N
         found = replace(found, image=image, own=own)
     for image in (found.own, found.image):
         _check_pixels(image, str(origin))
-    return replace(found, task=task_of((origin.config or {}).get("problem_type")))
+    config = origin.config or {}
+    return replace(found, task=task_of(config.get("problem_type"), config.get("pretext")))
 
 
 def _check_pixels(image: ImageSettings, place: str) -> None:

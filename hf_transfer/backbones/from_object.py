@@ -59,7 +59,7 @@ def describe(
         groups=_groups(network, image, new, len(labels), groups),
         image=image,
         weights="as given",
-        task=task_of(getattr(config, "problem_type", None)),
+        task=task_of(getattr(config, "problem_type", None), getattr(config, "pretext", None)),
     )
 
 

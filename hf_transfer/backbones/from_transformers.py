@@ -70,6 +70,7 @@ def _config_of(origin: Origin) -> Any:
     named = config.architectures or []
     config.architectures = [name for name in named if not name.endswith("WithTeacher")]
     config.problem_type = None
+    config.__dict__.pop("pretext", None)
     return config
 
 

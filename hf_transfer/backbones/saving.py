@@ -38,6 +38,7 @@ def wrap(
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
         "problem_type": TASKS[task].problem_type,
+        **({"pretext": task} if TASKS[task].is_pretext else {}),
     }
     origin, image = blueprint.origin, blueprint.image
     if origin.source == "transformers":
@@ -149,6 +150,8 @@ def _write_timm(model: PreTrainedModel, folder: Path) -> None:
         config["thresholds"] = _thresholds(backbone)
     if backbone.tta:
         config["tta"] = True
+    if TASKS[backbone.task].is_pretext:
+        config["pretext"] = backbone.task
     if model.config.problem_type:
         config["problem_type"] = model.config.problem_type
     if model.config.model_args:

@@ -15,6 +15,7 @@ from hf_transfer.data.image_groups import together
 from hf_transfer.data.image_settings import ImageSettings, share_lost
 from hf_transfer.data.near_duplicates import near_duplicates
 from hf_transfer.data.pixels import Seen
+from hf_transfer.data.scan import check_validation
 from hf_transfer.data.sources import SPLITS, Scan
 from hf_transfer.data.targets import DOUBTFUL, MISSING, look_alikes
 from hf_transfer.recipe.specs import DataSpec
@@ -109,7 +110,7 @@ def audit(
     findings += near_duplicates(chosen, seen.hashes[kept], seen.pixels[kept])
     _check_splits(chosen, spec, same)
     if not folds:
-        _check_validation(found, chosen, spec)
+        check_validation(found, chosen, spec)
     imbalance = 1.0
     if found.task != "regression":
         findings += _odd_names(found.labels)
@@ -228,26 +229,6 @@ def _check_splits(found: Scan, spec: DataSpec, same: dict[str, list[int]]) -> No
     least = max(1, spec.min_per_class) if found.task != "classification" else 0
     if found.images.get("train", 0) < least:
         raise DataError(f"{found.path}: fewer than {least} usable training images{_copies(same)}")
-
-
-def _check_validation(found: Scan, chosen: Scan, spec: DataSpec) -> None:
-    """Raise DataError, why and what helps, where the audit leaves nothing to validate on.
-
-    A share of a class, or of a tenth of numbers, always leaves one to train on, however large.
-    """
-    rows = chosen.splits.where("validation")
-    if any(chosen.targets[row] != () for row in rows):
-        return
-    if len(rows):
-        why = f"the {len(rows):,} there show none of the labels; add images that do"
-    elif given := found.images.get("validation"):
-        why = f"all {given:,} cannot be read, or are copies of others; add others"
-    elif not spec.validation:
-        why = "set data.validation above 0, or add a split of that name"
-    else:
-        larger = " or make the share larger" if found.task == "multi_label" else ""
-        why = f"a share of {spec.validation:g} of so few comes to none; add images{larger}"
-    raise DataError(f"{found.path}: no validation images: {why}")
 
 
 def _check_classes(

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.base.errors import DataError
 from hf_transfer.data import reading
 from hf_transfer.data.columns import Codes
 from hf_transfer.data.datasets_tables import ImageTable
 from hf_transfer.data.targets import BETWEEN
+from hf_transfer.recipe.specs import DataSpec
 
 SPLITS = ("train", "validation", "test")
 
@@ -97,3 +99,23 @@ class Scan:
             splits=self.splits.take(rows),
             groups=self.groups and self.groups.take(rows),
         )
+
+
+def check_validation(found: Scan, chosen: Scan, spec: DataSpec) -> None:
+    """Raise DataError, why and what helps, where none of the `chosen` images can validate.
+
+    A share of a class, or of a tenth of numbers, always leaves one to train on, however large.
+    """
+    rows = chosen.splits.where("validation")
+    if any(chosen.targets[row] != () for row in rows):
+        return
+    if len(rows):
+        why = f"the {len(rows):,} there show none of the labels; add images that do"
+    elif given := found.images.get("validation"):
+        why = f"all {given:,} cannot be read, or are copies of others; add others"
+    elif not spec.validation:
+        why = "set data.validation above 0, or add a split of that name"
+    else:
+        larger = " or make the share larger" if found.task == "multi_label" else ""
+        why = f"a share of {spec.validation:g} of so few comes to none; add images{larger}"
+    raise DataError(f"{found.path}: no validation images: {why}")

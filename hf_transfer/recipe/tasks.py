@@ -126,7 +126,9 @@ def check_task(task: str) -> None:
         raise UserError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
 
 
-def task_of(problem_type: str | None) -> str:
-    """Return the name of the task behind a config's problem_type."""
+def task_of(problem_type: str | None, pretext: Any = None) -> str:
+    """Return the name of the task behind a config's problem_type, or its `pretext`."""
+    if isinstance(pretext, str) and pretext in PRETEXTS:
+        return pretext
     found = [task.name for task in TASKS.values() if problem_type == task.problem_type]
     return found[0] if found and problem_type else CLASSIFICATION.name

@@ -254,15 +254,16 @@ def _phase(report: RunReport, index: int, phase: PhaseReport) -> list[Any]:
 
 
 def _data(report: RunReport) -> JsonDict:
-    one, several = report.task.noun, report.task.nouns.capitalize()
-    regression, audit = report.task.name == "regression", report.data.get("audit")
-    head = ["Split", "Images", several, *(() if regression else (f"Images of a {one}",))]
+    """Return the table of the splits, with what is known of their labels."""
+    task, audit = report.task, report.data.get("audit")
+    columns = 2 if task.is_pretext else 3 if task.name == "regression" else 4
+    head = ["Split", "Images", task.nouns.capitalize(), f"Images of a {task.noun}"]
     rows = [
-        [split, f"{n:,}", f"{len(counts):,}", *(() if regression else (range_words(counts),))]
+        [split, f"{n:,}", f"{len(counts):,}", range_words(counts)][:columns]
         for split, n, counts in split_rows(report)
     ]
     findings = None if audit is None else audit.get("findings")
-    return {"splits_head": head, "splits": rows, "findings": findings}
+    return {"splits_head": head[:columns], "splits": rows, "findings": findings}
 
 
 def _times(report: RunReport) -> JsonDict:

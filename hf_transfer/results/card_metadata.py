@@ -52,7 +52,7 @@ def card_metadata(report: RunReport, repo_id: str | None) -> ModelCardData:
     return ModelCardData(
         **_license(report, base),
         library_name="timm" if timm else "transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag=report.task.hub_type if report.task.is_pretext else "image-classification",
         base_model=base,
         base_model_relation="finetune" if base else None,
         datasets=[data] if data else None,

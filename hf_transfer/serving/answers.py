@@ -14,7 +14,7 @@ from hf_transfer.base.bars import bar
 from hf_transfer.base.boundary import as_text, printable
 from hf_transfer.base.errors import UserError
 from hf_transfer.serving.pictures import find_images
-from hf_transfer.serving.predict import ANSWERS, Prediction, iter_predictions, ready
+from hf_transfer.serving.predict import ANSWERS, Prediction, answering, iter_predictions
 
 MOST_PADDED = 40  # characters: one long label should not push the others far apart
 FORMS = ("text", "json", "jsonl", "csv")
@@ -35,7 +35,7 @@ class Answers:
         tta: bool | None = None,
         workers: int = 0,
     ) -> None:
-        self.model: Any = ready(model)
+        self.model: Any = answering(model)
         self.unknown, self.tta, self.workers = unknown, tta, workers
         self.images: Any = find_images(images) if isinstance(images, Sequence) else images
         self.form, self.batch_size, self.answered, self.failed = form, batch_size, 0, 0

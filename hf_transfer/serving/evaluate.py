@@ -31,7 +31,7 @@ from hf_transfer.serving.familiar import alarms, familiar_of
 from hf_transfer.serving.onnx_model import OnnxFacts, OnnxModel
 from hf_transfer.serving.paired import by_group, compared
 from hf_transfer.serving.pictures import Failed, batches
-from hf_transfer.serving.predict import averages, iter_predictions, network_of, outputs, ready
+from hf_transfer.serving.predict import answering, averages, iter_predictions, network_of, outputs
 
 if TYPE_CHECKING:
     from hf_transfer.serving.load import Model
@@ -87,9 +87,9 @@ def evaluate(
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a probability between 0 and 1")
     place = None if out is None else folder_to_write(out)
-    model = ready(model)
+    model = answering(model)
     backbone = model.backbone
-    other = None if compare is None else ready(compare)
+    other = None if compare is None else answering(compare)
     _check_asked(model, other, threshold, unknown)
     spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
     spec = spec if group is None else replace(spec, group=group)

@@ -41,7 +41,7 @@ from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import to_model_input
 from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.pictures import batches, find_images
-from hf_transfer.serving.predict import Prediction, network_of, outputs, prediction_of
+from hf_transfer.serving.predict import Prediction, answering, network_of, outputs, prediction_of
 
 if TYPE_CHECKING:
     from hf_transfer.serving.load import Model
@@ -130,7 +130,7 @@ def iter_explanations(
     """Yield a heat map for each image, as `explain` returns them, as soon as its batch is done."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    model = network_of(model)
+    model = network_of(answering(model))
     names = [label] if isinstance(label, str) else list(label or ())
     wanted = [_column(model.backbone.labels, name) for name in names]
     method: Method | None = None

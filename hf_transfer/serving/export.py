@@ -41,7 +41,7 @@ from hf_transfer.serving.export_resizing import (
 from hf_transfer.serving.odd_files import apart, odd_files
 from hf_transfer.serving.onnx_model import OnnxModel
 from hf_transfer.serving.pictures import batches
-from hf_transfer.serving.predict import network_of, predict
+from hf_transfer.serving.predict import answering, network_of, predict
 from hf_transfer.serving.runtimes import SUFFIXES, refusal
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def export(
         )
     if data is not None and not int8:
         raise UserError("--data is for --int8; leave it out")
-    model = network_of(model)
+    model = network_of(answering(model))
     if resize:
         check_resizing(to, model.backbone.image)
     whole = Whole(copy.deepcopy(model) if half else model).eval().to("cpu")

@@ -35,13 +35,13 @@ def check_loaders(folder: Path) -> list[str]:
     Raises UserError with the loader and the file where one does not, or does not load.
     """
     from hf_transfer.serving.odd_files import in_order, odd_files
-    from hf_transfer.serving.predict import predict, ready
+    from hf_transfer.serving.predict import iter_predictions, ready
 
     model = ready(folder)
     labels = model.backbone.labels
     with tempfile.TemporaryDirectory() as scratch:
         files = odd_files(Path(scratch), model.backbone.image.channels)
-        rows = predict(model, files, top=len(labels), tta=False)
+        rows = list(iter_predictions(model, files, top=len(labels), tta=False))
         if failed := [row.error for row in rows if row.error]:
             raise UserError(f"cannot check {folder}: {failed[0]}")
         expected = np.array([in_order(row, labels) for row in rows])
@@ -78,14 +78,15 @@ def _loaders(folder: str) -> Iterator[tuple[str, Answer]]:
     """Yield each loader's name, and its answer to a file: (labels,) in the model's order."""
     from hf_transfer.backbones.load import load_model
     from hf_transfer.serving.odd_files import in_order
-    from hf_transfer.serving.predict import predict
+    from hf_transfer.serving.predict import iter_predictions
 
     own = load_model(folder)
     backbone = own.backbone
     labels, channels = backbone.labels, backbone.image.channels
 
     def ours(file: Path) -> list[float]:
-        return in_order(predict(own, file, top=len(labels), tta=False)[0], labels)
+        (row,) = iter_predictions(own, file, top=len(labels), tta=False)
+        return in_order(row, labels)
 
     yield "hf_transfer", ours
     if channels not in (1, 3, 4) or backbone.image.crop_mode == "border":
@@ -142,10 +143,10 @@ def _in_timm(folder: str, backbone: Backbone) -> Answer:
 
 
 def _answers(logits: Any, backbone: Backbone) -> list[float]:
-    if backbone.task == "classification":
-        logits = logits.softmax(-1)
-    elif backbone.task == "multi_label":
+    if backbone.task == "multi_label":
         logits = logits.sigmoid()
+    elif backbone.task != "regression":
+        logits = logits.softmax(-1)
     values: list[float] = logits.flatten().tolist()
     return values
 

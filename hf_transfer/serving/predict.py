@@ -20,7 +20,7 @@ from hf_transfer.base.signatures import checked
 from hf_transfer.inputs.head_features import outputs_and_features
 from hf_transfer.inputs.mirror import mean_of_views
 from hf_transfer.inputs.model_input import to_model_input
-from hf_transfer.recipe.tasks import THRESHOLD
+from hf_transfer.recipe.tasks import TASKS, THRESHOLD
 from hf_transfer.serving.familiar import Familiar, familiar_of
 from hf_transfer.serving.onnx_model import SUFFIX, OnnxFacts, OnnxModel
 from hf_transfer.serving.pictures import Batch, batches
@@ -137,6 +137,7 @@ def predict(
     images.
     """
     options: Any = {"top": top, "batch_size": batch_size, "threads": threads, "workers": workers}
+    model = answering(model)
     return Predictions(iter_predictions(model, images, unknown=unknown, tta=tta, **options))
 
 
@@ -179,6 +180,21 @@ def ready(where: Model | PreTrainedModel | OnnxModel | str | Path) -> PreTrained
         return OnnxModel(place)
     device = torch.accelerator.current_accelerator(check_available=True)
     return load_model(place).to(device or "cpu")
+
+
+def answering(
+    where: Model | PreTrainedModel | OnnxModel | str | Path,
+) -> PreTrainedModel | OnnxModel:
+    """Return what `ready` does. Raises UserError for a model that learned from images without
+    labels: its outputs say nothing about an image."""
+    model = ready(where)
+    backbone = model.backbone
+    if TASKS[backbone.task].is_pretext:
+        raise UserError(
+            f"{backbone.id} learned from images without labels ({backbone.task}) and has no labels "
+            "to answer with; train it on labelled images first, with it as --backbone"
+        )
+    return model
 
 
 def _answers(
