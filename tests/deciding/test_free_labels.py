@@ -44,6 +44,20 @@ def test_it_says_why_it_is_not_worth_it(folder, labelled, nearness, words):
     assert "may be worth learning" not in said
 
 
+@pytest.mark.parametrize(
+    ("images", "labelled", "nearness", "worth"),
+    [
+        (152, (45, 15), "far", True),  # radiographs, ResNet-10-T: 0.603 to 0.676
+        (152, (90, 30), "far", False),  # 0.771 to 0.775
+        (3000, (150, 30), "far", True),  # flowers, ResNet-10-T: 0.576 to 0.617
+        (3000, (150, 30), "near", False),  # EfficientNet-Lite0: 0.603 to 0.596
+    ],
+)
+def test_the_rule_says_what_was_measured(images, labelled, nearness, worth):
+    (said,) = on_unlabelled("mine", images, *labelled, nearness)
+    assert ("may be worth learning" in said) is worth
+
+
 def test_many_labels_say_what_other_images_would(folder, monkeypatch):
     monkeypatch.setattr(free_labels, "ENOUGH", 20)
     (said,) = on_unlabelled(folder, images_in(folder), *FEW, "far")
