@@ -17,7 +17,7 @@ from hf_transfer.data.beside import check_apart, count_beside
 from hf_transfer.data.findings import NO_LABELLED_IMAGE, public_name
 from hf_transfer.data.scan import check_validation
 from hf_transfer.data.sources import Scan, scan
-from hf_transfer.planning.cost import measure_speed
+from hf_transfer.planning.cost import Speed, measure_speed
 from hf_transfer.planning.data_checks import Counts
 from hf_transfer.planning.groups import LayerGroups, group_layers
 from hf_transfer.planning.layout import Layout
@@ -122,7 +122,7 @@ def plans_text(recipe: Recipe, processes: int, width: int) -> str:
 
 
 def _plan_on_data(
-    recipe: Recipe, drawn: Recipe, speed: float, processes: int, probed: int = 0
+    recipe: Recipe, drawn: Recipe, speed: Speed, processes: int, probed: int = 0
 ) -> Plan:
     found = scan(recipe.data, recipe.seed, recipe.task)
     if recipe.folds == 1:
@@ -152,7 +152,7 @@ def _plan(
     recipe: Recipe,
     drawn: Recipe,
     counts: Counts,
-    speed: float,
+    speed: Speed,
     processes: int,
     images: Mapping[str, int] | None = None,
     probed: int = 0,

@@ -19,7 +19,8 @@ USUAL = {TRIM: 64 * 2**20, MAPPED: 32 * 2**20}  # where glibc itself comes to wi
 KEPT = 2**30
 CPU_INFO = Path("/proc/cpuinfo")
 # Time of training in bfloat16 beside float32, by the best of these that a processor has: the median
-# of five networks at 64 px, torch 2.14.
+# of five networks at 64 px, torch 2.14, on a Xeon held to these instructions. That of amx_bf16 was
+# fitted to nine networks, on another processor.
 BF16_TIMES = {"amx_bf16": 0.55, "avx512_bf16": 1.7, "avx512f": 3.0, "avx2": 10.0}
 
 _lock, _keeping = threading.Lock(), 0  # blocks of `kept_memory` that are open

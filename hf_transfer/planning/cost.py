@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hf_transfer.base.threads import ASKED
@@ -14,14 +14,14 @@ from hf_transfer.planning.frozen_prefix import view_count
 from hf_transfer.planning.phase import Phase
 from hf_transfer.recipe.specs import PhaseSpec
 
-# Where time goes, fitted to processor seconds on one core: steps of ResNet-50, VGG-16, ViT-S,
-# ConvNeXt-T and EfficientNet-Lite0 at 224 px, and of ResNet-10-T, ConvNeXt-A, MobileNetV3-S and
-# EfficientNet-Lite0 at 64 and 96 px. All but VGG-16 and MobileNetV3-S come to within 15%.
-EFFICIENCY = 0.95  # share of this machine's matrix rate that convolutions reach
-LINEAR = 1.4  # time of linear layers, with attention and GELU, beside as many convolved numbers
-OUTPUT_OPERATIONS = 320  # for each number that a layer gives: written, normalised, activated, read
-WARP_OPERATIONS = 950  # for each number of a picture that is cropped or turned at random
-COLOR_OPERATIONS = 650  # for each of one whose colours are varied
+# How often a large array is passed through, read and written. Fitted to processor seconds of steps
+# on one core: ResNet-18 and -50, ViT-Ti and -S, ConvNeXt-T, EfficientNet-Lite0 at 224 px;
+# ResNet-10-T and -26-D, EfficientNet-B0 and -Lite0, ConvNeXt-A at 64 to 128 px. All of these come
+# to within 17%; MobileNetV3-S takes half as long again, VGG-16 twice as long.
+OUTPUT_PASSES = 11  # for each number that a layer gives: written, normalised, activated, read
+WARP_PASSES = 19  # for each number of a picture that is cropped or turned at random
+COLOR_PASSES = 17  # for each of one whose colours are varied
+ARRAY = 1_000_000  # numbers in an array too large for the caches nearest to a core
 FINE_SECONDS = 1e-5  # resolution of a clock that can time a millisecond's work
 STEP_SECONDS = 0.003  # of a step with next to no arithmetic
 PHASE_SECONDS = 1.5  # to prepare and to check the phase
@@ -33,8 +33,16 @@ BYTES = {"fp32": 4, "auto": 4, "bf16": 2, "fp16": 2}  # of an activation
 STATE_BYTES = {"adamw": 8, "sgd": 0, "adagrad": 4, "rmsprop": 4, "adafactor": 0}
 
 
-def measure_speed() -> float:
-    """Return this machine's rate of float32 matrix multiplication, in operations per second.
+@dataclass(frozen=True)
+class Speed:
+    """What a machine does in a second, all its cores together, with float32 numbers."""
+
+    products: float  # operations of matrix products: multiplications and additions
+    numbers: float  # numbers of a large array that are read, multiplied and written
+
+
+def measure_speed() -> Speed:
+    """Return the speed of this machine.
 
     One core's, by products small enough to stay on it, times the cores that this process may use,
     or the threads that OMP_NUM_THREADS asks for where they are fewer: several threads wait for each
@@ -46,17 +54,27 @@ def measure_speed() -> float:
     side, count = 64, 200
     a = np.ones((count, side, side), dtype=np.float32)
     product = np.empty_like(a)
-    fine = time.get_clock_info("process_time").resolution < FINE_SECONDS
-    clock, best = time.process_time if fine else time.perf_counter, math.inf
-    for _ in range(10):
-        started = clock()
-        np.matmul(a, a, out=product)
-        best = min(best, clock() - started)
+    row = np.ones(ARRAY, dtype=np.float32)
+    scaled = np.empty_like(row)
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     asked = [os.environ[name] for name in ASKED if os.environ.get(name, "").isdigit()]
     cores = min([cores, *(max(1, int(count)) for count in asked)])
-    return cores * 2 * side**3 * count / best
+    return Speed(
+        products=cores * 2 * side**3 * count / _best(lambda: np.matmul(a, a, out=product)),
+        numbers=cores * ARRAY / _best(lambda: np.multiply(row, 1.5, out=scaled)),
+    )
+
+
+def _best(work: Callable[[], object]) -> float:
+    """Return the least time that some work takes, in seconds."""
+    fine = time.get_clock_info("process_time").resolution < FINE_SECONDS
+    clock, best = time.process_time if fine else time.perf_counter, math.inf
+    for _ in range(10):
+        started = clock()
+        work()
+        best = min(best, clock() - started)
+    return best
 
 
 @dataclass(frozen=True)
@@ -71,11 +89,8 @@ class Work:
     views: int = 1  # pictures that are made of a training image each time
 
     def operations(self, per_output: float = 0.0) -> float:
-        """Return the multiplications and additions of the phase.
-
-        With `per_output` they are what takes as long: each number in a layer's output counts as so
-        many more, and those of linear layers LINEAR times.
-        """
+        """Return the multiplications and additions of the phase, and `per_output` more for each
+        number in a layer's output."""
         forward, backward = self._pass(per_output)
         prefix = 0.0 if self.live else self._prefix(per_output)
         rounds = math.ceil(self.seen / self.train) if self.train else 0
@@ -83,21 +98,22 @@ class Work:
         found += (self.train * view_count(self.phase) + self.validation) * prefix
         return found + self._reestimated() * (forward + prefix)
 
-    def seconds(self, speed: float, steps: int, share: float = 1.0) -> float:
-        """Return the time of the phase on a machine of that matrix rate, in operations per second;
-        `share` is what its precision takes of the time of float32."""
-        effort = share * self.operations(OUTPUT_OPERATIONS) + self._varied()
-        return effort / (speed * EFFICIENCY) + STEP_SECONDS * steps + PHASE_SECONDS
+    def seconds(self, speed: Speed, steps: int, share: float = 1.0) -> float:
+        """Return the time of the phase at that speed; `share` is what its precision takes of the
+        time of float32."""
+        each = speed.products / speed.numbers  # operations in the time of one number
+        effort = share * self.operations(OUTPUT_PASSES * each) + self._varied() * each
+        return effort / speed.products + STEP_SECONDS * steps + PHASE_SECONDS
 
     def _varied(self) -> float:
-        """Return the operations in which training images are varied."""
+        """Return how many numbers are passed through to vary training images."""
         spec, image = self.phase.spec, self.phase.layout.image
         how = [spec.augment] * (self.views if self.live else 0)
         if spec.pseudo:
             how[1 + spec.pseudo.per_image :] = [spec.pseudo.augment] * spec.pseudo.per_image
         numbers = int(image.get("channels", 3)) * int(image.get("size", 224)) ** 2
         each = sum(
-            WARP_OPERATIONS * bool(one.crop or one.rotate) + COLOR_OPERATIONS * bool(one.color)
+            WARP_PASSES * bool(one.crop or one.rotate) + COLOR_PASSES * bool(one.color)
             for one in how
         )
         return float(self.seen * numbers * each)
@@ -157,8 +173,7 @@ class Work:
         layout = self.phase.layout
         macs = layout.macs or (0,) * len(layout.parameters)
         for (name, shape), count in zip(layout.parameters, macs, strict=True):
-            each = LINEAR if per_output and len(shape) == 2 else 1.0
-            yield name, each * count + per_output / 2 * count / math.prod(shape[1:])
+            yield name, count + per_output / 2 * count / math.prod(shape[1:])
 
 
 def weight_bytes(phase: Phase) -> int:

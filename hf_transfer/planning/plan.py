@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.base.cache import Room
-from hf_transfer.planning.cost import Work
+from hf_transfer.planning.cost import Speed, Work
 from hf_transfer.planning.data_checks import Counts, check_batches, check_metrics
 from hf_transfer.planning.frozen_prefix import (
     PRETEXT,
@@ -30,7 +30,7 @@ SMALL_RATE = 1e-3  # of the head's rate: below it a group learns next to nothing
 class Machine:
     """What a recipe is to run on; what is None is not known, or has no limit."""
 
-    speed: float | None = None  # matrix rate of all processes together, in operations per second
+    speed: Speed | None = None  # of all processes together
     processes: int = 1
     sharded: bool = False  # whether these share out the parameters (FSDP)
     room: Room | None = None  # for features on disk

@@ -34,6 +34,7 @@ from hf_transfer.data.image_set import ImageSet
 from hf_transfer.data.pixels import open_pixels
 from hf_transfer.data.sources import scan
 from hf_transfer.inputs.cut import PROBES
+from hf_transfer.planning.cost import Speed
 from hf_transfer.planning.frozen_prefix import feature_bytes
 from hf_transfer.planning.phases import make_phases
 from hf_transfer.planning.plan import Machine, make_plan
@@ -281,7 +282,7 @@ def test_what_the_plan_says_of_features_is_what_the_run_does(tmp_path, monkeypat
     backbone, (planned,) = made.backbone, made.phases
     counts = {"train": {"a": 24}, "validation": {"a": 12}}
     recipe = Recipe("r", (planned.spec,), data=DataSpec(image_size=backbone.image.size))
-    (plan,) = make_plan(recipe, backbone.groups, [planned], counts, Machine(1e9)).phases
+    (plan,) = make_plan(recipe, backbone.groups, [planned], counts, Machine(Speed(1e9, 1e7))).phases
     made.train()
     assert (plan.live is None) == (made.reports[0].features == "cached") == cached
     assert plan.disk_bytes == stored_bytes(tmp_path / "kept")
