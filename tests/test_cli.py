@@ -629,7 +629,7 @@ def test_a_defect_is_one_line_that_says_how_to_see_more(capsys, monkeypatch):
         ),
         ("deciding.quickstart.run_quickstart", ["train", "quickstart"], ""),
         ("plans.plans_of", ["plan", "lp_ft"], ""),
-        ("serving.answers.ready", ["predict", "owner/model", "photo.png"], ""),
+        ("serving.answers.answering", ["predict", "owner/model", "photo.png"], ""),
     ],
 )
 def test_resuming_is_suggested_where_it_can_be_done(where, words, more, capsys, monkeypatch):
