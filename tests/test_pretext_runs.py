@@ -30,6 +30,7 @@ from hf_transfer.serving.explain import explain
 from hf_transfer.serving.export import export
 from hf_transfer.serving.loaders import check_loaders
 from hf_transfer.serving.predict import predict
+from hf_transfer.space.models import shown_model
 
 RECIPE = """
 source:
@@ -127,6 +128,7 @@ def test_the_model_of_a_pretext_is_a_backbone_and_refuses_to_answer(rotated, pla
         lambda: evaluate(model, place / "labelled"),
         lambda: evaluate(out, place / "labelled", compare=model),
         lambda: export(model, out / "model.onnx"),
+        lambda: shown_model(out / "source"),
     ):
         with pytest.raises(UserError, match=r"\(rotation\) and has no labels to answer"):
             ask()

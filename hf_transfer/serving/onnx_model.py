@@ -15,6 +15,7 @@ from hf_transfer.base.errors import UserError
 from hf_transfer.base.files import expanded
 from hf_transfer.data.image_settings import ImageSettings
 from hf_transfer.inputs.model_input import check_pixels
+from hf_transfer.recipe.tasks import TASKS
 
 SUFFIX = ".onnx"
 INSIDE = "resizes"  # the metadata of a file that resizes and cuts
@@ -55,6 +56,8 @@ class OnnxModel:
             told = self._session.get_modelmeta().custom_metadata_map
             if "labels" not in told:
                 raise UserError(f"{path} does not name its labels; hf-transfer export writes them")
+            if told["task"] not in TASKS:
+                raise ValueError(f"there is no task {told['task']!r}; there are {', '.join(TASKS)}")
             limits = json.loads(told.get("threshold", "0.5"))
             self._resizes = told.get(INSIDE) == "true"
             self.backbone = OnnxFacts(

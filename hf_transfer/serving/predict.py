@@ -185,16 +185,20 @@ def ready(where: Model | PreTrainedModel | OnnxModel | str | Path) -> PreTrained
 def answering(
     where: Model | PreTrainedModel | OnnxModel | str | Path,
 ) -> PreTrainedModel | OnnxModel:
-    """Return what `ready` does. Raises UserError for a model that learned from images without
-    labels: its outputs say nothing about an image."""
+    """Return what `ready` does. Raises UserError as `check_answers` does."""
     model = ready(where)
-    backbone = model.backbone
-    if TASKS[backbone.task].is_pretext:
-        raise UserError(
-            f"{backbone.id} learned from images without labels ({backbone.task}) and has no labels "
-            "to answer with; train it on labelled images first, with it as --backbone"
-        )
+    check_answers(model.backbone.id, model.backbone.task)
     return model
+
+
+def check_answers(name: str, task: str) -> None:
+    """Raise UserError for a model that learned from images without labels: its outputs say nothing
+    about an image."""
+    if TASKS[task].is_pretext:
+        raise UserError(
+            f"{name} learned from images without labels ({task}) and has no labels to answer with; "
+            "train it on labelled images first, with it as --backbone"
+        )
 
 
 def _answers(

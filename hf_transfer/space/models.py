@@ -70,6 +70,10 @@ def shown_model(
         report = find_report(folder)
     except UserError as error:
         why = str(error)
+    if report is not None:
+        from hf_transfer.serving.predict import check_answers
+
+        check_answers(str(where), report.task.name)
     run = folder.parent if folder.name == "model" else None
     may_show = own or alone or (report is not None and report.recipe.get("page_images") == "card")
     made = Shown(title or _title(where, folder), folder, report, why, run, own, may_show)

@@ -96,6 +96,16 @@ def test_onnx_runtime_answers_files_as_predict_does(task, exported, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_onnx_file_of_a_task_that_is_not_known_is_refused(exported, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    file = onnx.load(exported("multi_label")[1]["file"])
+    next(fact for fact in file.metadata_props if fact.key == "task").value = "segmentation"
+    onnx.save(file, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=r"no task 'segmentation'; .* write it again"):
+        predict(tmp_path / "other.onnx", [])
+
+
+@pytest.mark.slow
 def test_an_onnx_file_predicts_and_is_evaluated_as_its_model_is(exported, tmp_path):
     model, found = exported("multi_label")
     file = Path(found["file"])
